@@ -1,0 +1,181 @@
+"""Orthonormal bases, the energy rule for a rank, principal angles, leading directions."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.errors import RMuseError
+
+
+def working(h: Tensor) -> Tensor:
+    """`h` in the precision of the geometry: float64 stays, anything else becomes float32."""
+    return h if h.dtype == torch.float64 else h.to(torch.float32)
+
+
+def fix_signs(basis: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    """The same lines with deterministic signs: each column's coordinate of largest magnitude is positive.
+
+    Among equal magnitudes the first coordinate decides. A zero column stays zero.
+
+    Examples:
+        >>> fix_signs(torch.tensor([[0.6], [-0.8]])).squeeze(1).tolist() == torch.tensor([-0.6, 0.8]).tolist()
+        True
+    """
+    if basis.shape[0] == 0 or basis.shape[1] == 0:
+        return basis
+    top = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
+    return torch.where(top < 0, -basis, basis)
+
+
+def orthonormal(
+    vectors: Float[Tensor, "d n"], *, tol: float = 1e-6, scale: float | None = None
+) -> Float[Tensor, "d k"]:
+    """Orthonormal columns spanning `vectors`, in their order: the first j of them span what the first ones do.
+
+    Gram–Schmidt, twice over, in float64: the first column keeps its direction and its sign, columns that add
+    nothing are left out. It is not a QR factorisation: dependent columns do not leave arbitrary ones behind.
+
+    Args:
+        vectors: columns, any rank, zero columns allowed.
+        tol: a column counts as dependent when what is left of it is no longer than `tol` times the scale.
+        scale: the length to measure against; the longest column when absent.
+
+    Returns:
+        [d, k] with k ≤ min(d, n), in the dtype of `vectors`; k = 0 for zero input.
+
+    Examples:
+        >>> orthonormal(torch.tensor([[2.0, 4.0, 1.0], [0.0, 0.0, 3.0]])).tolist()
+        [[1.0, 0.0], [0.0, 1.0]]
+    """
+    exact = vectors.to(torch.float64)
+    lengths = exact.norm(dim=0)
+    reach = scale if scale is not None else (float(lengths.max()) if lengths.numel() else 0.0)
+    basis = exact.new_zeros(exact.shape[0], 0)
+    for column in exact.unbind(dim=1):
+        if basis.shape[1] == exact.shape[0]:
+            break
+        rest = column - basis @ (basis.T @ column)
+        rest = rest - basis @ (basis.T @ rest)
+        length = rest.norm()
+        if length > tol * reach:  # not >=, or zero columns would enter as NaN
+            rest = rest / length
+            rest = rest - basis @ (basis.T @ rest)
+            basis = torch.cat([basis, (rest / rest.norm()).unsqueeze(1)], dim=1)
+    return basis.to(vectors.dtype)
+
+
+def energy_rank(s: Float[Tensor, " n"], eta: float) -> int:
+    """The smallest k with `sum(s[:k]²) ≥ eta · sum(s²)`, s in descending order (eqs. 4.4 and 4.6).
+
+    Args:
+        s: singular values, descending.
+        eta: share of the energy to keep, in (0, 1].
+
+    Returns:
+        k ≥ 1, or 0 where all singular values are zero.
+
+    Raises:
+        RMuseError: eta outside (0, 1].
+
+    Examples:
+        >>> energy_rank(torch.tensor([3.0, 1.0, 1.0]), 0.8)
+        1
+        >>> energy_rank(torch.tensor([1.0, 1.0, 1.0]), 0.8)
+        3
+    """
+    if not 0.0 < eta <= 1.0:
+        raise RMuseError(f"the energy to keep must lie in (0, 1], got {eta}; the paper's value is 0.8")
+    energy = s.to(torch.float64).square().cumsum(dim=0)
+    if energy.numel() == 0 or not bool(energy[-1] > 0):
+        return 0
+    # The slack forgives the rounding of the sum, so that eta = 1 keeps no trailing zeros.
+    enough = energy >= eta * energy[-1] * (1 - 1e-12)
+    return int(enough.to(torch.int64).argmax()) + 1
+
+
+def principal_angles(A: Float[Tensor, "d k"], B: Float[Tensor, "d j"]) -> Float[Tensor, " m"]:
+    """Angles between the column spans of A and B in radians, ascending, min(rank A, rank B) of them.
+
+    Small angles come from sines and large ones from cosines (Björck and Golub 1973; Knyazev and Argentati
+    2002): arccos alone loses half of the digits near 0. The columns need not be orthonormal.
+
+    Returns:
+        float64 angles in [0, π/2]; none where one of the spans is {0}.
+
+    Examples:
+        >>> eye = torch.eye(3, dtype=torch.float64)
+        >>> principal_angles(eye[:, :2], eye[:, 1:]).tolist() == [0.0, torch.pi / 2]
+        True
+    """
+    first, second = orthonormal(A.to(torch.float64)), orthonormal(B.to(torch.float64))
+    if first.shape[1] < second.shape[1]:
+        first, second = second, first  # the residual below has as many columns as there are angles
+    left, cosines, right = torch.linalg.svd(first.T @ second, full_matrices=False)
+    turned = second @ right.mT  # principal vectors of the smaller span
+    residual = turned - first @ (first.T @ turned)
+    sines = residual.norm(dim=0)
+    by_cosine = cosines.clamp(0.0, 1.0).arccos()
+    by_sine = sines.clamp(0.0, 1.0).arcsin()
+    return torch.where(cosines.square() < 0.5, by_cosine, by_sine).sort().values
+
+
+def compact_svd(X: Float[Tensor, "examples d"]) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
+    """Right singular vectors of X (columns, by descending singular value) and its nonzero singular values.
+
+    Where one side is small (≤ 256) the eigenvectors of the float64 Gram matrix are taken, much faster than a full SVD. A Gram matrix squares the condition number, so the result is checked: where X
+    does not map the vectors back onto their singular values to 1e-6, the full SVD in float64 is used.
+
+    Returns:
+        float64 `(V [d, k], s [k])`, signs fixed by `fix_signs`.
+    """
+    exact = X.to(torch.float64)
+    rows, width = exact.shape
+    if rows == 0 or width == 0:
+        return exact.new_zeros(width, 0), exact.new_zeros(0)
+    found = _gram_svd(exact) if min(rows, width) <= 256 else None
+    vectors, s = _full_svd(exact) if found is None else found
+    return fix_signs(vectors), s
+
+
+def _full_svd(X: Tensor) -> tuple[Tensor, Tensor]:
+    _, s, right = torch.linalg.svd(X, full_matrices=False)
+    keep = s > s[0] * max(X.shape) * torch.finfo(X.dtype).eps
+    return right[keep].mT.contiguous(), s[keep]
+
+
+def _gram_svd(X: Tensor) -> tuple[Tensor, Tensor] | None:
+    wide = X.shape[0] < X.shape[1]
+    values, vectors = torch.linalg.eigh(X @ X.mT if wide else X.mT @ X)
+    s = values.flip(0).clamp_min(0.0).sqrt()
+    vectors = vectors.flip(1)
+    # A Gram matrix knows squared singular values to eps: below sqrt(eps) they are noise.
+    keep = s > s[0] * 1e-6
+    s, vectors = s[keep], vectors[:, keep]
+    right = X.mT @ vectors / s if wide else vectors
+    spread = right.mT @ right - torch.eye(right.shape[1], dtype=X.dtype, device=X.device)
+    image = (X @ right).norm(dim=0)
+    accurate = (
+        bool(spread.abs().max() < 1e-6) and bool(((image - s).abs() <= 1e-6 * s[0]).all()) if len(s) else True
+    )
+    return (right, s) if accurate else None
+
+
+def leading_directions(
+    X: Float[Tensor, "examples d"], eta: float, cap: int | None
+) -> tuple[Float[Tensor, "d k"], Float[Tensor, " r"]]:
+    """Leading right singular vectors of X holding a share `eta` of its energy, at most `cap` (eqs. 4.4, 4.6).
+
+    X is not centred: the mean of the differences is what the method is after.
+
+    Args:
+        X: one difference per row.
+        eta: share of the energy, in (0, 1].
+        cap: the most directions to keep; None for no cap.
+
+    Returns:
+        `(basis [d, k], s [r])`: orthonormal columns with deterministic signs, and all r ≥ k nonzero
+        singular values, descending; in the dtype of X. k = 0 where X is zero.
+    """
+    vectors, s = compact_svd(X)
+    rank = energy_rank(s, eta) if cap is None else min(energy_rank(s, eta), cap)
+    return vectors[:, :rank].to(X.dtype), s.to(X.dtype)
