@@ -1,0 +1,62 @@
+# A fresh machine needs Python 3.11 (or newer) with pip, and make. Everything else is installed into .venv.
+#
+#   make demo                                                          from nothing to a before/after table
+#   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu        a smaller download where there is no GPU
+#   make test PYTEST="-k gates -n 0"                                   some tests only
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+TORCH_INDEX ?=
+PYTEST ?= -n 2 --dist loadfile
+FIGURES := $(patsubst figures/%.py,%,$(filter-out figures/_%.py,$(wildcard figures/*.py)))
+
+.PHONY: help setup demo test lint figures clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(STAMP)  ## create .venv and install the package with the versions of constraints.txt
+
+# Installed once, and again only when the dependencies or their pins change.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(PY) ]; then \
+	    for python in python3.11 python3; do \
+	        if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	            echo "creating $(VENV) with $$($$python --version)"; $$python -m venv $(VENV) && break; \
+	        fi; \
+	    done; \
+	fi
+	@[ -x $(PY) ] || { echo "Python 3.11 or newer is required: install it as python3.11 or python3" >&2; exit 1; }
+	@echo "installing into $(VENV): some minutes, most of them for torch"
+	$(PY) -m pip install --quiet --disable-pip-version-check \
+	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: setup  ## fit both presets on the shipped model, show before and after (results/demo)
+	$(VENV)/bin/rmuse demo --out results/demo
+
+test: lint  ## lint, then all tests and doctests
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST)
+
+lint: setup  ## ruff, mypy, import-linter
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+# figures/X.py draws results/X.json; where that is missing, analyses/X.py writes it first.
+figures: setup  ## draw every figure from results/, running an analysis where its results are missing
+	@set -e; for stem in $(FIGURES); do \
+	    if [ -f analyses/$$stem.py ] && [ ! -f results/$$stem.json ]; then \
+	        echo "analyses/$$stem.py"; $(PY) analyses/$$stem.py --out results/; \
+	    fi; \
+	    echo "figures/$$stem.py"; $(PY) figures/$$stem.py; \
+	done
+
+clean:  ## remove caches and build outputs; results, .venv and the shipped weights stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
