@@ -1,0 +1,94 @@
+"""One question of a benchmark with everything that fitting and scoring need to know about it."""
+
+import io
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.spans import DEFAULT_DELIMITERS, render_response
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Kind = Literal["generation", "classification", "cloze", "reasoning", "benign", "stranger"]
+Modality = Literal["image", "text"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question, its reference answer and chain, and the person and picture it is about.
+
+    ``question`` is the benchmark's own text; ``prompt()`` is what the model is asked (options and
+    instructions added where the task has them). ``image`` stays encoded; ``load_image()`` decodes it.
+    ``attributes`` are the forgettable facts this question touches, the values that RIL looks for.
+    For ``classification`` the ``answer`` is the letter of the correct option.
+
+    >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo",
+    ...             reasoning="She lives in Oslo.")
+    >>> e.prompt(), e.response()
+    ('Where?', '<think> She lives in Oslo. </think> Oslo')
+    """
+
+    id: str
+    split: str
+    kind: Kind
+    modality: Modality
+    question: str
+    answer: str
+    person: str | None = None
+    image: bytes | None = field(default=None, repr=False)
+    reasoning: str | None = None
+    direct_question: str | None = None
+    direct_answer: str | None = None
+    attributes: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] | None = None
+    source: str = field(default="", compare=False, repr=False)
+    """File and row the example was read from, for error messages."""
+
+    def prompt(self, direct: bool = False) -> str:
+        """The question as put to the model; ``direct=True`` gives the form that asks for the answer alone.
+
+        Raises:
+            RMuseError: ``direct`` for an example that has no direct form, or a classification
+                question without options.
+        """
+        if self.kind == "classification":
+            if not self.options:
+                raise RMuseError(f"{self.id}: a classification question needs options, got none")
+            return classification_prompt(self.question, self.options)
+        if self.kind == "cloze":
+            return cloze_prompt(self.question)
+        if not direct:
+            return self.question
+        if self.direct_question is None:
+            raise RMuseError(f"{self.id}: has no direct form; load it with `load_benchmark`, which supplies one")
+        return self.direct_question
+
+    def response(self, delimiters: tuple[str, str] = DEFAULT_DELIMITERS, direct: bool = False) -> str:
+        """The reference reply: chain and answer between the delimiters, or the answer alone.
+
+        The answer alone is given for ``direct=True`` and where the example has no reasoning.
+        """
+        if direct and self.direct_answer is not None:
+            return self.direct_answer
+        return render_response(None if direct else self.reasoning, self.answer, delimiters)
+
+    def load_image(self) -> "Image.Image | None":
+        """The decoded RGB picture, ``None`` for a text-only question.
+
+        Raises:
+            RMuseError: the bytes are no readable picture; names file and row.
+        """
+        if self.image is None:
+            return None
+        from PIL import Image
+
+        try:
+            with Image.open(io.BytesIO(self.image)) as picture:
+                return picture.convert("RGB")
+        except Exception as error:
+            raise RMuseError(
+                f"{self.source or self.id}, field 'image': required a picture that Pillow can read, got "
+                f"{len(self.image)} bytes it cannot ({type(error).__name__}); mend the file or use skip_bad_rows"
+            ) from error
