@@ -1,7 +1,7 @@
 """`Part`: a frozen, tensor-holding piece of an expression, and its generic record.
 
-A plan is a tree of parts (edits hold operators, operators hold subspaces, gates and angles). Each part obeys one
-convention, so that saving and loading need no code of their own: every keyword of ``__init__`` is exactly one of
+A plan is a tree of parts (edits hold operators, operators hold subspaces, gates and angles). Each part obeys
+one convention, so that saving and loading need no code of their own: every keyword of ``__init__`` is one of
 
 * a tensor, kept as a buffer of the same name (`Part.hold`); optional ones may be ``None``;
 * a `Part`, kept as a child of the same name;
@@ -34,7 +34,7 @@ class Part(nn.Module):
     _phrase: ClassVar[str] = ""
 
     def hold(self, **tensors: Tensor | None) -> None:
-        """Keep each tensor as a buffer of its name: detached copies, floating ones in float32, integers in int64."""
+        """Keep each tensor as a buffer of its name: a detached copy, in float32, or int64 for integers."""
         for name, tensor in tensors.items():
             if tensor is None:
                 self.register_buffer(name, None)
@@ -44,7 +44,7 @@ class Part(nn.Module):
             self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
 
     def hold_parts(self, name: str, parts: Mapping[Any, "Part"] | Sequence["Part"]) -> None:
-        """Keep a list or a dict of parts under `name`, as `nn.ModuleList` or `nn.ModuleDict` (keys as strings)."""
+        """Keep a list of parts as `nn.ModuleList`, a dict as `nn.ModuleDict` with keys as strings."""
         if isinstance(parts, Mapping):
             setattr(self, name, nn.ModuleDict({str(key): part for key, part in parts.items()}))
         else:
@@ -134,9 +134,7 @@ def from_record(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
 def _rebuild(tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> Part:
     if not isinstance(tree, Mapping) or not {"class", "settings", "parts"} <= set(tree):
         where = path.rstrip(".") or "the root"
-        raise RMuseError(
-            f"a part's record needs 'class', 'settings' and 'parts', got something else at {where}"
-        )
+        raise RMuseError(f"a part's record needs 'class', 'settings' and 'parts', not so at {where}")
     kind = _find(str(tree["class"]))
     arguments: dict[str, Any] = dict(tree["settings"])
     for name, child in tree["parts"].items():
@@ -155,11 +153,12 @@ def _rebuild(tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) 
         name = key.removeprefix(path)
         if key.startswith(path) and name in own:
             arguments[name] = tensor
-    unknown, missing = set(arguments) - set(own), {n for n, needed in own.items() if needed} - set(arguments)
+    unknown = sorted(set(arguments) - set(own))
+    missing = sorted({name for name, required in own.items() if required} - set(arguments))
     if unknown or missing:
         raise RMuseError(
-            f"{kind.__name__} takes {', '.join(own)}; the record {'adds ' + ', '.join(sorted(unknown)) if unknown else ''}"
-            f"{'lacks ' + ', '.join(sorted(missing)) if missing else ''}: save the bundle again with this version"
+            f"{kind.__name__} takes {', '.join(own)}; the record adds {unknown} and lacks {missing}: "
+            "save the bundle again with this version"
         )
     return kind(**arguments)
 

@@ -15,10 +15,10 @@ _NAME: Final = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 @dataclass(frozen=True, order=True)
 class Site:
-    """`blocks.{layer}.hook_{hook}`: the output of decoder block `layer` (0-based) unless `hook` says otherwise.
+    """`blocks.{layer}.hook_{hook}`: the output of decoder block `layer`, unless `hook` says otherwise.
 
-    Extraction and injection use the same site; it is not an index into `output_hidden_states`, whose entry `i`
-    is the *input* of block `i` and whose last entry is taken after the final norm.
+    Extraction and injection use the same site. It is not an index into `output_hidden_states`, whose entry
+    `i` is the *input* of block `i` and whose last entry is taken after the final norm.
 
     Args:
         layer: 0-based index of the decoder block.
@@ -58,6 +58,6 @@ class Site:
         match = _NAME.fullmatch(name)
         if match is None or match[2] not in HOOKS:
             raise RMuseError(
-                f"a site is named like 'blocks.3.hook_resid_post', got {name!r}; see rmuse_interp.Site"
+                f"a site's name looks like 'blocks.3.hook_resid_post', got {name!r}; print a Site"
             )
         return cls(int(match[1]), match[2])

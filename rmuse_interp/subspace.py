@@ -83,8 +83,8 @@ class Subspace(Part):
     def minus(self, other: "Subspace") -> "Subspace":
         """`span((I − P_other) U)`: what is left of this subspace once `other` is removed from every vector.
 
-        Its vectors are orthogonal to `other`. It is not the intersection with the complement of `other`, which
-        is smaller wherever the two subspaces meet at an angle between 0 and π/2.
+        Its vectors are orthogonal to `other`. It is not the intersection with the complement of `other`,
+        which is smaller wherever the two subspaces meet at an angle between 0 and π/2.
         """
         if other.d != self.d:
             raise RMuseError(

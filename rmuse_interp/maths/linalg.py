@@ -30,7 +30,7 @@ def fix_signs(basis: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
 def orthonormal(
     vectors: Float[Tensor, "d n"], *, tol: float = 1e-6, scale: float | None = None
 ) -> Float[Tensor, "d k"]:
-    """Orthonormal columns spanning `vectors`, in their order: the first j of them span what the first ones do.
+    """Orthonormal columns spanning `vectors`, in their order: column j lies in the span of the first ones.
 
     Gram–Schmidt, twice over, in float64: the first column keeps its direction and its sign, columns that add
     nothing are left out. It is not a QR factorisation: dependent columns do not leave arbitrary ones behind.
@@ -110,7 +110,7 @@ def principal_angles(A: Float[Tensor, "d k"], B: Float[Tensor, "d j"]) -> Float[
     first, second = orthonormal(A.to(torch.float64)), orthonormal(B.to(torch.float64))
     if first.shape[1] < second.shape[1]:
         first, second = second, first  # the residual below has as many columns as there are angles
-    left, cosines, right = torch.linalg.svd(first.T @ second, full_matrices=False)
+    _, cosines, right = torch.linalg.svd(first.T @ second, full_matrices=False)
     turned = second @ right.mT  # principal vectors of the smaller span
     residual = turned - first @ (first.T @ turned)
     sines = residual.norm(dim=0)
@@ -122,7 +122,8 @@ def principal_angles(A: Float[Tensor, "d k"], B: Float[Tensor, "d j"]) -> Float[
 def compact_svd(X: Float[Tensor, "examples d"]) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
     """Right singular vectors of X (columns, by descending singular value) and its nonzero singular values.
 
-    Where one side is small (≤ 256) the eigenvectors of the float64 Gram matrix are taken, much faster than a full SVD. A Gram matrix squares the condition number, so the result is checked: where X
+    Where one side is small (≤ 256) the eigenvectors of the float64 Gram matrix are taken, much faster
+    than a full SVD. A Gram matrix squares the condition number, so the result is checked: where X
     does not map the vectors back onto their singular values to 1e-6, the full SVD in float64 is used.
 
     Returns:

@@ -1,0 +1,196 @@
+"""The unit sphere of the residual stream: normalising, geodesics, slerp, log and exp maps, the Fréchet mean.
+
+Every function works in float32 (float64 for float64 input) and along the last axis. Points come back in the
+dtype of the first argument; angles, in radians, in the precision of the geometry.
+"""
+
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths.linalg import working
+
+_SLACK: Final = 8.0
+"""Multiples of the machine epsilon below which the tangent between two points is rounding, not direction."""
+
+
+def norm(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n 1"]:
+    """`‖x‖` along the last axis, which is kept; neither overflows nor underflows where x itself does not."""
+    exact = working(x)
+    largest = exact.abs().amax(dim=-1, keepdim=True)
+    safe = torch.where(largest > 0, largest, torch.ones_like(largest))
+    return (exact / safe).norm(dim=-1, keepdim=True) * largest
+
+
+def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    """`u(x) = x/‖x‖`; the zero vector stays zero.
+
+    Examples:
+        >>> unit(torch.tensor([[0.0, 4.0], [0.0, 0.0]])).tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
+    exact = working(x)
+    largest = exact.abs().amax(dim=-1, keepdim=True)
+    scaled = exact / torch.where(largest > 0, largest, torch.ones_like(largest))
+    length = scaled.norm(dim=-1, keepdim=True)
+    return (scaled / torch.where(length > 0, length, torch.ones_like(length))).to(x.dtype)
+
+
+def geodesic(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n"]:
+    """`θ = ∠(x, y) = 2 atan2(‖x − y‖, ‖x + y‖)` in radians, in [0, π], for unit vectors.
+
+    Equal to arccos⟨x, y⟩, and exact to rounding at both ends, where arccos loses half of the digits. The zero
+    vector, which is no point of the sphere, is π/2 away from every point.
+
+    Examples:
+        >>> x = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> geodesic(x, -x).item() == torch.pi, geodesic(x, x).item()
+        (True, 0.0)
+    """
+    first, second = _pair(x, y)
+    return 2.0 * torch.atan2((first - second).norm(dim=-1), (first + second).norm(dim=-1))
+
+
+def tangent(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n d"]:
+    """Unit tangent w at x of the great circle through x and y: `y = cos(θ) x + sin(θ) w`.
+
+    Where y = −x every great circle through x qualifies; chosen, once and for all, is the one through the
+    coordinate axis farthest from x (the first one among equals), in its positive sense. Where y = x the
+    tangent is 0.
+    """
+    first, second = _pair(x, y)
+    dot = (first * second).sum(dim=-1, keepdim=True)
+    rejection = second - dot * first
+    length = rejection.norm(dim=-1, keepdim=True)
+    noise = length <= _SLACK * torch.finfo(first.dtype).eps
+    axis = torch.zeros_like(first).scatter(-1, first.abs().argmin(dim=-1, keepdim=True), 1.0)
+    chosen = axis - (axis * first).sum(dim=-1, keepdim=True) * first
+    w = unit(
+        torch.where(noise & (dot < 0), chosen, torch.where(noise, torch.zeros_like(rejection), rejection))
+    )
+    # Close to 0 and to π the rejection is short and its rounding is not: orthogonal again, then unit again.
+    return unit(w - (w * first).sum(dim=-1, keepdim=True) * first)
+
+
+def slerp(
+    x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"], t: float | Float[Tensor, "..."]
+) -> Float[Tensor, "... d"]:
+    """`slerp(x, y; t) = sin((1−t)θ)/sin θ · x + sin(tθ)/sin θ · y` (eq. 4.18).
+
+    The point a share t of the way from x to y on the great circle through them. Computed as `cos(tθ) x +
+    sin(tθ) w` with the tangent w, which is the same where sin θ ≠ 0 and remains defined at θ = 0 (the
+    result is x) and θ = π (a fixed great circle, see `tangent`). The result is a unit vector.
+
+    Args:
+        x: unit vectors along the last axis (other lengths are normalised, and lost).
+        y: unit vectors, broadcast against x.
+        t: a number, one per vector (shape of x without the last axis), or the same with a last axis of 1.
+
+    Returns:
+        Unit vectors in the dtype of x.
+
+    Examples:
+        >>> x, y = torch.eye(2, dtype=torch.float64)
+        >>> slerp(x, y, 1 / 3).allclose(torch.tensor([3**0.5 / 2, 0.5], dtype=torch.float64))
+        True
+    """
+    first, second = _pair(unit(working(x)), unit(working(y)))
+    share = torch.as_tensor(t, dtype=first.dtype, device=first.device)
+    if share.ndim and not (share.ndim == first.ndim and share.shape[-1] == 1):
+        share = share.unsqueeze(-1)
+    angle = share * geodesic(first, second).unsqueeze(-1)
+    return (angle.cos() * first + angle.sin() * tangent(first, second)).to(x.dtype)
+
+
+def log_map(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n d"]:
+    """`log_x(y) = θ w`: the tangent vector at x that leads to y, of length θ = ∠(x, y) radians.
+
+    Examples:
+        >>> x, y = torch.eye(2, dtype=torch.float64)
+        >>> exp_map(x, log_map(x, y)).allclose(y)
+        True
+    """
+    first, second = _pair(x, y)
+    return (geodesic(first, second).unsqueeze(-1) * tangent(first, second)).to(x.dtype)
+
+
+def exp_map(x: Float[Tensor, "*#n d"], v: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n d"]:
+    """`exp_x(v) = cos‖v‖ x + sin‖v‖ v/‖v‖`: where the tangent vector v (radians) leads from x."""
+    point, step = _pair(x, v)
+    length = norm(step)
+    return (length.cos() * point + length.sin() * unit(step)).to(x.dtype)
+
+
+def frechet_mean(
+    points: Float[Tensor, "n d"],
+    weights: Float[Tensor, " n"] | None = None,
+    *,
+    tol: float = 1e-10,
+    max_steps: int = 200,
+) -> Float[Tensor, " d"]:
+    """`argmin_z Σ w_i ∠(z, p_i)²` on the sphere: the barycentre of the prototypes for the cost of eq. 4.16.
+
+    Defining property: `Σ w_i log_z(p_i) = 0` (first-order optimality). Found in float64 by Riemannian
+    gradient descent with step halving, from the normalised Euclidean mean and from the best of the points.
+    Unique where the points lie within a ball of radius π/2; elsewhere the better of the two minima is
+    returned. It is not the normalised Euclidean mean, which minimises the chordal cost.
+
+    Args:
+        points: unit vectors.
+        weights: nonnegative, not all zero, equal when absent; their sum does not matter.
+        tol: length of the mean gradient, in radians, at which to stop.
+        max_steps: the most gradient steps from each start.
+
+    Raises:
+        RMuseError: no points, or weights that are negative or all zero.
+
+    Examples:
+        >>> x, y = torch.eye(2, dtype=torch.float64)
+        >>> frechet_mean(torch.stack([x, y])).allclose(slerp(x, y, 0.5))
+        True
+    """
+    exact = unit(points.to(torch.float64))
+    share = torch.ones_like(exact[:, 0]) if weights is None else weights.to(exact)
+    if not len(exact) or bool((share < 0).any()) or not bool(share.sum() > 0):
+        raise RMuseError(
+            "a Fréchet mean needs points with nonnegative weights, not all zero: got "
+            f"{len(exact)} points of total weight {float(share.sum()):.3g}"
+        )
+    share = share / share.sum()
+    costs = torch.stack([_spread(point, exact, share) for point in exact[:64]])
+    starts = [unit(share @ exact), exact[costs.argmin()]]
+    found = [_descend(start, exact, share, tol, max_steps) for start in starts if bool(start.norm() > 0.5)]
+    return min(found, key=lambda z: float(_spread(z, exact, share))).to(points.dtype)
+
+
+def _descend(z: Tensor, points: Tensor, share: Tensor, tol: float, max_steps: int) -> Tensor:
+    cost = _spread(z, points, share)
+    for _ in range(max_steps):
+        gradient = share @ log_map(z, points)
+        if gradient.norm() <= tol:
+            break
+        step = 1.0
+        while step > 1e-6:
+            candidate = unit(exp_map(z, step * gradient))
+            new_cost = _spread(candidate, points, share)
+            if new_cost <= cost:
+                break
+            step /= 2
+        else:
+            break  # no descent left: the cost is flat to rounding
+        z, cost = candidate, new_cost
+    return z
+
+
+def _spread(z: Tensor, points: Tensor, share: Tensor) -> Tensor:
+    return share @ geodesic(z, points).square()
+
+
+def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = working(x), working(y)
+    kind = torch.promote_types(first.dtype, second.dtype)
+    first, second = torch.broadcast_tensors(first.to(kind), second.to(kind))
+    return first, second
