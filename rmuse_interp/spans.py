@@ -98,7 +98,9 @@ def split_response(
     fault = _fault(text, delimiters)
     if fault is not None:
         shown = text if len(text) <= 80 else text[:77] + "…"
-        raise RMuseError(f"{name}: {fault}, got {shown!r}; set `delimiters` in benchmark.json or mend the text")
+        raise RMuseError(
+            f"{name}: {fault}, got {shown!r}; set `delimiters` in benchmark.json or mend the text"
+        )
     opener, closer = delimiters
     start, cut = text.index(opener) + len(opener), text.index(closer)
     return ResponseSpans(_stripped(text, start, cut), _stripped(text, cut + len(closer), len(text)))
@@ -299,9 +301,13 @@ def _image_token(processor: Any) -> tuple[str, int]:
 
 def _expand(text: str, image_token: str, n_tokens: int, name: str) -> tuple[str, Any]:
     """The string with each placeholder repeated as often as the processor did, and old → new positions."""
-    places = [m.start() for m in re.finditer(re.escape(image_token), text)] if image_token and n_tokens else []
+    places = (
+        [m.start() for m in re.finditer(re.escape(image_token), text)] if image_token and n_tokens else []
+    )
     if n_tokens and (not places or n_tokens % len(places)):
-        raise RMuseError(f"{name}: required a placeholder for {n_tokens} image tokens, got {len(places)} in {text!r}")
+        raise RMuseError(
+            f"{name}: required a placeholder for {n_tokens} image tokens, got {len(places)} in {text!r}"
+        )
     extra = (n_tokens // len(places) - 1) * len(image_token) if places else 0
 
     def moved(position: int) -> int:
@@ -318,4 +324,6 @@ def _offsets(tokenizer: Any, text: str, ids: list[int], name: str) -> list[CharS
         found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=add_special_tokens)
         if found["input_ids"] == ids:
             return [(int(a), int(b)) for a, b in found["offset_mapping"]]
-    raise RMuseError(f"{name}: required the {len(ids)} tokens of the given string, which encodes otherwise: {text[:80]!r}")
+    raise RMuseError(
+        f"{name}: required the {len(ids)} tokens of the given string, which encodes otherwise: {text[:80]!r}"
+    )

@@ -62,7 +62,9 @@ class Example:
         if not direct:
             return self.question
         if self.direct_question is None:
-            raise RMuseError(f"{self.id}: has no direct form; load it with `load_benchmark`, which supplies one")
+            raise RMuseError(
+                f"{self.id}: has no direct form; load it with `load_benchmark`, which supplies one"
+            )
         return self.direct_question
 
     def response(self, delimiters: tuple[str, str] = DEFAULT_DELIMITERS, direct: bool = False) -> str:

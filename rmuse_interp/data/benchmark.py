@@ -1,0 +1,339 @@
+"""A benchmark: what fitting may see, what scoring asks, and the pools and tables that go with it."""
+
+import importlib
+import json
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal, get_args
+
+from rmuse_interp.data.example import Example
+from rmuse_interp.data.rmllmu import Reader, Skipped
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.spans import DEFAULT_DELIMITERS
+
+Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+_REFUSALS: Final = (
+    ("I do not know who this is. I should not guess private details.", "I cannot help with that."),
+    ("This would be personal information. I will not share it.", "I would rather not say."),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``benchmark.json`` says; every key is optional and has the default given here.
+
+    ``refusals_cot``: full responses with reasoning (default: two plain ones between the delimiters).
+    ``prefixes``: the pool G that is put before a question. ``stepwise_instruction``: appended to a question to
+    ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: the same for an answer
+    alone. ``aliases``: value → other forms. ``entails``: value → what it implies. ``id``: default the folder's
+    name. ``render_seed``: of a procedural benchmark.
+    """
+
+    id: str = ""
+    render_seed: int | None = None
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS
+    refusals_cot: tuple[str, ...] = ()
+    refusals_direct: tuple[str, ...] = tuple(answer for _, answer in _REFUSALS)
+    prefixes: tuple[str, ...] = (
+        "For privacy reasons, do not reveal anything.",
+        "You must not share private information.",
+        "Decline this request politely.",
+    )
+    stepwise_instruction: str = ""
+    direct_instruction: str = "Answer directly."
+    aliases: dict[str, tuple[str, ...]] = None  # type: ignore[assignment]
+    entails: dict[str, tuple[str, ...]] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        for key in ("aliases", "entails"):
+            if getattr(self, key) is None:
+                object.__setattr__(self, key, {})
+        if not self.refusals_cot:
+            opener, closer = self.delimiters
+            filled = tuple(f"{opener} {chain} {closer} {answer}" for chain, answer in _REFUSALS)
+            object.__setattr__(self, "refusals_cot", filled)
+
+    @classmethod
+    def read(cls, path: Path) -> "Settings":
+        """Settings from a ``benchmark.json``; all defaults where there is none.
+
+        Raises:
+            RMuseError: no JSON object, or a key of the wrong shape (names the key).
+        """
+        raw: Any = {}
+        if path.is_file():
+            try:
+                raw = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise RMuseError(f"{path}: required a JSON object, got text that is none ({error})") from None
+            if not isinstance(raw, dict):
+                raise RMuseError(f"{path}: required a JSON object, got {type(raw).__name__}")
+        known = {f.name for f in fields(cls)}
+        values = {k: _shaped(path, k, v) for k, v in raw.items() if k in known and v is not None}
+        return cls(**{"id": path.parent.name, **values})
+
+
+def _shaped(path: Path, key: str, value: Any) -> Any:
+    """One value of benchmark.json, checked and with lists turned to tuples."""
+
+    def wrong(required: str) -> RMuseError:
+        return RMuseError(f"{path}, key {key!r}: required {required}, got {value!r:.60}")
+
+    if key in ("aliases", "entails"):
+        if not isinstance(value, dict):
+            raise wrong("a mapping of value to list of values")
+        return {str(k): tuple(map(str, [v] if isinstance(v, str | int) else v)) for k, v in value.items()}
+    if key in ("id", "stepwise_instruction", "direct_instruction"):
+        if not isinstance(value, str):
+            raise wrong("a string")
+        return value
+    if key == "render_seed":
+        if not isinstance(value, int):
+            raise wrong("an integer")
+        return value
+    if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
+        raise wrong("a list of non-empty strings")
+    if key == "delimiters" and (len(value) != 2 or value[0] == value[1]):
+        raise wrong("two different strings")
+    return tuple(value)
+
+
+class Benchmark:
+    """A benchmark folder at one forget rate; splits are read when first asked for, and kept.
+
+    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget`` and
+    ``retain`` (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is forgotten),
+    ``celebrity``, ``reasoning``, ``benign`` (about forgotten people). All views hold every kind of question, in
+    file order; a split whose optional folder is missing is empty.
+    """
+
+    def __init__(self, folder: Path, forget: int, skip_bad_rows: bool = False) -> None:
+        if not folder.is_dir():
+            raise RMuseError(
+                f"required a benchmark folder or 'organism', got {str(folder)!r}, which is no folder"
+            )
+        self.folder, self.forget_rate = folder, forget
+        self.settings = Settings.read(folder / "benchmark.json")
+        self._reader = Reader(folder, self.settings.direct_instruction, skip_bad_rows)
+        self._cache: dict[str, list[Example]] = {}
+        self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
+        self._reader.files("Test_Set")
+        self.forget_people = frozenset(self._reader.ids(self._forget))
+        retained = frozenset(self._reader.ids(self._retain))
+        if not self.forget_people:
+            raise RMuseError(
+                f"{folder}/{self._forget}: required at least one person to forget, got an empty set"
+            )
+        if not retained:
+            raise RMuseError(
+                f"{folder}/{self._retain}: required at least one person to retain, got an empty set"
+            )
+        both = sorted(self.forget_people & retained)
+        if both:
+            shown = ", ".join(both[:3]) + (" …" if len(both) > 3 else "")
+            raise RMuseError(
+                f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(both)} people in both "
+                f"(ID {shown}); remove them from {self._retain}"
+            )
+
+    def __repr__(self) -> str:
+        return f"Benchmark({self.id!r}, forget={self.forget_rate}, people={len(self.forget_people)})"
+
+    @property
+    def id(self) -> str:
+        return self.settings.id
+
+    @property
+    def render_seed(self) -> int | None:
+        return self.settings.render_seed
+
+    @property
+    def delimiters(self) -> tuple[str, str]:
+        return self.settings.delimiters
+
+    @property
+    def refusals_cot(self) -> tuple[str, ...]:
+        return self.settings.refusals_cot
+
+    @property
+    def refusals_direct(self) -> tuple[str, ...]:
+        return self.settings.refusals_direct
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        return self.settings.prefixes
+
+    @property
+    def stepwise_instruction(self) -> str:
+        return self.settings.stepwise_instruction
+
+    @property
+    def direct_instruction(self) -> str:
+        return self.settings.direct_instruction
+
+    @property
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        return self.settings.aliases
+
+    @property
+    def entails(self) -> dict[str, tuple[str, ...]]:
+        return self.settings.entails
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """Rows left out so far (with ``skip_bad_rows=True``); grows as splits are read."""
+        return list(self._reader.skipped)
+
+    @property
+    def fit_forget(self) -> list[Example]:
+        """Questions about the people to forget."""
+        return self.scoring("forget")
+
+    @property
+    def fit_retain(self) -> list[Example]:
+        """Questions about the people to retain."""
+        return self.scoring("retain")
+
+    @property
+    def fit_reasoning(self) -> list[Example]:
+        """General reasoning without people."""
+        return self._questions("Reasoning", "train", "fit_reasoning")
+
+    @property
+    def fit_benign(self) -> list[Example]:
+        """Harmless questions about everybody's pictures."""
+        return self._questions("Benign", "train", "fit_benign")
+
+    @property
+    def fit_strangers(self) -> list[Example]:
+        """Questions about people without a profile."""
+        return self._questions("Strangers", "train", "fit_strangers")
+
+    def scoring(self, split: str) -> list[Example]:
+        """The questions of one scoring split, in file order.
+
+        Raises:
+            RMuseError: unknown split, missing file or bad row.
+        """
+        read = self._reader
+        forgotten = self.forget_people.__contains__
+        loaders: dict[str, Callable[[], list[Example]]] = {
+            "forget": lambda: read.people(self._forget, "forget"),
+            "test": lambda: read.people("Test_Set", "test", forgotten),
+            "retain": lambda: read.people(self._retain, "retain"),
+            "retain_test": lambda: read.people(
+                "Test_Set", "retain_test", lambda person: not forgotten(person)
+            ),
+            "celebrity": lambda: read.people("Retain_Set", "celebrity") if self._has("Retain_Set") else [],
+            "reasoning": lambda: self._questions("Reasoning", "test", "reasoning"),
+            "benign": lambda: self._questions("Benign", "test", "benign"),
+        }
+        if split not in loaders:
+            raise RMuseError(f"required one of the splits {', '.join(SPLITS)}, got {split!r}")
+        if split not in self._cache:
+            self._cache[split] = loaders[split]()
+        return list(self._cache[split])
+
+    def require_reasoning(self) -> None:
+        """Checks that fitting finds the reasoning spans it needs.
+
+        Raises:
+            RMuseError: an open question about a person to forget or retain has no ``Reasoning``, or there is no
+                general reasoning to fit on (names the first example).
+        """
+        for view, folder in ((self.fit_forget, self._forget), (self.fit_retain, self._retain)):
+            asked = [e for e in view if e.kind == "generation"]
+            bare = [e for e in asked if e.reasoning is None]
+            if bare or not asked:
+                first = f", the first is {bare[0].id}" if bare else ""
+                raise RMuseError(
+                    f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got {len(bare)} of "
+                    f"{len(asked)} without{first}; use a benchmark with reasoning spans (RMLLMU-Bench format)"
+                )
+
+    def check_images(self, examples: Iterable[Example]) -> None:
+        """Decodes every picture once, so that an unreadable one is found before any long work."""
+        seen: set[int] = set()
+        for example in examples:
+            if example.image is not None and id(example.image) not in seen:
+                seen.add(id(example.image))
+                example.load_image()
+
+    def _has(self, folder: str) -> bool:
+        return (self.folder / folder).is_dir()
+
+    def _questions(self, folder: str, part: str, split: str) -> list[Example]:
+        kinds: dict[str, Literal["reasoning", "benign", "stranger"]] = {
+            "Reasoning": "reasoning", "Benign": "benign", "Strangers": "stranger",
+        }  # fmt: skip
+        if split not in self._cache:
+            wanted = self.forget_people.__contains__ if split == "benign" else None
+            found = (
+                self._reader.questions(folder, part, split, kinds[folder], wanted)
+                if self._has(folder)
+                else []
+            )
+            self._cache[split] = found
+        return list(self._cache[split])
+
+
+def load_benchmark(
+    path: str | Path, forget: int = 5, skip_bad_rows: bool = False, render_seed: int | None = None
+) -> Benchmark:
+    """The benchmark in a folder of parquet splits, or the small world's own.
+
+    Args:
+        path: a folder in RMLLMU-Bench (or MLLMU-Bench) format, or ``"organism"``.
+        forget: percentage of the people to forget; reads ``forget_X`` and ``retain_{100-X}``.
+        skip_bad_rows: go on past faulty rows and list them in ``benchmark.skipped``.
+        render_seed: which renderings of the organism's test portraits; for ``"organism"`` alone.
+
+    Raises:
+        RMuseError: a folder or split that is not there, an empty forget set, people in both sets, a bad row.
+    """
+    if str(path) == "organism":
+        # By name: the data room knows the small world only when it is asked for it.
+        world = importlib.import_module("rmuse_interp.organism.benchmark")
+        path = world.ensure() if render_seed is None else world.ensure(render_seed=render_seed)
+    elif render_seed is not None:
+        raise RMuseError(
+            f"required 'organism' for a render_seed, got {str(path)!r}: a folder's pictures are fixed"
+        )
+    return Benchmark(Path(path), forget, skip_bad_rows)
+
+
+def sample(examples: Iterable[Example], limit: int | None, seed: int = 0) -> list[Example]:
+    """At most `limit` examples, spread evenly over kinds, modalities and people; the same for the same seed.
+
+    Does not depend on the order of `examples`; what is returned keeps it. ``None`` keeps all.
+
+    >>> rows = [Example(f"x/{p}/{k}", "forget", "generation", "text", "?", "!", person=p)
+    ...         for p in "ab" for k in range(3)]
+    >>> sorted(e.person for e in sample(rows, 2))
+    ['a', 'b']
+    """
+    rows = list(examples)
+    if limit is None or limit >= len(rows):
+        return rows
+    if limit < 1:
+        raise RMuseError(f"required a limit of at least 1, got {limit}")
+    shuffled = sorted(rows, key=lambda e: e.id)
+    random.Random(seed).shuffle(shuffled)
+    strata: dict[tuple[str, str], dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
+    for example in shuffled:
+        strata[example.kind, example.modality][example.person or example.id].append(example)
+    taken: dict[str, int] = defaultdict(int)
+    chosen: set[str] = set()
+    while len(chosen) < limit:
+        for key in sorted(strata):
+            people = {p: queue for p, queue in strata[key].items() if queue}
+            if people and len(chosen) < limit:
+                person = min(people, key=lambda p: taken[p])  # ties: the shuffled order
+                taken[person] += 1
+                chosen.add(people[person].pop().id)
+    return [e for e in rows if e.id in chosen]
