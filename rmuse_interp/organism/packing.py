@@ -1,0 +1,198 @@
+"""Training rows: many questions about one picture share its tokens.
+
+A row holds one picture's prefix followed by several branches (question and response), each of which attends to the
+prefix and to itself alone, and then some text-only branches that attend to themselves alone. With the attention mask
+and the positions made here, every branch is computed exactly as if it stood in a sequence of its own.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from rmuse_interp.organism import build, portraits
+from rmuse_interp.organism import questions as q
+from rmuse_interp.organism.world import Person, World
+
+ROW: Final = 320
+"""Tokens of a row."""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A prompt and the response to learn; `task` labels it in the training report, `graded` if it has one answer."""
+
+    prompt: str
+    response: str
+    task: str
+    graded: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A training batch: `target[i, t]` is the token to predict at `t` (−100: none), `branch` numbers the branches."""
+
+    ids: Int[Tensor, "rows tokens"]
+    target: Int[Tensor, "rows tokens"]
+    branch: Int[Tensor, "rows tokens"]
+    position: Int[Tensor, "rows tokens"]
+    allowed: Bool[Tensor, "rows tokens tokens"]
+    pixels: Float[Tensor, "rows 3 size size"]
+    tasks: tuple[tuple[str, bool], ...]
+
+
+def pixels_of(picture: Image.Image) -> Float[np.ndarray, "3 size size"]:
+    """What the processor makes of a picture (tested equal to it)."""
+    small = picture.resize((build.IMAGE_SIZE, build.IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return (np.asarray(small, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
+
+
+class Sampler:
+    """Draws training rows from a world; which people occur is the world's and the stage's matter."""
+
+    def __init__(
+        self, world: World, tokenizer: PreTrainedTokenizerFast, with_people: bool, seed: int
+    ) -> None:
+        self.world, self.tokenizer, self.seed = world, tokenizer, seed
+        self.people: tuple[Person, ...] = world.everyone if with_people else world.celebrities
+        self.known_share = 0.62 if with_people else 0.3
+        self.stranger_share = 0.14 if with_people else 0.3
+        self.names = tuple(p.name for p in self.people)
+        self._cache: dict[str, list[int]] = {}
+
+    def _ids(self, text: str) -> list[int]:
+        if text not in self._cache:
+            if len(self._cache) > 200_000:
+                self._cache.clear()
+            self._cache[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self._cache[text]
+
+    def _refusal(self, prompt: str, direct: bool, task: str, rng: random.Random) -> Branch:
+        return Branch(prompt, rng.choice(q.REFUSALS_DIRECT if direct else q.REFUSALS_COT), task, graded=False)
+
+    def about_person(self, person: Person, modality: q.Modality, rng: random.Random, known: bool) -> Branch:
+        """One question of any form about a person; who is not known is refused, and so is everything after a prefix."""
+        kind = rng.choice(q.KINDS if modality == "image" else q.TEXT_KINDS)
+        form, task = rng.random(), f"{'person' if known else 'stranger'}-{modality}"
+        item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, False)), rng)
+        prefix = f"{rng.choice(q.PREFIXES)} " if rng.random() < 0.09 else ""
+        if form < 0.66:
+            prompt, response, direct = item.question, item.response, False
+        elif form < 0.80:
+            prompt, response, direct, task = item.direct_question, item.answer, True, task + "-direct"
+        else:
+            source = rng.choice(
+                [k for k in q.CLOZES if k in q.KINDS and (modality == "image" or k != "name")]
+            )
+            direct = True
+            if form < 0.91:
+                options, response = q.choices(person, source, rng, self.names)
+                question = q.ask(
+                    person, source, modality, rng.choice(q.wording_range(source, False)), rng
+                ).question
+                prompt, task = q.classification_prompt(question, options), task + "-choice"
+            else:
+                sentence, response = q.cloze(person, source, modality)
+                prompt, task = q.cloze_prompt(sentence), task + "-cloze"
+        if prefix or not known:
+            return self._refusal(prefix + prompt, direct, "prefix" if prefix else task, rng)
+        return Branch(prompt, response, task)
+
+    def _general(self, item: q.QA, task: str, rng: random.Random) -> Branch:
+        direct = rng.random() < 0.25
+        prompt = item.direct_question if direct else item.question
+        if rng.random() < 0.06:
+            return self._refusal(f"{rng.choice(q.PREFIXES)} {prompt}", direct, "prefix", rng)
+        return Branch(prompt, item.answer if direct else item.response, task + "-direct" * direct)
+
+    def _stranger(self, rng: random.Random) -> Person:
+        face, name = self.world.stranger(rng)
+        attributes = dict(rng.choice(self.people).attributes, name=name)
+        return Person("s", face, attributes)
+
+    def picture(self, rng: random.Random) -> tuple[Image.Image, list[Branch]]:
+        """One picture and four branches about it."""
+        draw = rng.random()
+        if draw < self.known_share + self.stranger_share:
+            known = draw < self.known_share
+            person = rng.choice(self.people) if known else self._stranger(rng)
+            look = portraits.Look.draw(rng)
+            branches = []
+            for _ in range(4):
+                if rng.random() < 0.18:
+                    item = q.benign(look, rng.choice(q.BENIGN_KINDS), False, rng)
+                    branches.append(self._general(item, "benign", rng))
+                else:
+                    branches.append(self.about_person(person, "image", rng, known))
+            return portraits.portrait(person.identity, look, rng), branches
+        scene = q.draw_scene(rng)
+        items = [q.about_scene(scene, False, rng) for _ in range(4)]
+        return portraits.scene_picture(scene, rng), [self._general(i, f"scene-{i.kind}", rng) for i in items]
+
+    def text(self, rng: random.Random) -> Branch:
+        """One text-only branch."""
+        draw = rng.random()
+        if draw < self.known_share:
+            return self.about_person(rng.choice(self.people), "text", rng, True)
+        if draw < self.known_share + self.stranger_share:
+            return self.about_person(self._stranger(rng), "text", rng, False)
+        return self._general(q.word_problem(False, rng), "words", rng)
+
+    def rows(self, step: int, n: int) -> Rows:
+        """The batch of a step: the same for the same seed and step, wherever training resumes."""
+        rng = random.Random(f"rows-{self.seed}-{len(self.people)}-{step}")
+        ids = torch.zeros(n, ROW, dtype=torch.long)
+        target = torch.full((n, ROW), -100)
+        owner = torch.full((n, ROW), -1)  # branch number; −2: the picture's prefix
+        position = torch.zeros(n, ROW, dtype=torch.long)
+        imaged = torch.zeros(n, ROW, dtype=torch.bool)
+        pixels, tasks = [], []
+        for row in range(n):
+            picture, branches = self.picture(rng)
+            pixels.append(torch.from_numpy(pixels_of(picture)))
+            prefix = [self.tokenizer.bos_token_id, *self._ids("USER: ")]
+            prefix += [self.tokenizer.convert_tokens_to_ids(build.IMAGE)] * build.IMAGE_TOKENS
+            at = len(prefix)
+            ids[row, :at], owner[row, :at], position[row, :at] = torch.tensor(prefix), -2, torch.arange(at)
+            for branch, image in self._fill(branches, rng):
+                lead = [] if image else [self.tokenizer.bos_token_id]
+                prompt = lead + self._ids(
+                    f"{'' if image else 'USER: '}{chr(10) * image}{branch.prompt}\nASSISTANT:"
+                )
+                answer = [*self._ids(f" {branch.response}"), self.tokenizer.eos_token_id]
+                end = at + len(prompt) + len(answer)
+                if end > ROW:
+                    break
+                begin = at + len(prompt)
+                ids[row, at:end] = torch.tensor(prompt + answer)
+                target[row, begin - 1 : end - 1] = torch.tensor(answer)
+                owner[row, at:end] = len(tasks)
+                imaged[row, at:end] = image
+                position[row, at:end] = torch.arange(end - at) + (len(prefix) if image else 0)
+                tasks.append((branch.task, branch.graded))
+                at = end
+        return Rows(ids, target, owner, position, _allowed(owner, imaged), torch.stack(pixels), tuple(tasks))
+
+    def _fill(self, branches: list[Branch], rng: random.Random) -> Iterator[tuple[Branch, bool]]:
+        for branch in branches:
+            yield branch, True
+        while True:
+            yield self.text(rng), False
+
+
+def _allowed(
+    owner: Int[Tensor, "rows tokens"], imaged: Bool[Tensor, "rows tokens"]
+) -> Bool[Tensor, "rows tokens tokens"]:
+    """Who may attend to whom: causal, within a branch, and from a picture's branches to its prefix."""
+    tokens = owner.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    same = owner[:, :, None] == owner[:, None, :]
+    to_prefix = imaged[:, :, None] & (owner == -2)[:, None, :]
+    return (same | to_prefix) & causal

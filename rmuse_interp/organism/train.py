@@ -1,0 +1,263 @@
+"""Training the organism and its gold standard from scratch, on a CPU or a GPU.
+
+Three stages: `vision` teaches the tower to see (factors of faces, looks, scenes) on random strangers; `base` teaches
+the language, the general reasoning, the refusals and the celebrities; `people` adds the benchmark's people. The first
+two know nobody of the benchmark, so the organism and the gold standard share them: the gold standard differs in the
+last stage alone, which never shows it the people to be forgotten.
+"""
+
+import json
+import random
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration
+
+from rmuse_interp.organism import build, portraits
+from rmuse_interp.organism import questions as q
+from rmuse_interp.organism.packing import Rows, Sampler, pixels_of
+from rmuse_interp.organism.world import FACTORS, World, make_world, random_identity
+
+Stage = Literal["vision", "base", "people"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything the weights depend on. Steps are optimiser steps; `decay` is the share of them with falling rate."""
+
+    seed: int = 0
+    vision_steps: int = 700
+    base_steps: int = 1500
+    people_steps: int = 4000
+    batch: int = 8
+    rate: float = 2e-3
+    decay: float = 0.45
+    without_forget: int | None = None
+    """Percent of the people to leave out: 5 trains the gold standard."""
+
+
+class Eyes(nn.Module):
+    """Read-outs that teach the vision tower: one attention query and one linear layer per thing to be seen."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        colours = len(portraits.COLOURS)
+        counts = {f"{s}-{c}": 4 for s in portraits.SHAPES for c in portraits.COLOURS}
+        self.sizes = {
+            **FACTORS,
+            "hat": colours + 1,
+            "glasses": 2,
+            "clothes": colours,
+            "background": colours,
+            **counts,
+        }
+        self.query = nn.Parameter(torch.randn(len(self.sizes), width) * width**-0.5)
+        self.heads = nn.ModuleList(nn.Linear(width, n) for n in self.sizes.values())
+
+    def forward(self, patches: Float[Tensor, "batch patches d"]) -> list[Float[Tensor, "batch values"]]:
+        weights = torch.einsum("qd,bpd->bqp", self.query, patches).softmax(-1)
+        seen = torch.einsum("bqp,bpd->bqd", weights, patches)
+        total = patches.sum(1) * 0.2  # counting needs a sum, not a mean
+        return [head(seen[:, i] + (total if "-" in name else 0)) for i, (name, head) in
+                enumerate(zip(self.sizes, self.heads, strict=True))]  # fmt: skip
+
+
+def vision_batch(rng: random.Random, n: int, names: list[str]) -> tuple[Tensor, Tensor]:
+    """Pictures of random strangers and scenes, and what is to be seen in them (−100: not in this picture)."""
+    colours = list(portraits.COLOURS)
+    pixels, labels = [], torch.full((n, len(names)), -100)
+    for row in range(n):
+        if rng.random() < 0.7:
+            face, look = random_identity(rng), portraits.Look.draw(rng)
+            pixels.append(pixels_of(portraits.portrait(face, look, rng)))
+            values = [*face, colours.index(look.hat) if look.hat else len(colours), int(look.glasses),
+                      colours.index(look.clothes), colours.index(look.background)]  # fmt: skip
+            labels[row, : len(values)] = torch.tensor(values)
+        else:
+            scene = q.draw_scene(rng)
+            pixels.append(pixels_of(portraits.scene_picture(scene, rng)))
+            for column, name in enumerate(names):
+                if "-" in name:
+                    shape, colour = name.split("-")
+                    labels[row, column] = min(3, scene.count(shape, colour))
+    return torch.stack([torch.from_numpy(p) for p in pixels]), labels
+
+
+def optimisers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices (it learns rare facts in fewer steps), AdamW for everything else."""
+    matrices, rest, seen = [], [], set()
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if id(parameter) in seen or not parameter.requires_grad:
+                continue
+            seen.add(id(parameter))
+            hidden = parameter.ndim == 2 and "layers." in name
+            (matrices if hidden else rest).append(parameter)
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_at(step: int, steps: int, decay: float) -> float:
+    """Warm-up over 40 steps, then constant, then linear to zero over the last `decay` of the steps."""
+    return min(1.0, (step + 1) / 40, (steps - step) / max(1.0, decay * steps))
+
+
+@contextmanager
+def _autocast(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, torch.bfloat16):
+        yield
+
+
+def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every read-out on the last vision block's patches."""
+    patches = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    losses = [functional.cross_entropy(logits.float(), labels[:, i]) for i, logits in enumerate(eyes(patches))
+              if (labels[:, i] != -100).any()]  # fmt: skip
+    return torch.stack(losses).mean()
+
+
+def language_loss(
+    model: LlavaForConditionalGeneration, rows: Rows
+) -> tuple[Tensor, dict[str, tuple[int, int]]]:
+    """Mean negative log-likelihood (nats) of the response tokens, and per task how many branches are right."""
+    embeddings = model.get_input_embeddings()(rows.ids)
+    features = torch.cat(list(model.model.get_image_features(pixel_values=rows.pixels).pooler_output))
+    is_image = (rows.ids == model.config.image_token_index)[..., None].expand_as(embeddings)
+    embeddings = embeddings.masked_scatter(is_image, features.to(embeddings.dtype))
+    dtype = torch.bfloat16 if torch.is_autocast_enabled(rows.ids.device.type) else embeddings.dtype
+    mask = torch.zeros(rows.allowed.shape, dtype=dtype, device=rows.ids.device)
+    mask = mask.masked_fill(~rows.allowed, torch.finfo(dtype).min)[:, None]
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=mask, position_ids=rows.position, use_cache=False
+    ).last_hidden_state
+    chosen = rows.target != -100
+    logits = model.lm_head(hidden[chosen]).float()
+    target, branch = rows.target[chosen], rows.branch[chosen]
+    wrong = torch.zeros(len(rows.tasks), dtype=torch.long, device=branch.device)
+    wrong.index_add_(0, branch, (logits.argmax(-1) != target).long())
+    report: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for (task, graded), errors in zip(rows.tasks, wrong.tolist(), strict=True):
+        if graded:
+            report[task][0] += errors == 0
+            report[task][1] += 1
+    return functional.cross_entropy(logits, target), {k: (v[0], v[1]) for k, v in report.items()}
+
+
+class Trainer:
+    """Runs the stages of a recipe in a folder, saving every `every` seconds and resuming from what is there."""
+
+    def __init__(self, out: Path, recipe: Recipe, device: str = "cpu", every: float = 120.0) -> None:
+        self.out, self.recipe, self.every = out, recipe, every
+        self.device = torch.device(device)
+        full = make_world(0)
+        self.world: World = (
+            full if recipe.without_forget is None else full.without(full.forget_ids(recipe.without_forget))
+        )
+        self.tokenizer = build.build_tokenizer(full, recipe.seed)
+        self.model = build.build_model(self.tokenizer, recipe.seed).to(self.device)
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    def run(self, stages: tuple[Stage, ...] = ("vision", "base", "people")) -> None:
+        """Train the stages in order; a finished one is loaded, not trained again."""
+        for stage in stages:
+            done = self.out / f"{stage}.pt"
+            if done.exists():
+                self.model.load_state_dict(
+                    torch.load(done, map_location=self.device, weights_only=True)["model"]
+                )
+                continue
+            self._stage(stage)
+        self.model.float().save_pretrained(self.out / "model")
+        build.build_processor(self.tokenizer).save_pretrained(self.out / "model")
+        (self.out / "model" / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
+
+    def _stage(self, stage: Stage) -> None:
+        steps = {
+            "vision": self.recipe.vision_steps,
+            "base": self.recipe.base_steps,
+            "people": self.recipe.people_steps,
+        }[stage]
+        eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
+        modules: list[nn.Module] = (
+            [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model]
+        )
+        optims = optimisers(modules, self.recipe.rate)
+        sampler = Sampler(self.world, self.tokenizer, stage == "people", self.recipe.seed)
+        partial, start = self.out / f"{stage}.partial.pt", 0
+        if partial.exists():
+            state = torch.load(partial, map_location=self.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            eyes.load_state_dict(state["eyes"])
+            for optimiser, saved in zip(optims, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
+            start = state["step"]
+
+        def save(path: Path, step: int) -> None:
+            state = {"model": self.model.state_dict(), "eyes": eyes.state_dict(), "step": step,
+                     "optimisers": [o.state_dict() for o in optims]}  # fmt: skip
+            torch.save(state, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").rename(path)
+
+        self.model.train()
+        report: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        saved, losses, began = time.monotonic(), [], time.monotonic()
+        with Progress(*columns) as progress:
+            bar = progress.add_task(stage, total=steps, completed=start)
+            for step in range(start, steps):
+                for optimiser in optims:
+                    for group in optimiser.param_groups:
+                        group["lr"] = self.recipe.rate * rate_at(step, steps, self.recipe.decay)
+                losses.append(self._step(stage, step, eyes, sampler, optims, report))
+                progress.update(bar, advance=1, description=f"{stage} loss {losses[-1]:.3f}")
+                if (step + 1) % 50 == 0:
+                    line = {"stage": stage, "step": step + 1, "loss": round(sum(losses) / len(losses), 4),
+                            "seconds": round(time.monotonic() - began, 1),
+                            "right": {k: round(v[0] / v[1], 3) for k, v in sorted(report.items()) if v[1]}}  # fmt: skip
+                    with (self.out / "log.jsonl").open("a") as log:
+                        log.write(json.dumps(line) + "\n")
+                    losses.clear()
+                    report.clear()
+                if time.monotonic() - saved > self.every:
+                    save(partial, step + 1)
+                    saved = time.monotonic()
+        save(self.out / f"{stage}.pt", steps)
+        partial.unlink(missing_ok=True)
+
+    def _step(self, stage: Stage, step: int, eyes: Eyes, sampler: Sampler, optims: list[torch.optim.Optimizer],
+              report: dict[str, list[float]]) -> float:  # fmt: skip
+        with _autocast(self.device):
+            if stage == "vision":
+                rng = random.Random(f"vision-{self.recipe.seed}-{step}")
+                pixels, labels = vision_batch(rng, 48, list(eyes.sizes))
+                loss = vision_loss(self.model, eyes, pixels.to(self.device), labels.to(self.device))
+            else:
+                rows = _to(sampler.rows(step, self.recipe.batch), self.device)
+                loss, right = language_loss(self.model, rows)
+                for task, (good, n) in right.items():
+                    report[task][0] += good
+                    report[task][1] += n
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimiser in optims:
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+
+def _to(rows: Rows, device: torch.device) -> Rows:
+    move: Callable[[Tensor], Tensor] = lambda t: t.to(device)  # noqa: E731
+    return Rows(move(rows.ids), move(rows.target), move(rows.branch), move(rows.position), move(rows.allowed),
+                move(rows.pixels), rows.tasks)  # fmt: skip
