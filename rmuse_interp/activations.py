@@ -35,8 +35,8 @@ def require_finite(
     if bad:
         named = ", ".join(str(ids[i]) if ids is not None else f"row {i}" for i in bad[:3])
         raise RMuseError(
-            f"finite activations were required, {name} has NaN or infinity in {len(bad)} of {len(states)} "
-            f"examples ({named}{', …' if len(bad) > 3 else ''}): load the model with dtype float32 or bfloat16"
+            f"finite activations were required, {name} has NaN or infinity in {len(bad)} of {len(states)}"
+            f" examples ({named}{', …' if len(bad) > 3 else ''}): load the model with dtype float32 or bfloat16"
         )
     return states
 

@@ -116,7 +116,7 @@ class Prototypes(Part):
         left = subspace.remove(self.points.to(torch.float64))
         kept = left.norm(dim=1) > 1e-5  # what is shorter is the rounding of float32
         if not bool(kept.any()):
-            raise RMuseError("prototypes outside the protected subspace are needed, all lie inside it")
+            raise RMuseError("prototypes outside the protected subspace are needed, all are inside")
         labels = [None if x is None else x[kept] for x in (self.positions, self.trajectory)]
         return Prototypes(unit(left[kept]), labels[0], labels[1])
 

@@ -76,7 +76,7 @@ def tangent(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tenso
 
 
 def slerp(
-    x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"], t: float | Float[Tensor, "..."]
+    x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"], t: float | int | Float[Tensor, "..."]
 ) -> Float[Tensor, "... d"]:
     """`slerp(x, y; t) = sin((1−t)θ)/sin θ · x + sin(tθ)/sin θ · y` (eq. 4.18).
 

@@ -150,7 +150,7 @@ def _quick_cost(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _spread_out(points: Tensor, cap: int, seed: int) -> Tensor:
-    """k-means++: the next start is drawn with probability proportional to its squared angle to the nearest."""
+    """k-means++: the next start is drawn with probability in proportion to its squared angle."""
     draw = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(points), (1,), generator=draw))]
     distance = geodesic(points[chosen[0]], points).square()

@@ -1,0 +1,39 @@
+"""Gates: whether a query is about the forgotten. Every gate's face is the same: a larger score means steer.
+
+A gate knows where its state is read (block and read-out) and nothing about models.
+"""
+
+from rmuse_interp.gates.alignment import RRSAlignmentGate
+from rmuse_interp.gates.contrast import ContrastGate, fit_contrast
+from rmuse_interp.gates.discriminant import LinearDiscriminantGate, fit_discriminant
+from rmuse_interp.gates.gate import READOUTS, AllOf, AnyOf, Gate, Not, Readout
+from rmuse_interp.gates.selection import (
+    GATE_KINDS,
+    GateKind,
+    GateRow,
+    GateSelection,
+    GateStates,
+    held_out_scores,
+    select_gate,
+)
+
+__all__ = [
+    "Gate",
+    "Readout",
+    "READOUTS",
+    "RRSAlignmentGate",
+    "ContrastGate",
+    "fit_contrast",
+    "LinearDiscriminantGate",
+    "fit_discriminant",
+    "AllOf",
+    "AnyOf",
+    "Not",
+    "GateKind",
+    "GATE_KINDS",
+    "GateStates",
+    "GateRow",
+    "GateSelection",
+    "held_out_scores",
+    "select_gate",
+]

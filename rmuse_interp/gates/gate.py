@@ -1,0 +1,189 @@
+"""`Gate`, the face that all gates share, and their combinations by and, or, not."""
+
+from collections.abc import Sequence
+from typing import Final, Literal, Self, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from rmuse_interp.activations import require_finite
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.parts import Part, from_record, to_record
+
+Readout = Literal["last", "question", "image"]
+"""What is read at the gate's block: the last prompt token; the mean over the prompt's ordinary text tokens after the
+image (over all of them where there is none); or the mean over the image tokens."""
+
+READOUTS: Final[tuple[Readout, ...]] = get_args(Readout)
+
+_FIXED: Final = "a combination fires at margin 0 of its gates; set the threshold of those instead"
+
+
+class Gate(Part):
+    """`fires(h) = score(h) > threshold` on the state read at one block of the prompt. Abstract.
+
+    Args:
+        layer: 0-based block whose output is read, before any edit there.
+        readout: which tokens are read.
+        threshold: in units of the score.
+        prefix: text g put before the question in a pass of the gate's own; None scores the question itself.
+        scale: what one unit of `margin` is worth in units of the score, so that margins of different gates
+            compare.
+
+    Raises:
+        RMuseError: a negative block, an unknown read-out, a scale that is not positive.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        readout: Readout,
+        threshold: float,
+        prefix: str | None = None,
+        scale: float = 1.0,
+    ):
+        super().__init__()
+        if layer < 0 or readout not in READOUTS or not scale > 0:
+            raise RMuseError(
+                f"a gate needs a 0-based block, a read-out out of {', '.join(READOUTS)} and a positive scale, "
+                f"got block {layer}, {readout!r}, scale {scale}"
+            )
+        self.layer = layer
+        self.readout = readout
+        self.threshold = float(threshold)
+        self.prefix = prefix
+        self.scale = float(scale)
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Score per state in float32 (float64 for float64 states); larger = steer."""
+        raise NotImplementedError(f"{type(self).__name__} has no score")
+
+    def margin(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """`(score − threshold)/scale`: positive where the gate fires."""
+        return (self.score(h) - self.threshold) / self.scale
+
+    def fires(self, h: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
+        """Whether to steer, per state."""
+        return self.score(h) > self.threshold
+
+    def at_threshold(self, threshold: float) -> Self:
+        """The same gate with another threshold."""
+        tree, tensors = to_record(self)
+        tree["settings"]["threshold"] = float(threshold)
+        return from_record(tree, tensors)  # type: ignore[return-value]
+
+    def __and__(self, other: "Gate") -> "AllOf":
+        return AllOf([self, other])
+
+    def __or__(self, other: "Gate") -> "AnyOf":
+        return AnyOf([self, other])
+
+    def __invert__(self) -> "Not":
+        return Not(self)
+
+    def describe(self) -> str:
+        return f"{self._name()} at block {self.layer}, {self.readout} > {self.threshold:.4g}"
+
+    def _name(self) -> str:
+        return type(self).__name__
+
+
+class _Combination(Gate):
+    """Gates on one state, combined through their margins; block, read-out and prefix are those of the children."""
+
+    gates: nn.ModuleList
+    _word = ""
+
+    def __init__(self, gates: Sequence[Gate]):
+        if not gates:
+            raise RMuseError("a combination of gates needs at least one gate, got none")
+        first = gates[0]
+        for gate in gates[1:]:
+            if (gate.layer, gate.readout, gate.prefix) != (first.layer, first.readout, first.prefix):
+                raise RMuseError(
+                    "combined gates must read one state, got "
+                    f"block {first.layer} {first.readout} and block {gate.layer} {gate.readout}: "
+                    "refit one of them where the other reads"
+                )
+        super().__init__(first.layer, first.readout, 0.0, first.prefix)
+        self.hold_parts("gates", gates)
+
+    def _children(self) -> list[Gate]:
+        return [gate for gate in self.gates if isinstance(gate, Gate)]
+
+    def _margins(self, h: Tensor) -> Tensor:
+        return torch.stack([gate.margin(h) for gate in self._children()])
+
+    def at_threshold(self, threshold: float) -> Self:
+        raise RMuseError(_FIXED)
+
+    def describe(self) -> str:
+        return "(" + f" {self._word} ".join(gate.describe() for gate in self._children()) + ")"
+
+
+class AllOf(_Combination):
+    """`a & b`: the least margin; fires where all do.
+
+    Args:
+        gates: that read the same state.
+    """
+
+    _word = "and"
+
+    def __init__(self, gates: Sequence[Gate]):
+        super().__init__(gates)
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Least margin per state."""
+        return self._margins(h).amin(dim=0)
+
+
+class AnyOf(_Combination):
+    """`a | b`: the greatest margin; fires where any does.
+
+    Args:
+        gates: that read the same state.
+    """
+
+    _word = "or"
+
+    def __init__(self, gates: Sequence[Gate]):
+        super().__init__(gates)
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Greatest margin per state."""
+        return self._margins(h).amax(dim=0)
+
+
+class Not(Gate):
+    """`~a`: the negated margin; fires where a does not (neither fires at margin 0 exactly).
+
+    Args:
+        gate: the gate to negate.
+    """
+
+    def __init__(self, gate: Gate):
+        super().__init__(gate.layer, gate.readout, 0.0, gate.prefix)
+        self.gate = gate
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Negated margin per state."""
+        return -self.gate.margin(h)
+
+    def at_threshold(self, threshold: float) -> Self:
+        raise RMuseError(_FIXED)
+
+    def describe(self) -> str:
+        return f"not {self.gate.describe()}"
+
+
+def require_both(forget: Tensor, others: Tensor) -> None:
+    """Both sides of a gate, not empty and finite, or the error that says what is amiss."""
+    if not len(forget) or not len(others):
+        raise RMuseError(
+            f"a gate needs states of forget and of other queries, got {len(forget)} and {len(others)}; "
+            "check the forget and retain splits"
+        )
+    require_finite(forget, "forget queries")
+    require_finite(others, "other queries")
