@@ -1,7 +1,8 @@
 """Transcripts of a run and its scores: plain records, and the folder they are kept in.
 
 A run folder holds ``transcripts.jsonl`` (one `Transcript` per line) and ``scores.json`` (schema
-``rmuse-scores/1``). Both are written whole or not at all, the scores last: where they are, the run is finished.
+``rmuse-scores/1``). Both are written whole or not at all, the scores last: where they are, the run is
+finished.
 """
 
 import json
@@ -24,8 +25,8 @@ class Transcript:
     """One question as it was asked, what came back, and what the gate made of it.
 
     ``expected`` is the reference answer, ``attributes`` the values that must not leak; ``reasoning`` and
-    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` (larger = steer) and ``fired``
-    are None for methods without a gate.
+    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` (larger = steer) and
+    ``fired`` are None for methods without a gate.
     """
 
     id: str
@@ -42,7 +43,14 @@ class Transcript:
     fired: bool | None = None
     kind: str = "generation"
     person: str | None = None
-    well_formed: bool = False
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the response holds a chain and an answer between the delimiters.
+
+        A malformed response's ``reasoning`` is all of it, a bare answer's is empty: see `spans.ParsedResponse`.
+        """
+        return bool(self.reasoning and self.answer) and self.reasoning != self.response.strip()
 
     def to_json(self) -> str:
         """The record as one line of ``transcripts.jsonl``."""
@@ -103,7 +111,9 @@ def write_run(
         RMuseError: as `claim`, or scores of another schema.
     """
     if scores.get("schema") != SCHEMA:
-        raise RMuseError(f"required scores of schema {SCHEMA!r}, got {scores.get('schema')!r}; make them with `score`")
+        raise RMuseError(
+            f"required schema {SCHEMA!r}, got {scores.get('schema')!r}; make scores with `score`"
+        )
     claim(folder, overwrite)
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
     write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
@@ -118,7 +128,9 @@ def read_run(folder: Path) -> Run:
         RMuseError: it holds no finished run, or one of another schema.
     """
     if not is_finished(folder):
-        raise RMuseError(f"required a finished run with {SCORES} in {folder}, got none; write it with `rmuse eval`")
+        raise RMuseError(
+            f"required a finished run with {SCORES} in {folder}, got none; write it with `rmuse eval`"
+        )
     scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     if scores.get("schema") != SCHEMA:
         raise RMuseError(f"{folder / SCORES}: required schema {SCHEMA!r}, got {scores.get('schema')!r}")

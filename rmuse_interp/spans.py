@@ -1,9 +1,9 @@
 """Spans of a sequence: image, question, reasoning and answer, by character and by token.
 
 Characters first: `split_response` (strict, for fitting) and `parse_response` (lenient, for scoring) cut a
-response at its delimiters. Then tokens: `locate` and `span_masks` carry those cuts over to token positions with
-the tokenizer's own offsets, on the string the model really saw (image placeholders expanded, padding on either
-side). A token belongs to a span when it covers at least one of its characters.
+response at its delimiters. Then tokens: `locate` and `span_masks` carry those cuts over to token positions
+with the tokenizer's own offsets, on the string the model really saw (image placeholders expanded, padding on
+either side). A token belongs to a span when it covers at least one of its characters.
 """
 
 import re

@@ -5,7 +5,7 @@ import json
 import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -28,10 +28,10 @@ class Settings:
     """What ``benchmark.json`` says; every key is optional and has the default given here.
 
     ``refusals_cot``: full responses with reasoning (default: two plain ones between the delimiters).
-    ``prefixes``: the pool G that is put before a question. ``stepwise_instruction``: appended to a question to
-    ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: the same for an answer
-    alone. ``aliases``: value → other forms. ``entails``: value → what it implies. ``id``: default the folder's
-    name. ``render_seed``: of a procedural benchmark.
+    ``prefixes``: the pool G that is put before a question. ``stepwise_instruction``: appended to a question
+    to ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: the same for
+    an answer alone. ``aliases``: value → other forms. ``entails``: value → what it implies. ``id``: default
+    the folder's name. ``render_seed``: of a procedural benchmark.
     """
 
     id: str = ""
@@ -46,13 +46,10 @@ class Settings:
     )
     stepwise_instruction: str = ""
     direct_instruction: str = "Answer directly."
-    aliases: dict[str, tuple[str, ...]] = None  # type: ignore[assignment]
-    entails: dict[str, tuple[str, ...]] = None  # type: ignore[assignment]
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    entails: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key in ("aliases", "entails"):
-            if getattr(self, key) is None:
-                object.__setattr__(self, key, {})
         if not self.refusals_cot:
             opener, closer = self.delimiters
             filled = tuple(f"{opener} {chain} {closer} {answer}" for chain, answer in _REFUSALS)
@@ -106,10 +103,10 @@ def _shaped(path: Path, key: str, value: Any) -> Any:
 class Benchmark:
     """A benchmark folder at one forget rate; splits are read when first asked for, and kept.
 
-    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget`` and
-    ``retain`` (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is forgotten),
-    ``celebrity``, ``reasoning``, ``benign`` (about forgotten people). All views hold every kind of question, in
-    file order; a split whose optional folder is missing is empty.
+    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget``
+    and ``retain`` (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is
+    forgotten), ``celebrity``, ``reasoning``, ``benign`` (about forgotten people). All views hold every kind
+    of question, in file order; a split whose optional folder is missing is empty.
     """
 
     def __init__(self, folder: Path, forget: int, skip_bad_rows: bool = False) -> None:
@@ -137,8 +134,8 @@ class Benchmark:
         if both:
             shown = ", ".join(both[:3]) + (" …" if len(both) > 3 else "")
             raise RMuseError(
-                f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(both)} people in both "
-                f"(ID {shown}); remove them from {self._retain}"
+                f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(both)} people in "
+                f"both (ID {shown}); remove them from {self._retain}"
             )
 
     def __repr__(self) -> str:
@@ -222,6 +219,10 @@ class Benchmark:
         """
         read = self._reader
         forgotten = self.forget_people.__contains__
+
+        def kept(person: str) -> bool:
+            return person not in self.forget_people
+
         loaders: dict[str, Callable[[], list[Example]]] = {
             "forget": lambda: read.people(self._forget, "forget"),
             "test": lambda: read.people("Test_Set", "test", forgotten),
@@ -243,8 +244,8 @@ class Benchmark:
         """Checks that fitting finds the reasoning spans it needs.
 
         Raises:
-            RMuseError: an open question about a person to forget or retain has no ``Reasoning``, or there is no
-                general reasoning to fit on (names the first example).
+            RMuseError: a generation question about a person to forget or retain has no ``Reasoning`` (names
+                the first).
         """
         for view, folder in ((self.fit_forget, self._forget), (self.fit_retain, self._retain)):
             asked = [e for e in view if e.kind == "generation"]
@@ -252,8 +253,9 @@ class Benchmark:
             if bare or not asked:
                 first = f", the first is {bare[0].id}" if bare else ""
                 raise RMuseError(
-                    f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got {len(bare)} of "
-                    f"{len(asked)} without{first}; use a benchmark with reasoning spans (RMLLMU-Bench format)"
+                    f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got "
+                    f"{len(bare)} of {len(asked)} without{first}; use a benchmark with reasoning spans "
+                    "(RMLLMU-Bench format)"
                 )
 
     def check_images(self, examples: Iterable[Example]) -> None:

@@ -92,5 +92,5 @@ class Example:
         except Exception as error:
             raise RMuseError(
                 f"{self.source or self.id}, field 'image': required a picture that Pillow can read, got "
-                f"{len(self.image)} bytes it cannot ({type(error).__name__}); mend the file or use skip_bad_rows"
+                f"{len(self.image)} bytes that it cannot ({type(error).__name__}); mend the file"
             ) from error

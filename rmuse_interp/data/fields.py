@@ -1,0 +1,155 @@
+"""Single fields of a benchmark row, read whatever way they are nested; a fault says which field and why."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+class Fault(Exception):
+    """A field that is not what the format says; the reader adds file and row."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(field, reason)
+        self.field, self.reason = field, reason
+
+
+def biography(value: Any) -> dict[str, str]:
+    """Facts of an MLLMU-Bench biography (a JSON string whose keys vary), nested ones flattened.
+
+    >>> biography('{"Residence": "Tokyo", "Job": {"question": "What does she do?", "answer": "nurse"}}')
+    {'Residence': 'Tokyo', 'Job': 'nurse'}
+    """
+    try:
+        plain = json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return {}  # free text: no facts to read off, and format 5 brings its own
+    facts: dict[str, str] = {}
+
+    def walk(key: str, node: Any) -> None:
+        if isinstance(node, Mapping):
+            if "answer" in node:
+                walk(key, node["answer"])
+            else:
+                for inner, child in node.items():
+                    walk(f"{key}.{inner}" if key else str(inner), child)
+        elif isinstance(node, list | tuple):
+            for i, child in enumerate(node):
+                walk(f"{key}.{i}", child)
+        elif node is not None and str(node).strip():
+            facts[key] = str(node).strip()
+
+    if isinstance(plain, Mapping):
+        walk("", plain)
+    return facts
+
+
+def plain(value: Any, at: str) -> Any:
+    """numpy arrays as lists, JSON strings of containers as those containers."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, str) and value.strip()[:1] in ("{", "["):
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise Fault(at, f"required JSON, got {value[:60]!r} ({error})") from None
+    return value
+
+
+def as_list(value: Any, at: str) -> list[Any]:
+    """A list; null is the empty one."""
+    found = plain(value, at)
+    if found is None:
+        return []
+    if not isinstance(found, list):
+        raise Fault(at, f"required a list, got {type(found).__name__}")
+    return found
+
+
+def as_dict(value: Any, at: str) -> Mapping[str, Any]:
+    """A mapping: a struct, a parquet map (a list of pairs), or a JSON object."""
+    found = plain(value, at)
+    if isinstance(found, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
+        found = dict(found)
+    if not isinstance(found, Mapping):
+        raise Fault(at, f"required a mapping, got {_shown(found)}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:59] + "…"
+
+
+def text(record: Mapping[str, Any], key: str, at: str) -> str:
+    """A string that says something; numbers are read as their digits."""
+    value = record.get(key)
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
+        raise Fault(at + key, f"required a non-empty string, got {_shown(value)}")
+    return str(value)
+
+
+def optional_text(record: Mapping[str, Any], key: str, at: str) -> str | None:
+    """As `text`; None where the key is missing, null or empty."""
+    return None if record.get(key) in (None, "") else text(record, key, at)
+
+
+def identity(record: Mapping[str, Any]) -> str:
+    """The row's ID."""
+    return text(record, "ID", "").strip()
+
+
+def options(value: Any, at: str) -> dict[str, str]:
+    """Letter → option; letters another row has and this one lacks (null in a struct) are left out."""
+    found = {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None}
+    if len(found) < 2:
+        raise Fault(at, f"required at least two options, got {len(found)}")
+    return found
+
+
+def attributes(value: Any, at: str) -> dict[str, str] | None:
+    """Attribute → value without the nulls of a struct; None where the field itself is missing."""
+    if value is None or value == "":
+        return None
+    return {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None and str(v).strip()}
+
+
+def reasoning(value: Any, at: str) -> str | None:
+    """A chain as one string; steps of ``{step, evidence}`` are joined by spaces."""
+    try:
+        found = plain(value, at)
+    except Fault:
+        found = value  # a chain in words may begin with a bracket
+    if found is None or found == "" or found == []:
+        return None
+    if isinstance(found, str):
+        return found.strip()
+    steps = []
+    for i, entry in enumerate(as_list(found, at)):
+        if isinstance(entry, str):
+            steps.append(entry.strip())
+            continue
+        step = as_dict(entry, f"{at}[{i}]")
+        steps += [str(step[k]).strip() for k in ("step", "evidence") if step.get(k)]
+    if not any(steps):
+        raise Fault(at, f"required a string or a list of {{step, evidence}}, got {_shown(value)}")
+    return " ".join(s for s in steps if s)
+
+
+def picture(value: Any, at: str) -> bytes | None:
+    """Encoded bytes of a picture (a struct with ``bytes``, or the bytes themselves), not decoded here."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes")
+    if value is None:
+        return None
+    if not isinstance(value, bytes) or not value:
+        raise Fault(at, f"required the bytes of an encoded picture, got {_shown(value)}")
+    return value
+
+
+def pictures(record: Mapping[str, Any]) -> list[bytes | None]:
+    """All pictures of a person: `images`, or the one `image`; [None] for a person without."""
+    several = record.get("images")
+    if several is None:
+        return [picture(record.get("image"), "image")]
+    found = [picture(value, f"images[{i}]") for i, value in enumerate(as_list(several, "images"))]
+    return found or [None]

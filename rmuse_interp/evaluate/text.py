@@ -1,0 +1,290 @@
+"""Texts made comparable: normal form, forms of one value, what implies it, overlap of words."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+_UNITS: Final = dict(
+    zip(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+        range(10),
+        strict=True,
+    )
+)
+_TEENS: Final = dict(
+    zip(
+        [
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+        ],
+        range(10, 20),
+        strict=True,
+    )
+)
+_TENS: Final = dict(
+    zip(
+        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"],
+        range(20, 100, 10),
+        strict=True,
+    )
+)
+_SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_ARTICLES: Final = frozenset({"a", "an", "the"})
+FUNCTION_WORDS: Final = frozenset(
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "of",
+        "in",
+        "on",
+        "at",
+        "to",
+        "for",
+        "from",
+        "with",
+        "by",
+        "as",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "been",
+        "it",
+        "its",
+        "this",
+        "that",
+        "these",
+        "those",
+        "he",
+        "she",
+        "they",
+        "his",
+        "her",
+        "their",
+        "i",
+        "me",
+        "my",
+        "we",
+        "you",
+        "so",
+        "then",
+        "there",
+        "here",
+        "now",
+        "has",
+        "have",
+        "had",
+        "do",
+        "does",
+        "did",
+        "not",
+    ]
+)
+
+
+@lru_cache(maxsize=65536)
+def normalise(text: str) -> str:
+    """Lower case without accents, punctuation and articles; numbers as digits, words one blank apart.
+
+    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives go.
+
+    >>> normalise("The Baker's dozen — twenty-one!")
+    'baker dozen 21'
+    >>> normalise("Nineteen eighty-four"), normalise("1,250.50 €"), normalise("May 3rd"), normalise("-4")
+    ('1984', '1250.50', 'may 3', '-4')
+    """
+    text = unicodedata.normalize("NFKD", text).casefold()
+    text = "".join(c for c in text if not unicodedata.combining(c)).replace("’", "'").replace("−", "-")
+    text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"'s\b", "", text).replace("'", "")
+    text = re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text)
+    text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text)
+    text = re.sub(r"[^\w\s.\0]|_", " ", text)
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text).replace("\0", "-")
+    return " ".join(_digits([word for word in text.split() if word not in _ARTICLES]))
+
+
+def contains(text: str, words: str) -> bool:
+    """Whether a normalised text holds normalised words, at word boundaries.
+
+    >>> contains("she is a baker", "baker"), contains("she is a bakery owner", "baker"), contains("x", "")
+    (True, False, False)
+    """
+    return bool(words) and f" {words} " in f" {text} "
+
+
+def numbers(text: str) -> list[str]:
+    """The numbers of a normalised text, sorted.
+
+    >>> numbers("6 plus 4 makes 10")
+    ['10', '4', '6']
+    """
+    return sorted(re.findall(r"(?<!\S)-?\d+(?:\.\d+)?(?!\S)", text))
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words of a normalised text that are neither function words nor numbers."""
+    return frozenset(w for w in text.split() if w not in FUNCTION_WORDS and not w.lstrip("-")[:1].isdigit())
+
+
+def _below_hundred(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    """A number under a hundred at a place, and the place after it."""
+    if at >= len(words):
+        return None
+    word = words[at]
+    if word in _TENS:
+        unit = _UNITS.get(words[at + 1], 0) if at + 1 < len(words) else 0
+        return _TENS[word] + unit, at + (2 if unit else 1)
+    for table in (_TEENS, _UNITS):
+        if word in table:
+            return table[word], at + 1
+    return None
+
+
+def _read(words: Sequence[str], at: int) -> tuple[int, int] | None:
+    """A spelled number or year at a place, and the place after it."""
+    start = _below_hundred(words, at)
+    if start is None:
+        return (100, at + 1) if words[at] == "hundred" else None
+    value, at = start
+    second = _below_hundred(words, at)
+    if value in (17, 18, 19, 20) and second is not None and second[0] >= 10:
+        return value * 100 + second[0], second[1]  # a year: nineteen eighty-four
+    while at < len(words) and words[at] in _SCALES:
+        scale = _SCALES[words[at]]
+        value, at = value * scale, at + 1
+        after = at + (at < len(words) and words[at] == "and")
+        rest = _below_hundred(words, after)
+        if rest is not None:
+            more, end = rest
+            if end < len(words) and words[end] == "hundred" and scale > 100:
+                more, end = more * 100, end + 1
+                after = end + (end < len(words) and words[end] == "and")
+                last = _below_hundred(words, after)
+                if last is not None:
+                    more, end = more + last[0], last[1]
+            value, at = value + more, end
+    return value, at
+
+
+def _digits(words: Sequence[str]) -> list[str]:
+    """Words with spelled numbers turned to digits."""
+    out, at = [], 0
+    while at < len(words):
+        found = _read(words, at)
+        if found is None:
+            out.append(words[at])
+            at += 1
+        else:
+            out.append(str(found[0]))
+            at = found[1]
+    return out
+
+
+class Lexicon:
+    """Which texts name the same value (`aliases`), and which imply another one (`entails`, transitively).
+
+    >>> words = Lexicon({"United Kingdom": ["UK", "Britain"]}, {"London": ["United Kingdom"]})
+    >>> words.same("the UK", "Britain"), sorted(words.implied_by("UK"))
+    (True, ['london'])
+    """
+
+    def __init__(
+        self,
+        aliases: Mapping[str, Sequence[str]] | None = None,
+        entails: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        self._forms: dict[str, set[str]] = {}
+        for value, others in (aliases or {}).items():
+            group = {normalise(form) for form in (value, *others)} - {""}
+            for form in group:
+                self._forms.setdefault(form, {form}).update(group)
+        self._implying: dict[str, set[str]] = {}
+        for value, implied in (entails or {}).items():
+            for other in implied:
+                self._implying.setdefault(normalise(other), set()).add(normalise(value))
+
+    def forms(self, value: str) -> frozenset[str]:
+        """The normalised forms of a value, its own included."""
+        normal = normalise(value)
+        return frozenset({normal, *self._forms.get(normal, ())} - {""})
+
+    def same(self, one: str, other: str) -> bool:
+        """Whether two texts are the same value, aliases and number forms allowed for."""
+        return bool(self.forms(one) & self.forms(other))
+
+    def states(self, text: str, value: str) -> bool:
+        """Whether a text holds any form of a value, at word boundaries."""
+        normal = normalise(text)
+        return any(contains(normal, form) for form in self.forms(value))
+
+    def implied_by(self, value: str) -> frozenset[str]:
+        """The normalised texts that give a value away without naming it."""
+        named = self.forms(value)
+        found: set[str] = set()
+        todo = list(named)
+        while todo:
+            for source in self._implying.get(todo.pop(), ()):
+                for form in {source, *self._forms.get(source, ())}:
+                    if form not in found and form not in named:
+                        found.add(form)
+                        todo.append(form)
+        return frozenset(found)
+
+    def entails(self, text: str, value: str) -> bool:
+        """Whether a text names a value or implies it."""
+        normal = normalise(text)
+        return self.states(text, value) or any(contains(normal, form) for form in self.implied_by(value))
+
+
+@lru_cache(maxsize=1)
+def _scorer() -> Any:
+    from rouge_score import rouge_scorer
+
+    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+
+
+@lru_cache(maxsize=65536)
+def rouge_l(reference: str, candidate: str) -> float:
+    """ROUGE-L F-measure with the Porter stemmer (package rouge-score), 0 to 1.
+
+    >>> rouge_l("she works as a baker", "she is a baker")
+    0.66...
+    """
+    if not reference.strip() or not candidate.strip():
+        return 0.0
+    return float(_scorer().score(reference, candidate)["rougeL"].fmeasure)
+
+
+def words_of(text: str) -> list[str]:
+    """Lower-case words of a text as they stand, punctuation aside."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def has_loop(text: str, period: int = 3, times: int = 3) -> bool:
+    """Whether some run of `period` words stands `times` times in a row.
+
+    >>> has_loop("cannot " * 9), has_loop("a b c a b c a b c"), has_loop("a b c a b c a b")
+    (True, True, False)
+    """
+    words = words_of(text)
+    run = 0
+    for i in range(period, len(words)):
+        run = run + 1 if words[i] == words[i - period] else 0
+        if run >= period * (times - 1):
+            return True
+    return False
