@@ -13,7 +13,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Part(nn.Module):
             )
         super().__setattr__(name, value)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Part":
         for child in self.children() if recurse else ():
             child._apply(fn)
         for name, buffer in self._buffers.items():

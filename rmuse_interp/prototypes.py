@@ -1,7 +1,6 @@
 """Refusal prototypes: unit vectors of refusing states, the support of the target measure μ (eq. 4.16)."""
 
 from collections.abc import Sequence
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -53,7 +52,7 @@ class Prototypes(Part):
         self.hold(points=points, positions=positions, trajectory=trajectory)
 
     @classmethod
-    def pooled(cls, states: Float[Tensor, "examples d"], groups: Sequence[str]) -> Self:
+    def pooled(cls, states: Float[Tensor, "examples d"], groups: Sequence[str]) -> "Prototypes":
         """One prototype per group: `u(mean φ(x⁺; S))` over the examples of one span and template (`paper`).
 
         Args:
@@ -79,7 +78,7 @@ class Prototypes(Part):
         trajectory: Int[Tensor, " tokens"],
         cap: int | None = None,
         seed: int = 0,
-    ) -> Self:
+    ) -> "Prototypes":
         """One prototype per token of the refusals, last prompt token to end of answer (`calibrated`).
 
         Args:

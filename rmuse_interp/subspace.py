@@ -1,6 +1,6 @@
 """`Subspace`: a linear subspace of the residual stream, held as an orthonormal basis."""
 
-from typing import Final, Self
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -49,12 +49,12 @@ class Subspace(Part):
         self.hold(basis=basis)
 
     @classmethod
-    def span(cls, vectors: Float[Tensor, "d n"]) -> Self:
+    def span(cls, vectors: Float[Tensor, "d n"]) -> "Subspace":
         """The subspace spanned by any columns; dependent and zero ones are left out."""
         return cls(orthonormal(vectors))
 
     @classmethod
-    def zero(cls, d: int) -> Self:
+    def zero(cls, d: int) -> "Subspace":
         """The subspace {0} of a residual stream of width d."""
         return cls(torch.zeros(d, 0))
 

@@ -1,7 +1,7 @@
 """`Gate`, the face that all gates share, and their combinations by and, or, not."""
 
 from collections.abc import Sequence
-from typing import Final, Literal, Self, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -67,11 +67,11 @@ class Gate(Part):
         """Whether to steer, per state."""
         return self.score(h) > self.threshold
 
-    def at_threshold(self, threshold: float) -> Self:
+    def at_threshold(self, threshold: float) -> "Gate":
         """The same gate with another threshold."""
         tree, tensors = to_record(self)
         tree["settings"]["threshold"] = float(threshold)
-        return from_record(tree, tensors)  # type: ignore[return-value]
+        return _gate(from_record(tree, tensors))
 
     def __and__(self, other: "Gate") -> "AllOf":
         return AllOf([self, other])
@@ -87,6 +87,11 @@ class Gate(Part):
 
     def _name(self) -> str:
         return type(self).__name__
+
+
+def _gate(part: Part) -> Gate:
+    assert isinstance(part, Gate)
+    return part
 
 
 class _Combination(Gate):
@@ -115,7 +120,7 @@ class _Combination(Gate):
     def _margins(self, h: Tensor) -> Tensor:
         return torch.stack([gate.margin(h) for gate in self._children()])
 
-    def at_threshold(self, threshold: float) -> Self:
+    def at_threshold(self, threshold: float) -> "Gate":
         raise RMuseError(_FIXED)
 
     def describe(self) -> str:
@@ -171,7 +176,7 @@ class Not(Gate):
         """Negated margin per state."""
         return -self.gate.margin(h)
 
-    def at_threshold(self, threshold: float) -> Self:
+    def at_threshold(self, threshold: float) -> "Gate":
         raise RMuseError(_FIXED)
 
     def describe(self) -> str:
