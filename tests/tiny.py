@@ -31,8 +31,9 @@ SENTENCES = [
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}"
     "{% if message['role'] == 'user' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
@@ -80,9 +81,11 @@ def _lively(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
+            drawn = torch.randn(weight.shape, generator=generator)
             if weight.ndim >= 2:
-                scale = 1.0 if "embed" in name else 1.6 / weight.shape[-1] ** 0.5
-                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+                weight.copy_(drawn * (1.0 if "embed" in name else 1.6 / weight.shape[-1] ** 0.5))
+            elif "norm" not in name:
+                weight.copy_(drawn * 0.1)
 
 
 def _llama_config(vocab_size: int, n_layers: int, d_model: int):

@@ -1,0 +1,428 @@
+"""The edit algebra: operators placed, gated and chained; a plan is a value that one prints, edits and saves.
+
+    steer = op.SlerpToward(v, angle=acs).protecting(rrs)
+    edit = steer.at(layers=[12, 13]).on("generated").given("image").when(gate).named("pictures")
+    plan = edit >> other
+    plan.without("gate"), plan.replace(angle=FixedFraction(0.5)), print(plan)
+
+Here is what a plan *is*; where it runs (an nnsight context, a stored nnsight edit, hooks on the plain model) is the
+business of `rmuse_interp.models`, and the same plan gives equal outputs in all of them.
+"""
+
+import importlib
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.gates import Gate
+from rmuse_interp.operators import Operator
+from rmuse_interp.parts import Part, to_record
+
+Tokens = Literal["generated", "prompt_end", "response", "all"]
+"""`generated`: positions ≥ prompt_end; `response`: > prompt_end; `all`: all but image tokens and padding."""
+Modality = Literal["image", "text"]
+"""Rows with an image, or without one."""
+Per = Literal["query", "token"]
+"""A gate decides once per query, from its read-out, or for each token from that token's own state."""
+
+
+class Edit(Part):
+    """Where (blocks), on which tokens, for which rows and if (gate) operators act: one step of a plan. Frozen.
+
+    Built from an operator (`Operator.at`, `op.layerwise`) and refined by `on`, `given`, `when` and `named`, each of
+    which returns a new edit.
+
+    Args:
+        operators: the distinct operators.
+        layers: for each operator, the 0-based decoder blocks whose output it edits.
+        tokens: which tokens.
+        modality: only rows with an image (`image`) or without one (`text`); None for all rows.
+        gate: steer only where it fires; None for always.
+        per: the gate decides per `query` or per `token`.
+        name: what `without`, `replace` and ``print`` call this edit.
+
+    Raises:
+        RMuseError: no layers, a negative or repeated one, an unknown choice, a per-token gate above the edit.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[Operator],
+        layers: Sequence[Sequence[int]],
+        tokens: Tokens = "generated",
+        modality: Modality | None = None,
+        gate: Gate | None = None,
+        per: Per = "query",
+        name: str | None = None,
+    ):
+        super().__init__()
+        self.hold_parts("operators", list(operators))
+        self.layers = [[int(layer) for layer in group] for group in layers]
+        self.tokens: Tokens = _choice("tokens", tokens, get_args(Tokens))
+        self.modality: Modality | None = (
+            None if modality is None else _choice("modality", modality, get_args(Modality))
+        )
+        self.gate = gate
+        self.per: Per = _choice("per", per, get_args(Per))
+        self.name = name
+        flat = [layer for group in self.layers for layer in group]
+        if (
+            len(self.layers) != len(self.operators)
+            or not flat
+            or min(flat) < 0
+            or len(set(flat)) != len(flat)
+        ):
+            raise RMuseError(
+                f"an edit needs distinct 0-based layers, one operator each, got {self.layers}; "
+                "chain edits with >> to act twice at one layer"
+            )
+        if gate is not None and per == "token" and gate.layer > min(flat):
+            raise RMuseError(
+                f"a gate per token must read at or below the edit's lowest layer {min(flat)}, it reads at "
+                f"{gate.layer}: move the gate down or the edit up"
+            )
+
+    @classmethod
+    def from_layers(cls, operators: Mapping[int, Operator]) -> "Edit":
+        """The edit with ``{layer: operator}``; layers that share an operator hold it once."""
+        distinct: list[Operator] = []
+        groups: list[list[int]] = []
+        for layer in sorted(operators):
+            operator = operators[layer]
+            index = next((i for i, known in enumerate(distinct) if known is operator), None)
+            if index is None:
+                distinct.append(operator)
+                groups.append([layer])
+            else:
+                groups[index].append(layer)
+        return cls(distinct, groups)
+
+    def on(self, tokens: Tokens) -> "Edit":
+        """The same edit on other tokens: `generated`, `prompt_end`, `response` or `all`."""
+        return self._with(tokens=tokens)
+
+    def given(self, modality: Modality | None) -> "Edit":
+        """The same edit for rows with an image (`image`) or without (`text`) only."""
+        return self._with(modality=modality)
+
+    def when(self, gate: Gate | None, per: Per = "query") -> "Edit":
+        """The same edit where `gate` fires only, decided per query (and remembered) or per token."""
+        return self._with(gate=gate, per=per)
+
+    def named(self, name: str) -> "Edit":
+        """The same edit under a name, for `without`, `replace` and ``print``."""
+        return self._with(name=name)
+
+    def _with(self, **changes: Any) -> "Edit":
+        now = {
+            "operators": list(self.operators),
+            "layers": self.layers,
+            "tokens": self.tokens,
+            "modality": self.modality,
+            "gate": self.gate,
+            "per": self.per,
+            "name": self.name,
+        }
+        return Edit(**{**now, **changes})
+
+    @property
+    def sites(self) -> list[int]:
+        """The decoder blocks whose output is edited, ascending."""
+        return sorted(layer for group in self.layers for layer in group)
+
+    def operator_at(self, layer: int) -> Operator | None:
+        """The operator that edits the output of decoder block `layer`, or None."""
+        for operator, group in zip(self.operators, self.layers, strict=True):
+            if layer in group:
+                return operator  # type: ignore[return-value]  # a ModuleList forgets what it holds
+        return None
+
+    def __rshift__(self, other: "Edit | Plan") -> "Plan":
+        return Plan([self]) >> other
+
+    def describe(self) -> str:
+        """The sentence that ``print`` shows."""
+        where = {
+            "generated": "the last prompt token and every generated one",
+            "prompt_end": "the last prompt token",
+            "response": "every generated token",
+            "all": "all tokens but those of images",
+        }[self.tokens]
+        rows = "" if self.modality is None else f" of {self.modality} queries"
+        gate = ""
+        if self.gate is not None:
+            gate = f", {'where' if self.per == 'token' else 'if'} {self.gate.describe()} fires"
+        acts = "; ".join(
+            f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"  # type: ignore[operator]
+            for operator, group in zip(self.operators, self.layers, strict=True)
+        )
+        return f"{'' if self.name is None else self.name + ': '}on {where}{rows}{gate}: {acts}"
+
+    __repr__ = __str__ = describe
+
+
+class Plan(Part):
+    """Edits in order: `>>` is associative, orders edits at one site; across sites the forward order rules. Frozen.
+
+    Args:
+        edits: the edits, in order.
+        fingerprint: record of the model it was fitted on (see `rmuse_interp.models.fingerprint`), or None.
+
+    Raises:
+        RMuseError: the same edit twice, or two edits of one name.
+    """
+
+    def __init__(self, edits: Sequence[Edit], fingerprint: dict[str, Any] | None = None):
+        super().__init__()
+        self.hold_parts("edits", list(edits))
+        self.fingerprint = fingerprint
+        for i, edit in enumerate(edits):
+            for other in edits[:i]:
+                if _same(edit, other):
+                    raise RMuseError(
+                        f"a plan holds each edit once, got it twice ({edit.describe()}); "
+                        "change the fraction or scale of the operator for a stronger edit"
+                    )
+                if edit.name is not None and edit.name == other.name:
+                    raise RMuseError(f"two edits are named {edit.name!r}; use .named(...) to tell them apart")
+
+    def __rshift__(self, other: "Edit | Plan") -> "Plan":
+        added = [other] if isinstance(other, Edit) else list(as_plan(other))
+        return Plan([*self, *added], self.fingerprint)
+
+    def __iter__(self) -> Iterator[Edit]:
+        return iter(self.edits)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def __getitem__(self, index: int) -> Edit:
+        return self.edits[index]  # type: ignore[return-value]
+
+    @property
+    def layers(self) -> list[int]:
+        """All decoder blocks whose output some edit changes, ascending."""
+        return sorted({layer for edit in self for layer in edit.sites})
+
+    @property
+    def gates(self) -> list[Gate]:
+        """The distinct gates, in the order of the edits."""
+        return list({id(edit.gate): edit.gate for edit in self if edit.gate is not None}.values())
+
+    @property
+    def reads(self) -> list[int]:
+        """All decoder blocks at which a gate reads, ascending."""
+        return sorted({gate.layer for gate in self.gates})
+
+    @property
+    def single_pass(self) -> bool:
+        """Whether all gates can decide while the steered pass runs.
+
+        True iff every gate that decides per query reads at or below the lowest edited layer and scores the prompt as
+        it is (no prefix). Otherwise the plan is "two-pass": `decide` runs first.
+        """
+        queries = [edit.gate for edit in self if edit.gate is not None and edit.per == "query"]
+        lowest = min(self.layers, default=0)
+        return all(gate.prefix is None and gate.layer <= lowest for gate in queries)
+
+    def without(self, name: str) -> "Plan":
+        """The plan without an edit, a gate or another optional part, addressed by name.
+
+        Args:
+            name: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), or a
+                pattern with `*`, which takes every match (`*.gate`).
+
+        Raises:
+            RMuseError: an unknown or ambiguous name (the names there are get listed), or a part that is required.
+        """
+        return self._rewritten({name: None})
+
+    def replace(self, **parts: Any) -> "Plan":
+        """The plan with named parts exchanged: ``plan.replace(gate=g)``, ``plan.replace(**{"pictures.angle": a})``.
+
+        Raises:
+            RMuseError: an unknown or ambiguous name; the names there are get listed.
+        """
+        return self._rewritten(parts)
+
+    def _rewritten(self, changes: Mapping[str, Any]) -> "Plan":
+        edits: list[Edit] = list(self)
+        for name, value in changes.items():
+            addresses = {f"{label}": (i, ()) for i, label in enumerate(_labels(edits))}
+            for i, label in enumerate(_labels(edits)):
+                addresses |= {f"{label}.{'.'.join(path)}": (i, path) for path in _paths(edits[i])}
+            chosen = _match(name, addresses, edits)
+            for i, path in sorted(chosen, reverse=True):
+                if path:
+                    edits[i] = _rebuilt(edits[i], path, value)  # type: ignore[assignment]
+                elif value is None:
+                    del edits[i]
+                else:
+                    edits[i] = value
+        return Plan(edits, self.fingerprint)
+
+    def describe(self) -> str:
+        """The sentences that ``print`` shows, one line per edit."""
+        return "\n".join(edit.describe() for edit in self) or "no edits"
+
+    __repr__ = __str__ = describe
+
+    # Running a plan belongs to the floor above; each call climbs there when it is made, never at import.
+
+    def attach(self, hf_model: nn.Module, **settings: Any) -> Any:
+        """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.models.native.attach`."""
+        return importlib.import_module("rmuse_interp.models.native").attach(hf_model, self, **settings)
+
+    def install(self, lens: Any) -> Any:
+        """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
+        return lens.install(self)
+
+    def decide(self, lens: Any, prompts: Any, images: Any = None) -> Any:
+        """The gates' decision from an unsteered scoring pass over the prompts; see `LensModel.decide`."""
+        return lens.decide(self, prompts, images)
+
+    def save(self, folder: str | Path, model: Any = None, **provenance: Any) -> Path:
+        """Write the plan as safetensors + JSON; see `rmuse_interp.models.bundle.save`."""
+        return importlib.import_module("rmuse_interp.models.bundle").save(self, folder, model, provenance)
+
+    @staticmethod
+    def load(folder: str | Path, model: Any = None) -> "Plan":
+        """The plan that `save` wrote, checked against `model` if given; see `rmuse_interp.models.bundle.load`."""
+        return importlib.import_module("rmuse_interp.models.bundle").load(folder, model)
+
+
+def as_plan(expression: Edit | Plan) -> Plan:
+    """The plan itself, or the plan of a single edit."""
+    if isinstance(expression, Edit):
+        return Plan([expression])
+    if isinstance(expression, Plan):
+        return expression
+    raise RMuseError(
+        f"a plan or an edit was required, got {type(expression).__name__}; give an operator its place with .at(layers=…)"
+    )
+
+
+def same_plan(one: Plan, other: Plan) -> bool:
+    """Whether two plans are the same expression with the same tensors."""
+    return len(one) == len(other) and all(_same(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _same(one: Part, other: Part) -> bool:
+    if one is other:
+        return True
+    tree, tensors = to_record(one)
+    other_tree, other_tensors = to_record(other)
+    return tree == other_tree and all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
+
+
+def _choice(what: str, value: Any, choices: tuple[str, ...]) -> Any:
+    if value not in choices:
+        raise RMuseError(f"{what} out of {', '.join(choices)} was required, got {value!r}")
+    return value
+
+
+def _labels(edits: Sequence[Edit]) -> list[str]:
+    return [edit.name if edit.name is not None else f"edit{i}" for i, edit in enumerate(edits)]
+
+
+def _steps(part: Part) -> list[tuple[str, Any]]:
+    """The named children of a part, parts and lists of parts flattened; an only operator is called `operator`."""
+    found: list[tuple[str, Any]] = []
+    for name, child in part.named_children():
+        if name.startswith("_"):
+            continue  # derived from the others, not a part of the record
+        if isinstance(child, Part):
+            found.append((name, child))
+        elif isinstance(child, nn.ModuleList):
+            single = name.removesuffix("s")
+            found += [
+                (single if len(child) == 1 else f"{single}{i}", grandchild)
+                for i, grandchild in enumerate(child)
+            ]
+        elif isinstance(child, nn.ModuleDict):
+            found += [(f"{name}[{key}]", grandchild) for key, grandchild in child.items()]
+    return found
+
+
+def _paths(part: Part) -> list[tuple[str, ...]]:
+    return [
+        path for name, child in _steps(part) for path in [(name,), *((name, *rest) for rest in _paths(child))]
+    ]
+
+
+def _match(
+    name: str, addresses: Mapping[str, tuple[int, tuple[str, ...]]], edits: Sequence[Edit]
+) -> set[tuple[int, tuple[str, ...]]]:
+    if "*" in name:
+        chosen = {key: place for key, place in addresses.items() if fnmatchcase(key, name)}
+    elif name in addresses:
+        return {addresses[name]}
+    else:
+        chosen = {key: place for key, place in addresses.items() if key.endswith(f".{name}")}
+        # A gate inside a gate stands behind the gate itself.
+        depth = min((len(path) for _, path in chosen.values()), default=0)
+        chosen = {key: place for key, place in chosen.items() if len(place[1]) == depth}
+    distinct = {id(_follow(edits[i], path)) for i, path in chosen.values()}
+    if not chosen or (len(distinct) > 1 and "*" not in name):
+        problem = "is ambiguous" if chosen else "names nothing here"
+        listed = ", ".join(sorted(chosen or addresses))
+        raise RMuseError(f"one part was to be addressed, {name!r} {problem}; choose one of: {listed}")
+    return set(chosen.values())
+
+
+def _follow(part: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        part = dict(_steps(part))[name]
+    return part
+
+
+def _rebuilt(part: Part, path: tuple[str, ...], value: Any) -> Part:
+    """A copy of `part` in which the part at `path` is `value`; built anew, so that every check runs again."""
+    step, rest = path[0], path[1:]
+    child = dict(_steps(part))[step]
+    new = value if not rest else _rebuilt(child, rest, value)
+    arguments = _arguments(part)
+    places = [name for name, held in arguments.items() if any(item is child for item in _items(held))]
+    for name in places:
+        held = arguments[name]
+        if new is None and inspect.signature(type(part).__init__).parameters[name].default is not None:
+            raise RMuseError(f"{step!r} is required where it stands: replace it, or remove the whole edit")
+        if isinstance(held, list):
+            arguments[name] = [new if item is child else item for item in held]
+        elif isinstance(held, dict):
+            arguments[name] = {key: new if item is child else item for key, item in held.items()}
+        else:
+            arguments[name] = new
+    try:
+        return type(part)(**arguments)
+    except RMuseError:
+        raise
+    except Exception as error:
+        raise RMuseError(
+            f"{type(part).__name__} cannot stand with {step!r} = {type(new).__name__}: {error}"
+        ) from error
+
+
+def _items(held: Any) -> list[Any]:
+    return held if isinstance(held, list) else list(held.values()) if isinstance(held, dict) else [held]
+
+
+def _arguments(part: Part) -> dict[str, Any]:
+    """The keywords that build `part` again, by the convention of `rmuse_interp.parts`."""
+    arguments: dict[str, Any] = {}
+    for name in inspect.signature(type(part).__init__).parameters:
+        if name == "self":
+            continue
+        held = getattr(part, name)
+        if isinstance(held, nn.ModuleList):
+            held = list(held)
+        elif isinstance(held, nn.ModuleDict):
+            held = {int(key) if key.isdecimal() else key: child for key, child in held.items()}
+        arguments[name] = held
+    return arguments

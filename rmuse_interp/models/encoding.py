@@ -1,0 +1,156 @@
+"""From questions, pictures and responses to a model's inputs: the chat template, padding on the left, prompt ends."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import BatchFeature
+
+from rmuse_interp.errors import RMuseError
+
+Picture = Any
+"""A PIL image, encoded bytes, a path, or None."""
+
+
+class Encoding(BatchFeature):
+    """Inputs of a model, left-padded, for ``model(**encoding)``; besides them, where each prompt ends.
+
+    Attributes:
+        prompt_end: [batch] position of the last prompt token, counting the row's unmasked tokens from 0; what comes
+            after it is the response or a prefill of the assistant's turn.
+        texts: the strings that were tokenized, image placeholders not expanded.
+    """
+
+    prompt_end: Int[Tensor, " batch"]
+    texts: list[str]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """Renders and tokenizes with a processor (or a bare tokenizer, for text-only models).
+
+    Args:
+        processor: the processor of an image-text model, or the tokenizer of a text model.
+    """
+
+    processor: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer itself."""
+        return getattr(self.processor, "tokenizer", self.processor)
+
+    @property
+    def sees(self) -> bool:
+        """Whether pictures can be encoded."""
+        return getattr(self.processor, "image_processor", None) is not None
+
+    def render(self, question: str, with_image: bool) -> str:
+        """The question as the chat template has it, up to where the assistant's turn begins."""
+        content: Any = question
+        if self.sees:
+            content = [{"type": "image"}] * with_image + [{"type": "text", "text": question}]
+        if getattr(self.processor, "chat_template", None) is None:
+            image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
+            return f"USER: {image}{question}\nASSISTANT:"
+        messages = [{"role": "user", "content": content}]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+    def encode(
+        self,
+        prompts: str | Sequence[str],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+    ) -> Encoding:
+        """Inputs for a batch of questions; rows with and without a picture may be mixed.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            responses: per row the assistant's words so far (a whole response, or a prefill), put one space behind the
+                prompt; None or "" for none.
+
+        Raises:
+            RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
+        """
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        pictures = _per_row(images, len(rows), "images")
+        given = _per_row(responses, len(rows), "responses")
+        if not rows:
+            raise RMuseError("at least one prompt was required, got none")
+        loaded = [_picture(item, row) for row, item in enumerate(pictures)]
+        if any(item is not None for item in loaded) and not self.sees:
+            raise RMuseError("this model reads text only, a picture was given; leave images out")
+        heads = [self.render(q, item is not None) for q, item in zip(rows, loaded, strict=True)]
+        texts = [head if not r else f"{head} {r}" for head, r in zip(heads, given, strict=True)]
+        begin = self.tokenizer.bos_token
+        settings: dict[str, Any] = {
+            "padding": True,
+            "return_tensors": "pt",
+            "add_special_tokens": not (begin and heads[0].startswith(begin)),
+        }
+        if self.sees:
+            present = [item for item in loaded if item is not None]
+            inputs = self.processor(text=texts, images=present or None, **settings)
+        else:
+            inputs = self.tokenizer(texts, return_token_type_ids=False, **settings)
+        encoding = Encoding(dict(inputs))
+        tail = torch.tensor([self._tail(h, t) for h, t in zip(heads, texts, strict=True)])
+        encoding.prompt_end = encoding["attention_mask"].sum(dim=1) - 1 - tail
+        encoding.texts = texts
+        return encoding
+
+    def _tail(self, head: str, text: str) -> int:
+        """Number of tokens of `text` that reach beyond `head`."""
+        if text == head:
+            return 0
+        if not self.tokenizer.is_fast:
+            raise RMuseError("a response needs a fast tokenizer (character offsets); load the model with one")
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        return sum(end > len(head) for _, end in offsets)
+
+    def decode(self, ids: Sequence[int], drop: frozenset[int], stop: frozenset[int]) -> str:
+        """The text of generated ids, cut at the first id of `stop`, without those of `drop`; delimiters stay."""
+        kept: list[int] = []
+        for token in ids:
+            if token in stop:
+                break
+            if token not in drop:
+                kept.append(token)
+        return self.tokenizer.decode(
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ).strip()
+
+
+def _per_row(items: Any, rows: int, what: str) -> list[Any]:
+    if items is None:
+        return [None] * rows
+    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]
+    if len(listed) != rows:
+        raise RMuseError(
+            f"one entry of {what} per prompt was required ({rows}), got {len(listed)}; use None for none"
+        )
+    return listed
+
+
+def _picture(item: Picture, row: int) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if item is None or isinstance(item, Image.Image):
+        return None if item is None else item.convert("RGB")
+    source = io.BytesIO(item) if isinstance(item, bytes) else Path(item)
+    try:
+        with Image.open(source) as picture:
+            return picture.convert("RGB")
+    except (UnidentifiedImageError, OSError, ValueError) as error:
+        named = f"{len(item)} bytes" if isinstance(item, bytes) else str(item)
+        raise RMuseError(
+            f"row {row}: a readable picture (PNG, JPEG, …) was required, got {named}: {error}"
+        ) from error

@@ -1,0 +1,105 @@
+"""`Fingerprint`: which model a plan was fitted on, and what tells another one apart."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.layouts import Layout
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Architecture, widths and a hash of the source checkpoint's weight files.
+
+    The dtype a model runs in is not a part of it: every dtype and quantised form loaded from the same files matches.
+
+    Args:
+        architecture: class of the model with its head.
+        n_layers: decoder blocks.
+        d_model: width of the residual stream.
+        vocabulary: entries of the embedding.
+        weights: sha256 (first 16 hex digits) of the weight files, or "" where the model came from no files.
+    """
+
+    architecture: str
+    n_layers: int
+    d_model: int
+    vocabulary: int
+    weights: str
+
+    def __str__(self) -> str:
+        shape = f"{self.n_layers}x{self.d_model}x{self.vocabulary}"
+        return f"{self.architecture}:{shape}:{self.weights or 'unknown'}"
+
+    def as_record(self) -> dict[str, Any]:
+        """The fingerprint as plain JSON."""
+        return asdict(self)
+
+    def differences(self, record: Mapping[str, Any]) -> list[str]:
+        """What differs from a saved record, one phrase each; weights count only where both are known."""
+        found = []
+        for name, own in self.as_record().items():
+            other = record.get(name)
+            if own != other and not (name == "weights" and not (own and other)):
+                found.append(f"{name} {other} there, {own} here")
+        return found
+
+    def require(self, record: Mapping[str, Any] | None, what: str) -> None:
+        """Nothing, or the error that `what` belongs to another model.
+
+        Raises:
+            RMuseError: naming what differs.
+        """
+        found = [] if record is None else self.differences(record)
+        if found:
+            raise RMuseError(
+                f"{what} was fitted on another model ({'; '.join(found)}): load that one, or fit again"
+            )
+
+
+def fingerprint(hf_model: nn.Module, layout: Layout) -> Fingerprint:
+    """The fingerprint of a loaded model; its weight files are read once per process and file."""
+    path = str(getattr(getattr(hf_model, "config", None), "_name_or_path", "") or "")
+    vocabulary = int(hf_model.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    return Fingerprint(type(hf_model).__name__, layout.n_layers, layout.d_model, vocabulary, _weights(path))
+
+
+_HASHES: dict[tuple[str, int, int], bytes] = {}
+"""(path, size, time of change) → digest of a file."""
+
+
+def _weights(path: str) -> str:
+    files = sorted(Path(path).glob("*.safetensors")) if path and Path(path).is_dir() else _cached(path)
+    if not files:
+        return ""
+    total = hashlib.sha256()
+    for file in files:
+        total.update(_digest(file))
+    return total.hexdigest()[:16]
+
+
+def _cached(repository: str) -> list[Path]:
+    """The weight files of a hub checkpoint in the local cache."""
+    if not repository:
+        return []
+    from huggingface_hub import try_to_load_from_cache
+
+    for name in ("model.safetensors", "model.safetensors.index.json"):
+        found = try_to_load_from_cache(repository, name)
+        if isinstance(found, str):
+            return sorted(Path(found).parent.glob("*.safetensors"))
+    return []
+
+
+def _digest(file: Path) -> bytes:
+    status = file.stat()
+    key = (str(file.resolve()), status.st_size, status.st_mtime_ns)
+    if key not in _HASHES:
+        with file.open("rb") as stream:
+            _HASHES[key] = hashlib.file_digest(stream, "sha256").digest()
+    return _HASHES[key]

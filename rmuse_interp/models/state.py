@@ -1,0 +1,135 @@
+"""The values an interpreter of plans passes along: queries, calls, decisions, and the state made of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rmuse_interp.errors import RMuseError
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """What the gates said: one column per edit of the plan, one row per query.
+
+    Args:
+        fired: whether the edit may act on the row; True for edits without a gate; with a gate per token, whether
+            it has acted on any token so far.
+        score: the gate's score (larger = steer); NaN where there is no gate or it decides per token.
+        known: whether the row has been decided; a chunked prefill decides when the prompt's end has passed.
+    """
+
+    fired: Bool[Tensor, "batch edits"]
+    score: Float[Tensor, "batch edits"]
+    known: Bool[Tensor, "batch edits"]
+
+    def repeated(self, batch: int) -> "Decision":
+        """The decision for a batch of beams or samples, which come in groups of neighbours."""
+        times = _times(len(self.fired), batch)
+        return Decision(*(x.repeat_interleave(times, dim=0) for x in (self.fired, self.score, self.known)))
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What is known of the queries before their first forward call: announced by whoever encoded them.
+
+    Positions count a row's unmasked tokens from 0, so padding does not move them.
+
+    Args:
+        prompt_end: position of the last prompt token; a prefill of the assistant's turn comes after it.
+        has_image: whether the row has an image.
+        padding: masked tokens on the left of each row.
+        readable: per read-out, how many prompt tokens it covers.
+        whole: whether the ids of the whole conversation were seen; False where a part is only in the cache.
+    """
+
+    prompt_end: Int[Tensor, " batch"]
+    has_image: Bool[Tensor, " batch"]
+    padding: Int[Tensor, " batch"]
+    readable: Mapping[str, Int[Tensor, " batch"]]
+    whole: bool = True
+
+    def repeated(self, batch: int) -> "Query":
+        """The same queries for a batch of beams or samples, which come in groups of neighbours."""
+        times = _times(len(self.prompt_end), batch)
+        if times == 1:
+            return self
+        readable = {name: count.repeat_interleave(times) for name, count in self.readable.items()}
+        columns = (x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.padding))
+        return Query(*columns, readable, self.whole)
+
+
+def _times(own: int, batch: int) -> int:
+    if own == 0 or batch % own:
+        raise RMuseError(
+            f"{own} queries were announced or decided, a batch of {batch} rows arrived; announce or decide these rows"
+        )
+    return batch // own
+
+
+@dataclass(frozen=True, eq=False)
+class QueryState:
+    """The queries of one batch, remembered from prefill for every decode step.
+
+    Args:
+        prompt_end: position of the last prompt token among the row's unmasked tokens.
+        has_image: whether the row has an image.
+        decision: what the gates said so far.
+    """
+
+    prompt_end: Int[Tensor, " batch"]
+    has_image: Bool[Tensor, " batch"]
+    decision: Decision
+
+    def repeated(self, batch: int) -> "QueryState":
+        """The same queries for a batch of beams or samples, which come in groups of neighbours."""
+        times = _times(len(self.prompt_end), batch)
+        if times == 1:
+            return self
+        ends, images = (x.repeat_interleave(times) for x in (self.prompt_end, self.has_image))
+        return QueryState(ends, images, self.decision.repeated(batch))
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """The tokens of one forward call.
+
+    Args:
+        position: position among the row's unmasked tokens.
+        real: whether the token is unmasked.
+        image: whether it is an image token.
+        special: whether it is a special token of the tokenizer (begin, end, padding, image, …).
+    """
+
+    position: Int[Tensor, "batch tokens"]
+    real: Bool[Tensor, "batch tokens"]
+    image: Bool[Tensor, "batch tokens"]
+    special: Bool[Tensor, "batch tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A gate's read-out under way: the sum of the states read so far and their number, per row."""
+
+    total: Float[Tensor, "batch d"]
+    count: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A batch of queries in the middle of a forward call."""
+
+    query: QueryState
+    call: Call
+    readings: Mapping[int, Reading]
+    token_fired: Mapping[int, Bool[Tensor, "batch tokens"]]
+    announced: Query | None
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that decide where edits act and gates read: image placeholders and special tokens."""
+
+    image: int | None
+    special: frozenset[int]

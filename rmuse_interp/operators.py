@@ -1,0 +1,304 @@
+"""Operators `h → h`: pure functions of one state, the verbs of the edit algebra.
+
+An operator knows neither layer, nor tokens, nor gate: `Operator.at` turns it into an edit that does. Every
+operator works in float32 (float64 for float64 states), never writes into the states it was handed, and gives
+back their dtype.
+
+    >>> import torch, rmuse_interp.operators as op
+    >>> push = op.Add(torch.tensor([0.0, 1.0]), scale=2.0)
+    >>> push(torch.tensor([[1.0, 1.0]])).tolist()
+    [[1.0, 3.0]]
+"""
+
+import importlib
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp.calibration import Angle
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.sphere import norm, slerp, unit
+from rmuse_interp.parts import Part
+from rmuse_interp.subspace import Subspace
+
+if TYPE_CHECKING:
+    from rmuse_interp.edits import Edit
+
+Beyond = Literal["keep", "nearest"]
+"""What a position-aware transport does past the longest trajectory: leave the state, or use all prototypes."""
+
+_VANISHING: Final = 1e-6
+"""Share of ‖h‖ below which the complement of the RRS is rounding: nothing is there to rotate."""
+
+
+class Operator(Part):
+    """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
+
+    @abstractmethod
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        """The edited states.
+
+        Args:
+            h: [*tokens, d] states; not written to.
+            step: position − prompt_end of each state (0 at the last prompt token); only operators that know
+                the position read it.
+        """
+
+    def at(self, layers: Sequence[int]) -> "Edit":
+        """The edit that applies this operator to the outputs of decoder blocks `layers` (0-based)."""
+        return layerwise(dict.fromkeys(layers, self))
+
+    def protecting(self, rrs: Subspace) -> "Operator":
+        """The same operator acting only inside the complement of the RRS: `P_rrs h` is kept (repair D5)."""
+        raise RMuseError(f"{type(self).__name__} has no protected form; steer with SlerpToward or Transport")
+
+
+def layerwise(operators: Mapping[int, Operator]) -> "Edit":
+    """The edit with one operator per decoder block, as ``{layer: operator}``; an operator may serve several.
+
+    Raises:
+        RMuseError: no layers, or a negative one.
+    """
+    # Edits live one floor up: this is the one call from the lower floor, made when an edit is asked for.
+    return importlib.import_module("rmuse_interp.edits").Edit.from_layers(operators)
+
+
+class _Rotation(Operator):
+    """A norm-keeping operator: rotates `u(h)`, or the part of it outside the RRS, and restores the length."""
+
+    rrs: Subspace | None
+
+    def _rotated(self, h: Tensor, step: Tensor | None) -> Tensor:
+        states = working(h)
+        moved = states if self.rrs is None else self.rrs.remove(states)
+        length = norm(moved)
+        goal, share = self._goal(unit(moved), states, step)
+        turned = length * slerp(unit(moved), goal, share)
+        # A goal of length 0 stands for "no edit". Strictly greater: the zero state stays as it is.
+        able = (length > _VANISHING * norm(states)) & (goal.square().sum(dim=-1, keepdim=True) > 0)
+        if self.rrs is None:
+            return torch.where(able, turned, states).to(h.dtype)
+        # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
+        change = self.rrs.remove(turned - moved)
+        return torch.where(able, states + change, states).to(h.dtype)
+
+    @abstractmethod
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Unit vector to rotate toward (zero: no edit) and the share of the way, per state."""
+
+
+class SlerpToward(_Rotation):
+    """`h̃ = ‖h‖ · slerp(u(h), v̂; λ)` (eq. 4.18): rotate toward a direction by a calibrated share of the angle.
+
+    Defining property: ‖h̃‖ = ‖h‖ and ∠(u(h̃), v̂) = (1 − λ) ∠(u(h), v̂). It is not `h + α v̂`, which changes the
+    norm. With `signed`, the goal is the paper's normalised update `sign(vᵀh) (I − P_rrs) v / ‖·‖` (eq. 4.10), the
+    sign read on the raw v; where vᵀh = 0 there is no update.
+
+    Args:
+        direction: [d] v_un, of any length but 0.
+        angle: gives `fraction(h, direction)` = λ in [0, 1]: `ACS` or `FixedFraction`.
+        signed: rotate toward `sign(vᵀh) v̂` (preset `paper`) instead of v̂ itself ("oriented").
+        shield: subspace removed from the direction only; see `shielding`.
+        rrs: subspace in which nothing of h changes; see `protecting`.
+
+    Raises:
+        RMuseError: a direction of length 0, or one that lies inside the subspace to protect.
+    """
+
+    direction: Tensor
+    toward: Tensor
+
+    def __init__(
+        self,
+        direction: Float[Tensor, " d"],
+        angle: Angle,
+        signed: bool = False,
+        shield: Subspace | None = None,
+        rrs: Subspace | None = None,
+    ):
+        super().__init__()
+        self.hold(direction=direction)
+        self.angle = angle
+        # Inside the complement both angles are measured on the complement's sphere.
+        self._angle = angle if rrs is None else angle.protecting(rrs)
+        self.signed = signed
+        self.shield = shield
+        self.rrs = rrs
+        toward = unit(self.direction)
+        for protected in (shield, rrs):
+            toward = toward if protected is None else protected.remove(toward)
+        # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
+        if not float(toward.norm()) > 1e-5:
+            raise RMuseError(
+                "a direction with a part outside the protected subspace was required, got one inside it (or 0): "
+                "lower the energy of the RRS, or drop .protecting(...)"
+            )
+        self.hold(toward=unit(toward))
+
+    def shielding(self, rrs: Subspace) -> "SlerpToward":
+        """Protection of the direction only, as in eq. 4.10: v̂ = (I − P_rrs) v / ‖·‖, while h is rotated whole."""
+        return SlerpToward(self.direction, self.angle, self.signed, shield=rrs, rrs=self.rrs)
+
+    def protecting(self, rrs: Subspace) -> "SlerpToward":
+        """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
+        return SlerpToward(self.direction, self.angle, self.signed, shield=self.shield, rrs=rrs)
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        return self._rotated(h, step)
+
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+        goal = self.toward.to(states.dtype).expand_as(heading)
+        if self.signed:
+            goal = goal * (states @ self.direction.to(states.dtype)).sign().unsqueeze(-1)
+        return goal, self._angle.fraction(heading, goal)
+
+    def describe(self) -> str:
+        goal = "sign(vᵀh) v̂" if self.signed else "v̂"
+        shield = "" if self.shield is None else f", v̂ cleared of {self.shield.describe()}"
+        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
+        return f"rotate toward {goal} by {self.angle.describe()}{shield}{kept}"
+
+
+class Transport(_Rotation):
+    """`h̃ = ‖h‖ · slerp(u(h), p*; fraction)`, p* the nearest refusal prototype: token-level transport.
+
+    Defining property: with fraction 1, u(h̃) is a prototype (inside the RRS complement: u((I − P)h̃) is a
+    complement-normalised one). It equals semi-relaxed optimal transport with free target marginal.
+
+    Args:
+        points: [prototypes, d] refusal states; normalised here.
+        positions: [prototypes] step (position − prompt_end) of each; when given, a state at step t sees only
+            prototypes with |position − t| ≤ window, or the closest ones in position where there are none.
+        window: half-width of that range, in tokens.
+        fraction: share of the angle to rotate, in [0, 1].
+        beyond: past the longest trajectory, `keep` the state or move it to the `nearest` of all prototypes.
+        rrs: subspace in which nothing of h changes; see `protecting`.
+
+    Raises:
+        RMuseError: no prototypes, positions of another length, a negative window, a fraction outside [0, 1].
+    """
+
+    points: Tensor
+    positions: Tensor | None
+    targets: Tensor
+
+    def __init__(
+        self,
+        points: Float[Tensor, "prototypes d"],
+        positions: Int[Tensor, " prototypes"] | None = None,
+        window: int = 0,
+        fraction: float = 1.0,
+        beyond: Beyond = "keep",
+        rrs: Subspace | None = None,
+    ):
+        super().__init__()
+        if not len(points):
+            raise RMuseError("a transport needs prototypes, got none: fit refusal prototypes first")
+        if window < 0 or not 0.0 <= fraction <= 1.0:
+            raise RMuseError(
+                f"window ≥ 0 and a fraction in [0, 1] were required, got {window} and {fraction}"
+            )
+        self.hold(points=points, positions=positions)
+        self.window = window
+        self.fraction = fraction
+        self.beyond: Beyond = beyond
+        self.rrs = rrs
+        outside = unit(self.points) if rrs is None else rrs.remove(unit(self.points))
+        # A prototype inside the RRS has no direction outside it: a zero row, "no edit", as for the zero complement.
+        self.hold(targets=torch.where(norm(outside) > _VANISHING, unit(outside), torch.zeros_like(outside)))
+
+    def protecting(self, rrs: Subspace) -> "Transport":
+        """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
+        return Transport(self.points, self.positions, self.window, self.fraction, self.beyond, rrs=rrs)
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        return self._rotated(h, step)
+
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, float]:
+        targets = self.targets.to(states.dtype)
+        nearness = heading @ targets.mT
+        if self.positions is None:
+            return targets[nearness.argmax(dim=-1)], self.fraction
+        if step is None:
+            raise RMuseError(
+                "a position-aware transport needs each state's step: run it in a plan, or pass step="
+            )
+        gap = (self.positions - step.unsqueeze(-1)).abs()
+        reach = gap.amin(dim=-1, keepdim=True).clamp_min(self.window)
+        past = (step > self.positions.max()).unsqueeze(-1)
+        goal = targets[torch.where((gap <= reach) | past, nearness, -torch.inf).argmax(dim=-1)]
+        return (torch.where(past, 0.0, goal) if self.beyond == "keep" else goal), self.fraction
+
+    def describe(self) -> str:
+        share = "" if self.fraction == 1.0 else f" by {self.fraction:g} of the angle"
+        when = (
+            ""
+            if self.positions is None
+            else f" within {self.window} of its step (beyond them: {self.beyond})"
+        )
+        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
+        return f"move to the nearest of {len(self.points)} refusal prototypes{when}{share}{kept}"
+
+
+class Add(Operator):
+    """`h̃ = h + scale · v`: the classical steering vector. It does not keep the norm.
+
+    Args:
+        vector: [d] what is added.
+        scale: its factor.
+    """
+
+    vector: Tensor
+
+    def __init__(self, vector: Float[Tensor, " d"], scale: float = 1.0):
+        super().__init__()
+        self.hold(vector=vector)
+        self.scale = scale
+
+    def protecting(self, rrs: Subspace) -> "Add":
+        """The same addition with its part inside the RRS left out."""
+        return Add(rrs.remove(self.vector), self.scale)
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        states = working(h)
+        return (states + self.scale * self.vector.to(states.dtype)).to(h.dtype)
+
+    def describe(self) -> str:
+        return f"add {self.scale:g} × a vector of length {float(self.vector.norm()):.3g}"
+
+
+class Ablate(Operator):
+    """`h̃ = (I − P_U) h`: directional ablation. It shrinks the norm by what it removes.
+
+    Args:
+        subspace: U, what is removed.
+    """
+
+    def __init__(self, subspace: Subspace):
+        super().__init__()
+        self.subspace = subspace
+
+    def protecting(self, rrs: Subspace) -> "Ablate":
+        """The ablation of what U has outside the RRS."""
+        return Ablate(self.subspace.minus(rrs))
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        return self.subspace.remove(h)
+
+    def describe(self) -> str:
+        return f"remove {self.subspace.describe()}"
