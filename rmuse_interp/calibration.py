@@ -244,8 +244,8 @@ def choose_threshold(
     distinct = torch.cat([forget, other]).unique()
     edge = distinct.new_tensor([1.0]) * max(1.0, float(distinct.abs().max())) * 1e-6
     cuts = torch.cat([distinct[:1] - edge, (distinct[1:] + distinct[:-1]) / 2, distinct[-1:] + edge])
-    tpr = 1.0 - torch.searchsorted(forget, cuts, right=True) / len(forget)
-    fpr = 1.0 - torch.searchsorted(other, cuts, right=True) / len(other)
+    tpr = 1.0 - torch.searchsorted(forget, cuts, right=True).double() / len(forget)
+    fpr = 1.0 - torch.searchsorted(other, cuts, right=True).double() / len(other)
     if rule == "target_tpr":
         best = int((tpr >= (0.99 if level is None else level) - 1e-12).nonzero().max())
     elif rule == "target_fpr":
@@ -268,7 +268,7 @@ def auroc(
     forget, other = _scores(scores_forget, "forget"), _scores(scores_other, "other")
     below = torch.searchsorted(other, forget).sum()
     up_to = torch.searchsorted(other, forget, right=True).sum()
-    return float((below + up_to) / (2.0 * len(forget) * len(other)))
+    return int(below + up_to) / (2 * len(forget) * len(other))
 
 
 def auroc_interval(

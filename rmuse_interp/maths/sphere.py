@@ -167,21 +167,20 @@ def frechet_mean(
 
 
 def _descend(z: Tensor, points: Tensor, share: Tensor, tol: float, max_steps: int) -> Tensor:
-    cost = _spread(z, points, share)
+    cost, gradient = _spread(z, points, share), share @ log_map(z, points)
     for _ in range(max_steps):
-        gradient = share @ log_map(z, points)
-        if gradient.norm() <= tol:
-            break
         step = 1.0
-        while step > 1e-6:
+        while gradient.norm() > tol and step > 1e-6:
             candidate = unit(exp_map(z, step * gradient))
-            new_cost = _spread(candidate, points, share)
-            if new_cost <= cost:
+            new_cost, new_gradient = _spread(candidate, points, share), share @ log_map(candidate, points)
+            # The cost is flat to rounding where the gradient is still 1e-8: there the gradient decides.
+            flat = (new_cost - cost).abs() <= 1e-13
+            if bool(new_gradient.norm() < gradient.norm()) if bool(flat) else bool(new_cost < cost):
                 break
             step /= 2
         else:
-            break  # no descent left: the cost is flat to rounding
-        z, cost = candidate, new_cost
+            break  # arrived, or no descent left
+        z, cost, gradient = candidate, new_cost, new_gradient
     return z
 
 

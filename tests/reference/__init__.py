@@ -1,0 +1,1 @@
+"""Naive references, written straight from the formulas."""

@@ -1,0 +1,209 @@
+"""Subspaces, the RRS and prototypes fitted from arrays: against the naive reference, and defect D1."""
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+from reference import naive
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths.linalg import principal_angles
+from rmuse_interp.maths.sphere import geodesic, unit
+from rmuse_interp.prototypes import Prototypes
+from rmuse_interp.retain import balance, fit_retain
+from rmuse_interp.subspace import Subspace
+from rmuse_interp.unlearning import fit_unlearning
+
+PAPER = {"standardise": "zscore", "map_back": False, "oriented": False}
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def spans(n: int = 20, d: int = 12, shift: float = 3.0) -> tuple[torch.Tensor, ...]:
+    """Refusals that differ from answers by a common shift and by noise of uneven size per dimension."""
+    common = shift * random(d, seed=9)
+    sizes = torch.linspace(0.2, 2.0, d).double()
+    neg_ans, neg_cot = random(n, d, seed=1), random(n, d, seed=2)
+    pos_ans = neg_ans + common + sizes * random(n, d, seed=3)
+    pos_cot = neg_cot + common + sizes * random(n, d, seed=4)
+    return pos_ans, neg_ans, pos_cot, neg_cot
+
+
+def span_of(basis: torch.Tensor, other: torch.Tensor) -> float:
+    """Largest principal angle between two spans of one rank."""
+    assert basis.shape == other.shape
+    return float(principal_angles(basis, other).max())
+
+
+@pytest.mark.parametrize("standardise", ["zscore", "scale"])
+def test_literal_coordinates_agree_with_the_reference(standardise: str):
+    pos_ans, neg_ans, pos_cot, neg_cot = spans()
+    fitted = fit_unlearning(
+        pos_ans, neg_ans, pos_cot, neg_cot, standardise=standardise, map_back=False, oriented=False
+    )
+    z = naive.zscore if standardise == "zscore" else naive.scale
+    delta = naive.span_hybrid((pos_ans - neg_ans).numpy(), (pos_cot - neg_cot).numpy(), z)
+    expected = torch.as_tensor(naive.subspace(delta).copy())
+    assert span_of(fitted.subspace.basis, expected) < 1e-5
+    assert abs(float(fitted.direction.double() @ expected[:, 0])) == pytest.approx(1.0, abs=1e-6)
+    assert float(fitted.direction[fitted.direction.abs().argmax()]) > 0
+    shares = np.linalg.svd(delta, compute_uv=False) ** 2
+    assert np.allclose(fitted.energies.numpy(), shares / shares.sum(), atol=1e-6)
+
+
+def test_zscoring_loses_the_common_shift_and_the_repairs_find_it():
+    arrays = spans()
+    literal = fit_unlearning(*arrays, **PAPER)
+    scaled = fit_unlearning(*arrays, standardise="scale")
+    plain = fit_unlearning(*arrays, standardise="none")
+    assert abs(literal.alignment) < 0.5
+    assert scaled.alignment > 0.95
+    assert plain.alignment > 0.95
+    unmapped = fit_unlearning(*arrays, standardise="scale", map_back=False)
+    assert scaled.alignment > unmapped.alignment  # the scaled coordinates are not those of the states
+    ans, cot = arrays[0] - arrays[1], arrays[2] - arrays[3]
+    assert torch.allclose(literal.shift.double(), (ans + cot).mean(0), atol=1e-5)
+
+
+@pytest.mark.parametrize("standardise", ["zscore", "scale", "none"])
+def test_directions_mapped_back_lie_among_the_raw_differences(standardise: str):
+    pos_ans, neg_ans, pos_cot, neg_cot = spans(n=5, d=30)
+    fitted = fit_unlearning(pos_ans, neg_ans, pos_cot, neg_cot, standardise=standardise, energy=1.0)
+    raw = (pos_ans - neg_ans) + (pos_cot - neg_cot)
+    inside = Subspace.span(raw.T).remove(fitted.subspace.basis.T.double())
+    assert float(inside.abs().max()) < 1e-5
+    literal = fit_unlearning(
+        pos_ans, neg_ans, pos_cot, neg_cot, standardise="scale", energy=1.0, map_back=False
+    )
+    assert float(Subspace.span(raw.T).remove(literal.subspace.basis.T.double()).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("standardise", ["zscore", "scale", "none"])
+@pytest.mark.parametrize("flip", [1.0, -1.0])
+def test_the_sign_follows_the_raw_mean_where_oriented(standardise: str, flip: float):
+    pos_ans, neg_ans, pos_cot, neg_cot = spans()
+    if flip < 0:
+        pos_ans, neg_ans, pos_cot, neg_cot = neg_ans, pos_ans, neg_cot, pos_cot
+    fitted = fit_unlearning(pos_ans, neg_ans, pos_cot, neg_cot, standardise=standardise)
+    assert float(fitted.direction @ fitted.shift) > 0
+    assert torch.equal(fitted.subspace.basis[:, 0], fitted.direction)
+    assert float(fitted.direction.norm()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_dimensions_without_spread_are_defined():
+    arrays = [a.clone() for a in spans()]
+    for a in arrays:
+        a[:, 3] = 0.0
+    arrays[0][:, 3] = 5.0  # a constant difference: σ = 0
+    for standardise in ("zscore", "scale", "none"):
+        for map_back in (True, False):
+            fitted = fit_unlearning(*arrays, standardise=standardise, map_back=map_back)
+            assert torch.isfinite(fitted.subspace.basis).all()
+            assert bool(fitted.direction[3].abs() < 1e-6) == (standardise == "zscore")
+
+
+@pytest.mark.parametrize("standardise", ["zscore", "scale", "none"])
+@pytest.mark.parametrize("map_back", [True, False])
+def test_a_single_forget_example_gives_its_own_difference(standardise: str, map_back: bool):
+    arrays = [a[:1] for a in spans()]
+    fitted = fit_unlearning(*arrays, standardise=standardise, map_back=map_back)
+    assert fitted.rank == 1
+    assert fitted.alignment == pytest.approx(1.0, abs=1e-6)
+
+
+def test_energy_and_cap_bound_the_rank():
+    ranks = [fit_unlearning(*spans(), standardise="zscore", energy=e).rank for e in (0.1, 0.5, 0.8, 1.0)]
+    assert ranks == sorted(ranks)
+    assert len(set(ranks)) > 2
+    capped = fit_unlearning(*spans(), standardise="zscore", energy=1.0, cap=3)
+    assert capped.rank == 3
+    assert float(capped.energies.sum()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_fitting_refuses_what_it_cannot_use():
+    arrays = [a.clone() for a in spans()]
+    with pytest.raises(RMuseError, match="none"):
+        fit_unlearning(*[a[:0] for a in arrays], standardise="none")
+    with pytest.raises(RMuseError, match="all zero"):
+        fit_unlearning(arrays[0], arrays[0], arrays[2], arrays[2], standardise="zscore")
+    arrays[2][4, 1] = torch.nan
+    with pytest.raises(RMuseError, match=r"pos_cot has NaN.*\(person-4\)"):
+        fit_unlearning(*arrays, standardise="none", ids=[f"person-{i}" for i in range(20)])
+    with pytest.raises(RMuseError, match="row 4"):
+        fit_retain(*arrays, standardise="none")
+    with pytest.raises(RMuseError, match="energy"):
+        fit_unlearning(*spans(), standardise="none", energy=0.0)
+
+
+def test_rrs_agrees_with_the_reference():
+    step_ans, direct_ans, step_cot, direct_any = spans()
+    fitted = fit_retain(step_ans, direct_ans, step_cot, direct_any, standardise="zscore", map_back=False)
+    delta = naive.span_hybrid((step_ans - direct_ans).numpy(), (step_cot - direct_any).numpy())
+    assert span_of(fitted.subspace.basis, torch.as_tensor(naive.subspace(delta).copy())) < 1e-5
+    assert fitted.rank == fitted.subspace.rank
+
+
+def test_balanced_groups_weigh_the_same():
+    arrays = spans(n=12)
+    groups = ["people"] * 10 + ["reasoning"] * 2
+    weights = balance(groups)
+    assert float(weights[:10].sum()) == pytest.approx(float(weights[10:].sum()))
+    assert float(weights.mean()) == pytest.approx(1.0)
+    balanced = fit_retain(*arrays, standardise="zscore", groups=groups)
+    repeated = [torch.cat([a[:10], *[a[10:]] * 5]) for a in arrays]
+    expected = fit_retain(*repeated, standardise="zscore")
+    assert span_of(balanced.subspace.basis, expected.subspace.basis) < 1e-5
+    assert balanced.rank != fit_retain(*arrays, standardise="zscore").rank or (
+        span_of(balanced.subspace.basis, fit_retain(*arrays, standardise="zscore").subspace.basis) > 1e-2
+    )
+    with pytest.raises(RMuseError, match="group"):
+        fit_retain(*arrays, standardise="zscore", groups=groups[:3])
+
+
+def test_pooled_prototypes_are_units_of_group_means():
+    states = random(6, 5)
+    made = Prototypes.pooled(states, ["b", "a", "b", "a", "b", "c"])
+    assert len(made) == 3
+    assert torch.allclose(made.points[0].double(), unit(states[[0, 2, 4]].mean(0)), atol=1e-6)
+    assert torch.allclose(made.points[2].double(), unit(states[5]), atol=1e-6)
+    assert made.positions is None
+    assert "3 pooled" in made.describe()
+
+
+def test_token_level_prototypes_keep_their_labels_through_the_cap():
+    states = 7 * random(40, 5)
+    positions, trajectory = torch.arange(40) % 10, torch.arange(40) // 10
+    everything = Prototypes.token_level(states, positions, trajectory)
+    assert len(everything) == 40
+    capped = Prototypes.token_level(states, positions, trajectory, cap=8)
+    assert len(capped) == 8
+    for point, position, run in zip(capped.points, capped.positions, capped.trajectory, strict=True):
+        assert torch.allclose(point.double(), unit(states[int(run) * 10 + int(position)]), atol=1e-6)
+    assert torch.equal(Prototypes.token_level(states, positions, trajectory, cap=8).points, capped.points)
+
+
+def test_prototypes_outside_a_subspace():
+    made = Prototypes(unit(random(6, 5)), torch.arange(6))
+    rrs = Subspace(torch.eye(5)[:, :2])
+    seen = made.outside(rrs)
+    assert float(seen.points[:, :2].abs().max()) == 0.0
+    assert torch.allclose(seen.points.norm(dim=1), torch.ones(6))
+    expected = unit(made.points[:, 2:])
+    assert torch.allclose(seen.points[:, 2:], expected, atol=1e-6)
+    half = Prototypes(torch.eye(5)[[0, 3]], torch.tensor([4, 5])).outside(rrs)
+    assert half.positions.tolist() == [5]
+    with pytest.raises(RMuseError, match="outside"):
+        Prototypes(torch.eye(5)[:1]).outside(rrs)
+
+
+def test_prototypes_refuse_what_is_no_direction():
+    for points in (torch.ones(2, 3), torch.zeros(1, 3), torch.zeros(0, 3)):
+        with pytest.raises(RMuseError, match="unit"):
+            Prototypes(points)
+    with pytest.raises((RMuseError, TypeCheckError)):
+        Prototypes(torch.eye(3), torch.arange(2))
+    with pytest.raises(RMuseError, match="zero"):
+        Prototypes.token_level(torch.zeros(2, 3), torch.arange(2), torch.arange(2))
+    assert float(geodesic(torch.eye(2)[0], torch.eye(2)[1])) > 1

@@ -1,0 +1,219 @@
+"""Parts: precision, the generic record, subspaces, sites, pooled states."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rmuse_interp.activations import Pooled
+from rmuse_interp.calibration import ACS, FixedFraction
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.gates import ContrastGate, LinearDiscriminantGate, RRSAlignmentGate
+from rmuse_interp.maths.linalg import orthonormal, principal_angles
+from rmuse_interp.maths.sphere import unit
+from rmuse_interp.parts import Part, from_record, to_record
+from rmuse_interp.prototypes import Prototypes
+from rmuse_interp.sites import Site
+from rmuse_interp.subspace import Subspace
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def plane(d: int = 8, k: int = 3, seed: int = 0) -> Subspace:
+    return Subspace.span(random(d, k, seed=seed))
+
+
+class Bag(Part):
+    """A part with one argument of every kind."""
+
+    table: Tensor | None
+
+    def __init__(
+        self,
+        inner: Part,
+        several: list[Part],
+        keyed: dict[int, Part],
+        table: Tensor | None = None,
+        name: str = "x",
+        sizes: list[int] | tuple[int, ...] = (),
+    ):
+        super().__init__()
+        self.inner = inner
+        self.hold_parts("several", several)
+        self.hold_parts("keyed", keyed)
+        self.hold(table=table)
+        self.name = name
+        self.sizes = list(sizes)
+
+
+PARTS = [
+    plane(),
+    Subspace.zero(5),
+    Prototypes(unit(random(4, 6))),
+    Prototypes(unit(random(4, 6)), torch.arange(4), torch.tensor([0, 0, 1, 1])),
+    ACS(Prototypes(unit(random(4, 6))), "frechet"),
+    FixedFraction(0.25),
+    RRSAlignmentGate(plane(), 3, prefix="I must not"),
+    ContrastGate(unit(random(3, 6)), unit(random(2, 6)), random(6), 2, "question", 0.1, top=2),
+    LinearDiscriminantGate(random(6), 0.5, 2, "last", scale=3.0),
+    LinearDiscriminantGate(random(6), 0.5, 2, "last")
+    & ~LinearDiscriminantGate(random(6, seed=1), 0.1, 2, "last"),
+    Bag(plane(), [plane(), FixedFraction(1.0)], {5: plane(seed=2), 12: plane(seed=3)}, sizes=(1, 2)),
+    Bag(plane(), [], {}, torch.tensor([1, 2]), name="y"),
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: type(part).__name__)
+def test_record_brings_back_every_part(part: Part, tmp_path: Path):
+    tree, tensors = to_record(part)
+    save_file(tensors, tmp_path / "x.safetensors")
+    again = from_record(json.loads(json.dumps(tree)), load_file(tmp_path / "x.safetensors"))
+    assert type(again) is type(part)
+    assert again.describe() == part.describe()
+    tree_again, tensors_again = to_record(again)
+    assert tree_again == tree
+    assert set(tensors_again) == set(tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensors_again[name], tensor), name
+    state, state_again = part.state_dict(), again.state_dict()
+    assert list(state) == list(state_again)
+
+
+def test_record_keeps_the_kind_of_every_key():
+    bag = from_record(*to_record(PARTS[-2]))
+    assert isinstance(bag, Bag)
+    assert list(bag.keyed) == ["5", "12"]
+    assert isinstance(bag.several[1], FixedFraction)
+    assert bag.table is None
+
+
+def test_record_refuses_what_it_does_not_know():
+    tree, tensors = to_record(plane())
+    with pytest.raises(RMuseError, match="'Flux'"):
+        from_record({**tree, "class": "Flux"}, tensors)
+    with pytest.raises(RMuseError, match="basis"):
+        from_record(tree, {})
+    with pytest.raises(RMuseError, match="spin"):
+        from_record({**tree, "settings": {"spin": 1}}, tensors)
+    with pytest.raises(RMuseError, match="'settings'"):
+        from_record({"class": "Subspace"}, tensors)
+
+
+def test_buffers_stay_float32_whatever_the_host_becomes():
+    host = nn.Sequential(nn.Linear(8, 8), ACS(Prototypes(unit(random(4, 8)), torch.arange(4)), "frechet"))
+    before = {name: tensor.clone() for name, tensor in host[1].state_dict().items()}
+    for change in (host.to(torch.bfloat16), host.half(), host.to("cpu", torch.float64)):
+        assert change[0].weight.dtype != torch.float32
+        for name, tensor in change[1].state_dict().items():
+            assert tensor.dtype in (torch.float32, torch.int64)
+            assert torch.equal(tensor, before[name])
+    assert host.to("meta")[1].prototypes.points.is_meta
+
+
+def test_parts_copy_what_they_are_given_and_hold_no_parameters():
+    basis = torch.eye(4)[:, :2].clone()
+    part = Subspace(basis)
+    basis.zero_()
+    assert part.rank == 2
+    assert float(part.basis.sum()) == 2.0
+    assert not list(part.parameters())
+    with pytest.raises(TypeError, match="parameters"):
+        part.weight = nn.Parameter(torch.zeros(1))
+
+
+def test_subspace_projects_and_removes():
+    U, h = plane(20, 5), random(3, 4, 20)
+    assert torch.allclose(U.project(h) + U.remove(h), h)
+    assert torch.allclose(U.project(U.project(h)), U.project(h), atol=1e-6)
+    assert torch.allclose(U.project(U.remove(h)), torch.zeros_like(h), atol=1e-6)
+    assert U.project(h.bfloat16()).dtype == torch.bfloat16
+    assert (U.rank, U.d) == (5, 20)
+    none = Subspace.zero(20)
+    assert torch.equal(none.project(h), torch.zeros_like(h))
+    assert torch.equal(none.remove(h), h)
+
+
+def test_subspace_minus_is_orthogonal_to_what_it_leaves_out():
+    U, V = plane(20, 5), plane(20, 4, seed=1)
+    W = U.minus(V)
+    assert W.rank == 5
+    assert float((V.basis.T @ W.basis).abs().max()) < 1e-6
+    both = orthonormal(torch.cat([U.basis, V.basis], dim=1))
+    assert float(principal_angles(W.basis, both).max()) < 1e-6
+    assert U.minus(U).rank == 0
+    shared = Subspace.span(torch.cat([U.basis[:, :2], V.basis], dim=1))
+    assert U.minus(shared).rank == 3
+    assert U.minus(Subspace.zero(20)).rank == 5
+
+
+def test_subspace_refuses_bad_bases_and_widths():
+    for basis in (torch.ones(4, 2), 1.01 * torch.eye(4)[:, :2], torch.full((4, 1), torch.nan)):
+        with pytest.raises(RMuseError, match="orthonormal"):
+            Subspace(basis)
+    with pytest.raises(RMuseError, match="width 8"):
+        plane().project(torch.zeros(2, 9))
+    with pytest.raises(RMuseError, match="width"):
+        plane(8).minus(plane(9))
+
+
+@pytest.mark.parametrize(
+    "name", ["blocks.3.hook_resid_post", "blocks.0.hook_resid_pre", "blocks.31.hook_mlp_out"]
+)
+def test_sites_print_and_parse(name: str):
+    assert str(Site.parse(name)) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "blocks.3.hook_resid",
+        "blocks.-1.hook_resid_post",
+        "blocks.3.resid_post",
+        "blocks.3.hook_resid_post ",
+    ],
+)
+def test_sites_refuse_other_names(name: str):
+    with pytest.raises(RMuseError, match="blocks"):
+        Site.parse(name)
+    with pytest.raises(RMuseError, match="0-based"):
+        Site(-1)
+    with pytest.raises(RMuseError, match="resid_post"):
+        Site(1, "logits")
+
+
+def test_pooled_states_are_keyed_by_id(tmp_path: Path):
+    states = torch.arange(12.0).reshape(3, 2, 2)
+    pooled = Pooled(states, ("a", "b", "c"), (4, 6), "answer")
+    assert torch.equal(pooled.at(6), states[:, 1])
+    other = Pooled(states[:2], ("c", "a"), (4, 6), "cot")
+    assert pooled.aligned_with(other).ids == ("c", "a")
+    assert torch.equal(pooled.aligned_with(other).states, states[[2, 0]])
+    pooled.save(tmp_path / "deep" / "x")
+    again = Pooled.load(tmp_path / "deep" / "x")
+    assert (again.ids, again.layers, again.span) == (pooled.ids, pooled.layers, pooled.span)
+    assert torch.equal(again.states, states)
+
+
+def test_pooled_states_refuse_what_is_wrong(tmp_path: Path):
+    states = torch.zeros(2, 1, 3)
+    with pytest.raises(RMuseError, match="one row per id"):
+        Pooled(states, ("a",), (0,), "answer")
+    with pytest.raises(RMuseError, match="'a' twice"):
+        Pooled(states, ("a", "a"), (0,), "answer")
+    broken = states.clone()
+    broken[1, 0, 2] = torch.nan
+    with pytest.raises(RMuseError, match=r"NaN.*1 of 2 examples \(b\)"):
+        Pooled(broken, ("a", "b"), (0,), "answer")
+    good = Pooled(states, ("a", "b"), (0,), "answer")
+    with pytest.raises(RMuseError, match="block 7"):
+        good.at(7)
+    with pytest.raises(RMuseError, match="'z'"):
+        good.select(["z"])
+    with pytest.raises(RMuseError, match="does not exist"):
+        Pooled.load(tmp_path / "nothing")
