@@ -325,5 +325,5 @@ def _offsets(tokenizer: Any, text: str, ids: list[int], name: str) -> list[CharS
         if found["input_ids"] == ids:
             return [(int(a), int(b)) for a, b in found["offset_mapping"]]
     raise RMuseError(
-        f"{name}: required the {len(ids)} tokens of the given string, which encodes otherwise: {text[:80]!r}"
+        f"{name}: required the tokens of {text[:80]!r}, got {len(ids)} others; encode the same string, untruncated"
     )

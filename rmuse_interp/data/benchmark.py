@@ -112,7 +112,7 @@ class Benchmark:
     def __init__(self, folder: Path, forget: int, skip_bad_rows: bool = False) -> None:
         if not folder.is_dir():
             raise RMuseError(
-                f"required a benchmark folder or 'organism', got {str(folder)!r}, which is no folder"
+                f"required a benchmark folder or 'organism', got {str(folder)!r}: no such folder"
             )
         self.folder, self.forget_rate = folder, forget
         self.settings = Settings.read(folder / "benchmark.json")
@@ -122,14 +122,9 @@ class Benchmark:
         self._reader.files("Test_Set")
         self.forget_people = frozenset(self._reader.ids(self._forget))
         retained = frozenset(self._reader.ids(self._retain))
-        if not self.forget_people:
-            raise RMuseError(
-                f"{folder}/{self._forget}: required at least one person to forget, got an empty set"
-            )
-        if not retained:
-            raise RMuseError(
-                f"{folder}/{self._retain}: required at least one person to retain, got an empty set"
-            )
+        for name, people in ((self._forget, self.forget_people), (self._retain, retained)):
+            if not people:
+                raise RMuseError(f"{folder}/{name}: required at least one person, got an empty set")
         both = sorted(self.forget_people & retained)
         if both:
             shown = ", ".join(both[:3]) + (" …" if len(both) > 3 else "")

@@ -13,34 +13,14 @@ import numpy as np
 from rmuse_interp.data.example import Example
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
-from rmuse_interp.evaluate.text import Lexicon, contains, has_loop, normalise, rouge_l
+from rmuse_interp.evaluate.text import Lexicon, contains, has_loop, listed, normalise, rouge_l
 from rmuse_interp.results import Transcript
 from rmuse_interp.spans import DEFAULT_DELIMITERS, parse_response
 
 OPEN_KINDS: Final = frozenset({"generation", "reasoning", "benign", "stranger"})
 """Kinds that are answered in free words."""
 TRIVIAL_VALUES: Final = frozenset(
-    [
-        "male",
-        "female",
-        "man",
-        "woman",
-        "boy",
-        "girl",
-        "he",
-        "she",
-        "him",
-        "her",
-        "they",
-        "them",
-        "yes",
-        "no",
-        "none",
-        "unknown",
-        "true",
-        "false",
-        "nothing",
-    ]
+    listed("male female man woman boy girl he she him her they them yes no none unknown true false nothing")
 )
 """Values that half of all texts hold anyway; they never count as a leak."""
 TRIVIAL_ATTRIBUTES: Final = frozenset({"gender", "sex", "pronoun", "pronouns"})

@@ -6,94 +6,32 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-_UNITS: Final = dict(
-    zip(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
-        range(10),
-        strict=True,
-    )
-)
+
+def listed(words: str) -> tuple[str, ...]:
+    """The words of a list written as one string."""
+    return tuple(words.split())
+
+
+_UNITS: Final = dict(zip(listed("zero one two three four five six seven eight nine"), range(10), strict=True))
 _TEENS: Final = dict(
     zip(
-        [
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-        ],
+        listed("ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen"),
         range(10, 20),
         strict=True,
     )
 )
 _TENS: Final = dict(
-    zip(
-        ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"],
-        range(20, 100, 10),
-        strict=True,
-    )
+    zip(listed("twenty thirty forty fifty sixty seventy eighty ninety"), range(20, 100, 10), strict=True)
 )
 _SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 FUNCTION_WORDS: Final = frozenset(
-    [
-        "a",
-        "an",
-        "the",
-        "and",
-        "or",
-        "of",
-        "in",
-        "on",
-        "at",
-        "to",
-        "for",
-        "from",
-        "with",
-        "by",
-        "as",
-        "is",
-        "are",
-        "was",
-        "were",
-        "be",
-        "been",
-        "it",
-        "its",
-        "this",
-        "that",
-        "these",
-        "those",
-        "he",
-        "she",
-        "they",
-        "his",
-        "her",
-        "their",
-        "i",
-        "me",
-        "my",
-        "we",
-        "you",
-        "so",
-        "then",
-        "there",
-        "here",
-        "now",
-        "has",
-        "have",
-        "had",
-        "do",
-        "does",
-        "did",
-        "not",
-    ]
+    listed(
+        "a an the and or of in on at to for from with by as is are was were be been it its this that these those "
+        "he she they his her their i me my we you so then there here now has have had do does did not"
+    )
 )
+"""Words that carry no content of their own."""
 
 
 @lru_cache(maxsize=65536)
@@ -115,7 +53,9 @@ def normalise(text: str) -> str:
     text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text)
     text = re.sub(r"[^\w\s.\0]|_", " ", text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text).replace("\0", "-")
-    return " ".join(_digits([word for word in text.split() if word not in _ARTICLES]))
+    words = text.split()
+    # An article alone is the option letter A.
+    return " ".join(_digits([word for word in words if word not in _ARTICLES] or words))
 
 
 def contains(text: str, words: str) -> bool:
@@ -223,9 +163,12 @@ class Lexicon:
         normal = normalise(value)
         return frozenset({normal, *self._forms.get(normal, ())} - {""})
 
-    def same(self, one: str, other: str) -> bool:
-        """Whether two texts are the same value, aliases and number forms allowed for."""
-        return bool(self.forms(one) & self.forms(other))
+    def same(self, text: str, value: str) -> bool:
+        """Whether a text is a value or one of its other forms, and nothing else.
+
+        Two values that share an alias (a surname) are not the same for that.
+        """
+        return normalise(text) in self.forms(value)
 
     def states(self, text: str, value: str) -> bool:
         """Whether a text holds any form of a value, at word boundaries."""
