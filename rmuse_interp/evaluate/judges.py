@@ -6,7 +6,7 @@ A judge takes cases in one list and answers in the same order, so that one that 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from rmuse_interp.evaluate.text import Lexicon, contains, content_words, normalise, numbers
 
@@ -36,6 +36,7 @@ class ChainCase:
     attributes: Mapping[str, str] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Judge(Protocol):
     """Verdicts on leaks and on chains; ``name`` goes into the record."""
 
