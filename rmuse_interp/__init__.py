@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from rmuse_interp.data import load_benchmark
     from rmuse_interp.edits import Edit, Plan
     from rmuse_interp.errors import RMuseError
+    from rmuse_interp.fitting import fit
     from rmuse_interp.models.lens import load_model
-    from rmuse_interp.rmuse import RMuse, fit
+    from rmuse_interp.rmuse import RMuse
     from rmuse_interp.sites import Site
     from rmuse_interp.subspace import Subspace
 
@@ -25,7 +26,7 @@ _HOMES = {
     "RMuseError": "errors",
     "Site": "sites",
     "Subspace": "subspace",
-    "fit": "rmuse",
+    "fit": "fitting",
     "load_benchmark": "data",
     "load_model": "models.lens",
 }

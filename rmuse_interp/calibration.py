@@ -55,11 +55,11 @@ class FixedFraction(Angle):
         RMuseError: λ outside [0, 1].
     """
 
-    def __init__(self, value: float):
+    def __init__(self, value: float | int):
         super().__init__()
         if not 0.0 <= value <= 1.0:
             raise RMuseError(f"a fraction of the way must lie in [0, 1], got {value}")
-        self.value = value
+        self.value = float(value)
 
     def fraction(
         self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
@@ -211,7 +211,7 @@ def choose_threshold(
     scores_forget: Float[Tensor, " n"] | Sequence[float],
     scores_other: Float[Tensor, " m"] | Sequence[float],
     rule: ThresholdRule = "midpoint",
-    level: float | None = None,
+    level: float | int | None = None,
 ) -> Threshold:
     """The threshold that a rule asks for; a gate fires where score > threshold.
 

@@ -95,7 +95,11 @@ class Prototypes(Part):
         points = _units(states.to(torch.float64))
         if cap is not None and len(points) > cap:
             kept = k_medoids(points, cap, seed)
-            points, positions, trajectory = points[kept], positions[kept], trajectory[kept]
+            points = points[kept]
+            positions, trajectory = (
+                positions[kept.to(positions.device)],
+                trajectory[kept.to(trajectory.device)],
+            )
         return cls(points, positions, trajectory)
 
     def __len__(self) -> int:

@@ -32,7 +32,7 @@ class RetainSubspace(Part):
         subspace: Subspace,
         singular_values: Float[Tensor, " r"],
         standardise: Standardise,
-        energy: float,
+        energy: float | int,
         cap: int | None,
         map_back: bool,
     ):
@@ -40,7 +40,7 @@ class RetainSubspace(Part):
         self.subspace = subspace
         self.hold(singular_values=singular_values)
         self.standardise = standardise
-        self.energy = energy
+        self.energy = float(energy)
         self.cap = cap
         self.map_back = map_back
 
@@ -60,7 +60,7 @@ def fit_retain(
     direct_any: Float[Tensor, "examples d"],
     *,
     standardise: Standardise,
-    energy: float = 0.8,
+    energy: float | int = 0.8,
     cap: int | None = 64,
     map_back: bool = True,
     groups: Sequence[str] | None = None,

@@ -45,7 +45,7 @@ class UnlearningSubspace(Part):
         shift: Float[Tensor, " d"],
         singular_values: Float[Tensor, " r"],
         standardise: Standardise,
-        energy: float,
+        energy: float | int,
         cap: int | None,
         map_back: bool,
         oriented: bool,
@@ -54,7 +54,7 @@ class UnlearningSubspace(Part):
         self.subspace = subspace
         self.hold(direction=direction, shift=shift, singular_values=singular_values)
         self.standardise = standardise
-        self.energy = energy
+        self.energy = float(energy)
         self.cap = cap
         self.map_back = map_back
         self.oriented = oriented
@@ -86,7 +86,7 @@ def fit_unlearning(
     neg_cot: Float[Tensor, "examples d"],
     *,
     standardise: Standardise,
-    energy: float = 0.8,
+    energy: float | int = 0.8,
     cap: int | None = 64,
     map_back: bool = True,
     oriented: bool = True,
@@ -204,7 +204,7 @@ def differences(spans: dict[str, Tensor], ids: Sequence[str] | None) -> tuple[Te
 
 
 def principal_directions(
-    hybrid: SpanHybrid, energy: float, cap: int | None, map_back: bool
+    hybrid: SpanHybrid, energy: float | int, cap: int | None, map_back: bool
 ) -> tuple[Tensor, Tensor]:
     """Leading directions of the differences (eq. 4.4), in the states' coordinates where `map_back`."""
     found, s = leading_directions(hybrid.rows, energy, cap)

@@ -29,9 +29,9 @@ class RRSAlignmentGate(Gate):
         rrs: Subspace,
         layer: int,
         readout: Readout = "last",
-        threshold: float = -0.85,
+        threshold: float | int = -0.85,
         prefix: str | None = None,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         super().__init__(layer, readout, threshold, prefix, scale)
         self.rrs = rrs

@@ -40,10 +40,10 @@ class ContrastGate(Gate):
         center: Float[Tensor, " d"],
         layer: int,
         readout: Readout,
-        threshold: float = 0.0,
+        threshold: float | int = 0.0,
         top: int = 1,
         prefix: str | None = None,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         super().__init__(layer, readout, threshold, prefix, scale)
         if not len(forget) or not len(others) or top < 1:
@@ -74,10 +74,10 @@ def fit_contrast(
     *,
     layer: int,
     readout: Readout,
-    threshold: float = 0.0,
+    threshold: float | int = 0.0,
     top: int = 1,
     cap: int | None = None,
-    scale: float = 1.0,
+    scale: float | int = 1.0,
 ) -> ContrastGate:
     """The contrast gate of two sets of states, centred by the mean of the two sides' means.
 

@@ -28,12 +28,12 @@ class LinearDiscriminantGate(Gate):
     def __init__(
         self,
         weight: Float[Tensor, " d"],
-        bias: float,
+        bias: float | int,
         layer: int,
         readout: Readout,
-        threshold: float = 0.0,
+        threshold: float | int = 0.0,
         prefix: str | None = None,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         super().__init__(layer, readout, threshold, prefix, scale)
         self.hold(weight=weight)
@@ -54,9 +54,9 @@ def fit_discriminant(
     *,
     layer: int,
     readout: Readout,
-    threshold: float = 0.0,
+    threshold: float | int = 0.0,
     shrinkage: float | Literal["auto"] = "auto",
-    scale: float = 1.0,
+    scale: float | int = 1.0,
 ) -> LinearDiscriminantGate:
     """The linear discriminant of two sets of states: shared covariance shrunk by Ledoit and Wolf, equal priors.
 

@@ -39,9 +39,9 @@ class Gate(Part):
         self,
         layer: int,
         readout: Readout,
-        threshold: float,
+        threshold: float | int,
         prefix: str | None = None,
-        scale: float = 1.0,
+        scale: float | int = 1.0,
     ):
         super().__init__()
         if layer < 0 or readout not in READOUTS or not scale > 0:
@@ -67,7 +67,7 @@ class Gate(Part):
         """Whether to steer, per state."""
         return self.score(h) > self.threshold
 
-    def at_threshold(self, threshold: float) -> "Gate":
+    def at_threshold(self, threshold: float | int) -> "Gate":
         """The same gate with another threshold."""
         tree, tensors = to_record(self)
         tree["settings"]["threshold"] = float(threshold)
@@ -120,7 +120,7 @@ class _Combination(Gate):
     def _margins(self, h: Tensor) -> Tensor:
         return torch.stack([gate.margin(h) for gate in self._children()])
 
-    def at_threshold(self, threshold: float) -> "Gate":
+    def at_threshold(self, threshold: float | int) -> "Gate":
         raise RMuseError(_FIXED)
 
     def describe(self) -> str:
@@ -176,7 +176,7 @@ class Not(Gate):
         """Negated margin per state."""
         return -self.gate.margin(h)
 
-    def at_threshold(self, threshold: float) -> "Gate":
+    def at_threshold(self, threshold: float | int) -> "Gate":
         raise RMuseError(_FIXED)
 
     def describe(self) -> str:

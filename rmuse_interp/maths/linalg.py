@@ -64,7 +64,7 @@ def orthonormal(
     return basis.to(vectors.dtype)
 
 
-def energy_rank(s: Float[Tensor, " n"], eta: float) -> int:
+def energy_rank(s: Float[Tensor, " n"], eta: float | int) -> int:
     """The smallest k with `sum(s[:k]²) ≥ eta · sum(s²)`, s in descending order (eqs. 4.4 and 4.6).
 
     Args:
@@ -162,7 +162,7 @@ def _gram_svd(X: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def leading_directions(
-    X: Float[Tensor, "examples d"], eta: float, cap: int | None
+    X: Float[Tensor, "examples d"], eta: float | int, cap: int | None
 ) -> tuple[Float[Tensor, "d k"], Float[Tensor, " r"]]:
     """Leading right singular vectors of X holding a share `eta` of its energy, at most `cap` (eqs. 4.4, 4.6).
 
