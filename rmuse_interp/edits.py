@@ -194,7 +194,12 @@ class Plan(Part):
 
     def __rshift__(self, other: "Edit | Plan") -> "Plan":
         added = [other] if isinstance(other, Edit) else list(as_plan(other))
-        return Plan([*self, *added], self.fingerprint)
+        bound = self.fingerprint if isinstance(other, Edit) else self.fingerprint or other.fingerprint
+        return Plan([*self, *added], bound)
+
+    def bound_to(self, lens: Any) -> "Plan":
+        """The same plan, marked as fitted on this model: others are refused from now on."""
+        return Plan(list(self), lens.fingerprint.as_record())
 
     def __iter__(self) -> Iterator[Edit]:
         return iter(self.edits)  # type: ignore[arg-type]  # a ModuleList forgets what it holds

@@ -1,21 +1,31 @@
-"""`LensModel`: a model in nnsight's hands, with our names for its sites; the only file that knows nnsight."""
+"""`LensModel`: a model in nnsight's hands, with our names for its sites; the only file that knows nnsight.
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+nnsight is imported when a model is first traced, not with this file: it patches `Tensor.backward` and the
+interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from rmuse_interp.edits import Edit, Plan, as_plan
+from rmuse_interp.edits import Edit, Plan, as_plan, same_plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.models import native
+from rmuse_interp.models import native, sitemap
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layouts import Layout, find_layout
+from rmuse_interp.models.loading import load_checkpoint
 from rmuse_interp.models.respond import Response, respond
+from rmuse_interp.models.runtime import announce
 from rmuse_interp.models.state import Decision
+from rmuse_interp.sites import Site
 
 
 def load_model(
@@ -37,75 +47,9 @@ def load_model(
     Raises:
         RMuseError: no checkpoint there, or an unknown model family.
     """
-    name = str(path_or_id)
-    place = (
-        torch.device(device)
-        if device is not None
-        else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    )
-    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if dtype is not None and not isinstance(kind, torch.dtype):
-        raise RMuseError(f"a dtype such as 'float32' or 'bfloat16' was required, got {dtype!r}")
-    if kind is None and place.type == "cpu":
-        kind = torch.float32
-    source = _source(name)
-    hf_model, processor = _load(source, kind)
+    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
     layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor).all_special_ids)
-    return LensModel(hf_model.to(place).eval(), processor, layout, name)
-
-
-def _source(name: str) -> str:
-    if name in ("organism", "organism-gold"):
-        import importlib
-
-        # The organism lives floors above; it is only asked where its weights are.
-        return str(importlib.import_module("rmuse_interp.organism").weights_path(name))
-    looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
-    folder = Path(name).expanduser()
-    if folder.exists() and not (folder / "config.json").exists():
-        raise RMuseError(
-            f"a checkpoint folder with a config.json was required, {name} has none; save the model there"
-        )
-    if looks_local and not folder.exists():
-        raise RMuseError(
-            f"a checkpoint folder, a hub id or 'organism' was required, {name} does not exist; check the path"
-        )
-    return str(folder) if folder.exists() else name
-
-
-def _load(source: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
-    import transformers
-
-    try:
-        with _quiet(transformers):
-            config = transformers.AutoConfig.from_pretrained(source)
-            sees = type(config) in transformers.AutoModelForImageTextToText._model_mapping
-            kind = transformers.AutoModelForImageTextToText if sees else transformers.AutoModelForCausalLM
-            processor = (transformers.AutoProcessor if sees else transformers.AutoTokenizer).from_pretrained(
-                source
-            )
-            model = kind.from_pretrained(source, dtype=dtype if dtype is not None else "auto")
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RMuseError(f"{source} could not be loaded as an image-text or text model: {reason}") from error
-    tokenizer = getattr(processor, "tokenizer", processor)
-    tokenizer.padding_side = "left"
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return model, processor
-
-
-@contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
-    """The context without transformers' progress bars and advice."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(level)
-        transformers.logging.enable_progress_bar()
+    return LensModel(hf_model, processor, layout, str(path_or_id))
 
 
 class LensModel:
@@ -133,6 +77,7 @@ class LensModel:
         self.layout = layout
         self.name = name
         self._encoder = Encoder(processor)
+        self._installed: list[Installed] = []
 
     @property
     def tokenizer(self) -> Any:
@@ -205,8 +150,219 @@ class LensModel:
 
         return native.decide(self.hf, self._checked(plan), encode, self.layout)
 
+    @cached_property
+    def nn(self) -> Any:
+        """The nnsight model, for everything nnsight can do; its blocks are `lens.blocks`."""
+        import beartype  # noqa: F401  (before nnsight, see above)
+        from nnsight import TransformersModel
+
+        task = "image-text-to-text" if self._encoder.sees else "text-generation"
+        own = {"processor": self.processor} if self._encoder.sees else {}
+        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
+
+    @property
+    def blocks(self) -> Any:
+        """nnsight's decoder blocks: `lens.blocks[3].output` in a trace is `blocks.3.hook_resid_post`."""
+        return self.nn.get(self.layout.path)
+
+    def trace(
+        self,
+        prompts: str | Sequence[str],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+        *,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """nnsight's context of one forward pass, in which `plan` runs.
+
+        The block reads sites in forward order and sees values after the plan's edits; what it `.save()`s remains.
+        Gradients are tracked, as in nnsight: wrap it in ``torch.no_grad()`` unless they are wanted.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            responses: the assistant's words per row (teacher forcing); edits on "generated" count from the prompt's
+                end all the same.
+            plan: what to run.
+            decision: what `plan.decide` gave, for two-pass plans.
+            kwargs: for the model's forward.
+
+        Raises:
+            RMuseError: a two-pass plan without a decision, or one that runs on the model already.
+        """
+        encoding = self.encode(prompts, images, responses)
+        return self._planned(encoding, plan, decision).trace(**encoding, **kwargs)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        images: Picture | Sequence[Picture] = None,
+        *,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+        prefill: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """nnsight's context of a generation, in which `plan` runs at every step; else as `trace`.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            plan: what to run.
+            decision: what `plan.decide` gave, for two-pass plans.
+            prefill: words put into the assistant's mouth.
+            kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
+        """
+        rows = 1 if isinstance(prompts, str) else len(prompts)
+        encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
+        twin = self._planned(encoding, plan, decision)
+        # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
+        return twin.trace(**encoding, fn=twin.generate, **kwargs)
+
+    def run_with_cache(
+        self,
+        prompts: str | Sequence[str],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+        *,
+        names: str | Site | Sequence[str | Site] | Callable[[str], bool] | None = None,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens vocab"], Any]:
+        """Logits and TransformerLens' `ActivationCache` of one forward pass, taken in an nnsight trace.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            responses: the assistant's words per row.
+            names: sites to keep, as names (`blocks.3.hook_resid_post`) or `Site`s, or a filter of names; all of
+                `resid_pre`, `attn_out`, `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
+            plan: what to run; values are those after its edits.
+            decision: what `plan.decide` gave, for two-pass plans.
+
+        Raises:
+            RMuseError: a name that is no site of this model.
+        """
+        sites = sitemap.select(names, self.n_layers)
+        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
+        encoding = self.encode(prompts, images, responses)
+        root = self._planned(encoding, plan, decision)
+        blocks = self.blocks
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad(), root.trace(**encoding):
+            for site, (child, side) in zip(sites, readers, strict=True):
+                envoy = blocks[site.layer] if child is None else getattr(blocks[site.layer], child)
+                value = envoy.input if side == "input" else envoy.output
+                kept[str(site)] = value[0] if isinstance(value, tuple) else value
+            kept["logits"] = root.output.logits
+        from transformer_lens import ActivationCache
+
+        logits = kept.pop("logits")
+        return logits, ActivationCache(kept, self)
+
+    def install(self, plan: Plan | Edit) -> "Installed":
+        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
+        return Installed(self, self._checked(plan))
+
+    def _planned(self, encoding: Encoding, plan: Plan | Edit | None, decision: Decision | None) -> Any:
+        """A twin of the nnsight model whose stored edits know these very queries."""
+        twin = self.nn._shallow_copy()
+        expression = None if plan is None else self._checked(plan)
+        if expression is not None:
+            self._require_new(expression)
+        known = {id(handle.mediator): handle for handle in self._installed}
+        stored, twin._edits = list(twin._edits), []
+        for mediator in stored:
+            handle = known.get(id(mediator))
+            if handle is None:
+                twin._edits.append(mediator)
+            else:
+                self._store(twin, self._session(handle.plan, encoding, handle.session.decision))
+        if expression is not None:
+            self._store(twin, self._session(expression, encoding, decision))
+        return twin
+
+    def _session(self, plan: Plan, encoding: Encoding, decision: Decision | None) -> native.Session:
+        session = native.Session(plan.to(self.device), self.layout, decision)
+        vocabulary = self.layout.vocabulary
+        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
+        session.say(said)
+        session.require_decision()
+        return session
+
+    def _require_new(self, plan: Plan) -> None:
+        running = [handle.plan for handle in self._installed] + native.attached(self.hf)
+        if any(same_plan(plan, other) for other in running):
+            raise RMuseError("this plan runs on the model already; .remove() or .detach() its handle first")
+
+    def _store(self, envoy: Any, session: native.Session) -> Any:
+        """The session as a stored edit of `envoy`; it runs before the user's block, at every step."""
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        blocks = {layer: self.blocks[layer] for layer in session.interpreter.touched}
+        with envoy.edit(inplace=True):
+            steps = 0
+            try:
+                for _ in Iterations()[:]:
+                    session.begin(*envoy.inputs)
+                    for layer, block in blocks.items():
+                        output = block.output
+                        h = output[0] if isinstance(output, tuple) else output
+                        edited = session.apply(layer, h)
+                        if edited is not h:
+                            block.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+                    steps += 1
+            except OutOfOrderError:
+                # The way an open loop ends: the model made no further step. Without any step it is an error.
+                if steps == 0:
+                    raise
+        return envoy._edits[-1]
+
     def _checked(self, plan: Plan | Edit) -> Plan:
         expression = as_plan(plan)
         if expression.fingerprint is not None:
             self.fingerprint.require(expression.fingerprint, "this plan")
         return expression
+
+
+class Installed:
+    """The handle of a plan stored as an nnsight edit: `remove` (or leave the ``with`` block) and it is gone.
+
+    Args:
+        lens: the model.
+        plan: what runs in each of its traces and generations.
+
+    Raises:
+        RMuseError: a plan that runs on the model already, or layers it does not have.
+    """
+
+    def __init__(self, lens: LensModel, plan: Plan):
+        lens._require_new(plan)
+        self.lens = lens
+        self.plan = plan
+        self.session = native.Session(plan.to(lens.device), lens.layout)
+        self._undo = ExitStack()
+        self._undo.enter_context(native.listening(lens.hf, self.session))
+        self.mediator = lens._store(lens.nn, self.session)
+        lens._installed.append(self)
+        self._undo.callback(self._forget)
+
+    def remove(self) -> None:
+        """Take the edit off the model again; a second call does nothing."""
+        self._undo.close()
+
+    def _forget(self) -> None:
+        # nnsight has no public way to drop one stored edit (`clear_edits` drops all).
+        self.lens.nn._edits[:] = [edit for edit in self.lens.nn._edits if edit is not self.mediator]
+        self.lens._installed.remove(self)
+
+    def __enter__(self) -> "Installed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from rmuse_interp.edits import Edit, Plan, as_plan, same_plan
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layouts import Layout, find_layout
 from rmuse_interp.models.runtime import Interpreter, announce
 from rmuse_interp.models.state import Decision, Query, State
@@ -75,6 +76,15 @@ class Session:
             yield self
         finally:
             self._said = outer
+
+    def say(self, queries: Query) -> None:
+        """Announce the queries of every call that follows."""
+        self._said = queries
+
+    def require_decision(self) -> None:
+        """Nothing, or the error that a two-pass plan has not been decided."""
+        if self.decision is None:
+            self.interpreter.require_single_pass()
 
     def hear(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
         """Take note of the prompt that `generate` has just been given; None when it is done."""
@@ -146,9 +156,13 @@ def attach(
         layout: where the model keeps its blocks; found where absent.
 
     Raises:
-        RMuseError: layers out of range, the same plan attached already, an unknown model family.
+        RMuseError: layers out of range, the same plan attached already, an unknown model family, a plan that was
+            fitted on another model.
     """
-    return Attached(hf_model, as_plan(plan), layout or find_layout(hf_model), decision)
+    expression, place = as_plan(plan), layout or find_layout(hf_model)
+    if expression.fingerprint is not None:
+        fingerprint(hf_model, place).require(expression.fingerprint, "this plan")
+    return Attached(hf_model, expression, place, decision)
 
 
 class Attached(Session):
@@ -209,6 +223,11 @@ def paused(hf_model: nn.Module) -> Iterator[None]:
     finally:
         for handle in running:
             handle.paused = False
+
+
+def attached(hf_model: nn.Module) -> list[Plan]:
+    """The plans attached to the model."""
+    return [handle.plan for handle in _ATTACHED.get(hf_model, ())]
 
 
 def decide(

@@ -87,6 +87,14 @@ class Interpreter:
         start = self._start(decision, batch, prompt_end.device, scoring)
         return State(QueryState(prompt_end, has_image, start), call, {}, {}, announced)
 
+    def require_single_pass(self) -> None:
+        """Nothing, or the error that this plan's gates have to be asked first."""
+        if not self.plan.single_pass:
+            raise RMuseError(
+                "this plan is two-pass (a gate reads above the lowest edited layer, or scores a prefixed prompt) and "
+                "needs a decision: decision = plan.decide(lens, prompts, images), then pass decision=decision"
+            )
+
     def _require_whole(self, announced: Query) -> None:
         images = any(edit.modality is not None for edit in self.plan)
         if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
@@ -105,11 +113,8 @@ class Interpreter:
                 )
             given = given.repeated(batch)
             return Decision(given.fired.to(device), given.score.to(device), given.known.to(device))
-        if not self.plan.single_pass and not scoring:
-            raise RMuseError(
-                "this plan is two-pass (a gate reads above the lowest edited layer, or scores a prefixed prompt) and "
-                "needs a decision: decision = plan.decide(lens, prompts, images), then pass decision=decision"
-            )
+        if not scoring:
+            self.require_single_pass()
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)

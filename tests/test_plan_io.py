@@ -1,0 +1,91 @@
+"""Saved plans come back the same, and run on the model they were fitted on and on no other."""
+
+import json
+
+import pytest
+import torch
+from plans import gated_plan, lens_of, questions
+from tiny import tiny_llama, tiny_llava
+
+from rmuse_interp import Plan, RMuseError
+from rmuse_interp.edits import same_plan
+
+
+def test_a_saved_plan_gives_equal_logits(tmp_path):
+    lens, plan = lens_of(tiny_llava()), gated_plan()
+    plan.save(tmp_path, model=lens, note="for a test")
+    again = Plan.load(tmp_path, model=lens)
+    assert same_plan(plan, again)
+    assert str(again) == str(plan)
+    inputs = lens.encode(*questions())
+    logits = []
+    for running in (plan, again, plan.without("*.gate")):
+        with running.attach(lens.hf), torch.no_grad():
+            logits.append(lens.hf(**inputs).logits)
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.allclose(logits[0], logits[2])
+
+
+def test_the_bundle_is_plain_json_and_safetensors(tmp_path):
+    plan = gated_plan()
+    plan.save(tmp_path, model=lens_of(tiny_llava()), note="kept")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["plan.json", "plan.safetensors"]
+    record = json.loads((tmp_path / "plan.json").read_text())
+    assert record["layers"] == plan.layers
+    assert record["hook"] == "resid_post"
+    assert record["provenance"] == {"note": "kept"}
+    assert record["fingerprint"]["architecture"] == "LlavaForConditionalGeneration"
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        (lambda: tiny_llava(seed=1), "weights"),
+        (tiny_llama, "architecture"),
+        (lambda: tiny_llava(n_layers=5), "n_layers"),
+    ],
+)
+def test_another_model_is_refused_with_what_differs(tmp_path, other, differs):
+    gated_plan().save(tmp_path, model=lens_of(tiny_llava()))
+    stranger = lens_of(other())
+    with pytest.raises(RMuseError, match=differs):
+        Plan.load(tmp_path, model=stranger)
+    loaded = Plan.load(tmp_path)
+    with pytest.raises(RMuseError, match=differs):
+        stranger.respond("Who is Oren Tal?", plan=loaded, max_new_tokens=1)
+    with pytest.raises(RMuseError, match=differs):
+        loaded.install(stranger)
+    with pytest.raises(RMuseError, match=differs):
+        stranger.trace("Who is Oren Tal?", plan=loaded)
+    with pytest.raises(RMuseError, match=differs):
+        loaded.attach(stranger.hf)
+
+
+def test_another_dtype_of_the_same_checkpoint_is_accepted(tmp_path):
+    from rmuse_interp import load_model
+
+    gated_plan().save(tmp_path, model=lens_of(tiny_llava()))
+    half = load_model(tiny_llava(), dtype="bfloat16")
+    loaded = Plan.load(tmp_path, model=half)
+    assert half.respond("Who is Oren Tal?", plan=loaded, max_new_tokens=2)[0].fired is not None
+    assert all(buffer.dtype != torch.bfloat16 for buffer in loaded.buffers())
+
+
+def test_damage_is_told_in_one_line(tmp_path):
+    with pytest.raises(RMuseError, match="lacks plan.json"):
+        Plan.load(tmp_path)
+    gated_plan().save(tmp_path)
+    (tmp_path / "plan.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(RMuseError, match="cannot be read"):
+        Plan.load(tmp_path)
+    gated_plan().save(tmp_path)
+    (tmp_path / "plan.json").write_text(json.dumps({"schema": "rmuse-plan/99"}))
+    with pytest.raises(RMuseError, match="rmuse-plan/1 was required"):
+        Plan.load(tmp_path)
+
+
+def test_shared_gates_and_operators_survive(tmp_path):
+    plan = gated_plan()
+    both = plan[0].named("first") >> plan[0].on("response").named("second")
+    both.save(tmp_path)
+    assert same_plan(Plan.load(tmp_path), both)
