@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from reference import naive
+from sklearn.covariance import ledoit_wolf_shrinkage
 
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.maths import linalg
@@ -12,8 +13,10 @@ from rmuse_interp.maths.linalg import (
     energy_rank,
     fix_signs,
     leading_directions,
+    ledoit_wolf,
     orthonormal,
     principal_angles,
+    solve_shrunk,
 )
 
 
@@ -142,3 +145,26 @@ def test_signs_do_not_depend_on_the_solver():
     flips = torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64)
     assert torch.equal(fix_signs(V), fix_signs(V * flips))
     assert torch.equal(fix_signs(V).abs(), V.abs())
+
+
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10), (500, 6), (2, 5)])
+def test_shrinkage_is_sklearns(shape: tuple[int, int]):
+    X = random(*shape) * torch.linspace(0.3, 2, shape[1]).double()
+    X = X - X.mean(0)
+    assert ledoit_wolf(X) == pytest.approx(ledoit_wolf_shrinkage(X.numpy(), assume_centered=True), abs=1e-10)
+    assert ledoit_wolf(torch.zeros(shape)) == 0.0
+
+
+@pytest.mark.parametrize("shape", [(10, 30), (30, 10)])
+@pytest.mark.parametrize("share", [None, 0.0, 0.3, 1.0])
+def test_shrunk_solve_is_the_inverse(shape: tuple[int, int], share: float | None):
+    X, y = random(*shape), random(shape[1], seed=1)
+    s = max(ledoit_wolf(X) if share is None else share, 1e-6)
+    covariance = X.T @ X / len(X)
+    shrunk = (1 - s) * covariance + s * covariance.diagonal().mean() * torch.eye(shape[1]).double()
+    assert close(shrunk @ solve_shrunk(X, y, share), y, 1e-8)
+
+
+def test_shrunk_solve_without_any_spread_returns_what_it_got():
+    y = random(7)
+    assert torch.equal(solve_shrunk(torch.zeros(3, 7).double(), y), y)

@@ -1,13 +1,11 @@
 """The linear discriminant gate: log odds of forget under one shrunk covariance."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp.gates.gate import Gate, Readout, require_both
-from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.linalg import solve_shrunk, working
 
 
 class LinearDiscriminantGate(Gate):
@@ -55,10 +53,14 @@ def fit_discriminant(
     layer: int,
     readout: Readout,
     threshold: float | int = 0.0,
-    shrinkage: float | Literal["auto"] = "auto",
+    shrinkage: float | None = None,
     scale: float | int = 1.0,
 ) -> LinearDiscriminantGate:
-    """The linear discriminant of two sets of states: shared covariance shrunk by Ledoit and Wolf, equal priors.
+    """`w = Σ⁻¹(m₁ − m₀)`, `b = −⟨w, m₁ + m₀⟩/2`: Fisher's discriminant with equal priors.
+
+    Σ is the covariance within the sides, pooled over all states and shrunk towards a multiple of the
+    identity. It is not the average of one covariance per side, in which a small forget set would weigh as
+    much as all others.
 
     Args:
         forget: states of forget queries.
@@ -66,18 +68,17 @@ def fit_discriminant(
         layer: where they were read.
         readout: how they were read.
         threshold: set by `choose_threshold` on held-out scores.
-        shrinkage: towards the diagonal, in [0, 1], or "auto".
+        shrinkage: the share of the identity in [0, 1]; Ledoit and Wolf's (2004) where absent.
         scale: see `Gate`.
 
     Raises:
         RMuseError: an empty side, states that are not finite.
     """
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis  # here: costly to import
-
     require_both(forget, others)
-    states = torch.cat([forget, others]).to(torch.float64).cpu()
-    labels = [1] * len(forget) + [0] * len(others)
-    fitted = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=shrinkage, priors=[0.5, 0.5])
-    fitted.fit(states.numpy(), labels)
-    weight = torch.as_tensor(fitted.coef_[0]).to(forget.device)
-    return LinearDiscriminantGate(weight, float(fitted.intercept_[0]), layer, readout, threshold, None, scale)
+    means, residuals = [], []
+    for side in (forget.to(torch.float64), others.to(torch.float64)):
+        means.append(side.mean(dim=0))
+        residuals.append(side - means[-1])
+    weight = solve_shrunk(torch.cat(residuals), means[0] - means[1], shrinkage)
+    bias = -float(weight @ (means[0] + means[1])) / 2
+    return LinearDiscriminantGate(weight, bias, layer, readout, threshold, None, scale)

@@ -180,3 +180,52 @@ def leading_directions(
     vectors, s = compact_svd(X)
     rank = energy_rank(s, eta) if cap is None else min(energy_rank(s, eta), cap)
     return vectors[:, :rank].to(X.dtype), s.to(X.dtype)
+
+
+def ledoit_wolf(X: Float[Tensor, "n d"]) -> float:
+    """The share of the identity that minimises the expected error of a shrunk covariance (Ledoit and Wolf 2004).
+
+    For centred rows; computed from the [n, n] Gram matrix, so that no [d, d] matrix is formed.
+
+    Returns:
+        A share in [0, 1]: 1 where the rows tell nothing beyond their size, 0 where X is zero.
+    """
+    exact = X.to(torch.float64)
+    n, d = exact.shape
+    gram = exact @ exact.mT
+    trace = gram.diagonal().sum() / n
+    square = gram.square().sum() / n**2  # ‖S‖² of the empirical covariance S
+    noise = (gram.diagonal().square().sum() / n - square) / n
+    distance = square - trace.square() / d
+    if not bool(distance > 0):
+        return 1.0 if bool(trace > 0) else 0.0
+    return float((noise / distance).clamp(0.0, 1.0))
+
+
+def solve_shrunk(
+    X: Float[Tensor, "n d"], y: Float[Tensor, " d"], share: float | None = None
+) -> Float[Tensor, " d"]:
+    """`((1 − s) XᵀX/n + s μ I)⁻¹ y`, μ the mean variance: a solve with the shrunk covariance of centred rows.
+
+    By Woodbury's identity in the smaller of n and d. Where X is zero, or holds no more than its rounding, y
+    itself is returned: nothing is known of the covariance. A share below 1e-6 counts as 1e-6.
+
+    Args:
+        X: centred rows.
+        y: the right-hand side.
+        share: s in [0, 1]; by `ledoit_wolf` where absent.
+    """
+    exact, right = X.to(torch.float64), y.to(torch.float64)
+    n, d = exact.shape
+    variance = exact.square().sum() / (n * d)
+    if not bool(variance > 1e-20 * right.square().mean()):
+        return y.clone()
+    s = max(ledoit_wolf(exact) if share is None else share, 1e-6)
+    ridge, weight = s * variance, (1 - s) / n
+    if n >= d:
+        identity = torch.eye(d, dtype=exact.dtype, device=exact.device)
+        solved = torch.linalg.solve(weight * (exact.mT @ exact) + ridge * identity, right)
+    else:
+        inner = weight * (exact @ exact.mT) + ridge * torch.eye(n, dtype=exact.dtype, device=exact.device)
+        solved = (right - exact.mT @ (weight * torch.linalg.solve(inner, exact @ right))) / ridge
+    return solved.to(y.dtype)
