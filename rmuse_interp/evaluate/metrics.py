@@ -60,7 +60,7 @@ def summarise(name: str, rows: Sequence[tuple[Transcript, float]], seed: int = 0
     clusters: dict[str, list[float]] = {}
     for t, v in sorted(rows, key=lambda row: row[0].id):
         clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(float(v))
-    ordered = [clusters[key] for key in sorted(clusters)]
+    ordered = list(clusters.values())
     totals = np.array([sum(c) for c in ordered], dtype=np.float64)
     counts = np.array([len(c) for c in ordered], dtype=np.float64)
     draws = np.random.default_rng(seed).integers(len(ordered), size=(RESAMPLES, len(ordered)))
