@@ -48,3 +48,8 @@ def test_public_names_and_version():
     assert rmuse_interp.Subspace.__module__ == "rmuse_interp.subspace"
     with pytest.raises(AttributeError, match="nothing_here"):
         rmuse_interp.nothing_here  # noqa: B018
+
+
+def test_every_public_name_leads_somewhere():
+    for name in rmuse_interp.__all__:
+        assert getattr(rmuse_interp, name).__name__ == name

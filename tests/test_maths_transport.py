@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths import transport
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, log_map, unit
 from rmuse_interp.maths.transport import (
     barycentric_projection,
@@ -97,6 +98,13 @@ def test_k_medoids_are_a_local_minimum_and_find_clear_clusters():
         members = p[10 * (medoid // 10) : 10 * (medoid // 10) + 10]
         own = geodesic(p[medoid], members).square().sum()
         assert all(own <= geodesic(m, members).square().sum() + 1e-9 for m in members), j
+
+
+def test_k_medoids_do_not_depend_on_the_table_of_costs(monkeypatch: pytest.MonkeyPatch):
+    p = points(50, 5, seed=2)
+    kept = k_medoids(p, 6)
+    monkeypatch.setattr(transport, "_TABLE", 10)
+    assert torch.equal(k_medoids(p, 6), kept)
 
 
 def test_k_medoids_return_fewer_where_fewer_points_differ():

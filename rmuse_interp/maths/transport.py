@@ -8,7 +8,9 @@ trivially μ;
 * `barycentric_projection`: the targets of a *batch* of states under balanced transport.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +18,9 @@ from torch import Tensor
 
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, unit
+
+_TABLE: Final = 4096
+"""Most points whose pairwise costs k-medoids keeps at once (128 MiB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,15 +134,20 @@ def k_medoids(
     exact = unit(points.to(torch.float64))
     if len(exact) <= cap:
         return torch.arange(len(exact), device=points.device)
-    medoids = _spread_out(exact, cap, seed)
+    whole = _quick_cost(exact, exact) if len(exact) <= _TABLE else None
+
+    def cost(rows: Tensor, columns: Tensor) -> Tensor:
+        if whole is not None:
+            return whole[rows.unsqueeze(1), columns]
+        return _quick_cost(exact[rows], exact[columns])
+
+    everything = torch.arange(len(exact), device=points.device)
+    medoids = _spread_out(cost, everything, cap, seed)
     for _ in range(max_steps):
-        nearest = _quick_cost(exact, exact[medoids]).argmin(dim=1)
+        nearest = cost(everything, medoids).argmin(dim=1)
         nearest[medoids] = torch.arange(len(medoids), device=points.device)  # no cluster runs empty
-        moved = medoids.clone()
-        for j in range(len(medoids)):
-            members = (nearest == j).nonzero().squeeze(1)
-            inside = _quick_cost(exact[members], exact[members])
-            moved[j] = members[inside.sum(dim=0).argmin()]
+        clusters = [(nearest == j).nonzero().squeeze(1) for j in range(len(medoids))]
+        moved = torch.stack([members[cost(members, members).sum(dim=0).argmin()] for members in clusters])
         if torch.equal(moved, medoids):
             break
         medoids = moved
@@ -149,12 +159,12 @@ def _quick_cost(first: Tensor, second: Tensor) -> Tensor:
     return (first @ second.mT).clamp(-1.0, 1.0).arccos().square()
 
 
-def _spread_out(points: Tensor, cap: int, seed: int) -> Tensor:
+def _spread_out(cost: Callable[[Tensor, Tensor], Tensor], everything: Tensor, cap: int, seed: int) -> Tensor:
     """k-means++: the next start is drawn with probability in proportion to its squared angle."""
     draw = torch.Generator().manual_seed(seed)
-    chosen = [int(torch.randint(len(points), (1,), generator=draw))]
-    distance = geodesic(points[chosen[0]], points).square()
-    while len(chosen) < cap and bool(distance.max() > 1e-18):
+    chosen = [int(torch.randint(len(everything), (1,), generator=draw))]
+    distance = cost(everything, everything[chosen]).squeeze(1)
+    while len(chosen) < cap and bool(distance.max() > 1e-14):  # below, points are the same
         chosen.append(int(torch.multinomial(distance.cpu(), 1, generator=draw)))
-        distance = torch.minimum(distance, geodesic(points[chosen[-1]], points).square())
-    return torch.tensor(chosen, device=points.device)
+        distance = torch.minimum(distance, cost(everything, everything[chosen[-1:]]).squeeze(1))
+    return everything[chosen]
