@@ -18,6 +18,8 @@ GLOSSARY: Final[dict[str, str]] = {
     "k": "rank of a subspace",
     "prototypes": "refusal prototypes, unit vectors",
     "vocab": "entries of the tokenizer",
+    "others": "states of the queries that must not be steered",
+    "r": "nonzero singular values, before the energy rule keeps k of them",
     "n": "any number of vectors where the examples have no ids",
 }
 """Axis name → meaning."""
