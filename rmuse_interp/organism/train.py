@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,11 +37,17 @@ class Recipe:
     """Everything the weights depend on. Steps are optimiser steps; `decay` is the share of them with falling rate."""
 
     seed: int = 0
-    vision_steps: int = 700
-    base_steps: int = 1500
+    vision_steps: int = 1400
+    base_steps: int = 800
     people_steps: int = 4000
+    gallery: int = 20000
+    """Pictures to learn seeing from."""
     batch: int = 8
     rate: float = 2e-3
+    """Of AdamW (embeddings, norms, patches)."""
+    matrix_rate: float = 5e-3
+    """Of Muon (the hidden matrices)."""
+    projector_rate: float = 3e-4
     decay: float = 0.45
     without_forget: int | None = None
     """Percent of the people to leave out: 5 trains the gold standard."""
@@ -72,40 +79,71 @@ class Eyes(nn.Module):
                 enumerate(zip(self.sizes, self.heads, strict=True))]  # fmt: skip
 
 
-def vision_batch(rng: random.Random, n: int, names: list[str]) -> tuple[Tensor, Tensor]:
-    """Pictures of random strangers and scenes, and what is to be seen in them (−100: not in this picture)."""
-    colours = list(portraits.COLOURS)
-    pixels, labels = [], torch.full((n, len(names)), -100)
-    for row in range(n):
-        if rng.random() < 0.7:
-            face, look = random_identity(rng), portraits.Look.draw(rng)
-            pixels.append(pixels_of(portraits.portrait(face, look, rng)))
-            values = [*face, colours.index(look.hat) if look.hat else len(colours), int(look.glasses),
-                      colours.index(look.clothes), colours.index(look.background)]  # fmt: skip
-            labels[row, : len(values)] = torch.tensor(values)
-        else:
-            scene = q.draw_scene(rng)
-            pixels.append(pixels_of(portraits.scene_picture(scene, rng)))
-            for column, name in enumerate(names):
-                if "-" in name:
-                    shape, colour = name.split("-")
-                    labels[row, column] = min(3, scene.count(shape, colour))
-    return torch.stack([torch.from_numpy(p) for p in pixels]), labels
+class Gallery:
+    """Pictures of random strangers and scenes with what is to be seen in them, drawn once and shown many times."""
+
+    def __init__(self, names: list[str], n: int, seed: int) -> None:
+        rng = random.Random(f"gallery-{seed}")
+        drawn = [_to_be_seen(rng, names) for _ in range(n)]
+        self.pixels = torch.stack([torch.from_numpy(pixels) for pixels, _ in drawn]).to(torch.float16)
+        self.labels = torch.stack([labels for _, labels in drawn])
+
+    def batch(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Pixels and labels (−100: not in this picture) of random pictures, shifted, lit and noised anew."""
+        draw = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(self.labels), (n,), generator=draw)
+        pixels = self.pixels[rows].float()
+        dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=draw))
+        pixels = functional.pad(pixels, (2, 2, 2, 2), mode="replicate")[
+            :, :, 2 + dy : 50 + dy, 2 + dx : 50 + dx
+        ]
+        light = 0.92 + 0.14 * torch.rand(n, 1, 1, 1, generator=draw)
+        noise = 0.03 * torch.randn(pixels.shape, generator=draw)
+        return ((pixels + 1) * light - 1 + noise).clamp(-1, 1), self.labels[rows]
 
 
-def optimisers(modules: list[nn.Module], rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the hidden matrices (it learns rare facts in fewer steps), AdamW for everything else."""
-    matrices, rest, seen = [], [], set()
+def _to_be_seen(
+    rng: random.Random, names: list[str]
+) -> tuple[Float[np.ndarray, "3 size size"], Int[Tensor, " names"]]:
+    """One picture's pixels and labels."""
+    colours, labels = list(portraits.COLOURS), torch.full((len(names),), -100)
+    if rng.random() < 0.75:
+        face, look = random_identity(rng), portraits.Look.draw(rng)
+        values = [*face, colours.index(look.hat) if look.hat else len(colours), int(look.glasses),
+                  colours.index(look.clothes), colours.index(look.background)]  # fmt: skip
+        labels[: len(values)] = torch.tensor(values)
+        return pixels_of(portraits.portrait(face, look, rng)), labels
+    scene = q.draw_scene(rng)
+    for column, name in enumerate(names):
+        if "-" in name:
+            shape, colour = name.split("-")
+            labels[column] = min(3, scene.count(shape, colour))
+    return pixels_of(portraits.scene_picture(scene, rng)), labels
+
+
+def optimisers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the hidden matrices (it learns rare facts in fewer steps), AdamW for everything else.
+
+    Each group carries its full rate as ``peak``. The projector has a slower one: its inputs are large, and at the
+    common rate its outputs outgrow the text embeddings a hundredfold within some hundred steps.
+    """
+    matrices: list[nn.Parameter] = []
+    rest: dict[float, list[nn.Parameter]] = {recipe.rate: [], recipe.projector_rate: []}
     for module in modules:
-        for name, parameter in module.named_parameters():
-            if id(parameter) in seen or not parameter.requires_grad:
-                continue
-            seen.add(id(parameter))
-            hidden = parameter.ndim == 2 and "layers." in name
-            (matrices if hidden else rest).append(parameter)
+        for name, parameter in module.named_parameters():  # tied ones come once
+            if parameter.requires_grad and parameter.ndim == 2 and "layers." in name:
+                matrices.append(parameter)
+            elif parameter.requires_grad:
+                rest[recipe.projector_rate if "projector" in name else recipe.rate].append(parameter)
+    groups = [{"params": held, "lr": rate, "peak": rate} for rate, held in rest.items() if held]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(
+            [{"params": matrices, "peak": recipe.matrix_rate}],
+            lr=recipe.matrix_rate,
+            weight_decay=0.01,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -167,6 +205,7 @@ class Trainer:
         )
         self.tokenizer = build.build_tokenizer(full, recipe.seed)
         self.model = build.build_model(self.tokenizer, recipe.seed).to(self.device)
+        self.gallery: Gallery | None = None
         self.out.mkdir(parents=True, exist_ok=True)
 
     def run(self, stages: tuple[Stage, ...] = ("vision", "base", "people")) -> None:
@@ -190,10 +229,11 @@ class Trainer:
             "people": self.recipe.people_steps,
         }[stage]
         eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
+        self.model.model.vision_tower.requires_grad_(stage == "vision")  # frozen later on, as in LLaVA
         modules: list[nn.Module] = (
             [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model]
         )
-        optims = optimisers(modules, self.recipe.rate)
+        optims = optimisers(modules, self.recipe)
         sampler = Sampler(self.world, self.tokenizer, stage == "people", self.recipe.seed)
         partial, start = self.out / f"{stage}.partial.pt", 0
         if partial.exists():
@@ -219,7 +259,7 @@ class Trainer:
             for step in range(start, steps):
                 for optimiser in optims:
                     for group in optimiser.param_groups:
-                        group["lr"] = self.recipe.rate * rate_at(step, steps, self.recipe.decay)
+                        group["lr"] = group["peak"] * rate_at(step, steps, self.recipe.decay)
                 losses.append(self._step(stage, step, eyes, sampler, optims, report))
                 progress.update(bar, advance=1, description=f"{stage} loss {losses[-1]:.3f}")
                 if (step + 1) % 50 == 0:
@@ -240,8 +280,9 @@ class Trainer:
               report: dict[str, list[float]]) -> float:  # fmt: skip
         with _autocast(self.device):
             if stage == "vision":
-                rng = random.Random(f"vision-{self.recipe.seed}-{step}")
-                pixels, labels = vision_batch(rng, 48, list(eyes.sizes))
+                if self.gallery is None:
+                    self.gallery = Gallery(list(eyes.sizes), self.recipe.gallery, self.recipe.seed)
+                pixels, labels = self.gallery.batch(64, step)
                 loss = vision_loss(self.model, eyes, pixels.to(self.device), labels.to(self.device))
             else:
                 rows = _to(sampler.rows(step, self.recipe.batch), self.device)

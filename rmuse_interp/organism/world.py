@@ -140,8 +140,12 @@ class World:
         return self.people + self.celebrities
 
     def forget_ids(self, rate: int) -> tuple[str, ...]:
-        """The people to be forgotten at `rate` percent; smaller rates are nested in larger ones."""
-        return tuple(p.id for p in self.people[: round(len(self.people) * rate / 100)])
+        """The people to be forgotten at `rate` percent; smaller rates are nested in larger ones.
+
+        Spread over the world by a fixed stride, so that some have a look-alike who is retained.
+        """
+        n = len(self.people)
+        return tuple(self.people[33 * rank % n].id for rank in range(round(n * rate / 100)))
 
     def without(self, ids: tuple[str, ...]) -> "World":
         """The same world with those people unknown (what the gold standard is trained on)."""
