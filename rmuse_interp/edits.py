@@ -302,7 +302,7 @@ class Plan(Part):
         return importlib.import_module("rmuse_interp.models.bundle").load(folder, model)
 
 
-def as_plan(expression: Edit | Plan) -> Plan:
+def as_plan(expression: object) -> Plan:
     """The plan itself, or the plan of a single edit."""
     if isinstance(expression, Edit):
         return Plan([expression])

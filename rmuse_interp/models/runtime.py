@@ -74,6 +74,7 @@ class Interpreter:
         )
         if carries and previous is not None and batch % len(previous.query.prompt_end) == 0:
             query = previous.query.repeated(batch)
+            call = _of_prompt(call, query.prompt_end)
             query = replace(query, has_image=query.has_image | (call.image & call.real).any(dim=1))
             # Without a cache each step repeats the prompt: its states are read again from the start.
             return State(query, call, previous.readings if past > 0 else {}, {}, announced)
@@ -84,6 +85,7 @@ class Interpreter:
             self._require_whole(announced)
             given = announced.repeated(batch)
             prompt_end, has_image = given.prompt_end.to(call.position), given.has_image.to(call.real.device)
+        call = _of_prompt(call, prompt_end)
         start = self._start(decision, batch, prompt_end.device, scoring)
         return State(QueryState(prompt_end, has_image, start), call, {}, {}, announced)
 
@@ -228,6 +230,11 @@ class Interpreter:
         return chosen if bool(chosen.any()) else None
 
 
+def _of_prompt(call: Call, prompt_end: Int[Tensor, " batch"]) -> Call:
+    """The call without image tokens behind the prompt: a placeholder that was generated shows no image."""
+    return replace(call, image=call.image & (call.position <= prompt_end.unsqueeze(-1)))
+
+
 def _acted(state: State, index: int, rows: Tensor) -> State:
     """The state in which a per-token edit has acted on some rows."""
     old = state.query.decision
@@ -321,5 +328,6 @@ def announce(
         unseen = torch.zeros_like(last)
         return Query(end, unseen.bool(), padding, {"last": unseen + 1}, whole=False)
     call, _ = read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary)
+    call = _of_prompt(call, end)
     readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
     return Query(end, (call.image & call.real).any(dim=1), padding, readable)
