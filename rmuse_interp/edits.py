@@ -14,7 +14,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -30,6 +30,9 @@ Modality = Literal["image", "text"]
 """Rows with an image, or without one."""
 Per = Literal["query", "token"]
 """A gate decides once per query, from its read-out, or for each token from that token's own state."""
+
+_Place = tuple[int, tuple[str, ...]]
+"""Index of an edit and the path of one of its parts."""
 
 
 class Edit(Part):
@@ -50,6 +53,8 @@ class Edit(Part):
     Raises:
         RMuseError: no layers, a negative or repeated one, an unknown choice, a per-token gate above the edit.
     """
+
+    operators: nn.ModuleList
 
     def __init__(
         self,
@@ -72,16 +77,14 @@ class Edit(Part):
         self.per: Per = _choice("per", per, get_args(Per))
         self.name = name
         flat = [layer for group in self.layers for layer in group]
-        if (
-            len(self.layers) != len(self.operators)
-            or not flat
-            or min(flat) < 0
-            or len(set(flat)) != len(flat)
-        ):
+        distinct = bool(flat) and min(flat) >= 0 and len(set(flat)) == len(flat)
+        if not distinct or len(self.layers) != len(self.operators):
             raise RMuseError(
                 f"an edit needs distinct 0-based layers, one operator each, got {self.layers}; "
                 "chain edits with >> to act twice at one layer"
             )
+        if not all(isinstance(one, Operator) for one in operators) or not isinstance(gate, Gate | None):
+            raise RMuseError(f"an edit takes operators and a gate, got {operators} and {gate!r}")
         if gate is not None and per == "token" and gate.layer > min(flat):
             raise RMuseError(
                 f"a gate per token must read at or below the edit's lowest layer {min(flat)}, it reads at "
@@ -91,17 +94,9 @@ class Edit(Part):
     @classmethod
     def from_layers(cls, operators: Mapping[int, Operator]) -> "Edit":
         """The edit with ``{layer: operator}``; layers that share an operator hold it once."""
-        distinct: list[Operator] = []
-        groups: list[list[int]] = []
-        for layer in sorted(operators):
-            operator = operators[layer]
-            index = next((i for i, known in enumerate(distinct) if known is operator), None)
-            if index is None:
-                distinct.append(operator)
-                groups.append([layer])
-            else:
-                groups[index].append(layer)
-        return cls(distinct, groups)
+        distinct = {id(operators[layer]): operators[layer] for layer in sorted(operators)}.values()
+        groups = [[layer for layer in sorted(operators) if operators[layer] is one] for one in distinct]
+        return cls(list(distinct), groups)
 
     def on(self, tokens: Tokens) -> "Edit":
         """The same edit on other tokens: `generated`, `prompt_end`, `response` or `all`."""
@@ -120,16 +115,7 @@ class Edit(Part):
         return self._with(name=name)
 
     def _with(self, **changes: Any) -> "Edit":
-        now = {
-            "operators": list(self.operators),
-            "layers": self.layers,
-            "tokens": self.tokens,
-            "modality": self.modality,
-            "gate": self.gate,
-            "per": self.per,
-            "name": self.name,
-        }
-        return Edit(**{**now, **changes})
+        return Edit(**{**_arguments(self), **changes})
 
     @property
     def sites(self) -> list[int]:
@@ -177,6 +163,8 @@ class Plan(Part):
     Raises:
         RMuseError: the same edit twice, or two edits of one name.
     """
+
+    edits: nn.ModuleList
 
     def __init__(self, edits: Sequence[Edit], fingerprint: dict[str, Any] | None = None):
         super().__init__()
@@ -229,8 +217,8 @@ class Plan(Part):
     def single_pass(self) -> bool:
         """Whether all gates can decide while the steered pass runs.
 
-        True iff every gate that decides per query reads at or below the lowest edited layer and scores the prompt as
-        it is (no prefix). Otherwise the plan is "two-pass": `decide` runs first.
+        True iff every gate that decides per query reads at or below the lowest edited layer and has no prefix.
+        Otherwise the plan is "two-pass": `decide` runs first.
         """
         queries = [edit.gate for edit in self if edit.gate is not None and edit.per == "query"]
         lowest = min(self.layers, default=0)
@@ -259,13 +247,14 @@ class Plan(Part):
     def _rewritten(self, changes: Mapping[str, Any]) -> "Plan":
         edits: list[Edit] = list(self)
         for name, value in changes.items():
-            addresses = {f"{label}": (i, ()) for i, label in enumerate(_labels(edits))}
-            for i, label in enumerate(_labels(edits)):
-                addresses |= {f"{label}.{'.'.join(path)}": (i, path) for path in _paths(edits[i])}
+            addresses: dict[str, _Place] = {}
+            for i, edit in enumerate(edits):
+                label = f"edit{i}" if edit.name is None else edit.name
+                addresses |= {".".join([label, *path]): (i, path) for path in [(), *_paths(edit)]}
             chosen = _match(name, addresses, edits)
             for i, path in sorted(chosen, reverse=True):
                 if path:
-                    edits[i] = _rebuilt(edits[i], path, value)  # type: ignore[assignment]
+                    edits[i] = cast(Edit, _rebuilt(edits[i], path, value))
                 elif value is None:
                     del edits[i]
                 else:
@@ -278,7 +267,7 @@ class Plan(Part):
 
     __repr__ = __str__ = describe
 
-    # Running a plan belongs to the floor above; each call climbs there when it is made, never at import.
+    # Running a plan belongs to the floor above; each call climbs there when made, never at import.
 
     def attach(self, hf_model: nn.Module, **settings: Any) -> Any:
         """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.models.native.attach`."""
@@ -323,17 +312,15 @@ def _same(one: Part, other: Part) -> bool:
         return True
     tree, tensors = to_record(one)
     other_tree, other_tensors = to_record(other)
-    return tree == other_tree and all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
+    if tree != other_tree or tensors.keys() != other_tensors.keys():
+        return False
+    return all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
 
 
 def _choice(what: str, value: Any, choices: tuple[str, ...]) -> Any:
     if value not in choices:
         raise RMuseError(f"{what} out of {', '.join(choices)} was required, got {value!r}")
     return value
-
-
-def _labels(edits: Sequence[Edit]) -> list[str]:
-    return [edit.name if edit.name is not None else f"edit{i}" for i, edit in enumerate(edits)]
 
 
 def _steps(part: Part) -> list[tuple[str, Any]]:
@@ -346,10 +333,8 @@ def _steps(part: Part) -> list[tuple[str, Any]]:
             found.append((name, child))
         elif isinstance(child, nn.ModuleList):
             single = name.removesuffix("s")
-            found += [
-                (single if len(child) == 1 else f"{single}{i}", grandchild)
-                for i, grandchild in enumerate(child)
-            ]
+            names = [single] if len(child) == 1 else [f"{single}{i}" for i in range(len(child))]
+            found += list(zip(names, child, strict=True))
         elif isinstance(child, nn.ModuleDict):
             found += [(f"{name}[{key}]", grandchild) for key, grandchild in child.items()]
     return found
@@ -361,9 +346,7 @@ def _paths(part: Part) -> list[tuple[str, ...]]:
     ]
 
 
-def _match(
-    name: str, addresses: Mapping[str, tuple[int, tuple[str, ...]]], edits: Sequence[Edit]
-) -> set[tuple[int, tuple[str, ...]]]:
+def _match(name: str, addresses: Mapping[str, _Place], edits: Sequence[Edit]) -> set[_Place]:
     if "*" in name:
         chosen = {key: place for key, place in addresses.items() if fnmatchcase(key, name)}
     elif name in addresses:
@@ -406,12 +389,9 @@ def _rebuilt(part: Part, path: tuple[str, ...], value: Any) -> Part:
             arguments[name] = new
     try:
         return type(part)(**arguments)
-    except RMuseError:
-        raise
-    except Exception as error:
-        raise RMuseError(
-            f"{type(part).__name__} cannot stand with {step!r} = {type(new).__name__}: {error}"
-        ) from error
+    except (TypeError, AttributeError) as error:
+        problem = f"{type(part).__name__} cannot stand with {step!r} = {type(new).__name__}"
+        raise RMuseError(f"{problem}: {error}") from error
 
 
 def _items(held: Any) -> list[Any]:

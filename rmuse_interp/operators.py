@@ -124,6 +124,8 @@ class SlerpToward(_Rotation):
         rrs: Subspace | None = None,
     ):
         super().__init__()
+        if not isinstance(angle, Angle):
+            raise RMuseError(f"an angle (ACS or FixedFraction) was required, got {type(angle).__name__}")
         self.hold(direction=direction)
         self.angle = angle
         # Inside the complement both angles are measured on the complement's sphere.

@@ -12,7 +12,12 @@ from rmuse_interp.calibration import FixedFraction
 from rmuse_interp.gates import LinearDiscriminantGate
 from rmuse_interp.subspace import Subspace
 
-PROMPTS = ["What is this person's occupation?", "Who is Oren Tal?", "How many red circles are there?", "Where?"]
+PROMPTS = [
+    "What is this person's occupation?",
+    "Who is Oren Tal?",
+    "How many red circles are there?",
+    "Where?",
+]
 PICTURES = [0, None, 1, None]
 
 
@@ -37,7 +42,9 @@ def subspace(seed: int, k: int = 4, d: int = D_MODEL) -> Subspace:
     return Subspace.span(torch.randn(d, k, generator=torch.Generator().manual_seed(seed)))
 
 
-def linear_gate(layer: int = 1, readout: str = "last", seed: int = 5, threshold: float = 0.0, prefix: str | None = None):
+def linear_gate(
+    layer: int = 1, readout: str = "last", seed: int = 5, threshold: float = 0.0, prefix: str | None = None
+):
     """A linear gate with a seeded random weight."""
     return LinearDiscriminantGate(vector(seed), 0.0, layer, readout, threshold, prefix)
 

@@ -21,7 +21,7 @@ def test_chaining_is_associative_and_keeps_the_order():
     a, b, c = push(1), push(2), push(3)
     left, right = (a >> b) >> c, a >> (b >> c)
     assert same_plan(left, right)
-    assert [edit for edit in left] == [a, b, c]
+    assert list(left) == [a, b, c]
     assert not same_plan(a >> b, b >> a)
     assert len(Plan([a]) >> b >> (c >> push(4))) == 4
 

@@ -140,20 +140,20 @@ SETTINGS = {
 def in_a_context(lens, plan, prompts, images, **more):
     with torch.no_grad(), lens.generate(prompts, images, plan=plan, **SETTINGS, **more) as tracer:
         result = tracer.result.save()
-    return result
+    return result  # noqa: RET504  (nnsight binds it when the block ends)
 
 
 def installed(lens, plan, prompts, images, **more):
-    with plan.install(lens), torch.no_grad():
-        with lens.nn.generate(**lens.encode(prompts, images), **SETTINGS, **more) as tracer:
-            result = tracer.result.save()
-    return result
+    inputs = lens.encode(prompts, images)
+    with plan.install(lens), torch.no_grad(), lens.nn.generate(**inputs, **SETTINGS, **more) as tracer:
+        result = tracer.result.save()
+    return result  # noqa: RET504  (nnsight binds it when the block ends)
 
 
 def installed_and_asked_by_name(lens, plan, prompts, images, **more):
     with plan.install(lens), torch.no_grad(), lens.generate(prompts, images, **SETTINGS, **more) as tracer:
         result = tracer.result.save()
-    return result
+    return result  # noqa: RET504  (nnsight binds it when the block ends)
 
 
 def native(lens, plan, prompts, images, **more):
@@ -239,7 +239,8 @@ def test_a_closed_gate_returns_its_rows_bit_for_bit(place):
     plan = as_plan(turn().when(gate))
     prompts, images = questions()
     fired = plan.decide(lens, prompts, images).fired[:, 0]
-    assert fired.any() and not fired.all()
+    assert fired.any()
+    assert not fired.all()
     result, untouched = PLACES[place](lens, plan, prompts, images), plain(lens, plan, prompts, images)
     for row, steered in enumerate(fired.tolist()):
         same = torch.equal(torch.stack(result.logits)[:, row], torch.stack(untouched.logits)[:, row])
@@ -333,7 +334,10 @@ def test_a_prefill_of_the_assistants_turn_is_not_part_of_the_prompt():
     assert [r.fired for r in responses] == bare.fired[:, 0].tolist()
     assert [r.score for r in responses] == pytest.approx(bare.score[:, 0].tolist(), abs=1e-4)
     assert all(r.text.startswith("<think> I") for r in responses)
-    with torch.no_grad(), lens.generate(prompts, images, plan=plan, prefill="<think> I", **SETTINGS) as tracer:
+    with (
+        torch.no_grad(),
+        lens.generate(prompts, images, plan=plan, prefill="<think> I", **SETTINGS) as tracer,
+    ):
         result = tracer.result.save()
     inputs = lens.encode(prompts, images, ["<think> I"] * 4)
     for row, prompt in enumerate(prompts):
@@ -501,7 +505,8 @@ def test_two_pass_plans_decide_first(prefix):
                 "resid_post", 3
             ][0, -1]
         assert float(decision.score[row, 0]) == pytest.approx(float(gate.score(state)), abs=1e-4)
-    assert decision.fired.any() and not decision.fired.all()
+    assert decision.fired.any()
+    assert not decision.fired.all()
     expected = native(lens, as_plan(turn([1, 2])), prompts, images)
     untouched = plain(lens, None, prompts, images)
     with plan.attach(lens.hf, decision=decision):
@@ -519,13 +524,16 @@ def test_two_pass_plans_decide_first(prefix):
 def test_a_two_pass_plan_without_a_decision_raises():
     lens = lens_of(tiny_llava())
     plan = as_plan(turn([1]).when(linear_gate(3)))
-    with pytest.raises(RMuseError, match="plan.decide"):
+    with pytest.raises(RMuseError, match=r"plan\.decide"):
         lens.generate("Where?", plan=plan)
-    with pytest.raises(RMuseError, match="plan.decide"), plan.attach(lens.hf):
+    with pytest.raises(RMuseError, match=r"plan\.decide"), plan.attach(lens.hf):
         lens.hf(**lens.encode("Where?"))
-    with pytest.raises(RMuseError, match="plan.decide"), plan.install(lens):
-        with lens.generate("Where?", max_new_tokens=1):
-            pass
+    with (
+        pytest.raises(RMuseError, match=r"plan\.decide"),
+        plan.install(lens),
+        lens.generate("Where?", max_new_tokens=1),
+    ):
+        pass
     decision = plan.decide(lens, ["Where?", "Who?"])
     with (
         pytest.raises(RMuseError, match="2 queries were announced or decided"),
@@ -548,7 +556,7 @@ def test_the_scoring_pass_is_not_steered_and_leaves_nothing_behind():
 def test_an_edit_on_all_tokens_cannot_wait_for_a_gate_in_a_later_chunk():
     lens = lens_of(tiny_llava())
     plan = plans(lens)["all"]
-    with pytest.raises(RMuseError, match="plan.decide"):
+    with pytest.raises(RMuseError, match=r"plan\.decide"):
         native(lens, plan, *questions(), prefill_chunk_size=4)
     decision = plan.decide(lens, *questions())
     with plan.attach(lens.hf, decision=decision):
@@ -629,7 +637,7 @@ def test_the_block_sees_post_edit_values_and_its_saves_work():
             after = lens.blocks[2].output.save()
             logits = lens.nn.output.logits.save()
         with lens.generate(prompts, images, plan=edit, max_new_tokens=3, do_sample=False) as tracer:
-            seen = list().save()
+            seen = [].save()
             for _ in tracer.iter[:3]:
                 seen.append(lens.blocks[2].output)
             ids = tracer.result.save()
@@ -666,9 +674,10 @@ def test_early_end_of_all_rows_keeps_the_block_alive():
     lens = lens_of(tiny_llava())
     plan = as_plan(turn())
     end = int(new_tokens(native(lens, plan, "Where?", None))[0, 1])
-    with torch.no_grad(), lens.generate(
-        "Where?", plan=plan, max_new_tokens=20, do_sample=False, eos_token_id=end
-    ) as tracer:
+    with (
+        torch.no_grad(),
+        lens.generate("Where?", plan=plan, max_new_tokens=20, do_sample=False, eos_token_id=end) as tracer,
+    ):
         ids = tracer.result.save()
     assert ids[0, -1] == end
     assert ids.shape[1] <= lens.encode("Where?")["input_ids"].shape[1] + 2

@@ -55,9 +55,11 @@ class Query:
         times = _times(len(self.prompt_end), batch)
         if times == 1:
             return self
+        ends, images, padding = (
+            x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.padding)
+        )
         readable = {name: count.repeat_interleave(times) for name, count in self.readable.items()}
-        columns = (x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.padding))
-        return Query(*columns, readable, self.whole)
+        return Query(ends, images, padding, readable, self.whole)
 
 
 def _times(own: int, batch: int) -> int:
