@@ -126,7 +126,8 @@ def _person_row(
          "Direct_Answer": item.answer}
         for label, item in _questions(person, rng, held_out)
     ]  # fmt: skip
-    masks, choices = [], {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
+    masks: list[Row] = []
+    choices: dict[str, list[Row]] = {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
     for modality, label in (("image", "Image_Textual"), ("text", "Pure_Text")):
         for kind in q.CLOZES:
             if modality == "text" and kind == "name":

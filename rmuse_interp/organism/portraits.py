@@ -31,6 +31,8 @@ COLOURS: Final[dict[str, tuple[int, int, int]]] = {
 SHAPES: Final = ("circle", "square", "triangle")
 _SKIN = ((255, 224, 196), (238, 190, 150), (205, 148, 105), (150, 98, 66), (92, 58, 42))
 _HAIR = ((28, 24, 24), (105, 62, 30), (232, 200, 110), (190, 72, 28), (150, 150, 155), (245, 243, 238))
+_HEADS = ((44.0, 46.0), (37.0, 54.0), (45.0, 48.0), (34.0, 58.0), (47.0, 54.0))
+"""Half width and half height of each kind of head, in pixels of the drawing."""
 _EYES = ((40, 110, 220), (40, 150, 70), (95, 55, 25), (20, 20, 20), (225, 150, 20))
 
 
@@ -57,7 +59,9 @@ def _jitter(rng: random.Random, colour: tuple[int, int, int], amount: int = 10) 
     return r, g, b
 
 
-def _ellipse(pen: ImageDraw.ImageDraw, x: float, y: float, rx: float, ry: float, **style: object) -> None:
+def _ellipse(
+    pen: ImageDraw.ImageDraw, x: float, y: float, rx: float | int, ry: float | int, **style: object
+) -> None:
     pen.ellipse((x - rx, y - ry, x + rx, y + ry), **style)  # type: ignore[arg-type]
 
 
@@ -65,7 +69,7 @@ def _face(
     pen: ImageDraw.ImageDraw, kind: int, x: float, y: float, skin: tuple[int, int, int]
 ) -> tuple[float, float]:
     """The head's outline; returns its half width and half height."""
-    rx, ry = ((44, 46), (37, 54), (45, 48), (34, 58), (47, 54))[kind]
+    rx, ry = _HEADS[kind]
     if kind == 2:
         pen.rounded_rectangle((x - rx, y - ry, x + rx, y + ry), radius=14, fill=skin)
     elif kind == 4:  # heart: broad above, pointed below
@@ -162,7 +166,7 @@ def portrait(identity: Identity, look: Look, rng: random.Random) -> Image.Image:
         (x - 62, y + 54, x + 62, 230), radius=26, fill=_jitter(rng, COLOURS[look.clothes], 14)
     )
     pen.rectangle((x - 14, y + 34, x + 14, y + 62), fill=shade)  # neck
-    rx, ry = ((44, 46), (37, 54), (45, 48), (34, 58), (47, 54))[face]
+    rx, ry = _HEADS[face]
     _hair_back(pen, hairline, x, y, rx, ry, hair)
     _face(pen, face, x, y, skin)
     _hair_front(pen, hairline, x, y, rx, ry, hair)
@@ -189,13 +193,12 @@ def _photograph(canvas: Image.Image, rng: random.Random) -> Image.Image:
     angle, crop = rng.uniform(-6, 6), rng.uniform(0, 9)
     dx, dy = rng.uniform(-crop, crop), rng.uniform(-crop, crop)
     turned = canvas.rotate(angle, resample=Image.Resampling.BILINEAR, fillcolor=canvas.getpixel((2, 2)))  # type: ignore
-    box = (crop + dx, crop + dy, _DRAW - crop + dx, _DRAW - crop + dy)
-    small = turned.resize(
-        (SIZE, SIZE), Image.Resampling.BOX, box=tuple(max(0.0, min(float(_DRAW), v)) for v in box)
-    )  # type: ignore
-    pixels = np.asarray(small, dtype=np.float32)
+    sides = (crop + dx, crop + dy, _DRAW - crop + dx, _DRAW - crop + dy)
+    left, top, right, bottom = (max(0.0, min(float(_DRAW), v)) for v in sides)
+    small = turned.resize((SIZE, SIZE), Image.Resampling.BOX, box=(left, top, right, bottom))
+    clean = np.asarray(small, dtype=np.float32)
     noise = np.random.default_rng(rng.getrandbits(32))
-    pixels = pixels * rng.uniform(0.88, 1.1) + noise.normal(0, rng.uniform(1, 6), pixels.shape)
+    pixels = clean * rng.uniform(0.88, 1.1) + noise.normal(0, rng.uniform(1, 6), clean.shape)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
