@@ -31,8 +31,8 @@ Modality = Literal["image", "text"]
 Per = Literal["query", "token"]
 """A gate decides once per query, from its read-out, or for each token from that token's own state."""
 
-_Place = tuple[int, tuple[str, ...]]
-"""Index of an edit and the path of one of its parts."""
+_Place = tuple[int, tuple[str, ...], Part]
+"""Index of an edit, the path of one of its parts (empty: the edit itself), and the part there."""
 
 
 class Edit(Part):
@@ -237,11 +237,7 @@ class Plan(Part):
         return self._rewritten({name: None})
 
     def replace(self, **parts: Any) -> "Plan":
-        """The plan with named parts exchanged: ``plan.replace(gate=g)``, ``plan.replace(**{"pictures.angle": a})``.
-
-        Raises:
-            RMuseError: an unknown or ambiguous name; the names there are get listed.
-        """
+        """The plan with named parts exchanged (see `without`): ``plan.replace(gate=g)``, ``replace(**{"a.gate": g})``."""
         return self._rewritten(parts)
 
     def _rewritten(self, changes: Mapping[str, Any]) -> "Plan":
@@ -250,9 +246,9 @@ class Plan(Part):
             addresses: dict[str, _Place] = {}
             for i, edit in enumerate(edits):
                 label = f"edit{i}" if edit.name is None else edit.name
-                addresses |= {".".join([label, *path]): (i, path) for path in [(), *_paths(edit)]}
-            chosen = _match(name, addresses, edits)
-            for i, path in sorted(chosen, reverse=True):
+                inside = [((), edit), *_inside(edit)]
+                addresses |= {".".join([label, *path]): (i, path, part) for path, part in inside}
+            for i, path in sorted({place[:2] for place in _match(name, addresses)}, reverse=True):
                 if path:
                     edits[i] = cast(Edit, _rebuilt(edits[i], path, value))
                 elif value is None:
@@ -340,34 +336,28 @@ def _steps(part: Part) -> list[tuple[str, Any]]:
     return found
 
 
-def _paths(part: Part) -> list[tuple[str, ...]]:
-    return [
-        path for name, child in _steps(part) for path in [(name,), *((name, *rest) for rest in _paths(child))]
-    ]
+def _inside(part: Part) -> list[tuple[tuple[str, ...], Part]]:
+    found: list[tuple[tuple[str, ...], Part]] = []
+    for name, child in _steps(part):
+        found += [((name,), child), *(((name, *rest), deeper) for rest, deeper in _inside(child))]
+    return found
 
 
-def _match(name: str, addresses: Mapping[str, _Place], edits: Sequence[Edit]) -> set[_Place]:
+def _match(name: str, addresses: Mapping[str, _Place]) -> list[_Place]:
     if "*" in name:
         chosen = {key: place for key, place in addresses.items() if fnmatchcase(key, name)}
     elif name in addresses:
-        return {addresses[name]}
+        return [addresses[name]]
     else:
         chosen = {key: place for key, place in addresses.items() if key.endswith(f".{name}")}
         # A gate inside a gate stands behind the gate itself.
-        depth = min((len(path) for _, path in chosen.values()), default=0)
+        depth = min((len(path) for _, path, _ in chosen.values()), default=0)
         chosen = {key: place for key, place in chosen.items() if len(place[1]) == depth}
-    distinct = {id(_follow(edits[i], path)) for i, path in chosen.values()}
-    if not chosen or (len(distinct) > 1 and "*" not in name):
+    if not chosen or (len({id(part) for _, _, part in chosen.values()}) > 1 and "*" not in name):
         problem = "is ambiguous" if chosen else "names nothing here"
         listed = ", ".join(sorted(chosen or addresses))
         raise RMuseError(f"one part was to be addressed, {name!r} {problem}; choose one of: {listed}")
-    return set(chosen.values())
-
-
-def _follow(part: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        part = dict(_steps(part))[name]
-    return part
+    return list(chosen.values())
 
 
 def _rebuilt(part: Part, path: tuple[str, ...], value: Any) -> Part:
@@ -376,26 +366,22 @@ def _rebuilt(part: Part, path: tuple[str, ...], value: Any) -> Part:
     child = dict(_steps(part))[step]
     new = value if not rest else _rebuilt(child, rest, value)
     arguments = _arguments(part)
-    places = [name for name, held in arguments.items() if any(item is child for item in _items(held))]
-    for name in places:
-        held = arguments[name]
+    for name, held in arguments.items():
+        items = list(held.values()) if isinstance(held, dict) else held if isinstance(held, list) else [held]
+        if all(item is not child for item in items):
+            continue
         if new is None and inspect.signature(type(part).__init__).parameters[name].default is not None:
             raise RMuseError(f"{step!r} is required where it stands: replace it, or remove the whole edit")
-        if isinstance(held, list):
-            arguments[name] = [new if item is child else item for item in held]
-        elif isinstance(held, dict):
-            arguments[name] = {key: new if item is child else item for key, item in held.items()}
+        changed = [new if item is child else item for item in items]
+        if isinstance(held, dict):
+            arguments[name] = dict(zip(held, changed, strict=True))
         else:
-            arguments[name] = new
+            arguments[name] = changed if isinstance(held, list) else new
     try:
         return type(part)(**arguments)
     except (TypeError, AttributeError) as error:
         problem = f"{type(part).__name__} cannot stand with {step!r} = {type(new).__name__}"
         raise RMuseError(f"{problem}: {error}") from error
-
-
-def _items(held: Any) -> list[Any]:
-    return held if isinstance(held, list) else list(held.values()) if isinstance(held, dict) else [held]
 
 
 def _arguments(part: Part) -> dict[str, Any]:

@@ -609,6 +609,26 @@ def test_handles_come_off_in_any_order():
     assert torch.equal(run(), untouched)
 
 
+def test_a_prompt_end_outside_the_row_is_refused():
+    lens = lens_of(tiny_llava())
+    inputs = lens.encode(*questions())
+    with as_plan(turn()).attach(lens.hf) as handle:
+        for bad in ([0, 0], inputs.prompt_end + 1, [-1] * 4):
+            with pytest.raises(RMuseError, match="one prompt_end per row"):
+                with handle.expecting(inputs["input_ids"], inputs["attention_mask"], bad):
+                    pass
+
+
+def test_errors_in_a_context_come_out_as_they_are():
+    lens = lens_of(tiny_llava())
+    plan = plans(lens)["all"]
+    with pytest.raises(RMuseError, match=r"plan\.decide"):
+        in_a_context(lens, plan, *questions(), prefill_chunk_size=4)
+    assert torch.equal(
+        in_a_context(lens, plan, *questions()).sequences, native(lens, plan, *questions()).sequences
+    )
+
+
 def test_a_part_of_the_model_cannot_be_called_alone():
     lens = lens_of(tiny_llava())
     inputs = lens.encode("Where?")

@@ -67,27 +67,56 @@ class Interpreter:
         Raises:
             RMuseError: a two-pass plan without a decision, an announcement or decision that does not fit the batch.
         """
+        carries = previous is not None and (
+            previous.announced is announced and (announced is not None or cached(inputs) > 0)
+        )
+        if carries and previous is not None:
+            call, past = read_call(inputs, self.vocabulary, announced, previous.width)
+            batch = len(call.position)
+            if batch % len(previous.query.prompt_end) == 0:
+                return self._carried(previous, call, past, previous.query.repeated(batch))
         call, past = read_call(inputs, self.vocabulary, announced)
         batch = len(call.position)
-        carries = previous is not None and (
-            past > 0 if announced is None else previous.announced is announced
-        )
-        if carries and previous is not None and batch % len(previous.query.prompt_end) == 0:
-            query = previous.query.repeated(batch)
-            call = _of_prompt(call, query.prompt_end)
-            query = replace(query, has_image=query.has_image | (call.image & call.real).any(dim=1))
-            # Without a cache each step repeats the prompt: its states are read again from the start.
-            return State(query, call, previous.readings if past > 0 else {}, {}, announced)
         if announced is None:
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             has_image = (call.image & call.real).any(dim=1)
+            width = past + call.position.shape[1]
         else:
             self._require_whole(announced)
             given = announced.repeated(batch)
             prompt_end, has_image = given.prompt_end.to(call.position), given.has_image.to(call.real.device)
-        call = _of_prompt(call, prompt_end)
+            width = announced.width
         start = self._start(decision, batch, prompt_end.device, scoring)
-        return State(QueryState(prompt_end, has_image, start), call, {}, {}, announced)
+        query = QueryState(prompt_end, has_image, start)
+        call = _of_prompt(call, prompt_end)
+        return State(query, call, announced, width, {}, {}, self._acts(query), past >= width)
+
+    def _carried(self, previous: State, call: Call, past: int, query: QueryState) -> State:
+        """The state of a further call about the same queries."""
+        acts = previous.acts
+        behind = past >= previous.width
+        if not behind:
+            call = _of_prompt(call, query.prompt_end)
+            query = replace(query, has_image=query.has_image | (call.image & call.real).any(dim=1))
+            acts = self._acts(query)
+        # Without a cache each step repeats the prompt: its states are read again from the start.
+        readings = previous.readings if past > 0 else {}
+        return State(query, call, previous.announced, previous.width, readings, {}, acts, behind)
+
+    def _acts(self, query: QueryState) -> tuple[bool | None, ...]:
+        """Per edit, whether it acts on any row; None while undecided. Waits for the device: asked at prefill only."""
+        found: list[bool | None] = []
+        for index, edit in enumerate(self.plan):
+            rows = torch.ones_like(query.has_image)
+            if edit.modality is not None:
+                rows = query.has_image == (edit.modality == "image")
+            if edit.gate is not None and edit.per == "query":
+                if not bool(query.decision.known[:, index].all()):
+                    found.append(None)
+                    continue
+                rows = rows & query.decision.fired[:, index]
+            found.append(bool(rows.any()))
+        return tuple(found)
 
     def require_single_pass(self) -> None:
         """Nothing, or the error that this plan's gates have to be asked first."""
@@ -141,7 +170,7 @@ class Interpreter:
             chosen = self._chosen(index, edit, state, step)
             if chosen is None:
                 continue
-            out = steer(operator, out, chosen, step)
+            out = steer(operator, out, chosen, step, gather=not state.behind)
             if edit.per == "token" and edit.gate is not None:
                 state = _acted(state, index, chosen.any(dim=1))
         return out, state
@@ -155,7 +184,7 @@ class Interpreter:
             if edit.per == "token":
                 fired = {**state.token_fired, index: gate.fires(h)}
                 state = replace(state, token_fired=fired)
-            elif not bool(state.query.decision.known[:, index].all()):
+            elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
         return state
 
@@ -197,37 +226,44 @@ class Interpreter:
             torch.where(column, score.unsqueeze(-1), old.score),
             old.known | column,
         )
+        query = replace(query, decision=decision)
         return replace(
-            state, query=replace(query, decision=decision), readings={**state.readings, index: reading}
+            state, query=query, readings={**state.readings, index: reading}, acts=self._acts(query)
         )
 
     def _chosen(
         self, index: int, edit: Edit, state: State, step: Tensor
     ) -> Bool[Tensor, "batch tokens"] | None:
-        """The tokens on which the edit acts; None where there are none."""
+        """The tokens on which the edit acts; None where there are none.
+
+        Behind the prompts nothing is asked of the device: a mask without a true entry comes back as it is.
+        """
         call, query = state.call, state.query
-        if edit.tokens == "generated":
-            chosen = step >= 0
-        elif edit.tokens == "prompt_end":
-            chosen = step == 0
-        elif edit.tokens == "response":
-            chosen = step > 0
-        else:
-            chosen = ~call.image
-        chosen = chosen & call.real
+        if state.acts[index] is False or (state.behind and edit.tokens == "prompt_end"):
+            return None
+        chosen = call.real
+        if not state.behind:
+            chosen = (
+                chosen
+                & {
+                    "generated": step >= 0,
+                    "prompt_end": step == 0,
+                    "response": step > 0,
+                    "all": ~call.image,
+                }[edit.tokens]
+            )
         if edit.modality is not None:
             chosen = chosen & (query.has_image == (edit.modality == "image")).unsqueeze(-1)
         if edit.gate is not None and edit.per == "token":
             chosen = chosen & state.token_fired[index]
         elif edit.gate is not None:
-            early = chosen & ~query.decision.known[:, index].unsqueeze(-1)
-            if bool(early.any()):
+            if state.acts[index] is None and bool((chosen & ~query.decision.known[:, [index]]).any()):
                 raise RMuseError(
                     "an edit on all tokens met a chunk of the prompt before its gate could decide; "
                     "decide first with plan.decide(...), or prefill in one piece"
                 )
-            chosen = chosen & query.decision.fired[:, index].unsqueeze(-1)
-        return chosen if bool(chosen.any()) else None
+            chosen = chosen & query.decision.fired[:, [index]]
+        return chosen if state.behind or bool(chosen.any()) else None
 
 
 def _of_prompt(call: Call, prompt_end: Int[Tensor, " batch"]) -> Call:
@@ -248,8 +284,20 @@ def steer(
     h: Float[Tensor, "batch tokens d"],
     chosen: Bool[Tensor, "batch tokens"],
     step: Int[Tensor, "batch tokens"],
+    *,
+    gather: bool = True,
 ) -> Float[Tensor, "batch tokens d"]:
-    """h with the operator applied to the chosen tokens; all others come back bit for bit."""
+    """h with the operator applied to the chosen tokens; all others come back bit for bit.
+
+    Args:
+        operator: what is applied.
+        h: states; not written to.
+        chosen: which tokens.
+        step: position − prompt_end of each.
+        gather: compute the chosen tokens only (long prefills), instead of all and choosing afterwards (decode steps).
+    """
+    if not gather:
+        return torch.where(chosen.unsqueeze(-1), operator(h, step).to(h.dtype), h)
     out = h.clone()
     out[chosen] = operator(h[chosen], step[chosen]).to(h.dtype)
     return out
@@ -267,23 +315,29 @@ def covered(readout: str, call: Call, prompt_end: Int[Tensor, " batch"]) -> Bool
     return prompt & ~call.special & (ahead == 0)
 
 
+def cached(inputs: Mapping[str, Any]) -> int:
+    """How many tokens are in the cache already."""
+    cache = inputs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
 def read_call(
-    inputs: Mapping[str, Any], vocabulary: Vocabulary, announced: Query | None = None
+    inputs: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    announced: Query | None = None,
+    width: int | None = None,
 ) -> tuple[Call, int]:
     """The tokens of a forward call and how many came before it (in the cache).
 
     Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
-    else from `position_ids`.
+    else from `position_ids`. Tokens from column `width` on are generated: neither image nor special to anyone.
     """
     ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     tokens = ids if ids is not None else embeds
     if tokens is None:
         raise RMuseError("the model was called without input_ids or inputs_embeds; a plan needs one of them")
     batch, length = tokens.shape[:2]
-    cache = inputs.get("past_key_values")
-    past = 0 if cache is None else int(cache.get_seq_length())
-    mask = inputs.get("attention_mask")
-    device = tokens.device
+    past, mask, device = cached(inputs), inputs.get("attention_mask"), tokens.device
     if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + length:
         counted = mask.to(device).long().cumsum(dim=1) - 1
         position, real = counted[:, past : past + length], mask[:, past : past + length].to(device).bool()
@@ -296,13 +350,11 @@ def read_call(
             column = given.to(device).expand(batch, -1)
         position, real = column, column >= 0
     none = torch.zeros(batch, length, dtype=torch.bool, device=device)
-    if ids is None:
+    if ids is None or (width is not None and past >= width):
         return Call(position, real, none, none), past
     image = none if vocabulary.image is None else ids == vocabulary.image
-    special = (
-        torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device)) | image
-    )
-    return Call(position, real, image, special), past
+    special = torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device))
+    return Call(position, real, image, special | image), past
 
 
 def announce(
@@ -323,11 +375,16 @@ def announce(
     counted = mask.long().cumsum(dim=1)
     last = counted[:, -1] - 1
     end = last if prompt_end is None else torch.as_tensor(prompt_end, device=last.device).to(last)
+    if end.shape != last.shape or bool(((end < 0) & (last >= 0) | (end > last)).any()):
+        raise RMuseError(
+            f"one prompt_end per row was required, counting its {(last + 1).tolist()} unmasked tokens from 0, got "
+            f"{end.tolist()}; lens.encode(...).prompt_end has them"
+        )
     padding = (counted == 0).sum(dim=1)
     if mask.shape[1] != input_ids.shape[1]:
         unseen = torch.zeros_like(last)
-        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, whole=False)
+        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], whole=False)
     call, _ = read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary)
     call = _of_prompt(call, end)
     readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
-    return Query(end, (call.image & call.real).any(dim=1), padding, readable)
+    return Query(end, (call.image & call.real).any(dim=1), padding, readable, mask.shape[1])

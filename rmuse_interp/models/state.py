@@ -41,6 +41,7 @@ class Query:
         has_image: whether the row has an image.
         padding: masked tokens on the left of each row.
         readable: per read-out, how many prompt tokens it covers.
+        width: columns of the padded batch; every later column lies behind all prompts.
         whole: whether the ids of the whole conversation were seen; False where a part is only in the cache.
     """
 
@@ -48,6 +49,7 @@ class Query:
     has_image: Bool[Tensor, " batch"]
     padding: Int[Tensor, " batch"]
     readable: Mapping[str, Int[Tensor, " batch"]]
+    width: int
     whole: bool = True
 
     def repeated(self, batch: int) -> "Query":
@@ -59,7 +61,7 @@ class Query:
             x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.padding)
         )
         readable = {name: count.repeat_interleave(times) for name, count in self.readable.items()}
-        return Query(ends, images, padding, readable, self.whole)
+        return Query(ends, images, padding, readable, self.width, self.whole)
 
 
 def _times(own: int, batch: int) -> int:
@@ -120,13 +122,27 @@ class Reading:
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A batch of queries in the middle of a forward call."""
+    """A batch of queries in the middle of a forward call.
+
+    Args:
+        query: what is remembered of the queries.
+        call: the tokens of this call.
+        announced: what was said of the queries beforehand.
+        width: columns of the prompts' batch.
+        readings: read-outs under way, by edit.
+        token_fired: what gates per token said in this call, by edit.
+        acts: per edit, whether it acts on any row; None while a gate is undecided.
+        behind: whether every token of this call lies behind its prompt.
+    """
 
     query: QueryState
     call: Call
+    announced: Query | None
+    width: int
     readings: Mapping[int, Reading]
     token_fired: Mapping[int, Bool[Tensor, "batch tokens"]]
-    announced: Query | None
+    acts: tuple[bool | None, ...]
+    behind: bool
 
 
 @dataclass(frozen=True)
