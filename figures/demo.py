@@ -1,0 +1,34 @@
+"""Draws ``results/demo/scores.json``: before and after, per split and method, with 95 % intervals.
+
+    python figures/demo.py [RUN] [--out figures]
+
+RUN is a folder that `rmuse demo` or `rmuse eval` wrote. Reads its scores alone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.report.before_after import read_scores, save
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> int:
+    """Draw, and say where."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run", nargs="?", type=Path, default=ROOT / "results" / "demo")
+    parser.add_argument("--out", type=Path, default=ROOT / "figures")
+    asked = parser.parse_args()
+    try:
+        written = save(read_scores(asked.run / "scores.json"), asked.out)
+    except RMuseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(*written, sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""`python -m rmuse_interp.cli`: the command `rmuse` where its script is not on the path."""
+
+from rmuse_interp.cli import main
+
+main()

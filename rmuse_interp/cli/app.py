@@ -1,0 +1,96 @@
+"""The application, and what every command shares: one line per mistake, exit code 2, traceback with ``--debug``."""
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from rmuse_interp import __version__
+from rmuse_interp.cli import bundles, demo, evaluate, generate, organism
+from rmuse_interp.errors import RMuseError
+
+
+class OneLine(TyperGroup):
+    """A group of commands whose users never see a traceback unless they ask for it."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **settings: Any) -> Any:
+        """Run the command line; errors of the user's end in one line on stderr and exit code 2."""
+        given = sys.argv[1:] if args is None else list(args)
+        settings["standalone_mode"] = False
+        try:
+            code = super().main(given, *rest, **settings)
+        except Exception as error:
+            said = explained(error)
+            if "--debug" in given:
+                traceback.print_exc()
+            if said is None:
+                if "--debug" not in given:
+                    raise
+                sys.exit(1)
+            typer.echo(f"error: {said}", err=True)
+            sys.exit(2)
+        if code == 130:
+            typer.echo(
+                "interrupted; what was finished is kept: the same command goes on from there", err=True
+            )
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def explained(error: Exception) -> str | None:
+    """What a user is told of an error, on one line; None for errors of our own making."""
+    name = type(error).__name__
+    if name == "OutOfMemoryError":
+        return "the accelerator's memory is full; try a smaller --batch-size, or --dtype bfloat16"
+    if isinstance(error, RMuseError | OSError):
+        text = str(error)
+    elif hasattr(error, "format_message"):  # typer's own: a bad option, an unknown command
+        context = getattr(error, "ctx", None)
+        where = f" (see {context.command_path} --help)" if context is not None else ""
+        text = error.format_message() + where
+    else:
+        return None
+    return " ".join(text.split())
+
+
+app = typer.Typer(
+    cls=OneLine,
+    help="Make a multimodal reasoning model forget people, without training, and watch it still reason.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Common ground of all commands."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+    if "--debug" not in sys.argv:
+        warnings.filterwarnings("ignore")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+app.command("demo")(demo.demo)
+app.command("fit")(bundles.fit)
+app.command("generate")(generate.generate)
+app.command("eval")(evaluate.evaluate)
+app.command("info")(bundles.info)
+app.add_typer(organism.app, name="organism")
+
+
+def main() -> None:
+    """The console script `rmuse`."""
+    app()

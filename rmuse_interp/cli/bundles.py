@@ -1,0 +1,125 @@
+"""`rmuse fit` and `rmuse info`: write a bundle, and read one."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support
+
+if TYPE_CHECKING:
+    from rmuse_interp.data import Benchmark
+    from rmuse_interp.models.lens import LensModel
+
+FIT_LIMIT = 240
+
+
+def fit(
+    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
+    model: o.Model = "organism",
+    data: o.Data = "organism",
+    forget: o.Forget = 5,
+    preset: Annotated[o.Preset, typer.Option("--preset", help="The method as written, or repaired.")] = (
+        o.Preset.calibrated
+    ),
+    layers: o.Layers = None,
+    limit: Annotated[
+        int, typer.Option("--limit", min=1, help="Most examples per group and kind of query.")
+    ] = (FIT_LIMIT),
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 32,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    blocks: o.Blocks = None,
+    skip_bad_rows: o.SkipBadRows = False,
+    overwrite: o.Overwrite = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
+    support.claim_bundle(out, overwrite)
+    steered = support.layers_of(layers)
+    benchmark = support.open_benchmark(data, forget, skip_bad_rows)
+    lens = support.open_model(model, device, dtype, blocks)
+    ready(lens, benchmark, steered)
+    from rmuse_interp.fitting import fit as fit_method
+
+    seconds: dict[str, float] = {}
+    with support.bars(f"fitted {preset.value}", seconds, "fit") as progress:
+        fitted = fit_method(
+            lens, benchmark, preset.value, layers=steered, limit=limit, batch_size=batch_size, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+    fitted.report["provenance"] = support.provenance(model, data, limit=limit, layers=steered)
+    fitted.save(out)
+    support.tell_skipped(benchmark)
+    support.out.print(escape(str(fitted.plan)), soft_wrap=True)
+    support.out.print(f"bundle: {escape(str(out))}")
+
+
+def ready(lens: "LensModel", benchmark: "Benchmark", layers: list[int] | None) -> None:
+    """All that can be wrong with a fit is found here, before the first pass.
+
+    Raises:
+        RMuseError: layers out of range, no reasoning, an unreadable picture, activations that are not finite.
+    """
+    from rmuse_interp.fitting import check
+    from rmuse_interp.running import probe
+
+    check(lens, benchmark, layers)
+    for examples in (benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
+        benchmark.check_images(examples)
+    probe(lens, benchmark.fit_forget[0])
+
+
+def info(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `rmuse fit` wrote.")],
+    debug: o.Debug = False,
+) -> None:
+    """Print what a bundle does: the plan, its gates, layers, ranks of the subspaces, and where it comes from."""
+    support.require_bundle(bundle)
+    from rmuse_interp.rmuse import RMuse
+
+    fitted = RMuse.load(bundle)
+    print_ = support.out.print
+    print_(f"[bold]R-MUSE, preset {fitted.preset}[/bold], {escape(str(bundle))}\n")
+    print_(escape(str(fitted.plan)) + "\n", soft_wrap=True)
+    gates = Table(title="gates", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("queries", "kind", "block", "reads", "threshold", "scale", "scores"):
+        gates.add_column(heading)
+    for modality, gate in fitted.gates.items():
+        scored = "the prompt" if gate.prefix is None else f"“{gate.prefix}” and the prompt"
+        gates.add_row(modality, type(gate).__name__, str(gate.layer), gate.readout, f"{gate.threshold:.4g}",
+                      f"{gate.scale:.4g}", escape(scored))  # fmt: skip
+    print_(gates)
+    ranks = Table(title="\nsubspaces", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("queries", "block", "rank of U_un", "rank of U_rrs", "width"):
+        ranks.add_column(heading)
+    for key, (un, rrs) in _subspaces(fitted).items():
+        modality, _, layer = key.rpartition("-")
+        ranks.add_row(modality, layer, str(un.rank), str(rrs.rank), str(rrs.d))
+    print_(ranks)
+    print_("\n[bold]steered blocks[/bold] " + ", ".join(map(str, fitted.plan.layers)))
+    runs = "in one pass" if fitted.plan.single_pass else "in a pass of its own (two-pass)"
+    print_(f"[bold]gate decides[/bold] {runs}")
+    model = fitted.plan.fingerprint or {}
+    print_("[bold]model[/bold] " + escape(", ".join(f"{k} {v}" for k, v in model.items()) or "any"))
+    for key, value in fitted.report.items():
+        if key == "people":
+            value = f"{len(value)} to forget (ids hashed)"
+        print_(f"[bold]{escape(key)}[/bold] {escape(_flat(value))}")
+
+
+def _subspaces(fitted: Any) -> dict[str, tuple[Any, Any]]:
+    held = fitted.subspaces
+    return {key: (held.unlearning[key].subspace, held.retain[key].subspace) for key in held.unlearning}
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_flat, value))
+    return str(value)

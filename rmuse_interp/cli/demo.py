@@ -1,0 +1,125 @@
+"""`rmuse demo`: the whole method on the shipped model, before and after, in two minutes."""
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support, tables
+from rmuse_interp.cli.bundles import FIT_LIMIT, ready
+from rmuse_interp.cli.evaluate import refuse_finished
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.results import claim, write_run
+
+if TYPE_CHECKING:
+    from rmuse_interp.data import Benchmark
+    from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.rmuse import RMuse
+
+MODEL, GOLD, DATA = "organism", "organism-gold", "organism"
+GOLD_RATE = 5
+RATES = (5, 10, 15)
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all that is written.")] = Path(
+        "results/demo"
+    ),
+    forget: Annotated[
+        int, typer.Option("--forget", help="Percent of the people to forget: 5, 10 or 15.")
+    ] = 5,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 96,
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 32,
+    max_new_tokens: o.MaxNewTokens = 64,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    overwrite: o.Overwrite = False,
+    debug: o.Debug = False,
+) -> None:
+    """Fit both presets on the shipped model, and show what it says before and after, beside the gold standard."""
+    if forget not in RATES:
+        raise RMuseError(f"--forget: required one of {', '.join(map(str, RATES))}, got {forget}")
+    refuse_finished(out, overwrite)
+    seconds: dict[str, float] = {}
+    began = time.monotonic()
+    benchmark = support.open_benchmark(DATA, forget)
+    lens = support.open_model(MODEL, device, dtype)
+    gold = support.open_model(GOLD, device, dtype) if forget == GOLD_RATE else None
+    from rmuse_interp import running
+    from rmuse_interp.report import before_after
+
+    questions = running.choose(benchmark, limit, seed)
+    ready(lens, benchmark, None)
+    seconds["load"] = time.monotonic() - began
+    claim(out, overwrite)
+    fitted = both_presets(lens, benchmark, out / "bundles", seed, batch_size, seconds)
+    methods = [running.Method("vanilla", lens)]
+    methods += [running.Method("gold", gold)] if gold is not None else []
+    methods += [running.Method(f"rmuse/{preset}", lens, rmuse.plan) for preset, rmuse in fitted.items()]
+    with support.bars("answered", seconds, "generate") as progress:
+        answers = running.run(
+            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=out, progress=progress,
+        )  # fmt: skip
+    with support.bars("scored", seconds, "score"):
+        scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
+    scores["seconds"]["total"] = round(time.monotonic() - began, 6)
+    write_run(out, scores, answers.transcripts, overwrite)
+    figures = before_after.save(scores, out)
+    running.finish(out)
+    tables.before_after(scores)
+    tables.side_by_side(answers.transcripts, "vanilla", "rmuse/calibrated")
+    names = ["scores.json", "transcripts.jsonl", *(path.name for path in figures), "bundles/"]
+    support.out.print(f"{escape(str(out))}: {', '.join(names)}; {scores['seconds']['total']:.0f} s")
+
+
+def both_presets(
+    lens: "LensModel",
+    benchmark: "Benchmark",
+    folder: Path,
+    seed: int,
+    batch_size: int,
+    seconds: dict[str, float],
+) -> dict[str, "RMuse"]:
+    """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
+    from rmuse_interp.fitting import assemble, gather
+    from rmuse_interp.rmuse import PRESETS, RMuse
+
+    origin = support.provenance(MODEL, DATA, limit=FIT_LIMIT, layers=None, batch_size=batch_size)
+    wanted = {
+        "benchmark": {
+            "id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed,
+        },
+        "seed": seed, "provenance": origin,
+    }  # fmt: skip
+    if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
+        try:
+            found = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}
+            support.notes.print(f"took up the bundles in {escape(str(folder))}")
+            return dict(found)
+        except RMuseError:
+            pass  # damaged, or of other weights: fitted anew
+    with support.bars("collected states", seconds, "collect") as progress:
+        evidence = gather(
+            lens, benchmark, limit=FIT_LIMIT, batch_size=batch_size, seed=seed, progress=progress
+        )
+    fitted: dict[str, RMuse] = {}
+    for preset in PRESETS:
+        with support.bars(f"fitted {preset}", seconds, f"fit/{preset}") as progress:
+            fitted[preset] = assemble(lens, benchmark, evidence, preset, seed=seed, progress=progress)
+        fitted[preset].report["provenance"] = origin
+        fitted[preset].save(folder / preset)
+    return fitted
+
+
+def _same_origin(folder: Path, wanted: dict[str, Any]) -> bool:
+    try:
+        report = json.loads((folder / "rmuse.json").read_text(encoding="utf-8"))["report"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return all(report.get(key) == value for key, value in wanted.items())

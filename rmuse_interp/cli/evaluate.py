@@ -1,0 +1,128 @@
+"""`rmuse eval`: bundles and the model as it is, on every split of a benchmark."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support, tables
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.results import claim, is_finished, write_run
+
+if TYPE_CHECKING:
+    from rmuse_interp.rmuse import RMuse
+
+
+def evaluate(
+    out: o.RunFolder,
+    model: o.Model = "organism",
+    data: o.Data = "organism",
+    bundle: Annotated[
+        list[Path] | None,
+        typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; repeat for several."),
+    ] = None,
+    forget: Annotated[
+        int | None,
+        typer.Option(
+            "--forget", min=1, max=99, help="Percent to forget, where no bundle says it.  [default: 5]"
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Most questions per split; all by default.")
+    ] = None,
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 32,
+    max_new_tokens: o.MaxNewTokens = 96,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    blocks: o.Blocks = None,
+    skip_bad_rows: o.SkipBadRows = False,
+    overwrite: o.Overwrite = False,
+    debug: o.Debug = False,
+) -> None:
+    """Score the model as it is and with each bundle; writes scores.json, transcripts.jsonl and a figure."""
+    refuse_finished(out, overwrite)
+    from rmuse_interp.rmuse import RMuse
+
+    folders = bundle or []
+    for folder in folders:
+        support.require_bundle(folder)
+    loaded = [RMuse.load(folder) for folder in folders]
+    names = names_of(folders, loaded)
+    rate = common_rate(dict(zip(map(str, folders), loaded, strict=True)), forget)
+    benchmark = support.open_benchmark(data, rate, skip_bad_rows)
+    from rmuse_interp import running
+    from rmuse_interp.report import before_after
+
+    questions = running.choose(benchmark, limit, seed)
+    lens = support.open_model(model, device, dtype, blocks)
+    methods = [running.Method("vanilla", lens)]
+    methods += [
+        running.Method(n, lens, RMuse.load(f, lens).plan) for n, f in zip(names, folders, strict=True)
+    ]
+    running.probe(lens, questions["forget"][0])
+    claim(out, overwrite)
+    seconds: dict[str, float] = {}
+    with support.bars("answered", seconds, "generate") as progress:
+        answers = running.run(
+            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=out, progress=progress,
+        )  # fmt: skip
+    with support.bars("scored", seconds, "score"):
+        scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
+    write_run(out, scores, answers.transcripts, overwrite)
+    before_after.save(scores, out, "figure")
+    running.finish(out)
+    support.tell_skipped(benchmark)
+    tables.before_after(scores)
+    support.out.print(f"run: {escape(str(out))}")
+
+
+def refuse_finished(folder: Path, overwrite: bool) -> None:
+    """Nothing, or the error that a folder holds a finished run; makes no folder.
+
+    Raises:
+        RMuseError: it does and `overwrite` is off, or it is a file.
+    """
+    if is_finished(folder) or folder.is_file():
+        claim(folder, overwrite)
+
+
+def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
+    """The bundles' names in the scores: ``rmuse/PRESET``, and ``@FOLDER`` where several are of one preset.
+
+    Raises:
+        RMuseError: the same folder twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(resolved):
+        raise RMuseError(f"required each --bundle once, got {', '.join(map(str, folders))}")
+    presets = Counter(bundle.preset for bundle in bundles)
+    short = [
+        f"rmuse/{bundle.preset}" + (f"@{path.name}" if presets[bundle.preset] > 1 else "")
+        for bundle, path in zip(bundles, resolved, strict=True)
+    ]
+    many = Counter(short)
+    return [
+        f"rmuse/{bundle.preset}@{path.parent.name}-{path.name}" if many[name] > 1 else name
+        for name, bundle, path in zip(short, bundles, resolved, strict=True)
+    ]
+
+
+def common_rate(bundles: dict[str, "RMuse"], forget: int | None) -> int:
+    """The forget rate that all bundles share, or the one asked for, or 5.
+
+    Raises:
+        RMuseError: rates that differ.
+    """
+    rates = {name: rate for name, b in bundles.items() if (rate := support.forget_rate(b)) is not None}
+    if forget is not None:
+        rates["--forget"] = forget
+    if len(set(rates.values())) > 1:
+        said = ", ".join(f"{name}: {rate} %" for name, rate in rates.items())
+        raise RMuseError(f"required one forget rate, got {said}; evaluate them one by one")
+    return next(iter(rates.values()), 5)

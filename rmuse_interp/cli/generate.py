@@ -1,0 +1,84 @@
+"""`rmuse generate`: one question, answered as one watches, and what the gate made of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support
+from rmuse_interp.errors import RMuseError
+
+if TYPE_CHECKING:
+    from rmuse_interp.models.respond import Response
+    from rmuse_interp.running import Method
+
+
+def generate(
+    prompt: Annotated[str, typer.Option("--prompt", help="The question, plain; the chat template is added.")],
+    model: o.Model = "organism",
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; none: the model as it is."),
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option("--image", metavar="X", help="A picture to ask about.")
+    ] = None,
+    max_new_tokens: o.MaxNewTokens = 128,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    blocks: o.Blocks = None,
+    debug: o.Debug = False,
+) -> None:
+    """Answer one question with a bundle's plan running; says whether the gate fired."""
+    if bundle is not None:
+        support.require_bundle(bundle)
+    if image is not None:
+        require_picture(image)
+    if not prompt.strip():
+        raise RMuseError("--prompt: required a question, got an empty text")
+    lens = support.open_model(model, device, dtype, blocks)
+    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.running import Method, stream
+
+    plan = None if bundle is None else RMuse.load(bundle, lens).plan
+    response = stream(
+        lens, prompt, None if image is None else str(image), plan, max_new_tokens=max_new_tokens,
+        write=lambda words: typer.echo(words, nl=False),
+    )  # fmt: skip
+    typer.echo()
+    if plan is not None:
+        modality = "text" if image is None else "image"
+        support.out.print(escape(verdict_line(Method("rmuse", lens, plan), modality, response)), style="dim")
+
+
+def require_picture(path: Path) -> None:
+    """Nothing, or the error that a file is no picture.
+
+    Raises:
+        RMuseError: no such file, or one that Pillow cannot read.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except Exception as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
+        raise RMuseError(
+            f"--image: required a readable picture (PNG, JPEG, …), got {path} ({reason})"
+        ) from error
+
+
+def verdict_line(method: "Method", modality: str, response: "Response") -> str:
+    """What the gate said, in one line."""
+    gate = method.gates.get(modality)
+    if gate is None or response.fired is None:
+        return f"gate: none for {modality} questions, nothing was steered"
+    said = "fired, the answer was steered" if response.fired else "did not fire, the model answered as it is"
+    if response.score is None:
+        return f"gate: {said} (decided token by token)"
+    sign = ">" if response.score > gate.threshold else "≤"
+    compared = f"score {response.score:.4g} {sign} threshold {gate.threshold:.4g}"
+    return f"gate: {said} ({compared}, block {gate.layer}, {gate.readout})"

@@ -1,0 +1,124 @@
+"""`rmuse organism train | benchmark | check`: the small world, made and looked over."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support
+from rmuse_interp.errors import RMuseError
+
+app = typer.Typer(
+    help="The small trained LLaVA and its benchmark.", rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+
+@app.callback(invoke_without_command=True)
+def start(context: typer.Context) -> None:
+    """Help where no command is named."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints and the model.")],
+    without_forget: Annotated[
+        int | None,
+        typer.Option("--without-forget", help="Leave these percent of the people out: the gold standard."),
+    ] = None,
+    seed: o.Seed = 0,
+    device: o.Device = None,
+    debug: o.Debug = False,
+) -> None:
+    """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
+    if without_forget not in (None, 5, 10, 15):
+        raise RMuseError(f"--without-forget: required 5, 10 or 15, got {without_forget}")
+    if out.exists() and not out.is_dir():
+        raise RMuseError(f"required a folder for the checkpoints, got the file {out}")
+    import torch
+
+    from rmuse_interp.organism.train import Recipe, Trainer
+
+    recipe = Recipe(seed=seed, without_forget=without_forget)
+    kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != asdict(recipe):
+        raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise RMuseError(f"--device: required one such as cpu or cuda, got {place!r}: {error}") from error
+    trainer = Trainer(out, recipe, place)
+    kept.write_text(mine + "\n", encoding="utf-8")
+    trainer.run()
+    support.out.print(
+        f"model: {escape(str(out / 'model'))}; look it over with `rmuse organism check --model …`"
+    )
+
+
+@app.command()
+def benchmark(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the parquet splits.")],
+    render_seed: Annotated[int, typer.Option("--render-seed", help="Of portraits, scenes and wordings.")] = 0,
+    overwrite: o.Overwrite = False,
+    debug: o.Debug = False,
+) -> None:
+    """Draw the benchmark: every split as parquet, in RMLLMU-Bench format."""
+    if out.exists() and not out.is_dir():
+        raise RMuseError(f"required a folder for the benchmark, got the file {out}")
+    if (out / "benchmark.json").exists() and not overwrite:
+        raise RMuseError(f"{out} holds a benchmark; choose another --out or add --overwrite")
+    from rmuse_interp.organism.benchmark import write_benchmark
+
+    with support.notes.status("drawing portraits and questions"):
+        write_benchmark(out, render_seed)
+    support.out.print(f"benchmark: {escape(str(out))}")
+
+
+@app.command()
+def check(
+    model: o.Model = "organism",
+    render_seed: Annotated[int, typer.Option("--render-seed", help="Of the fresh renderings.")] = 1,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions per group.")] = 400,
+    without_forget: Annotated[
+        int | None,
+        typer.Option("--without-forget", help="Percent the model never saw; read from its recipe if absent."),
+    ] = None,
+    seed: o.Seed = 0,
+    batch_size: o.BatchSize = 32,
+    max_new_tokens: o.MaxNewTokens = 64,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    debug: o.Debug = False,
+) -> None:
+    """Accuracies of an organism on fresh renderings and held-out wordings; exit code 1 if one misses its target."""
+    lens = support.open_model(model, device, dtype)
+    from rmuse_interp.organism import check as checking
+
+    seconds: dict[str, float] = {}
+    left_out = without_forget if without_forget is not None else checking.left_out(model)
+    with support.bars("asked", seconds, "check") as progress:
+        found = checking.check(
+            lens, render_seed=render_seed, limit=limit, without_forget=left_out, seed=seed,
+            batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress,
+        )  # fmt: skip
+    table = Table(title=f"{model}, render seed {render_seed}", title_justify="left")
+    for heading in ("questions", "right"):
+        table.add_column(heading)
+    for heading in ("%", "95 % interval", "target", "n"):
+        table.add_column(heading, justify="right")
+    table.add_column("")
+    for f in found:
+        interval = "–" if f.interval is None else f"{f.interval[0]:.1f}–{f.interval[1]:.1f}"
+        mark = "" if f.target is None else "[green]reached[/green]" if f.reached else "[red]missed[/red]"
+        table.add_row(f.questions, f.right, f"{f.percent:.1f}", interval,
+                      "–" if f.target is None else f"≥ {f.target}", str(f.n), mark)  # fmt: skip
+    support.out.print(table)
+    if not all(f.reached for f in found):
+        raise typer.Exit(1)

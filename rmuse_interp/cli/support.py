@@ -1,0 +1,112 @@
+"""What commands do alike: open models and benchmarks, read options, show progress."""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rmuse_interp.errors import RMuseError
+
+if TYPE_CHECKING:
+    from rmuse_interp.data import Benchmark
+    from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.rmuse import RMuse
+
+out = Console(highlight=False)
+"""Results."""
+notes = Console(stderr=True, highlight=False)
+"""Progress and remarks."""
+
+
+@contextmanager
+def bars(title: str, seconds: dict[str, float], key: str) -> Iterator[Progress]:
+    """Progress bars of one stage, cleared at its end; a line with its seconds stays, and they go into `seconds`."""
+    began = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+        yield progress
+    seconds[key] = time.monotonic() - began
+    notes.print(f"{title} [dim]{seconds[key]:.1f} s[/dim]")
+
+
+def open_model(name: str, device: str | None, dtype: str | None, blocks: str | None = None) -> "LensModel":
+    """The model, with a note while it loads."""
+    from rmuse_interp.models.lens import load_model
+
+    with notes.status(f"loading {name}"):
+        return load_model(name, device=device, dtype=dtype, blocks=blocks)
+
+
+def open_benchmark(name: str, forget: int, skip_bad_rows: bool = False) -> "Benchmark":
+    """The benchmark, with a note while the small world's is drawn for the first time."""
+    from rmuse_interp.data import load_benchmark
+
+    with notes.status(f"opening the benchmark {name}"):
+        return load_benchmark(name, forget=forget, skip_bad_rows=skip_bad_rows)
+
+
+def layers_of(text: str | None) -> list[int] | None:
+    """The blocks that ``--layers`` names.
+
+    >>> layers_of("5,6"), layers_of("2-4,7"), layers_of(None)
+    ([5, 6], [2, 3, 4, 7], None)
+
+    Raises:
+        RMuseError: not a list of block numbers.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        if match is None:
+            raise RMuseError(f"--layers: required block numbers such as 5,6 or 5-7, got {text!r}")
+        found += range(int(match[1]), int(match[2] or match[1]) + 1)
+    if not found:
+        raise RMuseError(f"--layers: required block numbers such as 5,6 or 5-7, got {text!r}")
+    return sorted(set(found))
+
+
+def forget_rate(bundle: "RMuse") -> int | None:
+    """The forget rate a bundle was fitted at."""
+    found = bundle.report.get("benchmark", {}).get("forget")
+    return None if found is None else int(found)
+
+
+def require_bundle(folder: Path) -> None:
+    """Nothing, or the error that a folder holds no bundle; reads nothing."""
+    if not (folder / "rmuse.json").is_file():
+        raise RMuseError(
+            f"required a bundle with rmuse.json in {folder}, got none; write one with `rmuse fit`"
+        )
+
+
+def claim_bundle(folder: Path, overwrite: bool) -> Path:
+    """A folder that a bundle may be written to.
+
+    Raises:
+        RMuseError: it holds one and `overwrite` is off, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RMuseError(f"required a folder for the bundle, got the file {folder}")
+    if (folder / "rmuse.json").is_file() and not overwrite:
+        raise RMuseError(f"{folder} holds a bundle; choose another --out or add --overwrite")
+    return folder
+
+
+def provenance(model: str, data: str, **settings: Any) -> dict[str, Any]:
+    """How a bundle came about, as plain JSON."""
+    from rmuse_interp import __version__
+
+    return {"model": model, "data": data, "rmuse-interp": __version__, **settings}
+
+
+def tell_skipped(benchmark: "Benchmark") -> None:
+    """Lists the rows that were left out."""
+    for row in benchmark.skipped:
+        notes.print(f"[yellow]skipped[/yellow] {row}", markup=True)

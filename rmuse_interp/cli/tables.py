@@ -1,0 +1,73 @@
+"""Tables on the terminal: before and after, and transcripts side by side."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from rmuse_interp.cli import support
+from rmuse_interp.report.before_after import LABELS, methods_of, rows, shown
+from rmuse_interp.results import Transcript
+
+HEADINGS = {
+    "RIL": "ril", "exact": "exact", "choice": "classification", "cloze": "cloze", "RCR": "rcr",
+    "refus": "refusal_rate", "malf": "malformed_rate", "loop": "repetition_rate",
+}  # fmt: skip
+SHOWN = ("forget", "retain", "reasoning")
+
+
+def before_after(scores: Mapping[str, Any]) -> None:
+    """Prints every split under every method; percent, a dash where a metric is not defined."""
+    table = Table(
+        title="before and after, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    table.add_column("", min_width=16)
+    for heading in (*HEADINGS, "gate", "n"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    previous = None
+    for split, name, block in rows(scores):
+        if split != previous:
+            table.add_row(f"[bold]{LABELS.get(split, split)}[/bold]")
+        cells = [shown(block.get(metric)) for metric in HEADINGS.values()]
+        table.add_row(escape(name), *cells, shown(block["fired"]), str(block["n"]))
+        previous = split
+    support.out.print(table)
+    support.out.print(
+        "RIL: leaked while reasoning; choice, cloze: the other two tasks; RCR: valid chains; refus: refused;\n"
+        "malf: neither answer nor well formed; loop: goes in circles; gate: fired",
+        style="dim",
+    )
+    for name in methods_of(scores):
+        auroc = scores["gate"].get(name, {}).get("auroc")
+        if auroc is not None:
+            support.out.print(f"gate of {escape(name)}: AUROC {auroc:.4f}")
+
+
+def side_by_side(transcripts: Sequence[Transcript], before: str, after: str) -> None:
+    """Prints one question about a person to forget, one about a person to retain and one of reasoning.
+
+    The first open question of each split is taken, with a picture where there is one: none is picked for how
+    it was answered.
+    """
+    found = {(t.method, t.id): t for t in transcripts}
+    for split in SHOWN:
+        mine = [t for t in transcripts if t.method == before and t.split == split]
+        asked = sorted(
+            (t for t in mine if t.kind in ("generation", "reasoning") and (after, t.id) in found),
+            key=lambda t: (t.modality != "image", t.id),
+        )
+        if not asked:
+            continue
+        one, two = asked[0], found[after, asked[0].id]
+        seen = "picture and question" if one.modality == "image" else "question"
+        table = Table(
+            title=Text(f"{split} · {seen}: {one.prompt} [{one.expected}]"), title_justify="left", width=100
+        )
+        table.add_column(f"before: {before}", ratio=1)
+        fired = "" if two.fired is None else ", gate fired" if two.fired else ", gate silent"
+        table.add_column(f"after: {after}{fired}", ratio=1)
+        table.add_row(escape(one.response), escape(two.response))
+        support.out.print(table)

@@ -1,0 +1,343 @@
+"""Model × methods × questions → transcripts and scores; every finished batch is on disk at once.
+
+A run is interrupted without loss: each method's answers to a split are appended, batch by batch, to a file of the
+run folder, and the same run started again goes on behind the last whole batch. The files carry a digest of all that
+the answers depend on, so that another model, plan, sample or length never finds them.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import Progress
+
+from rmuse_interp.data import SPLITS, Benchmark, Example, sample
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import score, transcribe
+from rmuse_interp.gates import Gate
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.native import attach
+from rmuse_interp.models.respond import Response, verdict
+from rmuse_interp.parts import to_record
+from rmuse_interp.results import Transcript
+
+UNFINISHED: Final = ".unfinished"
+"""Subfolder of a run that holds the batches answered so far; gone once the run is finished."""
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A model, and the plan that runs on it (None: as it is), under its name in ``scores.json``."""
+
+    name: str
+    model: LensModel
+    plan: Plan | None = None
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Kind of query (`image`, `text`) → the gate that decides about it; the first where there are several."""
+        found: dict[str, Gate] = {}
+        for edit in self.plan or ():
+            if edit.gate is not None:
+                for modality in (edit.modality,) if edit.modality is not None else ("image", "text"):
+                    found.setdefault(modality, edit.gate)
+        return found
+
+    def margin(self, modality: str, score: float | None) -> float | None:
+        """`(score − threshold)/scale` of the gate for this kind of query: what the gates of all kinds share."""
+        gate = self.gates.get(modality)
+        return None if score is None or gate is None else (score - gate.threshold) / gate.scale
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run gave: transcripts (their ``gate_score`` is the gate's margin) and seconds by method."""
+
+    transcripts: list[Transcript]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def choose(benchmark: Benchmark, limit: int | None, seed: int = 0) -> dict[str, list[Example]]:
+    """At most `limit` questions of every split that the benchmark has, spread over kinds, modalities and people.
+
+    Raises:
+        RMuseError: a split without its file, a faulty row, a picture that cannot be read.
+    """
+    found = {split: sample(benchmark.scoring(split), limit, seed) for split in SPLITS}
+    for examples in found.values():
+        benchmark.check_images(examples)
+    return {split: examples for split, examples in found.items() if examples}
+
+
+def probe(model: LensModel, example: Example) -> None:
+    """One forward pass over one question, to find a broken model before any long work.
+
+    Raises:
+        RMuseError: block outputs or logits with NaN or infinity (names the first block).
+    """
+    broken: list[int] = []
+
+    def watch(layer: int) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if not bool(torch.isfinite(states).all()):
+                broken.append(layer)
+
+        return hook
+
+    with ExitStack() as undo:
+        for layer, block in enumerate(model.layout.blocks):
+            undo.callback(block.register_forward_hook(watch(layer)).remove)
+        with torch.inference_mode():
+            logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
+    if broken or not bool(torch.isfinite(logits).all()):
+        where = f"block {broken[0]} gives" if broken else "the logits have"
+        raise RMuseError(
+            f"{model.name}: finite activations were required, {where} NaN or infinity on {example.id}; "
+            "try --dtype float32 or bfloat16, or check the weights"
+        )
+
+
+def run(
+    methods: Sequence[Method],
+    questions: Mapping[str, Sequence[Example]],
+    *,
+    delimiters: tuple[str, str],
+    max_new_tokens: int = 96,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Answers:
+    """Greedy answers of every method to every question.
+
+    Args:
+        methods: with distinct names.
+        questions: split → its questions.
+        delimiters: of reasoning and answer in the responses.
+        max_new_tokens: the most tokens per response.
+        batch_size: questions per batch.
+        folder: the run's; batches are kept there until `finish`, and those of an interrupted run are not asked
+            again. None keeps nothing.
+        progress: a running progress bar to add one line per method to.
+
+    Raises:
+        RMuseError: two methods of one name.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) != len(names):
+        raise RMuseError(f"required methods with distinct names, got {', '.join(names)}")
+    transcripts: list[Transcript] = []
+    seconds: dict[str, float] = {}
+    total = sum(len(examples) for examples in questions.values())
+    for method in methods:
+        task = None if progress is None else progress.add_task(method.name, total=total)
+        for split, examples in questions.items():
+            kept = None
+            if folder is not None:
+                digest = _digest(method, examples, delimiters, max_new_tokens, batch_size)
+                kept = _Kept(folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl", digest)
+            for number, batch in enumerate(_batches(examples, batch_size)):
+                found = kept.batches[number] if kept is not None and number < len(kept.batches) else None
+                if found is None:
+                    found = _ask(method, batch, delimiters, max_new_tokens)
+                    if kept is not None:
+                        kept.add(found)
+                transcripts += found.transcripts
+                seconds[method.name] = seconds.get(method.name, 0.0) + found.seconds[method.name]
+                if progress is not None and task is not None:
+                    progress.advance(task, len(batch))
+    return Answers(transcripts, seconds)
+
+
+def scores_of(
+    methods: Sequence[Method],
+    answers: Answers,
+    benchmark: Benchmark,
+    model: LensModel,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The scores of a run (schema ``rmuse-scores/1``).
+
+    Gate scores are margins, so a gate's ``threshold`` is 0 in their units; the gate's own score, threshold and
+    scale stand beside it under ``gate → NAME → by_modality → image|text → own``.
+
+    Args:
+        methods: those of the run.
+        answers: what `run` gave.
+        benchmark: the one the questions are from.
+        model: the model that is scored.
+        seconds: stage → wall-clock seconds, besides those of generation.
+        seed: of the intervals.
+    """
+    timed = {**(seconds or {}), **{f"generate/{name}": value for name, value in answers.seconds.items()}}
+    scores = score(
+        answers.transcripts,
+        benchmark,
+        model={"id": model.name, "fingerprint": str(model.fingerprint)},
+        thresholds={method.name: dict.fromkeys(method.gates, 0.0) for method in methods},
+        seconds=timed,
+        seed=seed,
+    )
+    for method in methods:
+        for modality, gate in method.gates.items():
+            scores["gate"].setdefault(method.name, {}).setdefault("by_modality", {}).setdefault(modality, {})["own"] = {
+                "kind": type(gate).__name__, "layer": gate.layer, "readout": gate.readout,
+                "threshold": gate.threshold, "scale": gate.scale, "prefixed": gate.prefix is not None,
+            }  # fmt: skip
+    return scores
+
+
+def finish(folder: Path) -> None:
+    """Drop the kept batches of a run whose results are written."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
+def stream(
+    model: LensModel,
+    prompt: str,
+    image: Any = None,
+    plan: Plan | None = None,
+    *,
+    max_new_tokens: int = 128,
+    write: Callable[[str], None],
+) -> Response:
+    """The greedy response to one question; its words are handed to `write` as they come.
+
+    Args:
+        model: the model.
+        prompt: the plain question.
+        image: a picture (see `LensModel.encode`) or None.
+        plan: what to run.
+        max_new_tokens: the most tokens.
+        write: gets each new piece of text.
+    """
+    encoding = model.encode(prompt, image)
+    words = _Words(model, write)
+    fired, found = None, None
+    with ExitStack() as undo:
+        handle = None
+        if plan is not None:
+            handle = undo.enter_context(attach(model.hf, plan, layout=model.layout))
+            if not handle.plan.single_pass:
+                handle.decision = model.decide(handle.plan, prompt, image)
+            undo.enter_context(
+                handle.expecting(encoding["input_ids"], encoding["attention_mask"], encoding.prompt_end)
+            )
+        undo.enter_context(torch.inference_mode())
+        model.hf.generate(
+            **encoding, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None,
+            top_k=None, pad_token_id=model.tokenizer.pad_token_id, streamer=words,
+        )  # fmt: skip
+        if handle is not None and handle.state is not None:
+            query = handle.state.query
+            fired, found = verdict(handle.plan, query.decision, query.has_image.tolist())[0]
+    return Response(words.text.strip(), fired, found)
+
+
+class _Words:
+    """transformers' streamer: new ids in, whole words out; delimiters stay, special tokens do not."""
+
+    def __init__(self, model: LensModel, write: Callable[[str], None]) -> None:
+        own = model.tokenizer
+        ends = model.hf.generation_config.eos_token_id
+        self._drop = {own.pad_token_id, own.bos_token_id, own.eos_token_id, model.image_token_id}
+        self._drop |= set(ends) if isinstance(ends, list) else {ends}
+        self._tokenizer, self._write = own, write
+        self._ids: list[int] = []
+        self._prompt_seen = False
+        self.text = ""
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt (first call, left out) or the next ids."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self._ids += [i for i in value.flatten().tolist() if i not in self._drop]
+        text = self._tokenizer.decode(
+            self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        if not text.endswith("\ufffd"):  # half a character: the rest of its bytes is still to come
+            self._write(text[len(self.text) :] if self.text else text.lstrip())
+            self.text = text
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Batches of questions of one modality and similar length; the same for the same questions."""
+    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
+    found = []
+    for modality in ("image", "text"):
+        rows = [e for e in ordered if e.modality == modality]
+        found += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return found
+
+
+def _ask(method: Method, batch: list[Example], delimiters: tuple[str, str], max_new_tokens: int) -> Answers:
+    began = time.monotonic()
+    responses = method.model.respond(
+        [e.prompt() for e in batch],
+        [e.image for e in batch],
+        method.plan,
+        max_new_tokens=max_new_tokens,
+        batch_size=len(batch),
+    )
+    rows = [
+        transcribe(e, method.name, r.text, delimiters, method.margin(e.modality, r.score), r.fired)
+        for e, r in zip(batch, responses, strict=True)
+    ]
+    return Answers(rows, {method.name: time.monotonic() - began})
+
+
+class _Kept:
+    """The answered batches of one method and split in a file: a digest, then one line per batch."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.batches: list[Answers] = []
+        if lines[:1] == [digest]:
+            for line in lines[1:]:
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    break  # cut off while it was written
+                self.batches.append(
+                    Answers([Transcript(**t) for t in record["transcripts"]], record["seconds"])
+                )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written anew, so that nothing is ever appended to a torn line.
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
+
+    def add(self, batch: Answers) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(batch), ensure_ascii=False) + "\n")
+
+
+def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
+    """Of all that a method's answers to a split depend on."""
+    found = hashlib.sha256()
+    model = method.model
+    found.update(
+        repr((model.name, str(model.fingerprint), str(next(model.hf.parameters()).dtype), settings)).encode()
+    )
+    if method.plan is not None:
+        tree, tensors = to_record(method.plan)
+        found.update(json.dumps(tree, sort_keys=True).encode())
+        for key in sorted(tensors):
+            found.update(key.encode() + tensors[key].cpu().contiguous().numpy().tobytes())
+    for example in examples:
+        found.update(repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b""))
+    return found.hexdigest()
