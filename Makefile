@@ -37,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: setup  ## fit both presets on the shipped model, show before and after (results/demo)
-	$(VENV)/bin/rmuse demo --out results/demo
+	$(VENV)/bin/rmuse demo --out results/demo --overwrite
 
 test: lint  ## lint, then all tests and doctests
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST)
