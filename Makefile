@@ -23,14 +23,15 @@ setup: $(STAMP)  ## create .venv and install the package with the versions of co
 
 # Installed once, and again only when the dependencies or their pins change.
 $(STAMP): pyproject.toml constraints.txt
-	@if [ ! -x $(PY) ]; then \
+	@if ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	    for python in python3.11 python3; do \
 	        if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	            echo "creating $(VENV) with $$($$python --version)"; $$python -m venv $(VENV) && break; \
 	        fi; \
 	    done; \
 	fi
-	@[ -x $(PY) ] || { echo "Python 3.11 or newer is required: install it as python3.11 or python3" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null || \
+	    { echo "Python 3.11 or newer with venv and pip is required, as python3.11 or python3" >&2; exit 1; }
 	@echo "installing into $(VENV): some minutes, most of them for torch"
 	$(PY) -m pip install --quiet --disable-pip-version-check \
 	    $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) --constraint constraints.txt --editable ".[dev]"
