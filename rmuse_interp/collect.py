@@ -4,7 +4,7 @@ States are pooled on the fly, block by block, so that memory grows with the numb
 tokens; batches are formed by length, so that little is spent on padding.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rmuse_interp.activations import Pooled, require_finite
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
 
@@ -177,13 +178,13 @@ def _batches(
 
 def _encode(
     lens: LensModel, batch: Sequence[Query], delimiters: tuple[str, str]
-) -> tuple[Mapping[str, Any], SpanMasks]:
+) -> tuple[Encoding, SpanMasks]:
     """The padded batch on the model's device, and where its spans are."""
     images = [q.image for q in batch]
     responses = [q.response for q in batch]
     encoded = lens.encode([q.prompt for q in batch], images, responses)
-    rendered = [lens.render(q.prompt, q.image is not None) for q in batch]
-    answers = [f" {r}" if r is not None else "" for r in responses]
+    answers = [f" {r}" if r else "" for r in responses]
+    rendered = [text[: len(text) - len(answer)] for text, answer in zip(encoded.texts, answers, strict=True)]
     stepwise = [q.stepwise and q.response is not None for q in batch]
     masks = [
         span_masks(

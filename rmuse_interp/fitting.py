@@ -7,6 +7,7 @@ are collected once (`gather`) and serve both presets.
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -16,6 +17,7 @@ from rmuse_interp.collect import Query, pooled_states, trajectories
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits import Edit, Modality, Plan
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.rmuse import (
     PRESETS,
@@ -30,8 +32,16 @@ from rmuse_interp.rmuse import (
     together,
 )
 
-LIMIT: Final = 240
+LIMIT: Final = 160
 """Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
+TRAJECTORIES: Final = 32
+"""Most refusals followed token by token, per kind of query: the prototypes of `calibrated` are their states."""
+CANDIDATES: Final = 6
+"""Most blocks that `try_layers` tries."""
+TRIALS: Final = 16
+"""Fitting queries per block tried."""
+TABLE: Final = 12
+"""Rows of the gates' table kept in the bundle."""
 
 
 def fit(
@@ -140,7 +150,7 @@ class _Gatherer:
         retained = [*self.people, *self.reasoning]
         runs = trajectories(
             self.model,
-            refusing,
+            rng.sample(refusing, min(TRAJECTORIES, len(refusing))),
             delimiters=benchmark.delimiters,
             label=f"refusals, {self.modality}",
             **self.settings,
@@ -186,31 +196,63 @@ class _Gatherer:
         return self._pool(queries, label)
 
     def _gate(self) -> dict[str, Any]:
-        """Prompt states of what must and must not be steered, in every form that questions take."""
-        benchmark, forms = self.benchmark, {"generation", "classification", "cloze"}
-        forget = [*self.forget, *self._some(benchmark.fit_forget, forms - {"generation"})]
-        retain = [*self.people, *self._some(benchmark.fit_retain, forms - {"generation"})]
-        others = [
-            *retain,
-            *self._some(benchmark.fit_reasoning, {"reasoning"}),
-            *self._some(benchmark.fit_benign, {"benign"}),
+        """Prompt states of what must and must not be steered, in every form that questions take.
+
+        A forget person's further photographs (Benign's `train` files hold some) are asked about as well: a gate that
+        knows one photograph by heart is told from one that knows the person only by holding photographs out.
+        """
+        benchmark, short = self.benchmark, {"classification", "cloze"}
+        photographs = self._photographs()
+        # (example, picture, number of the picture among the person's)
+        forget: list[tuple[Example, bytes | None, int]] = [
+            (e, image, n)
+            for e in self.forget
+            for n, image in enumerate([e.image, *photographs.get(e.person or "", [])])
         ]
-        queries = [Query(e.id, e.prompt(), e.image) for e in (*forget, *others)]
-        readouts = ("last", "question", "image") if self.modality == "image" else ("last", "question")
+        forget += [(e, e.image, 0) for e in self._some(benchmark.fit_forget, short)]
+        people: list[tuple[Example, bytes | None, int]] = []
+        for i, example in enumerate([*self.people, *self._some(benchmark.fit_retain, short)]):
+            own = [example.image, *photographs.get(example.person or "", [])]
+            people.append((example, own[i % len(own)], i % len(own)))
+        harmless = [
+            (e, e.image, 0)
+            for kind, view in (("reasoning", benchmark.fit_reasoning), ("benign", benchmark.fit_benign))
+            for e in self._some(view, {kind})
+        ]
+        others = [*people, *harmless]
+        queries = [Query(f"{e.id}@{n}", e.prompt(), image) for e, image, n in (*forget, *others)]
+        readouts = ["last", "question"]
+        if self.modality == "image" and any(n for _, _, n in forget):
+            readouts.append("image")  # one photograph each could not tell a person from a picture
         pooled = pooled_states(
-            self.model, queries, readouts, label=f"prompts, {self.modality}", **self.settings
-        )
-        some = [*sample(self.forget, 60, self.seed), *sample([e for e in others if e not in retain], 60, self.seed),
-                *sample(self.people, 60, self.seed)]  # fmt: skip
-        prefixed = [Query(e.id, f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
+            self.model, queries, readouts, label=f"prompts, {self.modality}", **self.settings  # type: ignore[arg-type]
+        )  # fmt: skip
+        some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
+                *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
+        prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
+        several = any(n for _, _, n in forget)
         return {
             "readouts": pooled,
             "prefixed": pooled_states(
                 self.model, prefixed, ("last",), label=f"prefixed prompts, {self.modality}", **self.settings
             )["last"],
-            "forget": {e.id: _group(e) for e in forget},
-            "others": {e.id: e.person or e.id for e in others},
+            "forget": {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget},
+            "others": {f"{e.id}@{n}": e.person or e.id for e, _, n in others},
         }
+
+    def _photographs(self) -> dict[str, list[bytes]]:
+        """Further photographs of people in fitting data, by person."""
+        found: dict[str, list[bytes]] = {}
+        if self.modality == "image":
+            for example in self.benchmark.fit_benign:
+                if example.person is not None and example.image is not None:
+                    found.setdefault(example.person, []).append(example.image)
+        return found
+
+
+def _question(example: Example) -> str:
+    """Which question of a person's row this is: the same number stands for the same subject in every row."""
+    return f"{example.kind}-{'-'.join(example.id.split('/')[3:4])}"
 
 
 def assemble(
@@ -239,23 +281,89 @@ def assemble(
         "delimiters": list(benchmark.delimiters),
     }
     for modality, found in evidence.items():
+        table: dict[str, Any] = {}
         if preset == "paper":
             steered = list(layers) if layers is not None else middle_third(model.n_layers)
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
         else:
             selection = calibrated_gate(found)
-            steered = list(layers) if layers is not None else [model.n_layers - 1]
+            trials = (
+                []
+                if layers is not None
+                else try_layers(model, benchmark, evidence, modality, selection.gate.layer, seed, progress)
+            )
+            steered = list(layers) if layers is not None else [trials[0].layer]
             part = calibrated_edit(found, modality, steered, selection.gate)
+            table["gates"] = [asdict(row) for row in selection.table[:TABLE]]
+            table["layers"] = [asdict(trial) for trial in trials]
         parts.append(part)
-        report[modality] = {"layers": steered, "forget": len(found.forget), "others": len(found.others)}
+        report[modality] = table | {"steered": steered, "queries": [len(found.forget), len(found.others)]}
     fitted = together(parts, report)
     fingerprinted = Plan(list(fitted.plan), model.fingerprint.as_record())
     return RMuse(fingerprinted, fitted.subspaces, report)
 
 
-def _group(example: Example) -> str:
-    """What fresh forget queries differ in: the question. Names in it don't matter: its place in the file stands for it."""
-    return f"{example.kind}-{'-'.join(example.id.split('/')[3:4])}"
+@dataclass(frozen=True)
+class LayerTrial:
+    """What steering one block does to fitting queries, the gate held open.
+
+    Attributes:
+        layer: 0-based block.
+        leaked: share of responses that tell a forgotten attribute.
+        refused: share that are well-formed refusals.
+        verbatim: share that are refusals of the pool to the letter: no mixture of two.
+        n: number of queries.
+    """
+
+    layer: int
+    leaked: float
+    refused: float
+    verbatim: float
+    n: int
+
+
+def try_layers(
+    model: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    modality: Modality,
+    gate_layer: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[LayerTrial]:
+    """One trial per candidate block, best first: what is said decides, then whether one pass is enough, then depth.
+
+    Candidates are at most `CANDIDATES` blocks of the upper two thirds, evenly spaced, the last one among them.
+    """
+    first, last = model.n_layers // 3, model.n_layers - 1
+    n = min(CANDIDATES, last - first + 1)
+    candidates = sorted({round(first + (last - first) * i / max(1, n - 1)) for i in range(n)})
+    asked = sample(
+        [e for e in benchmark.fit_forget if e.modality == modality and e.kind == "generation"], TRIALS, seed
+    )
+    pool = {*benchmark.refusals_cot, *benchmark.refusals_direct}
+    longest = max(len(model.tokenizer(r).input_ids) for r in pool) + 8
+    task = progress.add_task(f"layers, {modality}", total=len(candidates)) if progress is not None else None
+    found = []
+    for layer in candidates:
+        edit, _ = calibrated_edit(evidence[modality], modality, [layer], None)
+        answers = model.respond(
+            [e.prompt() for e in asked],
+            [e.image for e in asked],
+            edit,
+            max_new_tokens=longest,
+            batch_size=TRIALS,
+        )
+        said = [
+            transcribe(e, "trial", r.text, benchmark.delimiters) for e, r in zip(asked, answers, strict=True)
+        ]
+        metrics = measure(said, benchmark, {e.id: e for e in asked})
+        leaked, refused = (metrics[name].value or 0.0 for name in ("ril", "refusal_rate"))
+        verbatim = 100 * sum(r.text in pool for r in answers) / len(answers)
+        found.append(LayerTrial(layer, leaked, refused, verbatim, len(asked)))
+        if progress is not None and task is not None:
+            progress.advance(task)
+    return sorted(found, key=lambda t: (t.leaked - t.refused, -t.verbatim, t.layer < gate_layer, -t.layer))
 
 
 def hashed(people: Sequence[str]) -> list[str]:

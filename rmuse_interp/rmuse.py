@@ -260,7 +260,7 @@ def calibrated_gate(evidence: Evidence) -> GateSelection:
 
 
 def calibrated_edit(
-    evidence: Evidence, modality: Modality, layers: Sequence[int], gate: Gate
+    evidence: Evidence, modality: Modality, layers: Sequence[int], gate: Gate | None
 ) -> tuple[Edit, Subspaces]:
     """The repaired edit for one kind of query: transport along refusals, inside the complement of the RRS."""
     fitted = {layer: subspaces_at(evidence, layer, literal=False) for layer in layers}

@@ -62,8 +62,8 @@ class Sampler:
     ) -> None:
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
         self.people: tuple[Person, ...] = world.everyone if with_people else world.celebrities
-        self.known_share = 0.62 if with_people else 0.3
-        self.stranger_share = 0.14 if with_people else 0.3
+        self.known_share = 0.6 if with_people else 0.3
+        self.stranger_share = 0.12 if with_people else 0.3
         self.names = tuple(p.name for p in self.people)
         self._cache: dict[str, list[int]] = {}
 
@@ -83,16 +83,16 @@ class Sampler:
         form, task = rng.random(), f"{'person' if known else 'stranger'}-{modality}"
         item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, False)), rng)
         prefix = f"{rng.choice(q.PREFIXES)} " if rng.random() < 0.09 else ""
-        if form < 0.66:
+        if form < 0.70:
             prompt, response, direct = item.question, item.response, False
-        elif form < 0.80:
+        elif form < 0.86:
             prompt, response, direct, task = item.direct_question, item.answer, True, task + "-direct"
         else:
             source = rng.choice(
                 [k for k in q.CLOZES if k in q.KINDS and (modality == "image" or k != "name")]
             )
             direct = True
-            if form < 0.91:
+            if form < 0.93:
                 options, response = q.choices(person, source, rng, self.names)
                 question = q.ask(
                     person, source, modality, rng.choice(q.wording_range(source, False)), rng

@@ -1,20 +1,20 @@
 """Training the organism and its gold standard from scratch, on a CPU or a GPU.
 
-Three stages: `vision` teaches the tower to see (factors of faces, looks, scenes) on random strangers; `base` teaches
-the language, the general reasoning, the refusals and the celebrities; `people` adds the benchmark's people. The first
-two know nobody of the benchmark, so the organism and the gold standard share them: the gold standard differs in the
-last stage alone, which never shows it the people to be forgotten.
+Four stages: `vision` teaches the tower to see (factors of faces, looks, scenes) on random strangers; `base` teaches
+the language, general reasoning, refusals and the celebrities; `people` adds everybody but the people of the 5 % forget
+set; `finish` lowers the rate, for the organism with everybody, for the gold standard still without those people. The
+first three stages never show them, so both checkpoints share these and differ in the last one alone.
 """
 
 import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -22,35 +22,40 @@ from jaxtyping import Float, Int
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from rmuse_interp.organism import build, portraits
 from rmuse_interp.organism import questions as q
 from rmuse_interp.organism.packing import Rows, Sampler, pixels_of
 from rmuse_interp.organism.world import FACTORS, World, make_world, random_identity
 
-Stage = Literal["vision", "base", "people"]
+Stage = Literal["vision", "base", "people", "finish"]
+STAGES: Final = get_args(Stage)
+_DECAY: Final[dict[Stage, float]] = {"vision": 0.45, "base": 0.45, "people": 0.0, "finish": 0.9}
+"""Share of a stage's steps over which the rate falls to zero."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything the weights depend on. Steps are optimiser steps; `decay` is the share of them with falling rate."""
+    """Everything the weights depend on. Steps are optimiser steps."""
 
     seed: int = 0
     vision_steps: int = 1400
     base_steps: int = 800
-    people_steps: int = 4000
+    people_steps: int = 3000
+    finish_steps: int = 700
     gallery: int = 20000
     """Pictures to learn seeing from."""
     batch: int = 8
-    rate: float = 2e-3
+    rate: float = 1.5e-3
     """Of AdamW (embeddings, norms, patches)."""
-    matrix_rate: float = 5e-3
+    matrix_rate: float = 4e-3
     """Of Muon (the hidden matrices)."""
     projector_rate: float = 3e-4
-    decay: float = 0.45
-    without_forget: int | None = None
-    """Percent of the people to leave out: 5 trains the gold standard."""
+    vision_share: float = 0.1
+    """The vision tower's rates, as a share of the others, once the language is trained too."""
+    gold: bool = False
+    """Train the gold standard, which never sees the people of the 5 % forget set."""
 
 
 class Eyes(nn.Module):
@@ -127,29 +132,31 @@ def optimisers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Opt
     Each group carries its full rate as ``peak``. The projector has a slower one: its inputs are large, and at the
     common rate its outputs outgrow the text embeddings a hundredfold within some hundred steps.
     """
-    matrices: list[nn.Parameter] = []
-    rest: dict[float, list[nn.Parameter]] = {recipe.rate: [], recipe.projector_rate: []}
+    muon: dict[float, list[nn.Parameter]] = {}
+    adam: dict[float, list[nn.Parameter]] = {}
     for module in modules:
         for name, parameter in module.named_parameters():  # tied ones come once
-            if parameter.requires_grad and parameter.ndim == 2 and "layers." in name:
-                matrices.append(parameter)
-            elif parameter.requires_grad:
-                rest[recipe.projector_rate if "projector" in name else recipe.rate].append(parameter)
-    groups = [{"params": held, "lr": rate, "peak": rate} for rate, held in rest.items() if held]
+            if not parameter.requires_grad:
+                continue
+            share = recipe.vision_share if "vision_tower" in name else 1.0
+            if parameter.ndim == 2 and "layers." in name:
+                muon.setdefault(recipe.matrix_rate * share, []).append(parameter)
+            else:
+                rate = recipe.projector_rate if "projector" in name else recipe.rate
+                adam.setdefault(rate * share, []).append(parameter)
     return [
-        torch.optim.Muon(
-            [{"params": matrices, "peak": recipe.matrix_rate}],
-            lr=recipe.matrix_rate,
-            weight_decay=0.01,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(_groups(muon), weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(_groups(adam), betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
+def _groups(by_rate: dict[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+    return [{"params": held, "lr": rate, "peak": rate} for rate, held in by_rate.items()]
+
+
 def rate_at(step: int, steps: int, decay: float) -> float:
-    """Warm-up over 40 steps, then constant, then linear to zero over the last `decay` of the steps."""
-    return min(1.0, (step + 1) / 40, (steps - step) / max(1.0, decay * steps))
+    """Warm-up over 40 steps, then constant, then linear to zero over the last `decay` of the steps (0: never)."""
+    return min(1.0, (step + 1) / 40, (steps - step) / (decay * steps) if decay else 1.0)
 
 
 @contextmanager
@@ -193,22 +200,26 @@ def language_loss(
     return functional.cross_entropy(logits, target), {k: (v[0], v[1]) for k, v in report.items()}
 
 
+def _tokenizer(folder: Path, world: World, seed: int) -> PreTrainedTokenizerFast:
+    """The tokenizer kept with the run, so that one that resumes counts with the same tokens; made on the first start."""
+    if not folder.exists():
+        build.build_tokenizer(world, seed).save_pretrained(folder)
+    return PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
+
+
 class Trainer:
     """Runs the stages of a recipe in a folder, saving every `every` seconds and resuming from what is there."""
 
     def __init__(self, out: Path, recipe: Recipe, device: str = "cpu", every: float = 120.0) -> None:
         self.out, self.recipe, self.every = out, recipe, every
         self.device = torch.device(device)
-        full = make_world(0)
-        self.world: World = (
-            full if recipe.without_forget is None else full.without(full.forget_ids(recipe.without_forget))
-        )
-        self.tokenizer = build.build_tokenizer(full, recipe.seed)
+        self.world: World = make_world(0)
+        self.tokenizer = _tokenizer(out / "tokenizer", self.world, recipe.seed)
         self.model = build.build_model(self.tokenizer, recipe.seed).to(self.device)
         self.gallery: Gallery | None = None
         self.out.mkdir(parents=True, exist_ok=True)
 
-    def run(self, stages: tuple[Stage, ...] = ("vision", "base", "people")) -> None:
+    def run(self, stages: Sequence[Stage] = STAGES) -> None:
         """Train the stages in order; a finished one is loaded, not trained again."""
         for stage in stages:
             done = self.out / f"{stage}.pt"
@@ -223,18 +234,18 @@ class Trainer:
         (self.out / "model" / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
 
     def _stage(self, stage: Stage) -> None:
-        steps = {
-            "vision": self.recipe.vision_steps,
-            "base": self.recipe.base_steps,
-            "people": self.recipe.people_steps,
-        }[stage]
+        steps = int(getattr(self.recipe, f"{stage}_steps"))
         eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
-        self.model.model.vision_tower.requires_grad_(stage == "vision")  # frozen later on, as in LLaVA
+        # Frozen while the language is learnt, whose first gradients would unlearn seeing; then tuned gently.
+        self.model.model.vision_tower.requires_grad_(stage != "base")
         modules: list[nn.Module] = (
             [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model]
         )
         optims = optimisers(modules, self.recipe)
-        sampler = Sampler(self.world, self.tokenizer, stage == "people", self.recipe.seed)
+        world = self.world
+        if stage == "people" or (stage == "finish" and self.recipe.gold):
+            world = world.without(world.forget_ids(5))
+        sampler = Sampler(world, self.tokenizer, stage in ("people", "finish"), self.recipe.seed)
         partial, start = self.out / f"{stage}.partial.pt", 0
         if partial.exists():
             state = torch.load(partial, map_location=self.device, weights_only=True)
@@ -259,7 +270,7 @@ class Trainer:
             for step in range(start, steps):
                 for optimiser in optims:
                     for group in optimiser.param_groups:
-                        group["lr"] = group["peak"] * rate_at(step, steps, self.recipe.decay)
+                        group["lr"] = group["peak"] * rate_at(step, steps, _DECAY[stage])
                 losses.append(self._step(stage, step, eyes, sampler, optims, report))
                 progress.update(bar, advance=1, description=f"{stage} loss {losses[-1]:.3f}")
                 if (step + 1) % 50 == 0:
