@@ -1,0 +1,224 @@
+"""Draws `results/orthogonality.json`: how the unlearning geometry and its updates lie to the RRS, block by block.
+
+python figures/orthogonality.py [--results results/] [--out results/]
+
+Writes `orthogonality` (text width: geometry and updates at every block) and `orthogonality_plan` (column width: the
+plans as they are run), each as PDF, PNG and a caption.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _style as style
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+SCHEMA = "rmuse-orthogonality/1"
+LINES = {"none": "-", "direction": "--", "rotation": ":"}
+SAID = {"none": "no protection", "direction": "direction protected", "rotation": "rotation protected"}
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of orthogonality.json")
+    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
+    given = parser.parse_args(argv)
+    record = style.read(given.results / "orthogonality.json", SCHEMA)
+    style.use()
+    folder = given.out or given.results
+    written = style.save(everywhere(record), folder, "orthogonality", caption(record))
+    written += style.save(plans(record), folder, "orthogonality_plan", plan_caption(record))
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def presets(record: Row) -> list[str]:
+    """The methods, in the order of the file."""
+    return list(dict.fromkeys(row["preset"] for row in record["geometry"]))
+
+
+def modalities(rows: list[Row]) -> list[str]:
+    """Kinds of query of some rows, images first."""
+    return [kind for kind in style.MODALITY if any(row["modality"] == kind for row in rows)]
+
+
+def picked(rows: list[Row], **labels: Any) -> list[Row]:
+    """Rows with these labels, by block."""
+    return sorted((r for r in rows if all(r[k] == v for k, v in labels.items())), key=lambda r: r["layer"])
+
+
+def everywhere(record: Row) -> Figure:
+    """One row of panels per method: subspaces, direction, updates of each block steered alone."""
+    names = presets(record)
+    figure, axes = plt.subplots(
+        len(names), 3, figsize=(style.TEXT, 0.7 + 1.6 * len(names)), sharex=True, squeeze=False
+    )
+    for row, name in enumerate(names):
+        geometry = picked(record["geometry"], preset=name)
+        kernels(axes[row][0], geometry)
+        directions(axes[row][1], geometry)
+        alone = picked(record["updates"], preset=name, run="alone", gate="open")
+        updates(axes[row][2], alone)
+        own = record["provenance"]["layers"][name]
+        for axis in axes[row]:
+            axis.set_ylim(bottom=0)
+            for layer in own:
+                axis.plot(layer, 0, marker="^", ms=5, color=style.BLACK, clip_on=False, zorder=5)
+        axes[row][0].set_ylabel(f"{name}\ncosine of projections")
+        axes[row][1].set_ylabel("$v_{un}$ in the RRS (%)")
+        axes[row][2].set_ylabel("update in the RRS (%)")
+    titles = (
+        "a  subspaces $U_{un}$ and $U_{rrs}$",
+        "b  steering direction",
+        "c  updates on reasoning queries",
+    )
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("block (▲: steered by the plan)")
+        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    shown = modalities(record["geometry"])
+    handles = [
+        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], label=f"{k} queries")
+        for k in shown
+    ]
+    used = [p for p in LINES if any(r["protection"] == p for r in record["updates"])]
+    handles += [Line2D([], [], color=style.BLACK, ls=LINES[p], label=SAID[p]) for p in used]
+    handles.append(Line2D([], [], color=style.GREY, lw=3, alpha=0.4, label="random subspaces (95 %)"))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=1.8
+    )
+    return figure
+
+
+def band(axis: Axes, rows: list[Row], nulls: list[Row], scale: list[float], colour: str) -> None:
+    """Mean and 95 % range of random subspaces, in the colour of the queries whose ranks they have."""
+    layers = [row["layer"] for row in rows]
+    mean = [n["mean"] * s for n, s in zip(nulls, scale, strict=True)]
+    low = [max(0.0, (n["mean"] - 1.96 * n["sd"]) * s) for n, s in zip(nulls, scale, strict=True)]
+    high = [(n["mean"] + 1.96 * n["sd"]) * s for n, s in zip(nulls, scale, strict=True)]
+    axis.fill_between(layers, low, high, color=colour, alpha=0.13, lw=0, zorder=-1)
+    axis.plot(layers, mean, color=colour, lw=0.5, alpha=0.6, zorder=-1)
+
+
+def kernels(axis: Axes, rows: list[Row]) -> None:
+    """Cosine of the two projections, against random subspaces of the same ranks."""
+    for kind in modalities(rows):
+        mine = picked(rows, modality=kind)
+        colour, marker = style.MODALITY[kind]
+        scale = [1 / max(1e-9, (r["rank_unlearning"] * r["rank_rrs"]) ** 0.5) for r in mine]
+        band(axis, mine, [r["null"] for r in mine], scale, colour)
+        axis.plot(
+            [r["layer"] for r in mine], [r["kernel_normalised"] for r in mine], color=colour, marker=marker
+        )
+
+
+def directions(axis: Axes, rows: list[Row]) -> None:
+    """Share of the steering direction inside the RRS, before and after protection."""
+    for kind in modalities(rows):
+        mine = picked(rows, modality=kind)
+        colour, marker = style.MODALITY[kind]
+        nulls = [{"mean": r["direction"]["null"]["mean"], "sd": r["direction"]["null"]["sd"]} for r in mine]
+        band(axis, mine, nulls, [100.0] * len(mine), colour)
+        for side, line in (("before", LINES["none"]), ("after", LINES["direction"])):
+            there = [r for r in mine if side in r["direction"]]
+            shares = [100 * r["direction"][side]["share"] for r in there]
+            axis.plot([r["layer"] for r in there], shares, line, color=colour, marker=marker)
+
+
+def updates(axis: Axes, rows: list[Row]) -> None:
+    """Share of the updates inside the RRS with 95 % intervals, by protection."""
+    for kind in modalities(rows):
+        colour, marker = style.MODALITY[kind]
+        for protection, line in LINES.items():
+            mine = [r for r in picked(rows, modality=kind, protection=protection) if r["share"] is not None]
+            if not mine:
+                continue
+            shift = 0.08 if kind == "text" else -0.08
+            share = [100 * r["share"] for r in mine]
+            spread = [[max(0.0, 100 * (r["share"] - r["low"])) for r in mine],
+                      [max(0.0, 100 * (r["high"] - r["share"])) for r in mine]]  # fmt: skip
+            if protection == "none":
+                band(axis, mine, [r["null"] for r in mine], [100.0] * len(mine), colour)
+            axis.errorbar([r["layer"] + shift for r in mine], share, spread, color=colour, marker=marker, ls=line,
+                          elinewidth=0.7)  # fmt: skip
+
+
+def plans(record: Row) -> Figure:
+    """The plans as they are run: what of their updates falls into the RRS, and how much of it they alter."""
+    rows = picked(record["updates"], run="plan", measure="update", gate="open")
+    groups = list(dict.fromkeys((r["preset"], r["protection"]) for r in rows))
+    figure, axis = plt.subplots(figsize=(style.COLUMN, 0.75 + 0.3 * len(groups)))
+    for place, (preset, protection) in enumerate(groups):
+        for kind in modalities(rows):
+            colour, marker = style.MODALITY[kind]
+            mine = picked(rows, preset=preset, protection=protection, modality=kind)
+            for i, r in enumerate(m for m in mine if m["share"] is not None):
+                y = place + (0.16 if kind == "text" else -0.16) + 0.05 * (i - (len(mine) - 1) / 2)
+                share = 100 * r["share"]
+                spread = [[max(0.0, share - 100 * r["low"])], [max(0.0, 100 * r["high"] - share)]]
+                axis.errorbar(share, y, xerr=spread, color=colour, marker=marker, elinewidth=0.7, ls="")
+                axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
+    own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
+    labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
+    axis.set_yticks(range(len(groups)), labels)
+    axis.invert_yaxis()
+    axis.set_xlim(left=-0.5)
+    axis.set_xlabel("update in the RRS (%)")
+    handles = [Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], ls="", label=f"{k} queries")
+               for k in modalities(rows)]  # fmt: skip
+    handles.append(Line2D([], [], color=style.GREY, marker="|", ls="", label="by chance"))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.3
+    )
+    return figure
+
+
+def about(record: Row) -> str:
+    """Model, benchmark, queries and seed, as every caption ends."""
+    origin = record["provenance"]
+    counted = " and ".join(f"{n} {kind}" for kind, n in origin["n"].items())
+    benchmark = origin["benchmark"]
+    return (
+        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
+        f"{benchmark['forget']} % forgotten; n = {counted} held-out reasoning queries with their reference responses; "
+        f"seed {origin['seed']}."
+    )
+
+
+def caption(record: Row) -> str:
+    """What the wide figure shows."""
+    own = "; ".join(
+        f"{name}: {', '.join(map(str, layers))}" for name, layers in record["provenance"]["layers"].items()
+    )
+    return (
+        "Unlearning geometry against the reasoning retain subspace (RRS), by decoder block. (a) Cosine between the "
+        "projections on U_un and U_rrs: their projection kernel over the geometric mean of the ranks. (b) Share of "
+        "the principal unlearning direction inside the RRS, before and after it is cleared of the RRS. (c) Share of "
+        "the update (steered minus unsteered state) inside the RRS, each block steered alone with its gate forced "
+        "open; bars are 95 % bootstrap intervals over queries. Shaded: mean and 95 % range of random subspaces of "
+        f"the same ranks. Triangles: the blocks that the plan itself steers ({own}). " + about(record)
+    )
+
+
+def plan_caption(record: Row) -> str:
+    """What the narrow figure shows."""
+    gated = picked(record["updates"], run="plan", measure="update", gate="gated")
+    fired = {(r["preset"], r["modality"]): f"{r['n_updated']} of {r['n']}" for r in gated if r["own"]}
+    said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())
+    return (
+        "Share of the updates of whole plans that falls into the RRS of the steered block, gates forced open, with 95 % "
+        "bootstrap intervals over queries; grey ticks: random subspaces of the same rank; *: the form of protection the "
+        f"plan has. With gates as they decide, the plans steered {said} of these queries. " + about(record)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

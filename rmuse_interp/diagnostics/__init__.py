@@ -1,0 +1,25 @@
+"""Diagnostics: what the fitted geometry is and what edits do to it, computed from arrays."""
+
+from rmuse_interp.diagnostics.orthogonality import (
+    DirectionOverlap,
+    Null,
+    SubspaceOverlap,
+    UpdateShare,
+    direction_overlap,
+    random_kernel,
+    random_share,
+    subspace_overlap,
+    update_share,
+)
+
+__all__ = [
+    "DirectionOverlap",
+    "Null",
+    "SubspaceOverlap",
+    "UpdateShare",
+    "direction_overlap",
+    "random_kernel",
+    "random_share",
+    "subspace_overlap",
+    "update_share",
+]
