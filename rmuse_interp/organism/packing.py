@@ -23,6 +23,8 @@ from rmuse_interp.organism.world import Person, World
 
 ROW: Final = 320
 """Tokens of a row."""
+LATE: Final = 5
+"""How much more often people are drawn who were not in the stages before."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +60,17 @@ class Sampler:
     """Draws training rows from a world; which people occur is the world's and the stage's matter."""
 
     def __init__(
-        self, world: World, tokenizer: PreTrainedTokenizerFast, with_people: bool, seed: int
+        self,
+        world: World,
+        tokenizer: PreTrainedTokenizerFast,
+        with_people: bool,
+        seed: int,
+        late: tuple[str, ...] = (),
     ) -> None:
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
-        self.people: tuple[Person, ...] = world.everyone if with_people else world.celebrities
+        people = world.everyone if with_people else world.celebrities
+        # Who comes late is drawn more often, so as to have been seen about as often as the others in the end.
+        self.people: tuple[Person, ...] = people + tuple(p for p in people if p.id in late) * (LATE - 1)
         self.known_share = 0.6 if with_people else 0.3
         self.stranger_share = 0.12 if with_people else 0.3
         self.names = tuple(p.name for p in self.people)

@@ -42,7 +42,7 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 1400
     base_steps: int = 800
-    people_steps: int = 3000
+    people_steps: int = 2600
     finish_steps: int = 700
     gallery: int = 20000
     """Pictures to learn seeing from."""
@@ -242,10 +242,11 @@ class Trainer:
             [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model]
         )
         optims = optimisers(modules, self.recipe)
-        world = self.world
-        if stage == "people" or (stage == "finish" and self.recipe.gold):
-            world = world.without(world.forget_ids(5))
-        sampler = Sampler(world, self.tokenizer, stage in ("people", "finish"), self.recipe.seed)
+        held_back = self.world.forget_ids(5)
+        everybody = stage == "finish" and not self.recipe.gold
+        world = self.world if everybody else self.world.without(held_back)
+        late = held_back if everybody else ()
+        sampler = Sampler(world, self.tokenizer, stage in ("people", "finish"), self.recipe.seed, late)
         partial, start = self.out / f"{stage}.partial.pt", 0
         if partial.exists():
             state = torch.load(partial, map_location=self.device, weights_only=True)
