@@ -68,13 +68,28 @@ class Answers:
 def choose(benchmark: Benchmark, limit: int | None, seed: int = 0) -> dict[str, list[Example]]:
     """At most `limit` questions of every split that the benchmark has, spread over kinds, modalities and people.
 
+    Two thirds are open questions, which leakage and exact answers are measured on; multiple choice and cloze share
+    the rest.
+
     Raises:
         RMuseError: a split without its file, a faulty row, a picture that cannot be read.
     """
-    found = {split: sample(benchmark.scoring(split), limit, seed) for split in SPLITS}
+    found = {split: _some(benchmark.scoring(split), limit, seed) for split in SPLITS}
     for examples in found.values():
         benchmark.check_images(examples)
     return {split: examples for split, examples in found.items() if examples}
+
+
+def _some(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    closed = [e for e in examples if e.kind in ("classification", "cloze")]
+    open_ = [e for e in examples if e.kind not in ("classification", "cloze")]
+    n_open = min(len(open_), max(limit - limit // 3, limit - len(closed)))
+    chosen = sample(open_, n_open, seed) if n_open else []
+    chosen += sample(closed, limit - n_open, seed) if limit > n_open else []
+    kept = {e.id for e in chosen}
+    return [e for e in examples if e.id in kept]
 
 
 def probe(model: LensModel, example: Example) -> None:
@@ -263,15 +278,22 @@ class _Words:
             self._prompt_seen = True
             return
         self._ids += [i for i in value.flatten().tolist() if i not in self._drop]
-        text = self._tokenizer.decode(
-            self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        text = self._text()
         if not text.endswith("\ufffd"):  # half a character: the rest of its bytes is still to come
-            self._write(text[len(self.text) :] if self.text else text.lstrip())
-            self.text = text
+            self._say(text)
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """What was held back is said after all."""
+        self._say(self._text())
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(
+            self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        ).lstrip()
+
+    def _say(self, text: str) -> None:
+        self._write(text[len(self.text) :])
+        self.text = text
 
 
 def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:

@@ -8,20 +8,22 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from rmuse_interp import __version__
-from rmuse_interp.cli import bundles, demo, evaluate, generate, organism
+from rmuse_interp.cli import bundles, demo, evaluate, generate, groups, organism
 from rmuse_interp.errors import RMuseError
 
 
-class OneLine(TyperGroup):
+class OneLine(groups.Helpful):
     """A group of commands whose users never see a traceback unless they ask for it."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **settings: Any) -> Any:
         """Run the command line; errors of the user's end in one line on stderr and exit code 2."""
         given = sys.argv[1:] if args is None else list(args)
         settings["standalone_mode"] = False
+        if "--debug" not in given:
+            warnings.filterwarnings("ignore")
+            os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         try:
             code = super().main(given, *rest, **settings)
         except Exception as error:
@@ -68,19 +70,12 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def start(
-    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
 ) -> None:
     """Common ground of all commands."""
     if version:
         typer.echo(__version__)
         raise typer.Exit
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
-        raise typer.Exit
-    if "--debug" not in sys.argv:
-        warnings.filterwarnings("ignore")
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 app.command("demo")(demo.demo)

@@ -79,10 +79,7 @@ def info(
     debug: o.Debug = False,
 ) -> None:
     """Print what a bundle does: the plan, its gates, layers, ranks of the subspaces, and where it comes from."""
-    support.require_bundle(bundle)
-    from rmuse_interp.rmuse import RMuse
-
-    fitted = RMuse.load(bundle)
+    fitted = support.open_bundle(bundle)
     print_ = support.out.print
     print_(f"[bold]R-MUSE, preset {fitted.preset}[/bold], {escape(str(bundle))}\n")
     print_(escape(str(fitted.plan)) + "\n", soft_wrap=True)

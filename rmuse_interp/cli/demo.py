@@ -99,9 +99,9 @@ def both_presets(
     }  # fmt: skip
     if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
         try:
-            found = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}
+            found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}
             support.notes.print(f"took up the bundles in {escape(str(folder))}")
-            return dict(found)
+            return found
         except RMuseError:
             pass  # damaged, or of other weights: fitted anew
     with support.bars("collected states", seconds, "collect") as progress:

@@ -46,12 +46,8 @@ def evaluate(
 ) -> None:
     """Score the model as it is and with each bundle; writes scores.json, transcripts.jsonl and a figure."""
     refuse_finished(out, overwrite)
-    from rmuse_interp.rmuse import RMuse
-
     folders = bundle or []
-    for folder in folders:
-        support.require_bundle(folder)
-    loaded = [RMuse.load(folder) for folder in folders]
+    loaded = [support.open_bundle(folder) for folder in folders]
     names = names_of(folders, loaded)
     rate = common_rate(dict(zip(map(str, folders), loaded, strict=True)), forget)
     benchmark = support.open_benchmark(data, rate, skip_bad_rows)
@@ -62,7 +58,8 @@ def evaluate(
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
     methods += [
-        running.Method(n, lens, RMuse.load(f, lens).plan) for n, f in zip(names, folders, strict=True)
+        running.Method(n, lens, support.open_bundle(f, lens).plan)
+        for n, f in zip(names, folders, strict=True)
     ]
     running.probe(lens, questions["forget"][0])
     claim(out, overwrite)

@@ -39,10 +39,9 @@ def generate(
     if not prompt.strip():
         raise RMuseError("--prompt: required a question, got an empty text")
     lens = support.open_model(model, device, dtype, blocks)
-    from rmuse_interp.rmuse import RMuse
     from rmuse_interp.running import Method, stream
 
-    plan = None if bundle is None else RMuse.load(bundle, lens).plan
+    plan = None if bundle is None else support.open_bundle(bundle, lens).plan
     response = stream(
         lens, prompt, None if image is None else str(image), plan, max_new_tokens=max_new_tokens,
         write=lambda words: typer.echo(words, nl=False),
@@ -50,7 +49,9 @@ def generate(
     typer.echo()
     if plan is not None:
         modality = "text" if image is None else "image"
-        support.out.print(escape(verdict_line(Method("rmuse", lens, plan), modality, response)), style="dim")
+        support.out.print(
+            escape(verdict_line(Method("rmuse", lens, plan), modality, response)), style="dim", soft_wrap=True
+        )
 
 
 def require_picture(path: Path) -> None:

@@ -11,18 +11,15 @@ from rich.table import Table
 
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
+from rmuse_interp.cli.groups import Helpful
 from rmuse_interp.errors import RMuseError
 
 app = typer.Typer(
-    help="The small trained LLaVA and its benchmark.", rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=Helpful,
+    help="The small trained LLaVA and its benchmark.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
-
-
-@app.callback(invoke_without_command=True)
-def start(context: typer.Context) -> None:
-    """Help where no command is named."""
-    if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
 
 
 @app.command()

@@ -86,6 +86,26 @@ def require_bundle(folder: Path) -> None:
         )
 
 
+def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
+    """The bundle in a folder, checked against the model if given.
+
+    Raises:
+        RMuseError: no bundle, a damaged one, or one fitted on another model.
+    """
+    from rmuse_interp.rmuse import RMuse
+
+    require_bundle(folder)
+    try:
+        return RMuse.load(folder, model)
+    except RMuseError:
+        raise
+    except Exception as error:  # whatever a reader of JSON, of tensors or of parts says of a damaged file
+        reason = f"{type(error).__name__}: {error}"
+        raise RMuseError(
+            f"required a whole bundle, got a damaged one in {folder} ({reason}); fit it again"
+        ) from error
+
+
 def claim_bundle(folder: Path, overwrite: bool) -> Path:
     """A folder that a bundle may be written to.
 

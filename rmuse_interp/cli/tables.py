@@ -49,15 +49,15 @@ def before_after(scores: Mapping[str, Any]) -> None:
 def side_by_side(transcripts: Sequence[Transcript], before: str, after: str) -> None:
     """Prints one question about a person to forget, one about a person to retain and one of reasoning.
 
-    The first open question of each split is taken, with a picture where there is one: none is picked for how
-    it was answered.
+    The first of each split is taken, open and with a picture where there is such a one: none is picked for how it was
+    answered.
     """
     found = {(t.method, t.id): t for t in transcripts}
     for split in SHOWN:
         mine = [t for t in transcripts if t.method == before and t.split == split]
         asked = sorted(
-            (t for t in mine if t.kind in ("generation", "reasoning") and (after, t.id) in found),
-            key=lambda t: (t.modality != "image", t.id),
+            (t for t in mine if (after, t.id) in found),
+            key=lambda t: (t.kind not in ("generation", "reasoning"), t.modality != "image", t.id),
         )
         if not asked:
             continue

@@ -1,0 +1,222 @@
+"""Runs on a real tiny LLaVA: what is asked, in which order, what is kept, and what a rerun asks again."""
+
+import json
+
+import parquet_fixture
+import pytest
+import tiny
+import torch
+
+import rmuse_interp.operators as op
+from rmuse_interp import running
+from rmuse_interp.data import load_benchmark
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.gates import ContrastGate
+from rmuse_interp.models.lens import load_model
+from rmuse_interp.running import Method
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return load_model(tiny.tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return load_benchmark(parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data")))
+
+
+@pytest.fixture(scope="module")
+def questions(benchmark):
+    return running.choose(benchmark, 4)
+
+
+def contrast(threshold: float, scale: float = 1.0, seed: int = 0) -> ContrastGate:
+    draw = torch.Generator().manual_seed(seed)
+    sides = [torch.randn(3, tiny.D_MODEL, generator=draw) for _ in range(2)]
+    return ContrastGate(*sides, torch.zeros(tiny.D_MODEL), 1, "last", threshold, 1, None, scale)
+
+
+@pytest.fixture(scope="module")
+def plan():
+    vector = torch.randn(tiny.D_MODEL, generator=torch.Generator().manual_seed(5))
+    steer = op.Add(20 * vector)
+    images = steer.at(layers=[2]).on("generated").given("image").when(contrast(0.01, 0.5)).named("image")
+    texts = steer.at(layers=[2]).on("generated").given("text").when(contrast(-3.0, seed=1)).named("text")
+    return images >> texts
+
+
+SETTINGS = {"delimiters": ("<think>", "</think>"), "max_new_tokens": 5, "batch_size": 3}
+
+
+def test_all_splits_are_asked_under_every_method(lens, benchmark, questions, plan):
+    answers = running.run([Method("vanilla", lens), Method("rmuse/x", lens, plan)], questions, **SETTINGS)
+    asked = {(split, e.id) for split, examples in questions.items() for e in examples}
+    for name in ("vanilla", "rmuse/x"):
+        assert {(t.split, t.id) for t in answers.transcripts if t.method == name} == asked
+    assert set(answers.seconds) == {"vanilla", "rmuse/x"}
+    assert set(questions) == {"forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"}
+    assert all(len(examples) <= 4 for examples in questions.values())
+
+
+def test_open_questions_come_first(benchmark):
+    """Two thirds of a sample are open questions, and a limit is a limit."""
+    for limit in (1, 2, 3, 6, 9, 12):
+        for split, examples in running.choose(benchmark, limit).items():
+            everything = benchmark.scoring(split)
+            assert len(examples) == min(limit, len(everything))
+            n_open = sum(e.kind not in ("classification", "cloze") for e in examples)
+            there = sum(e.kind not in ("classification", "cloze") for e in everything)
+            assert n_open >= min(there, limit - limit // 3)
+    assert running.choose(benchmark, 5, seed=1) == running.choose(benchmark, 5, seed=1)
+    assert running.choose(benchmark, 5, seed=1) != running.choose(benchmark, 5, seed=2)
+    assert len(running.choose(benchmark, None)["retain"]) == len(benchmark.scoring("retain"))
+
+
+def test_answers_are_those_of_the_model_one_by_one(lens, questions, plan):
+    """Batching, ordering and pairing change nothing: each row equals the model asked that question alone."""
+    few = {"forget": questions["forget"]}
+    steered = 0
+    for method in (Method("vanilla", lens), Method("rmuse/x", lens, plan)):
+        found = {t.id: t for t in running.run([method], few, **SETTINGS).transcripts}
+        for example in few["forget"]:
+            alone = lens.respond(example.prompt(), example.image, method.plan, max_new_tokens=5)[0]
+            one = found[example.id]
+            assert (one.response, one.fired, one.prompt, one.expected) == (
+                alone.text, alone.fired, example.prompt(), example.answer,
+            )  # fmt: skip
+            steered += bool(alone.fired)
+    assert steered
+
+
+def test_gate_scores_are_margins(lens, questions, plan):
+    """`(score − threshold)/scale` per kind of query: positive where the gate fired, and only there."""
+    method = Method("rmuse/x", lens, plan)
+    rows = running.run([method], {"forget": questions["forget"]}, **SETTINGS).transcripts
+    assert {t.modality for t in rows} == {"image", "text"}
+    for t in rows:
+        example = next(e for e in questions["forget"] if e.id == t.id)
+        raw = lens.respond(example.prompt(), example.image, plan, max_new_tokens=1)[0].score
+        threshold, scale = {"image": (0.01, 0.5), "text": (-3.0, 1.0)}[t.modality]
+        assert t.gate_score == pytest.approx((raw - threshold) / scale, abs=1e-5)
+        assert t.fired == (t.gate_score > 0)
+    assert method.margin("image", None) is None
+    assert Method("vanilla", lens).margin("image", 1.0) is None
+
+
+def test_a_plan_for_pictures_alone_says_nothing_of_text(lens, questions, plan):
+    rows = running.run(
+        [Method("rmuse/x", lens, Plan([plan[0]]))], {"forget": questions["forget"]}, **SETTINGS
+    ).transcripts
+    assert {(t.fired is None, t.gate_score is None) for t in rows if t.modality == "text"} == {(True, True)}
+    assert all(t.gate_score is not None for t in rows if t.modality == "image")
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(lens, questions, plan, tmp_path, monkeypatch):
+    """After Ctrl-C the rerun asks nothing twice, and the whole equals an uninterrupted run."""
+    methods = [Method("vanilla", lens), Method("rmuse/x", lens, plan)]
+    whole = running.run(methods, questions, **SETTINGS).transcripts
+    asked: list[int] = []
+    real = lens.respond
+
+    def counting(prompts, *rest, **settings):
+        asked.append(len(prompts))
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return real(prompts, *rest, **settings)
+
+    monkeypatch.setattr(lens, "respond", counting, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(methods, questions, **SETTINGS, folder=tmp_path)
+    again = running.run(methods, questions, **SETTINGS, folder=tmp_path)
+    assert again.transcripts == whole
+    assert sum(asked) - asked[4] == len(whole)
+    before = len(asked)
+    assert running.run(methods, questions, **SETTINGS, folder=tmp_path).transcripts == whole
+    assert len(asked) == before
+    assert set(again.seconds) == {"vanilla", "rmuse/x"}
+    running.finish(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_torn_line_is_asked_again(lens, questions, tmp_path):
+    few = {"forget": questions["forget"]}
+    whole = running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts
+    (kept,) = (tmp_path / running.UNFINISHED).iterdir()
+    kept.write_text(kept.read_text()[:-40])
+    assert running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts == whole
+    assert all(json.loads(line) for line in kept.read_text().splitlines()[1:])
+
+
+@pytest.mark.parametrize("change", ["tokens", "plan", "questions", "model"])
+def test_kept_answers_are_never_those_of_another_run(lens, questions, plan, tmp_path, change):
+    """What is kept is not taken up where anything differs that the answers depend on."""
+    few, settings, method = {"forget": questions["forget"][:2]}, dict(SETTINGS), Method("m", lens, plan)
+    running.run([method], few, **settings, folder=tmp_path)
+    (kept,) = (tmp_path / running.UNFINISHED).iterdir()
+    digest = kept.read_text().splitlines()[0]
+    if change == "tokens":
+        settings["max_new_tokens"] = 4
+    elif change == "plan":
+        method = Method("m", lens, plan.replace(**{"image.gate": contrast(0.02, 0.5)}))
+    elif change == "questions":
+        few = {"forget": questions["forget"][1:3]}
+    else:
+        method = Method("m", load_model(tiny.tiny_llava(seed=1)), plan)
+    running.run([method], few, **settings, folder=tmp_path)
+    assert kept.read_text().splitlines()[0] != digest
+
+
+def test_methods_need_names_of_their_own(lens, questions):
+    with pytest.raises(RMuseError, match="distinct names"):
+        running.run([Method("vanilla", lens), Method("vanilla", lens)], questions, **SETTINGS)
+
+
+def test_scores_know_every_gate(lens, benchmark, questions, plan):
+    methods = [Method("vanilla", lens), Method("rmuse/x", lens, plan)]
+    answers = running.run(methods, questions, **SETTINGS)
+    scores = running.scores_of(methods, answers, benchmark, lens, seconds={"fit": 1.5})
+    assert scores["model"] == {"id": lens.name, "fingerprint": str(lens.fingerprint)}
+    assert set(scores["gate"]) == {"rmuse/x"}
+    image = scores["gate"]["rmuse/x"]["by_modality"]["image"]
+    assert image["threshold"] == 0.0
+    assert image["own"] == {
+        "kind": "ContrastGate", "layer": 1, "readout": "last", "threshold": 0.01, "scale": 0.5, "prefixed": False,
+    }  # fmt: skip
+    assert scores["seconds"]["fit"] == 1.5
+    assert set(scores["seconds"]) == {"fit", "generate/vanilla", "generate/rmuse/x"}
+    json.dumps(scores, allow_nan=False)
+
+
+def test_a_broken_model_is_found_at_once(benchmark):
+    broken = load_model(tiny.tiny_llava())
+    running.probe(broken, benchmark.fit_forget[0])
+    with torch.no_grad():
+        broken.layout.blocks[2].mlp.down_proj.weight[0, 0] = float("nan")
+    with pytest.raises(RMuseError, match="block 2 gives NaN"):
+        running.probe(broken, benchmark.fit_forget[0])
+    assert not broken.layout.blocks[2]._forward_hooks
+
+
+@pytest.mark.parametrize("modality", ["image", "text"])
+def test_streamed_words_are_the_response(lens, questions, plan, modality):
+    example = next(e for e in questions["forget"] if e.modality == modality)
+    for expression in (None, plan):
+        pieces: list[str] = []
+        streamed = running.stream(
+            lens, example.prompt(), example.image, expression, max_new_tokens=12, write=pieces.append
+        )
+        whole = lens.respond(example.prompt(), example.image, expression, max_new_tokens=12)[0]
+        assert streamed.text == whole.text
+        assert "".join(pieces).strip() == whole.text
+        assert len([p for p in pieces if p]) > 1
+        assert streamed.fired == whole.fired
+        assert streamed.score == pytest.approx(whole.score, abs=1e-5) if whole.score is not None else True
+
+
+def test_a_plan_leaves_the_model_as_it_was(lens, questions, plan):
+    before = lens.respond(questions["forget"][0].prompt(), max_new_tokens=4)
+    running.stream(lens, questions["forget"][0].prompt(), None, plan, max_new_tokens=4, write=lambda _: None)
+    running.run([Method("rmuse/x", lens, plan)], {"forget": questions["forget"]}, **SETTINGS)
+    assert lens.respond(questions["forget"][0].prompt(), max_new_tokens=4) == before
