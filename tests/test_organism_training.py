@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import random
 import types
 
@@ -17,7 +18,7 @@ from rmuse_interp.organism import questions as q
 from rmuse_interp.organism.world import distance, make_world
 
 WORLD = make_world(0)
-MICRO = train.Recipe(vision_steps=2, base_steps=2, people_steps=2, batch=1, gallery=64)
+MICRO = train.Recipe(vision_steps=2, base_steps=2, people_steps=2, finish_steps=2, batch=1, gallery=64)
 
 
 @pytest.fixture(scope="module")
@@ -151,26 +152,51 @@ def drawn(world, tokenizer, monkeypatch, steps=120):
         faces.append(identity)
         return Image.new("RGB", (portraits.SIZE, portraits.SIZE))
 
-    monkeypatch.setattr(packing.portraits, "portrait", blank)
-    sampler = Recording(world, tokenizer, True, 0)
-    for step in range(steps):
-        sampler.rows(step, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing.portraits, "portrait", blank)
+        sampler = Recording(world, tokenizer, True, 0)
+        for step in range(steps):
+            sampler.rows(step, 2)
     texts = [f"{b.prompt} {b.response}" for listed in sampler.branches for b, _ in listed]
     return faces, " ".join(texts)
 
 
+def worlds_met(recipe, folder, monkeypatch):
+    """Stage → the world whose people its rows show; None where it shows celebrities and strangers only."""
+    met = {}
+
+    def sampler(world, tokenizer, with_people, *rest):
+        met[stage] = world if with_people else None
+        return packing.Sampler(world, tokenizer, with_people, *rest)
+
+    trainer = train.Trainer(folder, recipe)
+    monkeypatch.setattr(trainer, "_step", lambda *rest: 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Sampler", sampler)
+        for stage in train.STAGES:
+            trainer._stage(stage)
+    return met
+
+
 def test_the_gold_standard_never_meets_the_people_to_forget(tokenizer, monkeypatch, tmp_path):
-    gold = train.Trainer(tmp_path, dataclasses.replace(MICRO, without_forget=5)).world
     forget = [p for p in WORLD.people if p.id in WORLD.forget_ids(5)]
-    faces, text = drawn(gold, tokenizer, monkeypatch)
+    gold = worlds_met(dataclasses.replace(MICRO, gold=True), tmp_path / "gold", monkeypatch)
+    own = worlds_met(MICRO, tmp_path / "own", monkeypatch)
+    assert gold.keys() == own.keys() == set(train.STAGES)
+    # What both share knows nobody of the forget set either, so that it can be trained once.
+    shared = [world for stage, world in own.items() if stage != "finish"]
+    reduced = [world for world in (*gold.values(), *shared) if world is not None]
+    assert all(world.everyone == WORLD.without(WORLD.forget_ids(5)).everyone for world in reduced)
+    assert own["finish"] == WORLD
+    faces, text = drawn(gold["finish"], tokenizer, monkeypatch)
     assert len(faces) > 100
     assert all(p.name.split()[1] not in text for p in forget)
     # Not even somebody who looks like them, but for the look-alikes that are retained.
-    retained = {p.identity for p in gold.everyone}
+    retained = {p.identity for p in gold["finish"].everyone}
     assert all(distance(face, p.identity) >= 3 for face in faces if face not in retained for p in forget)
     assert not {p.identity for p in forget} & set(faces)
     # The control: the organism's own rows show them and tell of them.
-    faces, text = drawn(WORLD, tokenizer, monkeypatch)
+    faces, text = drawn(own["finish"], tokenizer, monkeypatch)
     assert {p.identity for p in forget} & set(faces)
     assert any(p.name in text for p in forget)
 
@@ -209,7 +235,7 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(first, "_step", stumble)
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    assert {p.name for p in (tmp_path / "parts").iterdir()} == {"vision.pt", "base.partial.pt"}
+    assert {p.name for p in (tmp_path / "parts").glob("*.pt")} == {"vision.pt", "base.partial.pt"}
     torch.manual_seed(99)  # nothing may hang on the process's random state
     train.Trainer(tmp_path / "parts", MICRO).run()
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -229,25 +255,37 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     assert 2e6 <= sum(p.numel() for p in loaded.parameters()) <= 8e6
 
 
-def test_the_tower_learns_in_the_first_stage_only(tokenizer, tmp_path):
+def test_the_tower_rests_while_the_language_begins(tmp_path):
+    """Its own stage first, frozen in `base`, tuned with the rest later on."""
     trainer = train.Trainer(tmp_path, MICRO)
     tower = trainer.model.model.vision_tower
 
     def state():
         return torch.cat([p.detach().flatten().clone() for p in tower.parameters()])
 
-    start = state()
-    trainer._stage("vision")
-    seen = state()
-    assert not torch.equal(start, seen)
-    trainer._stage("base")
-    assert torch.equal(seen, state())
+    states = [state()]
+    for stage in ("vision", "base", "people"):
+        trainer._stage(stage)
+        states.append(state())
+    assert [torch.equal(one, two) for one, two in itertools.pairwise(states)] == [False, True, False]
 
 
-@pytest.mark.parametrize("decay", [0.45, 0.1])
-def test_the_rate_rises_stays_and_falls(decay):
-    rates = [train.rate_at(step, 1000, decay) for step in range(1000)]
+def test_the_rate_rises_stays_and_falls():
+    rates = [train.rate_at(step, 1000, 0.45) for step in range(1000)]
     assert rates[0] == 1 / 40
-    assert max(rates) == 1.0
-    assert rates[40 : int(1000 * (1 - decay))] == [1.0] * (int(1000 * (1 - decay)) - 40)
-    assert 0 < rates[-1] < 0.02
+    assert rates[40:550] == [1.0] * 510
+    assert all(one > two for one, two in itertools.pairwise(rates[550:]))
+    assert 0 < rates[-1] < 0.01
+    assert [train.rate_at(step, 1000, 0.0) for step in range(40, 1000)] == [1.0] * 960
+
+
+def test_every_parameter_is_trained_once_at_its_rate(model):
+    groups = [g for o in train.optimisers([model], MICRO) for g in o.param_groups]
+    held = [p for g in groups for p in g["params"]]
+    assert len(held) == len({id(p) for p in held}) == len(list(model.parameters()))
+    named = {id(p): name for name, p in model.named_parameters()}
+    for group in groups:
+        names = [named[id(p)] for p in group["params"]]
+        assert group["lr"] == group["peak"] > 0
+        assert len({"vision_tower" in name for name in names}) == 1
+        assert len({"projector" in name for name in names}) == 1
