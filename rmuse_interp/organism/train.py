@@ -42,8 +42,8 @@ class Recipe:
     seed: int = 0
     vision_steps: int = 1400
     base_steps: int = 800
-    people_steps: int = 2600
-    finish_steps: int = 700
+    people_steps: int = 1800
+    finish_steps: int = 1300
     gallery: int = 20000
     """Pictures to learn seeing from."""
     batch: int = 8
