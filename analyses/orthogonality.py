@@ -156,7 +156,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             "model": {"id": given.model, "fingerprint": str(lens.fingerprint)},
             "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed},
             "bundle": None if bundle is None else bundle.report,
-            "layers": {case.preset: case.fitted.plan.layers for case in cases},
+            "layers": {case.preset: steered_blocks(case.fitted.plan) for case in cases},
             "n_layers": lens.n_layers,
             "seed": given.seed,
             "limit": given.limit,
@@ -186,6 +186,12 @@ def fitted(
         )
         cases.append(Case(preset, everywhere, own))
     return cases
+
+
+def steered_blocks(plan: Plan) -> dict[str, list[int]]:
+    """The blocks a plan steers, by kind of query."""
+    kinds = ("image", "text")
+    return {k: sorted({b for e in plan if e.modality in (None, k) for b in e.sites}) for k in kinds}
 
 
 def reasoning_queries(benchmark: Benchmark, modality: str, limit: int, seed: int) -> list[Query]:
@@ -376,33 +382,27 @@ def short(value: float | None) -> float | None:
 def show(record: Mapping[str, Any]) -> None:
     """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
     table = Table(
-        title="share of the update inside the RRS (percent), held-out reasoning, gate forced open", box=None
+        title="percent of the update inside the RRS, held-out reasoning, gate forced open", box=None
     )
-    for heading in (
-        "preset",
-        "queries",
-        "block",
-        "protection",
-        "share",
-        "95 % interval",
-        "by chance",
-        "gate let through",
-    ):
-        table.add_column(heading)
+    for heading in ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires"):
+        table.add_column(heading, no_wrap=True)
     rows = [r for r in record["updates"] if r["run"] == "plan" and r["measure"] == "update"]
-    gated = {
-        tuple(r[k] for k in ("preset", "modality", "layer", "protection")): r
-        for r in rows
-        if r["gate"] == "gated"
-    }
+    key = ("preset", "modality", "layer", "protection")
+    gated = {tuple(r[k] for k in key): r for r in rows if r["gate"] == "gated"}
     for r in (row for row in rows if row["gate"] == "open"):
-        through = gated[r["preset"], r["modality"], r["layer"], r["protection"]]
-        percent = [f"{100 * v:.3g}" if v is not None else "–" for v in (r["share"], r["low"], r["high"])]
-        mark = " (its own)" if r["own"] else ""
-        table.add_row(r["preset"], r["modality"], str(r["layer"]), r["protection"] + mark, percent[0],
-                      f"{percent[1]} to {percent[2]}", f"{100 * r['null']['mean']:.3g}",
-                      f"{through['n_updated']} of {through['n']}")  # fmt: skip
+        through = gated[tuple(r[k] for k in key)]
+        share, low, high = (percent(r[k]) for k in ("share", "low", "high"))
+        table.add_row(
+            *(str(r[k]) for k in key[:3]), r["protection"] + " *" * r["own"], f"{share} \\[{low}, {high}]",
+            percent(r["null"]["mean"]), f"{through['n_updated']} of {through['n']}",
+        )  # fmt: skip
     Console().print(table)
+    print("*: the form of protection the plan has")
+
+
+def percent(share: float | None) -> str:
+    """A share for the table."""
+    return "–" if share is None else f"{100 * share:.2f}"
 
 
 if __name__ == "__main__":

@@ -67,10 +67,23 @@ def everywhere(record: Row) -> Figure:
         alone = picked(record["updates"], preset=name, run="alone", gate="open")
         updates(axes[row][2], alone)
         own = record["provenance"]["layers"][name]
+        kinds = modalities(geometry)
         for axis in axes[row]:
             axis.set_ylim(bottom=0)
-            for layer in own:
-                axis.plot(layer, 0, marker="^", ms=5, color=style.BLACK, clip_on=False, zorder=5)
+            for kind in kinds:
+                colour, shift = style.MODALITY[kind][0], 0.12 if kind == "text" else -0.12
+                at = [layer + shift * (len(kinds) > 1) for layer in own[kind]]
+                axis.plot(
+                    at,
+                    [0] * len(at),
+                    "^",
+                    ms=5,
+                    color=colour,
+                    mec=style.BLACK,
+                    mew=0.5,
+                    clip_on=False,
+                    zorder=5,
+                )
         axes[row][0].set_ylabel(f"{name}\ncosine of projections")
         axes[row][1].set_ylabel("$v_{un}$ in the RRS (%)")
         axes[row][2].set_ylabel("update in the RRS (%)")
@@ -160,11 +173,14 @@ def plans(record: Row) -> Figure:
         for kind in modalities(rows):
             colour, marker = style.MODALITY[kind]
             mine = picked(rows, preset=preset, protection=protection, modality=kind)
-            for i, r in enumerate(m for m in mine if m["share"] is not None):
-                y = place + (0.16 if kind == "text" else -0.16) + 0.05 * (i - (len(mine) - 1) / 2)
+            for r in (m for m in mine if m["share"] is not None):
+                y = place + (0.16 if kind == "text" else -0.16)
                 share = 100 * r["share"]
                 spread = [[max(0.0, share - 100 * r["low"])], [max(0.0, 100 * r["high"] - share)]]
                 axis.errorbar(share, y, xerr=spread, color=colour, marker=marker, elinewidth=0.7, ls="")
+                side = 1 if kind == "text" else -1
+                axis.annotate(str(r["layer"]), (share, y), (0, -4 * side), textcoords="offset points", ha="center",
+                              va="top" if kind == "text" else "bottom", fontsize=5)  # fmt: skip
                 axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
     own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
     labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
@@ -196,7 +212,9 @@ def about(record: Row) -> str:
 def caption(record: Row) -> str:
     """What the wide figure shows."""
     own = "; ".join(
-        f"{name}: {', '.join(map(str, layers))}" for name, layers in record["provenance"]["layers"].items()
+        f"{name}, {kind}: {', '.join(map(str, blocks)) or 'none'}"
+        for name, kinds in record["provenance"]["layers"].items()
+        for kind, blocks in kinds.items()
     )
     return (
         "Unlearning geometry against the reasoning retain subspace (RRS), by decoder block. (a) Cosine between the "
@@ -215,8 +233,9 @@ def plan_caption(record: Row) -> str:
     said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())
     return (
         "Share of the updates of whole plans that falls into the RRS of the steered block, gates forced open, with 95 % "
-        "bootstrap intervals over queries; grey ticks: random subspaces of the same rank; *: the form of protection the "
-        f"plan has. With gates as they decide, the plans steered {said} of these queries. " + about(record)
+        "bootstrap intervals over queries; numbers: the block; grey ticks: random subspaces of the same rank; *: the form "
+        f"of protection the plan has. With gates as they decide, the plans steered {said} of these queries. "
+        + about(record)
     )
 
 

@@ -20,8 +20,9 @@ from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
 
-Span = Literal["last", "question", "image", "cot", "answer"]
-"""The last prompt token; the prompt's text after the image; the image tokens; reasoning and answer of a response."""
+Span = Literal["last", "question", "image", "draft", "cot", "answer"]
+"""The last prompt token; the prompt's text after the image; the image tokens; from the last prompt token to the
+end of the response; reasoning and answer of a response."""
 
 SPANS: Final[tuple[Span, ...]] = get_args(Span)
 
@@ -205,6 +206,9 @@ def _mask(span: Span, masks: SpanMasks) -> Tensor:
     if span == "last":
         at = torch.zeros_like(masks.answer)
         return at.scatter(1, masks.prompt_end.unsqueeze(1).to(at.device), True)
+    if span == "draft":
+        columns = torch.arange(masks.answer.shape[1], device=masks.answer.device)
+        return columns >= masks.prompt_end.unsqueeze(1).to(columns.device)  # padding is on the left
     return {
         "question": masks.prompt_text,
         "image": masks.image,

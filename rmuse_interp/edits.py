@@ -217,12 +217,14 @@ class Plan(Part):
     def single_pass(self) -> bool:
         """Whether all gates can decide while the steered pass runs.
 
-        True iff every gate that decides per query reads at or below the lowest edited layer and has no prefix.
+        True iff every gate that decides per query reads the prompt as it is, at or below the lowest edited layer.
         Otherwise the plan is "two-pass": `decide` runs first.
         """
         queries = [edit.gate for edit in self if edit.gate is not None and edit.per == "query"]
         lowest = min(self.layers, default=0)
-        return all(gate.prefix is None and gate.layer <= lowest for gate in queries)
+        return all(
+            gate.prefix is None and gate.readout != "draft" and gate.layer <= lowest for gate in queries
+        )
 
     def without(self, name: str) -> "Plan":
         """The plan without an edit, a gate or another optional part, addressed by name.

@@ -209,7 +209,9 @@ class _Gatherer:
             for e in self.forget
             for n, image in enumerate([e.image, *photographs.get(e.person or "", [])])
         ]
-        forget += [(e, e.image, 0) for e in self._some(benchmark.fit_forget, short)]
+        for i, example in enumerate(self._some(benchmark.fit_forget, short)):
+            own = [example.image, *photographs.get(example.person or "", [])]
+            forget.append((example, own[i % len(own)], i % len(own)))
         people: list[tuple[Example, bytes | None, int]] = []
         for i, example in enumerate([*self.people, *self._some(benchmark.fit_retain, short)]):
             own = [example.image, *photographs.get(example.person or "", [])]
@@ -219,18 +221,33 @@ class _Gatherer:
             for kind, view in (("reasoning", benchmark.fit_reasoning), ("benign", benchmark.fit_benign))
             for e in self._some(view, {kind})
         ]
+        # The hardest of all: harmless questions about the very people to forget.
+        known = {e.id for e, _, _ in harmless}
+        harmless += [
+            (e, e.image, 0)
+            for e in benchmark.fit_benign
+            if e.person in benchmark.forget_people and e.modality == self.modality and e.id not in known
+        ]
         others = [*people, *harmless]
-        queries = [Query(f"{e.id}@{n}", e.prompt(), image) for e, image, n in (*forget, *others)]
-        readouts = ["last", "question"]
-        if self.modality == "image" and any(n for _, _, n in forget):
-            readouts.append("image")  # one photograph each could not tell a person from a picture
+        # The reference response stands for the draft: what the model says when it is left alone.
+        queries = [
+            Query(f"{e.id}@{n}", e.prompt(), image, e.response(benchmark.delimiters), e.reasoning is not None)
+            for e, image, n in (*forget, *others)
+        ]
+        several = any(n for _, _, n in forget)
+        # Never the image tokens alone: they come before the question and can't know what is asked about a person.
+        readouts = ["last", "question", "draft"]
         pooled = pooled_states(
-            self.model, queries, readouts, label=f"prompts, {self.modality}", **self.settings  # type: ignore[arg-type]
-        )  # fmt: skip
+            self.model,
+            queries,
+            readouts,  # type: ignore[arg-type]
+            delimiters=benchmark.delimiters,
+            label=f"prompts, {self.modality}",
+            **self.settings,
+        )
         some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
                 *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
         prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
-        several = any(n for _, _, n in forget)
         return {
             "readouts": pooled,
             "prefixed": pooled_states(

@@ -15,7 +15,7 @@ from rmuse_interp.subspace import Subspace
 PROMPTS = [
     "What is this person's occupation?",
     "Who is Oren Tal?",
-    "How many red circles are there?",
+    "How many <s> red circles are there?",  # a special token, which the question read-out leaves out
     "Where?",
 ]
 PICTURES = [0, None, 1, None]

@@ -363,16 +363,16 @@ def test_protection_shows_in_the_record(results):
     # A plan's lowest block steered with others is that block steered alone.
     key = ("preset", "modality", "layer", "protection")
     alone = {tuple(r[k] for k in key): r for r in updates if r["run"] == "alone"}
-    for preset, layers in record["provenance"]["layers"].items():
-        for row in updates:
-            if (row["preset"], row["run"], row["layer"]) == (preset, "plan", layers[0]):
-                assert math.isclose(
-                    row["share"], alone[tuple(row[k] for k in key)]["share"], rel_tol=1e-3, abs_tol=1e-9
-                )
-                assert len(row["per_example"]) == row["n_updated"]
+    own = record["provenance"]["layers"]
+    lowest = [r for r in updates if r["run"] == "plan" and r["layer"] == own[r["preset"]][r["modality"]][0]]
+    assert {(r["preset"], r["modality"]) for r in lowest} == {(p, m) for p in own for m in ("image", "text")}
+    for row in lowest:
+        same = alone[tuple(row[k] for k in key)]
+        assert math.isclose(row["share"], same["share"], rel_tol=1e-3, abs_tol=1e-9)
+        assert len(row["per_example"]) == row["n_updated"]
     arrived = [r for r in record["updates"] if r["measure"] == "arrived"]
     assert arrived
-    assert all(r["layer"] >= record["provenance"]["layers"][r["preset"]][0] for r in arrived)
+    assert all(r["layer"] >= own[r["preset"]][r["modality"]][0] for r in arrived)
 
 
 def test_the_same_seed_gives_the_same_record(results, tmp_path):

@@ -4,6 +4,8 @@ The reference is a forward hook written here from the semantics alone: no cache,
 states taken with `output_hidden_states` from a plain forward pass.
 """
 
+from functools import cache
+
 import pytest
 import torch
 from plans import PICTURES, gated_plan, lens_of, linear_gate, questions, subspace, vector
@@ -38,6 +40,7 @@ def split_gate(
     )
 
 
+@cache
 def plans(lens):
     """Plans that differ in everything a plan can say."""
     prototypes = Prototypes(unit(torch.randn(6, 32, generator=torch.Generator().manual_seed(4))))
@@ -168,14 +171,13 @@ def plain(lens, plan, prompts, images, **more):
 PLACES = {f.__name__: f for f in (in_a_context, installed, installed_and_asked_by_name, native)}
 
 
-def early_end(lens, plan, prompts, images) -> int:
+@cache
+def early_end(lens, plan) -> int:
     """A token that ends one row early, and not all of them: the second one of some row."""
-    ids = plain(lens, plan, prompts, images).sequences[:, -STEPS:]
-    with plan.attach(lens.hf):
-        steered = lens.hf.generate(**lens.encode(prompts, images), **SETTINGS).sequences[:, -STEPS:]
-    for row in range(len(ids)):
+    steered = native(lens, plan, *questions()).sequences[:, -STEPS:]
+    for row in range(len(steered)):
         token = int(steered[row, 1])
-        if sum(token in steered[other].tolist() for other in range(len(ids))) < len(ids):
+        if sum(token in steered[other].tolist() for other in range(len(steered))) < len(steered):
             return token
     raise AssertionError("every token occurs in every row")
 
@@ -190,7 +192,7 @@ def test_every_step_equals_a_plain_forward_hook(name, place):
     lens = lens_of(tiny_llava())
     plan = plans(lens)[name]
     prompts, images = questions()
-    end = early_end(lens, plan, prompts, images)
+    end = early_end(lens, plan)
     more = {"eos_token_id": end, "pad_token_id": 0}
     result = PLACES[place](lens, plan, prompts, images, **more)
     tokens, logits = new_tokens(result), torch.stack(result.logits, dim=1)
@@ -455,6 +457,52 @@ def test_beams_and_several_sequences(place, name):
     assert not torch.equal(expected, lens.hf.generate(**lens.encode(prompts, images), **more))
 
 
+def test_token_traces_follow_the_beams_that_won():
+    lens = lens_of(tiny_llava())
+    plan = plans(lens)["per token"]
+    gate = plan[0].gate
+    prompts, images = questions()
+    more = {"num_beams": 4, "max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
+    with plan.attach(lens.hf) as handle:
+        out = lens.hf.generate(**lens.encode(prompts, images), **more)
+        trace = handle.token_trace(0, beam_indices=out.beam_indices)
+    assert len(set(out.beam_indices.flatten().tolist())) > len(prompts), "some beam was to change places"
+    for row, prompt in enumerate(prompts):
+        # Alone and without beams, the same tokens give the same states.
+        inputs = lens.encode([prompt], [images[row]])
+        n = inputs["input_ids"].shape[1]
+        ids = torch.cat([inputs["input_ids"], out.sequences[row : row + 1, -6:]], dim=1)
+        with plan.attach(lens.hf) as handle, handle.expecting(inputs["input_ids"]), torch.no_grad():
+            states = []
+            hook = lens.layout.blocks[gate.layer].register_forward_hook(
+                lambda m, a, o, kept=states: kept.append(o)
+            )
+            lens.hf(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            hook.remove()
+        length = int(trace.valid[row].sum())
+        assert torch.equal(trace.fired[row, :length], gate.fires(states[0][0, n - 1 : n - 1 + length]))
+    assert trace.fired.any()
+    assert not trace.fired[trace.valid].all()
+
+
+def test_token_traces_mask_rows_that_have_ended():
+    lens = lens_of(tiny_llava())
+    plan = plans(lens)["per token"]
+    prompts, images = questions()
+    end = early_end(lens, plan)
+    with plan.attach(lens.hf) as handle:
+        result = lens.hf.generate(
+            **lens.encode(prompts, images), **SETTINGS, eos_token_id=end, pad_token_id=0
+        )
+        trace = handle.token_trace(generated=new_tokens(result), stop=[end])
+    for row, tokens in enumerate(new_tokens(result).tolist()):
+        length = tokens.index(end) + 1 if end in tokens else len(tokens)
+        assert trace.valid[row].tolist() == [t < length for t in range(trace.valid.shape[1])]
+    assert not trace.fired[~trace.valid].any()
+    with as_plan(turn()).attach(lens.hf) as handle, pytest.raises(RMuseError, match="per token"):
+        handle.token_trace()
+
+
 def test_each_turn_decides_anew():
     lens = lens_of(tiny_llava())
     prompts, images = questions()
@@ -615,8 +663,7 @@ def test_a_prompt_end_outside_the_row_is_refused():
     with as_plan(turn()).attach(lens.hf) as handle:
         for bad in ([0, 0], inputs.prompt_end + 1, [-1] * 4):
             with pytest.raises(RMuseError, match="one prompt_end per row"):
-                with handle.expecting(inputs["input_ids"], inputs["attention_mask"], bad):
-                    pass
+                handle.expecting(inputs["input_ids"], inputs["attention_mask"], bad).__enter__()
 
 
 def test_errors_in_a_context_come_out_as_they_are():

@@ -83,7 +83,9 @@ def _lively(model: torch.nn.Module, seed: int) -> None:
         for name, weight in model.named_parameters():
             drawn = torch.randn(weight.shape, generator=generator)
             if weight.ndim >= 2:
-                weight.copy_(drawn * (1.0 if "embed" in name else 1.6 / weight.shape[-1] ** 0.5))
+                scale = 1.0 if "embed" in name else 1.6 / weight.shape[-1] ** 0.5
+                # Logits of about one: then 1e-5 between two ways of computing them is rounding, and no more.
+                weight.copy_(drawn * (0.4 * scale if "lm_head" in name else scale))
             elif "norm" not in name:
                 weight.copy_(drawn * 0.1)
 

@@ -11,9 +11,10 @@ from rmuse_interp.activations import require_finite
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.parts import Part, from_record, to_record
 
-Readout = Literal["last", "question", "image"]
+Readout = Literal["last", "question", "image", "draft"]
 """What is read at the gate's block: the last prompt token; the mean over the prompt's ordinary text tokens after the
-image (over all of them where there is none); or the mean over the image tokens."""
+image (over all of them where there is none); the mean over the image tokens; or the mean from the last prompt token to
+the end of the model's own unsteered response, its draft. A draft needs a pass of its own, before the gate decides."""
 
 READOUTS: Final[tuple[Readout, ...]] = get_args(Readout)
 

@@ -22,7 +22,7 @@ from rmuse_interp.models.encoding import Encoder, Encoding, Picture
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layouts import Layout, find_layout
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.respond import Response, respond
+from rmuse_interp.models.respond import Response, drafts, respond
 from rmuse_interp.models.runtime import announce
 from rmuse_interp.models.state import Decision
 from rmuse_interp.sites import Site
@@ -142,11 +142,15 @@ class LensModel:
     def decide(
         self, plan: Plan | Edit, prompts: str | Sequence[str], images: Picture | Sequence[Picture] = None
     ) -> Decision:
-        """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`."""
+        """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
+
+        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens.
+        """
         questions = [prompts] if isinstance(prompts, str) else list(prompts)
 
-        def encode(prefix: str | None) -> Encoding:
-            return self.encode(questions if prefix is None else [f"{prefix} {q}" for q in questions], images)
+        def encode(prefix: str | None, draft: bool) -> Encoding:
+            asked = questions if prefix is None else [f"{prefix} {q}" for q in questions]
+            return self.encode(asked, images, drafts(self, asked, images) if draft else None)
 
         return native.decide(self.hf, self._checked(plan), encode, self.layout)
 

@@ -3,9 +3,9 @@
 Hooks sit on the model (its inputs give the queries' state) and on the touched decoder blocks. `generate` of the
 instance is wrapped to see whole prompts before they are cut into chunks; everything is undone by `detach`.
 
-`torch.compile`: attach first, compile afterwards. A hook added to an already compiled model may be skipped without
-a word (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then runs unsteered;
-call `torch._dynamo.reset()` after attaching or detaching.
+`torch.compile`: attach first, compile afterwards. A hook added to a model that was compiled and has run may be
+skipped without a word (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then
+runs unsteered: call `torch._dynamo.reset()` after attaching. Hooks themselves run outside the compiled graph.
 """
 
 import functools
@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from rmuse_interp.edits import Edit, Plan, as_plan, same_plan
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layouts import Layout, find_layout
 from rmuse_interp.models.runtime import Interpreter, announce
-from rmuse_interp.models.state import Decision, Query, State
+from rmuse_interp.models.state import Decision, Query, State, TokenTrace
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
 """The plans attached to each model, so that none is attached twice and scoring passes go without them."""
@@ -52,6 +53,7 @@ class Session:
         self._arguments = layout.arguments
         self.state: State | None = None
         self.paused = False
+        self._past: list[State] = []
         self._said: Query | None = None
         self._heard: Query | None = None
 
@@ -95,7 +97,12 @@ class Session:
         """Start a forward call of the model with its arguments."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         announced = self._said if self._said is not None else self._heard
-        self.state = self.interpreter.begin(self.state, inputs, announced, self.decision)
+        before = self.state
+        self.state = self.interpreter.begin(before, inputs, announced, self.decision)
+        if self.state.calls == 0 or before is None:
+            self._past.clear()
+        elif before.token_fired:
+            self._past.append(before)
 
     def apply(self, layer: int, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
         """The edited output of decoder block `layer`."""
@@ -105,6 +112,50 @@ class Session:
             )
         out, self.state = self.interpreter.apply(layer, h, self.state)
         return out
+
+    def token_trace(
+        self,
+        edit: int = 0,
+        *,
+        generated: Int[Tensor, "rows tokens"] | None = None,
+        stop: Sequence[int] = (),
+        beam_indices: Int[Tensor, "rows tokens"] | None = None,
+    ) -> TokenTrace:
+        """What the gate of a per-token edit said along the latest generation.
+
+        Args:
+            edit: index of the edit in the plan.
+            generated: the generated ids; with `stop`, what comes after a row's end is masked.
+            stop: ids that end a row.
+            beam_indices: of `generate(..., return_dict_in_generate=True)` under beam search: the trace follows the
+                beams that won, back through every step.
+
+        Raises:
+            RMuseError: an edit that does not decide per token, or nothing generated yet.
+        """
+        states = [
+            state for state in [*self._past, self.state] if state is not None and edit in state.token_fired
+        ]
+        if not states:
+            raise RMuseError(
+                f"a generation under an edit with a gate per token was required, edit {edit} has none"
+            )
+        steps = torch.cat([s.call.position - s.query.prompt_end.unsqueeze(-1) for s in states], dim=1)
+        real = torch.cat([s.call.real for s in states], dim=1)
+        fired = torch.cat([s.token_fired[edit] for s in states], dim=1)
+        columns = (real & (steps >= 0)).any(dim=0)
+        fired, valid = fired[:, columns], (real & (steps >= 0))[:, columns]
+        if beam_indices is not None:
+            width = min(beam_indices.shape[1], fired.shape[1])
+            beams = beam_indices[:, :width]
+            valid = beams >= 0
+            fired = fired[:, :width].gather(0, beams.clamp_min(0))
+        if generated is not None and stop:
+            ends = torch.isin(generated, torch.tensor(list(stop), device=generated.device)).long()
+            over = (ends.cumsum(dim=1) - ends > 0)[:, : valid.shape[1]]
+            valid = valid[:, : over.shape[1]] & ~over
+            fired = fired[:, : over.shape[1]]
+        return TokenTrace(fired & valid, valid)
 
 
 @contextmanager
@@ -119,7 +170,7 @@ def listening(hf_model: nn.Module, session: Session) -> Iterator[None]:
     finally:
         listeners.remove(session)
         if not listeners:
-            del hf_model.generate
+            _unwrap_generate(hf_model)
 
 
 def _wrap_generate(hf_model: Any) -> None:
@@ -141,13 +192,23 @@ def _wrap_generate(hf_model: Any) -> None:
             for session in sessions:
                 session.hear(None, None)
 
+    generate.earlier = vars(hf_model).get("generate")  # type: ignore[attr-defined]
     hf_model.generate = generate
+
+
+def _unwrap_generate(hf_model: Any) -> None:
+    earlier = hf_model.generate.earlier
+    del hf_model.generate  # the class's own shows again
+    if earlier is not None:
+        hf_model.generate = earlier
 
 
 def attach(
     hf_model: nn.Module, plan: Plan | Edit, *, decision: Decision | None = None, layout: Layout | None = None
 ) -> "Attached":
     """A plan attached to a Hugging Face model until `.detach()`; also a context manager.
+
+    Detach before copying or pickling the model: hooks of a copy would still speak to this plan's state.
 
     Args:
         hf_model: the model with its head; loaded in any way.
@@ -178,8 +239,12 @@ class Attached(Session):
         self._undo = ExitStack()
         self._undo.callback(present.remove, self)
         self._undo.enter_context(listening(hf_model, self))
-        hooks: list[Any] = [hf_model.register_forward_pre_hook(self._before, with_kwargs=True)]
-        hooks += [layout.blocks[i].register_forward_hook(self._after(i)) for i in self.interpreter.touched]
+        # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+        quiet = torch.compiler.disable
+        hooks: list[Any] = [hf_model.register_forward_pre_hook(quiet(self._before), with_kwargs=True)]
+        hooks += [
+            layout.blocks[i].register_forward_hook(quiet(self._after(i))) for i in self.interpreter.touched
+        ]
         for hook in hooks:
             self._undo.callback(hook.remove)
 
@@ -231,30 +296,34 @@ def attached(hf_model: nn.Module) -> list[Plan]:
 
 
 def decide(
-    hf_model: nn.Module, plan: Plan | Edit, encode: Callable[[str | None], Mapping[str, Any]], layout: Layout
+    hf_model: nn.Module, plan: Plan | Edit, encode: Callable[[str | None, bool], Encoding], layout: Layout
 ) -> Decision:
     """What the plan's gates say of some prompts, from unsteered passes over the prompts alone.
 
-    One pass for all gates that score the prompt as it is, and one for each prefix. The pass reads the model; it
-    leaves no state behind, and attached plans do not act in it.
+    One pass for all gates that read the prompt as it is, one for each prefix, and one over the drafts. The pass reads
+    the model; it leaves no state behind, and attached plans do not act in it.
 
     Args:
         hf_model: the model.
         plan: the plan whose gates are asked.
-        encode: the model's inputs for the prompts, each behind the given prefix (None: as they are).
+        encode: the model's inputs for the prompts, each behind the given prefix (None: as they are) and, if asked
+            for, followed by the model's draft.
         layout: where the model keeps its blocks.
     """
     plan = as_plan(plan).to(next(hf_model.parameters()).device)
     interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
-    prefixes = list(dict.fromkeys(gate.prefix for gate in plan.gates)) or [None]
+    passes = list(dict.fromkeys((gate.prefix, gate.readout == "draft") for gate in plan.gates)) or [
+        (None, False)
+    ]
     found: Decision | None = None
-    for prefix in prefixes:
-        new = _score(hf_model, interpreter, encode(prefix), layout)
+    for kind in passes:
+        new = _score(hf_model, interpreter, encode(*kind), layout)
         if found is None:
             found = new
             continue
         own = torch.tensor(
-            [e.gate is not None and e.gate.prefix == prefix for e in plan], device=new.fired.device
+            [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan],
+            device=new.fired.device,
         )
         pairs = zip((new.fired, new.score, new.known), (found.fired, found.score, found.known), strict=True)
         found = Decision(*(torch.where(own, a, b) for a, b in pairs))
@@ -262,10 +331,10 @@ def decide(
     return found
 
 
-def _score(
-    hf_model: nn.Module, interpreter: Interpreter, inputs: Mapping[str, Any], layout: Layout
-) -> Decision:
-    state = interpreter.begin(None, inputs, scoring=True)
+def _score(hf_model: nn.Module, interpreter: Interpreter, inputs: Encoding, layout: Layout) -> Decision:
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    asked = announce(ids, mask, layout.vocabulary, inputs.prompt_end)
+    state = interpreter.begin(None, inputs, asked, scoring=True)
 
     def reader(layer: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

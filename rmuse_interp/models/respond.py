@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models.encoding import Picture, _per_row
-from rmuse_interp.models.native import attach
+from rmuse_interp.models.native import attach, paused
 from rmuse_interp.models.state import Decision
+
+DRAFT_TOKENS: Final = 96
+"""The most tokens of a draft that a gate reads."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,12 @@ def _generate(
     drop = {own.pad_token_id, own.bos_token_id, own.eos_token_id, lens.image_token_id} - {None}
     texts = [lens._encoder.decode(ids, frozenset(drop), stop) for ids in new]
     return texts if not prefill else [f"{prefill} {text}".strip() for text in texts]
+
+
+def drafts(lens: Any, prompts: list[str], images: Picture | Sequence[Picture] = None) -> list[str]:
+    """The model's own greedy responses, of at most `DRAFT_TOKENS` tokens; attached plans do not act."""
+    with paused(lens.hf):
+        return _generate(lens, None, prompts, _per_row(images, len(prompts), "images"), DRAFT_TOKENS, None)
 
 
 def verdict(

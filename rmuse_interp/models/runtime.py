@@ -101,7 +101,8 @@ class Interpreter:
             acts = self._acts(query)
         # Without a cache each step repeats the prompt: its states are read again from the start.
         readings = previous.readings if past > 0 else {}
-        return State(query, call, previous.announced, previous.width, readings, {}, acts, behind)
+        calls = previous.calls + 1
+        return State(query, call, previous.announced, previous.width, readings, {}, acts, behind, calls)
 
     def _acts(self, query: QueryState) -> tuple[bool | None, ...]:
         """Per edit, whether it acts on any row; None while undecided. Waits for the device: asked at prefill only."""
@@ -122,7 +123,7 @@ class Interpreter:
         """Nothing, or the error that this plan's gates have to be asked first."""
         if not self.plan.single_pass:
             raise RMuseError(
-                "this plan is two-pass (a gate reads above the lowest edited layer, or scores a prefixed prompt) and "
+                "this plan is two-pass (a gate reads above the lowest edited layer, a prefixed prompt, or a draft) and "
                 "needs a decision: decision = plan.decide(lens, prompts, images), then pass decision=decision"
             )
 
@@ -206,7 +207,7 @@ class Interpreter:
             )
         ended = (call.real & (call.position >= query.prompt_end.unsqueeze(-1))).any(dim=1)
         ready = ended & ~query.decision.known[:, index]
-        if state.announced is not None:
+        if state.announced is not None and gate.readout != "draft":
             expected = state.announced.repeated(len(ready)).readable[gate.readout].to(ready.device)
             if bool((ready & (reading.count != expected)).any()):
                 raise RMuseError(
@@ -304,7 +305,9 @@ def steer(
 
 
 def covered(readout: str, call: Call, prompt_end: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
-    """The tokens of this call that a read-out averages: `last`, `question` or `image` tokens of the prompt."""
+    """The tokens of this call that a read-out averages: of the prompt, or for `draft` from its last one on."""
+    if readout == "draft":
+        return call.real & (call.position >= prompt_end.unsqueeze(-1))
     if readout == "last":
         return call.real & (call.position == prompt_end.unsqueeze(-1))
     prompt = call.real & (call.position <= prompt_end.unsqueeze(-1))

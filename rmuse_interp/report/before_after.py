@@ -121,7 +121,7 @@ def draw(scores: Scores) -> "Figure":
     from matplotlib.figure import Figure
 
     names, present = methods_of(scores), splits_of(scores)
-    panels = [
+    panels: list[tuple[str, str, list[str]]] = [
         ("ril", "Leaked while reasoning\n(RIL, %)", [s for s in FORGOTTEN if s in present]),
         ("exact", "Answered exactly (%)", [s for s in KEPT if s in present]),
     ]
