@@ -232,7 +232,7 @@ def plan_caption(record: Row) -> str:
     fired = {(r["preset"], r["modality"]): f"{r['n_updated']} of {r['n']}" for r in gated if r["own"]}
     said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())
     return (
-        "Share of the updates of whole plans that falls into the RRS of the steered block, gates forced open, with 95 % "
+        "Share of the updates of whole plans that falls into the RRS of the steered block, gates open, with 95 % "
         "bootstrap intervals over queries; numbers: the block; grey ticks: random subspaces of the same rank; *: the form "
         f"of protection the plan has. With gates as they decide, the plans steered {said} of these queries. "
         + about(record)

@@ -283,8 +283,8 @@ def together(parts: Sequence[tuple[Edit, Subspaces]], report: dict[str, Any]) ->
     unlearning: dict[str, UnlearningSubspace] = {}
     retain: dict[str, RetainSubspace] = {}
     for _, subspaces in parts:
-        unlearning |= dict(subspaces.unlearning.items())  # type: ignore[operator,arg-type]
-        retain |= dict(subspaces.retain.items())  # type: ignore[operator,arg-type]
+        unlearning |= dict(subspaces.unlearning.items())  # type: ignore[operator,arg-type,union-attr]
+        retain |= dict(subspaces.retain.items())  # type: ignore[operator,arg-type,union-attr]
     return RMuse(plan, Subspaces(unlearning, retain), report)
 
 

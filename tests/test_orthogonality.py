@@ -457,8 +457,10 @@ def test_a_bundle_is_measured_as_it_is(results, tmp_path, capsys):
     argv += ["--bundle", str(tmp_path / "bundle")]
     assert analysis.main(argv) == 0
     mine = json.loads((tmp_path / "orthogonality.json").read_text())
-    layers = mine["provenance"]["layers"]["calibrated"]
-    same = [r for r in record["geometry"] if r["preset"] == "calibrated" and r["layer"] in layers]
+    blocks = mine["provenance"]["layers"]["calibrated"]
+    same = [
+        r for r in record["geometry"] if r["preset"] == "calibrated" and r["layer"] in blocks[r["modality"]]
+    ]
     assert mine["geometry"] == same
     assert analysis.main([*argv, "--forget", "10"]) == 2
     assert "fitted at --forget 5" in capsys.readouterr().err

@@ -25,24 +25,22 @@ app = typer.Typer(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints and the model.")],
-    without_forget: Annotated[
-        int | None,
-        typer.Option("--without-forget", help="Leave these percent of the people out: the gold standard."),
-    ] = None,
+    gold: Annotated[
+        bool,
+        typer.Option("--gold", help="Never show the people of the 5 % forget set: the gold standard."),
+    ] = False,
     seed: o.Seed = 0,
     device: o.Device = None,
     debug: o.Debug = False,
 ) -> None:
     """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
-    if without_forget not in (None, 5, 10, 15):
-        raise RMuseError(f"--without-forget: required 5, 10 or 15, got {without_forget}")
     if out.exists() and not out.is_dir():
         raise RMuseError(f"required a folder for the checkpoints, got the file {out}")
     import torch
 
     from rmuse_interp.organism.train import Recipe, Trainer
 
-    recipe = Recipe(seed=seed, without_forget=without_forget)
+    recipe = Recipe(seed=seed, gold=gold)
     kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != asdict(recipe):
         raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")

@@ -162,7 +162,8 @@ class Sampler:
         owner = torch.full((n, ROW), -1)  # branch number; −2: the picture's prefix
         position = torch.zeros(n, ROW, dtype=torch.long)
         imaged = torch.zeros(n, ROW, dtype=torch.bool)
-        pixels, tasks = [], []
+        pixels: list[Tensor] = []
+        tasks: list[tuple[str, bool]] = []
         for row in range(n):
             picture, branches = self.picture(rng)
             pixels.append(torch.from_numpy(pixels_of(picture)))
