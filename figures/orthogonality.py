@@ -233,7 +233,7 @@ def plan_caption(record: Row) -> str:
     said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())
     return (
         "Share of the updates of whole plans that falls into the RRS of the steered block, gates open, with 95 % "
-        "bootstrap intervals over queries; numbers: the block; grey ticks: random subspaces of the same rank; *: the form "
+        "bootstrap intervals over queries; numbers: its block; grey ticks: random subspaces of its rank; *: the form "
         f"of protection the plan has. With gates as they decide, the plans steered {said} of these queries. "
         + about(record)
     )

@@ -314,17 +314,16 @@ def test_organism_train_follows_the_recipe(tmp_path, monkeypatch):
     class Trainer:
         def __init__(self, out, recipe, device):
             out.mkdir(exist_ok=True)
-            self.arguments = (out, recipe.seed, recipe.without_forget, device)
+            self.arguments = (out, recipe.seed, recipe.gold, device)
 
         def run(self):
             trained.append(self.arguments)
 
     monkeypatch.setattr(rmuse_interp.organism.train, "Trainer", Trainer)
     asked = ("organism", "train", "--out", tmp_path / "t", "--device", "cpu")
-    done(*asked, "--without-forget", 5, "--seed", 3)
-    assert trained == [(tmp_path / "t", 3, 5, "cpu")]
+    done(*asked, "--gold", "--seed", 3)
+    assert trained == [(tmp_path / "t", 3, True, "cpu")]
     assert "another recipe" in refused(*asked)
-    assert "5, 10 or 15" in refused(*asked, "--without-forget", 6)
     assert "--device" in refused("organism", "train", "--out", tmp_path / "u", "--device", "toaster")
 
 

@@ -57,7 +57,7 @@ def left_out(name: str) -> int | None:
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         return 5 if name == "organism-gold" else None
-    return json.loads(recipe.read_text(encoding="utf-8")).get("without_forget")
+    return 5 if json.loads(recipe.read_text(encoding="utf-8")).get("gold") else None
 
 
 def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str, list[Example]]:
