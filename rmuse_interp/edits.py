@@ -2,8 +2,7 @@
 
     steer = op.SlerpToward(v, angle=acs).protecting(rrs)
     edit = steer.at(layers=[12, 13]).on("generated").given("image").when(gate).named("pictures")
-    plan = edit >> other
-    plan.without("gate"), plan.replace(angle=FixedFraction(0.5)), print(plan)
+    plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
 Here is what a plan *is*; where it runs (an nnsight context, a stored nnsight edit, hooks on the plain model) is the
 business of `rmuse_interp.models`, and the same plan gives equal outputs in all of them.

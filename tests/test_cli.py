@@ -253,7 +253,7 @@ def test_demo_shows_before_and_after(small_world, tmp_path, monkeypatch):
     assert {"scores.json", "transcripts.jsonl", "demo.png", "demo.pdf", "bundles"} == {
         p.name for p in out.iterdir()
     }
-    assert {"load", "collect", "fit/paper", "fit/calibrated", "generate", "score", "total"} <= set(
+    assert {"load", "collect", "fit/paper", "fit/calibrated", "generate", "total"} <= set(
         scores["seconds"]
     )
     assert "finished run" in refused(*asked)
@@ -275,7 +275,8 @@ def test_organism_check_prints_accuracies_against_targets(small_world):
     result = rmuse("organism", "check", "--limit", 2, "--max-new-tokens", 3)
     assert result.exit_code == 1, result.output  # a random model reaches no target
     for group, (_, target) in checking.TARGETS.items():
-        assert (group in result.stdout) == (group != "people left out")
+        # Narrow terminals break a cell into lines: its last word is looked for.
+        assert (group.split()[-1] in result.stdout) == (group != "people left out")
         assert target is None or f"≥ {target}" in result.stdout
     assert "missed" in result.stdout
 
