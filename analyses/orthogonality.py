@@ -396,7 +396,7 @@ def show(record: Mapping[str, Any]) -> None:
             *(str(r[k]) for k in key[:3]), r["protection"] + " *" * r["own"], f"{share} \\[{low}, {high}]",
             percent(r["null"]["mean"]), f"{through['n_updated']} of {through['n']}",
         )  # fmt: skip
-    Console().print(table)
+    Console(width=max(100, Console().width)).print(table)
     print("*: the form of protection the plan has")
 
 

@@ -14,6 +14,8 @@ from rmuse_interp.organism import NAMES, weights_path
 from rmuse_interp.organism.benchmark import write_benchmark
 from rmuse_interp.organism.check import check
 
+pytestmark = pytest.mark.slow
+
 SAMPLE = 150
 MARGIN = 3.0
 FRESH = 11
