@@ -179,8 +179,9 @@ def plans(record: Row) -> Figure:
                 spread = [[max(0.0, share - 100 * r["low"])], [max(0.0, 100 * r["high"] - share)]]
                 axis.errorbar(share, y, xerr=spread, color=colour, marker=marker, elinewidth=0.7, ls="")
                 side = 1 if kind == "text" else -1
-                axis.annotate(str(r["layer"]), (share, y), (0, -4 * side), textcoords="offset points", ha="center",
-                              va="top" if kind == "text" else "bottom", fontsize=5)  # fmt: skip
+                if share > 1:  # at 0 the numbers would lie on each other
+                    axis.annotate(str(r["layer"]), (share, y), (0, -4 * side), textcoords="offset points", ha="center",
+                                  va="top" if kind == "text" else "bottom", fontsize=5)  # fmt: skip
                 axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
     own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
     labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
