@@ -76,7 +76,7 @@ def test_both_checkpoints_differ_in_weights_alone():
 
 
 SHORT = {"organism": {"reasoning", "benign", "strangers"}, "gold": {"benign", "strangers", "people left out"}}
-"""Targets the shipped weights do not reach yet. Lifted by longer training: a target that is reached fails here (strict)."""
+"""Targets the shipped weights miss. Lifted by longer training: one that is reached fails here (strict)."""
 
 
 def expected(model, groups):
