@@ -253,7 +253,7 @@ def test_demo_shows_before_and_after(small_world, tmp_path, monkeypatch):
     assert {"scores.json", "transcripts.jsonl", "demo.png", "demo.pdf", "bundles"} == {
         p.name for p in out.iterdir()
     }
-    assert {"load", "collect", "fit/paper", "fit/calibrated", "generate", "total"} <= set(
+    assert {"load", "collect", "fit/paper", "fit/calibrated", "generate", "score", "total"} <= set(
         scores["seconds"]
     )
     assert "finished run" in refused(*asked)

@@ -68,6 +68,7 @@ def demo(
         )  # fmt: skip
     with support.bars("scored", seconds, "score"):
         scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
+    scores["seconds"]["score"] = round(seconds["score"], 6)
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
     write_run(out, scores, answers.transcripts, overwrite)
     figures = before_after.save(scores, out)

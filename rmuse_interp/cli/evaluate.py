@@ -71,6 +71,7 @@ def evaluate(
         )  # fmt: skip
     with support.bars("scored", seconds, "score"):
         scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
+    scores["seconds"]["score"] = round(seconds["score"], 6)
     write_run(out, scores, answers.transcripts, overwrite)
     before_after.save(scores, out, "figure")
     running.finish(out)
