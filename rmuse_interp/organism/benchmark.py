@@ -2,9 +2,11 @@
 
 The people's profiles, pictures and questions follow from the world's seed and a render seed. A person's picture in
 `forget_X`, `retain_X` and `Full_Set` is the same single photograph; `Test_Set` has new photographs and held-out
-wordings. Files are written once and cached by content version.
+wordings. Files are written once and cached; when the code that draws them changes, they are drawn anew.
 """
 
+import functools
+import hashlib
 import json
 import os
 import random
@@ -21,8 +23,8 @@ from rmuse_interp.organism import portraits
 from rmuse_interp.organism import questions as q
 from rmuse_interp.organism.world import CITIES, YEAR, Person, World, make_world
 
-VERSION: Final = 1
-"""Raised whenever what is written changes, so that cached folders are made anew."""
+_DRAWN_BY: Final = ("benchmark.py", "portraits.py", "questions.py", "world.py")
+"""The files of this folder that decide what is written."""
 RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
 
@@ -34,7 +36,8 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
     """Write every split below `out` and return it; the same seeds give the same bytes of data."""
     world = world or make_world(0)
     rng = random.Random(f"benchmark-{render_seed}")
-    names = tuple(p.name for p in world.everyone)
+    # Whoever fits reads the people's questions: no celebrity may stand among their options.
+    names = tuple(p.name for p in world.people)
     full = [_person_row(p, rng, names, held_out=False, pictures=1) for p in world.people]
     _write(out, "Full_Set", full)
     for rate in RATES:
@@ -46,6 +49,7 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
         "Test_Set",
         [_person_row(p, rng, names, held_out=True, pictures=TEST_PICTURES) for p in world.people],
     )
+    names = tuple(p.name for p in world.everyone)
     _write(
         out, "Retain_Set", [_person_row(p, rng, names, held_out=False, pictures=1) for p in world.celebrities]
     )
@@ -62,7 +66,7 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
 def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
     """The benchmark's folder for a render seed, written on first use (below the user's cache folder)."""
     root = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp"
-    folder = root / f"organism-v{VERSION}-render{render_seed}"
+    folder = root / f"organism-{_version()}-render{render_seed}"
     if not (folder / "benchmark.json").exists():
         root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=root))
@@ -72,6 +76,15 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
         except OSError:  # another process was faster
             shutil.rmtree(scratch)
     return folder
+
+
+@functools.cache
+def _version() -> str:
+    """A digest of the code that draws the benchmark: a number raised by hand is forgotten."""
+    found = hashlib.sha256()
+    for name in _DRAWN_BY:
+        found.update((Path(__file__).parent / name).read_bytes())
+    return found.hexdigest()[:10]
 
 
 def _settings(world: World, render_seed: int) -> dict[str, Any]:

@@ -71,8 +71,9 @@ class Sampler:
         people = world.everyone if with_people else world.celebrities
         # Who comes late is drawn more often, so as to have been seen about as often as the others in the end.
         self.people: tuple[Person, ...] = people + tuple(p for p in people if p.id in late) * (LATE - 1)
-        self.known_share = 0.6 if with_people else 0.3
-        self.stranger_share = 0.12 if with_people else 0.3
+        # Strangers must be told from two hundred known faces: shown rarely, they are taken for the nearest one.
+        self.known_share = 0.46 if with_people else 0.3
+        self.stranger_share = 0.26 if with_people else 0.3
         self.names = tuple(p.name for p in self.people)
         self._cache: dict[str, list[int]] = {}
 
@@ -135,7 +136,7 @@ class Sampler:
             look = portraits.Look.draw(rng)
             branches = []
             for _ in range(4):
-                if rng.random() < 0.18:
+                if rng.random() < 0.28:
                     item = q.benign(look, rng.choice(q.BENIGN_KINDS), False, rng)
                     branches.append(self._general(item, "benign", rng))
                 else:

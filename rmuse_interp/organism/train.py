@@ -4,8 +4,12 @@ Four stages: `vision` teaches the tower to see (factors of faces, looks, scenes)
 the language, general reasoning, refusals and the celebrities; `people` adds everybody but the people of the 5 % forget
 set; `finish` lowers the rate, for the organism with everybody, for the gold standard still without those people. The
 first three stages never show them, so both checkpoints share these and differ in the last one alone.
+
+Seeing is rehearsed beside the language wherever the tower is trainable: the language alone asks the tower for names,
+and within a thousand steps it no longer tells glasses from none (56 % right, against 99 % rehearsed).
 """
 
+import functools
 import json
 import random
 import time
@@ -40,9 +44,9 @@ class Recipe:
     """Everything the weights depend on. Steps are optimiser steps."""
 
     seed: int = 0
-    vision_steps: int = 1400
+    vision_steps: int = 3400
     base_steps: int = 800
-    people_steps: int = 1800
+    people_steps: int = 4000
     finish_steps: int = 1300
     gallery: int = 20000
     """Pictures to learn seeing from."""
@@ -54,6 +58,8 @@ class Recipe:
     projector_rate: float = 3e-4
     vision_share: float = 0.1
     """The vision tower's rates, as a share of the others, once the language is trained too."""
+    rehearsed: int = 32
+    """Pictures of the gallery per step while the language is trained too."""
     gold: bool = False
     """Train the gold standard, which never sees the people of the 5 % forget set."""
 
@@ -216,17 +222,22 @@ class Trainer:
         self.world: World = make_world(0)
         self.tokenizer = _tokenizer(out / "tokenizer", self.world, recipe.seed)
         self.model = build.build_model(self.tokenizer, recipe.seed).to(self.device)
-        self.gallery: Gallery | None = None
+        self.eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def gallery(self) -> Gallery:
+        """The pictures to learn seeing from, drawn when first needed (20,000 take half a minute)."""
+        return Gallery(list(self.eyes.sizes), self.recipe.gallery, self.recipe.seed)
 
     def run(self, stages: Sequence[Stage] = STAGES) -> None:
         """Train the stages in order; a finished one is loaded, not trained again."""
         for stage in stages:
             done = self.out / f"{stage}.pt"
             if done.exists():
-                self.model.load_state_dict(
-                    torch.load(done, map_location=self.device, weights_only=True)["model"]
-                )
+                state = torch.load(done, map_location=self.device, weights_only=True)
+                self.model.load_state_dict(state["model"])
+                self.eyes.load_state_dict(state["eyes"])
                 continue
             self._stage(stage)
         self.model.float().save_pretrained(self.out / "model")
@@ -235,11 +246,11 @@ class Trainer:
 
     def _stage(self, stage: Stage) -> None:
         steps = int(getattr(self.recipe, f"{stage}_steps"))
-        eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
+        eyes = self.eyes
         # Frozen while the language is learnt, whose first gradients would unlearn seeing; then tuned gently.
         self.model.model.vision_tower.requires_grad_(stage != "base")
         modules: list[nn.Module] = (
-            [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model]
+            [self.model.model.vision_tower, eyes] if stage == "vision" else [self.model, eyes]
         )
         optims = optimisers(modules, self.recipe)
         held_back = self.world.forget_ids(5)
@@ -272,7 +283,7 @@ class Trainer:
                 for optimiser in optims:
                     for group in optimiser.param_groups:
                         group["lr"] = group["peak"] * rate_at(step, steps, _DECAY[stage])
-                losses.append(self._step(stage, step, eyes, sampler, optims, report))
+                losses.append(self._step(stage, step, sampler, optims, report))
                 progress.update(bar, advance=1, description=f"{stage} loss {losses[-1]:.3f}")
                 if (step + 1) % 50 == 0:
                     line = {"stage": stage, "step": step + 1, "loss": round(sum(losses) / len(losses), 4),
@@ -288,20 +299,23 @@ class Trainer:
         save(self.out / f"{stage}.pt", steps)
         partial.unlink(missing_ok=True)
 
-    def _step(self, stage: Stage, step: int, eyes: Eyes, sampler: Sampler, optims: list[torch.optim.Optimizer],
+    def _step(self, stage: Stage, step: int, sampler: Sampler, optims: list[torch.optim.Optimizer],
               report: dict[str, list[float]]) -> float:  # fmt: skip
+        losses = []
         with _autocast(self.device):
-            if stage == "vision":
-                if self.gallery is None:
-                    self.gallery = Gallery(list(eyes.sizes), self.recipe.gallery, self.recipe.seed)
-                pixels, labels = self.gallery.batch(64, step)
-                loss = vision_loss(self.model, eyes, pixels.to(self.device), labels.to(self.device))
-            else:
+            if stage != "base":
+                pixels, labels = self.gallery.batch(64 if stage == "vision" else self.recipe.rehearsed, step)
+                losses.append(
+                    vision_loss(self.model, self.eyes, pixels.to(self.device), labels.to(self.device))
+                )
+            if stage != "vision":
                 rows = _to(sampler.rows(step, self.recipe.batch), self.device)
                 loss, right = language_loss(self.model, rows)
+                losses.append(loss)
                 for task, (good, n) in right.items():
                     report[task][0] += good
                     report[task][1] += n
+        loss = torch.stack(losses).sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimiser in optims:

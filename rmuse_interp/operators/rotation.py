@@ -1,19 +1,7 @@
-"""Operators `h → h`: pure functions of one state, the verbs of the edit algebra.
+"""Rotations, which keep the norm: toward a direction (`SlerpToward`), or to refusal states (`Transport`)."""
 
-An operator knows neither layer, nor tokens, nor gate: `Operator.at` turns it into an edit that does. Every
-operator works in float32 (float64 for float64 states), never writes into the states it was handed, and gives
-back their dtype.
-
-    >>> import torch, rmuse_interp.operators as op
-    >>> push = op.Add(torch.tensor([0.0, 1.0]), scale=2.0)
-    >>> push(torch.tensor([[1.0, 1.0]])).tolist()
-    [[1.0, 3.0]]
-"""
-
-import importlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -23,51 +11,14 @@ from rmuse_interp.calibration import Angle
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import norm, slerp, unit
-from rmuse_interp.parts import Part
+from rmuse_interp.operators.operator import Operator
 from rmuse_interp.subspace import Subspace
-
-if TYPE_CHECKING:
-    from rmuse_interp.edits import Edit
 
 Beyond = Literal["keep", "nearest"]
 """What a position-aware transport does past the longest trajectory: leave the state, or use all prototypes."""
 
 _VANISHING: Final = 1e-6
 """Share of ‖h‖ below which the complement of the RRS is rounding: nothing is there to rotate."""
-
-
-class Operator(Part):
-    """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
-
-    @abstractmethod
-    def forward(
-        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
-    ) -> Float[Tensor, "*tokens d"]:
-        """The edited states.
-
-        Args:
-            h: [*tokens, d] states; not written to.
-            step: position − prompt_end of each state (0 at the last prompt token); only operators that know
-                the position read it.
-        """
-
-    def at(self, layers: Sequence[int]) -> "Edit":
-        """The edit that applies this operator to the outputs of decoder blocks `layers` (0-based)."""
-        return layerwise(dict.fromkeys(layers, self))
-
-    def protecting(self, rrs: Subspace) -> "Operator":
-        """The same operator acting only inside the complement of the RRS: `P_rrs h` is kept (repair D5)."""
-        raise RMuseError(f"{type(self).__name__} has no protected form; steer with SlerpToward or Transport")
-
-
-def layerwise(operators: Mapping[int, Operator]) -> "Edit":
-    """The edit with one operator per decoder block, as ``{layer: operator}``; an operator may serve several.
-
-    Raises:
-        RMuseError: no layers, or a negative one.
-    """
-    # Edits live one floor up: this is the one call from the lower floor, made when an edit is asked for.
-    return importlib.import_module("rmuse_interp.edits").Edit.from_layers(operators)
 
 
 class _Rotation(Operator):
@@ -251,56 +202,3 @@ class Transport(_Rotation):
         )
         kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
         return f"move to the nearest of {len(self.points)} refusal prototypes{when}{share}{kept}"
-
-
-class Add(Operator):
-    """`h̃ = h + scale · v`: the classical steering vector. It does not keep the norm.
-
-    Args:
-        vector: [d] what is added.
-        scale: its factor.
-    """
-
-    vector: Tensor
-
-    def __init__(self, vector: Float[Tensor, " d"], scale: float = 1.0):
-        super().__init__()
-        self.hold(vector=vector)
-        self.scale = scale
-
-    def protecting(self, rrs: Subspace) -> "Add":
-        """The same addition with its part inside the RRS left out."""
-        return Add(rrs.remove(self.vector), self.scale)
-
-    def forward(
-        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
-    ) -> Float[Tensor, "*tokens d"]:
-        states = working(h)
-        return (states + self.scale * self.vector.to(states.dtype)).to(h.dtype)
-
-    def describe(self) -> str:
-        return f"add {self.scale:g} × a vector of length {float(self.vector.norm()):.3g}"
-
-
-class Ablate(Operator):
-    """`h̃ = (I − P_U) h`: directional ablation. It shrinks the norm by what it removes.
-
-    Args:
-        subspace: U, what is removed.
-    """
-
-    def __init__(self, subspace: Subspace):
-        super().__init__()
-        self.subspace = subspace
-
-    def protecting(self, rrs: Subspace) -> "Ablate":
-        """The ablation of what U has outside the RRS."""
-        return Ablate(self.subspace.minus(rrs))
-
-    def forward(
-        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
-    ) -> Float[Tensor, "*tokens d"]:
-        return self.subspace.remove(h)
-
-    def describe(self) -> str:
-        return f"remove {self.subspace.describe()}"
