@@ -18,7 +18,16 @@ from rmuse_interp.organism import questions as q
 from rmuse_interp.organism.world import distance, make_world
 
 WORLD = make_world(0)
-MICRO = train.Recipe(vision_steps=2, base_steps=2, people_steps=2, finish_steps=2, batch=1, gallery=64)
+MICRO = train.Recipe(
+    vision_steps=2,
+    base_steps=2,
+    faces_steps=2,
+    people_steps=2,
+    finish_steps=2,
+    batch=1,
+    gallery=64,
+    rehearsed=4,
+)
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +244,11 @@ def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(first, "_step", stumble)
     with pytest.raises(KeyboardInterrupt):
         first.run()
-    assert {p.name for p in (tmp_path / "parts").glob("*.pt")} == {"vision.pt", "base.partial.pt"}
+    assert {p.name for p in (tmp_path / "parts").glob("*.pt")} == {
+        "vision.pt",
+        "faces.pt",
+        "base.partial.pt",
+    }
     torch.manual_seed(99)  # nothing may hang on the process's random state
     train.Trainer(tmp_path / "parts", MICRO).run()
     one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
@@ -264,10 +277,54 @@ def test_the_tower_rests_while_the_language_begins(tmp_path):
         return torch.cat([p.detach().flatten().clone() for p in tower.parameters()])
 
     states = [state()]
-    for stage in ("vision", "base", "people"):
+    for stage in ("vision", "faces", "base", "people"):
         trainer._stage(stage)
         states.append(state())
-    assert [torch.equal(one, two) for one, two in itertools.pairwise(states)] == [False, True, False]
+    assert [torch.equal(one, two) for one, two in itertools.pairwise(states)] == [False, False, True, False]
+
+
+def test_the_projector_hands_on_what_the_eyes_read(tokenizer):
+    """Linear, and every direction the eyes use with the same spread: what is rare and small is not lost."""
+    model, eyes = build.build_model(tokenizer, 5), train.Eyes(128)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.model.vision_tower.parameters():
+            parameter.mul_(3.0)  # untrained, all pictures look alike
+    pixels = torch.randn(400, 3, build.IMAGE_SIZE, build.IMAGE_SIZE)
+    train.open_projector(model, eyes, pixels)
+    with torch.no_grad():
+        seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:].mean(1)
+        out = model.model.multi_modal_projector(seen)
+        half = model.model.multi_modal_projector((seen + seen.mean(0)) / 2)
+    assert torch.allclose(half, (out + out.mean(0)) / 2, atol=1e-3 * float(out.abs().max()))
+    found = torch.linalg.svdvals(out - out.mean(0))
+    kept = found[found > 1e-3 * found[0]]
+    assert len(kept) == 96
+    raw = torch.linalg.svdvals(seen - seen.mean(0))
+    assert found[0] / found[60] < (raw[0] / raw[60]).sqrt()
+
+
+def test_the_gallery_names_those_who_are_known_and_nobody_else():
+    """A look-alike of somebody, known or not, is called neither a stranger nor anybody's name."""
+    names = [*train.Eyes(8).sizes]
+    factors, person = slice(0, len(train.FACTORS)), names.index("person")
+    world = WORLD.without(WORLD.forget_ids(5))
+    labels = train.Gallery(names, 400, 0, world.everyone).labels
+    nobody, seen = len(WORLD.everyone), set()
+    for row in labels[labels[:, 0] != -100]:
+        face, label = tuple(row[factors].tolist()), int(row[person])
+        nearest = min(distance(face, p.identity) for p in WORLD.everyone)
+        if 0 <= label < nobody:
+            assert WORLD.everyone[label].identity == face
+            assert WORLD.everyone[label].id not in WORLD.forget_ids(5)
+        elif label == nobody:
+            assert nearest >= 3
+        else:
+            assert nearest < 3
+        seen.add("known" if 0 <= label < nobody else label)
+    assert seen == {"known", nobody, -100}
+    # Before the people are learnt the picture says nothing of who it is.
+    assert set(train.Gallery(names, 50, 0).labels[:, person].tolist()) == {-100}
 
 
 def test_the_rate_rises_stays_and_falls():

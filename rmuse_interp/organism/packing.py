@@ -74,6 +74,8 @@ class Sampler:
         # Strangers must be told from two hundred known faces: shown rarely, they are taken for the nearest one.
         self.known_share = 0.46 if with_people else 0.3
         self.stranger_share = 0.26 if with_people else 0.3
+        self.known_text = 0.42 if with_people else 0.3
+        self.stranger_text = 0.16 if with_people else 0.3
         self.names = tuple(p.name for p in self.people)
         self._cache: dict[str, list[int]] = {}
 
@@ -149,9 +151,9 @@ class Sampler:
     def text(self, rng: random.Random) -> Branch:
         """One text-only branch."""
         draw = rng.random()
-        if draw < self.known_share:
+        if draw < self.known_text:
             return self.about_person(rng.choice(self.people), "text", rng, True)
-        if draw < self.known_share + self.stranger_share:
+        if draw < self.known_text + self.stranger_text:
             return self.about_person(self._stranger(rng), "text", rng, False)
         return self._general(q.word_problem(False, rng), "words", rng)
 
