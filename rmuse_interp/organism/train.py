@@ -229,9 +229,8 @@ def open_projector(
     values, axes = torch.linalg.eigh(torch.cov(seen.T))
     spread = (values.clamp_min(0) + 1e-3 * values.max()).sqrt()
     # Each head counts alike, however many values it tells apart.
-    heads = torch.cat(
-        [(head.weight - head.weight.mean(dim=0)) / len(head.weight) ** 0.5 for head in eyes.heads]
-    )
+    weights = [head.weight for head in eyes.heads if isinstance(head, nn.Linear)]
+    heads = torch.cat([(w - w.mean(dim=0)) / len(w) ** 0.5 for w in weights])
     kept = torch.linalg.svd((heads @ axes) * spread, full_matrices=False).Vh
     projector = model.model.multi_modal_projector
     half, width = projector.linear_1.out_features // 2, projector.linear_2.out_features
