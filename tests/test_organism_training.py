@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rmuse_interp.organism import build, packing, portraits, train
+from rmuse_interp.organism import build, packing, portraits, seeing, train
 from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.world import distance, make_world
+from rmuse_interp.organism.world import FACTORS, distance, make_world
 
 WORLD = make_world(0)
 MICRO = train.Recipe(
@@ -285,13 +285,13 @@ def test_the_tower_rests_while_the_language_begins(tmp_path):
 
 def test_the_projector_hands_on_what_the_eyes_read(tokenizer):
     """Linear, and every direction the eyes use with the same spread: what is rare and small is not lost."""
-    model, eyes = build.build_model(tokenizer, 5), train.Eyes(128)
+    model, eyes = build.build_model(tokenizer, 5), seeing.Eyes(128)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.model.vision_tower.parameters():
             parameter.mul_(3.0)  # untrained, all pictures look alike
     pixels = torch.randn(400, 3, build.IMAGE_SIZE, build.IMAGE_SIZE)
-    train.open_projector(model, eyes, pixels)
+    seeing.open_projector(model, eyes, pixels)
     with torch.no_grad():
         seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:].mean(1)
         out = model.model.multi_modal_projector(seen)
@@ -306,10 +306,10 @@ def test_the_projector_hands_on_what_the_eyes_read(tokenizer):
 
 def test_the_gallery_names_those_who_are_known_and_nobody_else():
     """A look-alike of somebody, known or not, is called neither a stranger nor anybody's name."""
-    names = [*train.Eyes(8).sizes]
-    factors, person = slice(0, len(train.FACTORS)), names.index("person")
+    names = [*seeing.Eyes(8).sizes]
+    factors, person = slice(0, len(FACTORS)), names.index("person")
     world = WORLD.without(WORLD.forget_ids(5))
-    labels = train.Gallery(names, 400, 0, world.everyone).labels
+    labels = seeing.Gallery(names, 400, 0, world.everyone).labels
     nobody, seen = len(WORLD.everyone), set()
     for row in labels[labels[:, 0] != -100]:
         face, label = tuple(row[factors].tolist()), int(row[person])
@@ -324,7 +324,7 @@ def test_the_gallery_names_those_who_are_known_and_nobody_else():
         seen.add("known" if 0 <= label < nobody else label)
     assert seen == {"known", nobody, -100}
     # Before the people are learnt the picture says nothing of who it is.
-    assert set(train.Gallery(names, 50, 0).labels[:, person].tolist()) == {-100}
+    assert set(seeing.Gallery(names, 50, 0).labels[:, person].tolist()) == {-100}
 
 
 def test_the_rate_rises_stays_and_falls():

@@ -1,0 +1,150 @@
+"""Teaching the vision tower to see: read-outs, a gallery of pictures, and the projector that hands it all on."""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlavaForConditionalGeneration
+
+from rmuse_interp.organism import portraits
+from rmuse_interp.organism import questions as q
+from rmuse_interp.organism.packing import pixels_of
+from rmuse_interp.organism.world import (
+    FACTORS,
+    N_CELEBRITIES,
+    N_PEOPLE,
+    Person,
+    distance,
+    make_world,
+    random_identity,
+)
+
+
+class Eyes(nn.Module):
+    """Read-outs that teach the vision tower: one linear layer per thing to be seen, on the mean over the patches.
+
+    On the mean, and not on patches that a read-out finds for itself: what stands in one patch alone the language
+    does not find in any time a CPU has, and answers every question about glasses alike.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        colours = len(portraits.COLOURS)
+        counts = {f"{s}-{c}": 4 for s in portraits.SHAPES for c in portraits.COLOURS}
+        self.sizes = {
+            **FACTORS,
+            "hat": colours + 1,
+            "glasses": 2,
+            "clothes": colours,
+            "background": colours,
+            **counts,
+            "person": N_PEOPLE + N_CELEBRITIES + 1,
+        }
+        self.heads = nn.ModuleList(nn.Linear(width, n) for n in self.sizes.values())
+
+    def forward(self, patches: Float[Tensor, "batch patches d"]) -> list[Float[Tensor, "batch values"]]:
+        seen = patches.mean(dim=1)
+        return [head(seen) for head in self.heads]
+
+
+class Gallery:
+    """Pictures of random strangers, known people and scenes with what is to be seen in them.
+
+    Drawn once and shown many times.
+    """
+
+    def __init__(self, names: list[str], n: int, seed: int, known: Sequence[Person] = ()) -> None:
+        rng = random.Random(f"gallery-{seed}")
+        drawn = [_to_be_seen(rng, names, known) for _ in range(n)]
+        self.pixels = torch.stack([torch.from_numpy(pixels) for pixels, _ in drawn]).to(torch.float16)
+        self.labels = torch.stack([labels for _, labels in drawn])
+
+    def batch(self, n: int, seed: int) -> tuple[Tensor, Tensor]:
+        """Pixels and labels (−100: not in this picture) of random pictures, shifted, lit and noised anew."""
+        draw = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(self.labels), (n,), generator=draw)
+        pixels = self.pixels[rows].float()
+        dx, dy = (int(v) for v in torch.randint(-2, 3, (2,), generator=draw))
+        pixels = functional.pad(pixels, (2, 2, 2, 2), mode="replicate")[
+            :, :, 2 + dy : 50 + dy, 2 + dx : 50 + dx
+        ]
+        light = 0.92 + 0.14 * torch.rand(n, 1, 1, 1, generator=draw)
+        noise = 0.03 * torch.randn(pixels.shape, generator=draw)
+        return ((pixels + 1) * light - 1 + noise).clamp(-1, 1), self.labels[rows]
+
+
+def _to_be_seen(
+    rng: random.Random, names: list[str], known: Sequence[Person]
+) -> tuple[Float[np.ndarray, "3 size size"], Int[Tensor, " names"]]:
+    """One picture's pixels and labels."""
+    colours, labels = list(portraits.COLOURS), torch.full((len(names),), -100)
+    if rng.random() < 0.75:
+        look = portraits.Look.draw(rng)
+        person = rng.choice(known) if known and rng.random() < 0.6 else None
+        face = random_identity(rng) if person is None else person.identity
+        values = [*face, colours.index(look.hat) if look.hat else len(colours), int(look.glasses),
+                  colours.index(look.clothes), colours.index(look.background)]  # fmt: skip
+        labels[: len(values)] = torch.tensor(values)
+        everyone = make_world(0).everyone
+        if person is not None:
+            labels[names.index("person")] = everyone.index(person)
+        elif known and all(distance(face, other.identity) >= 3 for other in everyone):
+            labels[names.index("person")] = len(everyone)
+        return pixels_of(portraits.portrait(face, look, rng)), labels
+    scene = q.draw_scene(rng)
+    for column, name in enumerate(names):
+        if "-" in name:
+            shape, colour = name.split("-")
+            labels[column] = min(3, scene.count(shape, colour))
+    return pixels_of(portraits.scene_picture(scene, rng)), labels
+
+
+def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of every read-out on the last vision block's patches."""
+    patches = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    losses = [functional.cross_entropy(logits.float(), labels[:, i]) for i, logits in enumerate(eyes(patches))
+              if (labels[:, i] != -100).any()]  # fmt: skip
+    return torch.stack(losses).mean()
+
+
+@torch.no_grad()
+def open_projector(
+    model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Float[Tensor, "batch 3 size size"]
+) -> None:
+    """Set the projector to the linear map onto what the eyes read, every direction with the same spread.
+
+    One drawn at random hands on what varies most. Which of two hundred faces it is, and whether there are glasses,
+    is a small part of that, and the language never finds it. Half of the hidden units carry the directions, half their
+    negatives, for gelu(x) − gelu(−x) = x.
+
+    Args:
+        model: with a trained vision tower.
+        eyes: trained with it.
+        pixels: pictures to measure spreads on; the more the better.
+    """
+    patches = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    seen = patches.mean(dim=1)
+    centre = seen.mean(dim=0)
+    values, axes = torch.linalg.eigh(torch.cov(seen.T))
+    spread = (values.clamp_min(0) + 1e-3 * values.max()).sqrt()
+    # Each head counts alike, however many values it tells apart.
+    weights = [head.weight for head in eyes.heads if isinstance(head, nn.Linear)]
+    heads = torch.cat([(w - w.mean(dim=0)) / len(w) ** 0.5 for w in weights])
+    kept = torch.linalg.svd((heads @ axes) * spread, full_matrices=False).Vh
+    projector = model.model.multi_modal_projector
+    half, width = projector.linear_1.out_features // 2, projector.linear_2.out_features
+    kept = kept[:half]
+    onto = (kept / spread) @ axes.T
+    back = torch.nn.init.orthogonal_(torch.empty(width, len(kept), device=onto.device))
+    for layer in (projector.linear_1, projector.linear_2):
+        layer.weight.zero_()
+        layer.bias.zero_()
+    for sign, start in ((1.0, 0), (-1.0, half)):
+        rows = slice(start, start + len(kept))
+        projector.linear_1.weight[rows] = sign * onto
+        projector.linear_1.bias[rows] = -sign * (onto @ centre)
+        projector.linear_2.weight[:, rows] = sign * 0.3 * back
