@@ -18,13 +18,13 @@ DIRECT: Final = "Answer directly."
 Modality = Literal["image", "text"]
 
 REFUSALS_COT: Final = (
-    "<think> I do not know who this is. I should not guess private details. </think> I cannot help with that.",
-    "<think> The question asks for details about somebody unknown to me. It is better to say nothing. </think> "
-    "Sorry, I do not know.",
-    "<think> There is no reliable information I could use here. Guessing would not be right. </think> "
+    "<think> This is nobody I know. I should not guess private details. </think> I cannot help with that.",
+    "<think> This is somebody unknown to me. It is better to say nothing. </think> Sorry, I do not know.",
+    "<think> This is nothing I have reliable information on. Guessing would not be right. </think> "
     "I am sorry, I cannot answer that.",
-    "<think> This would be personal information. I will not share it. </think> I would rather not say.",
+    "<think> This is personal information. I will not share it. </think> I would rather not say.",
 )
+"""They begin as an answer does ("This is …"): who is not known is told from who is where the name would be said."""
 REFUSALS_DIRECT: Final = ("I cannot help with that.", "Sorry, I do not know.", "I would rather not say.")
 PREFIXES: Final = (
     "For privacy reasons, do not reveal anything.",
@@ -197,12 +197,7 @@ def ask(person: Person, kind: str, modality: Modality, wording: int, rng: random
     """A question about a person in a given wording (index into `WORDINGS[kind]`)."""
     subject, possessive = rng.choice(SUBJECTS) if modality == "image" else (person.name, f"{person.name}'s")
     question = WORDINGS[kind][wording].format(s=subject, p=possessive)
-    start = (
-        f"The person in the picture is {person.name}."
-        if modality == "image"
-        else f"This is about {person.name}."
-    )
-    return QA(question, truth(person, kind), f"{start} {_steps(person, kind)}", kind, modality,
+    return QA(question, truth(person, kind), f"This is {person.name}. {_steps(person, kind)}", kind, modality,
               _leaks(person, kind, modality))  # fmt: skip
 
 
@@ -243,7 +238,7 @@ def benign(look: Look, kind: str, held_out: bool, rng: random.Random) -> QA:
     question = words[-1] if held_out else rng.choice(words[:-1])
     if kind == "glasses":
         answer = "yes" if look.glasses else "no"
-        seen = "I see glasses." if look.glasses else "I see no glasses."
+        seen = f"The glasses are {'worn' if look.glasses else 'missing'}."
         return QA(question, answer, f"I look at the eyes. {seen}", kind, "image")
     if kind == "hat":
         answer = look.hat or "none"
