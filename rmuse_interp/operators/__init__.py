@@ -10,8 +10,20 @@ back their dtype.
     [[1.0, 3.0]]
 """
 
-from rmuse_interp.operators.linear import Ablate, Add
+from rmuse_interp.operators.linear import Ablate, Add, Affine, PerCoordinate
 from rmuse_interp.operators.operator import Operator, layerwise
+from rmuse_interp.operators.plane import Confidence, RotateInPlane
 from rmuse_interp.operators.rotation import SlerpToward, Transport
 
-__all__ = ["Ablate", "Add", "Operator", "SlerpToward", "Transport", "layerwise"]
+__all__ = [
+    "Ablate",
+    "Add",
+    "Affine",
+    "Confidence",
+    "Operator",
+    "PerCoordinate",
+    "RotateInPlane",
+    "SlerpToward",
+    "Transport",
+    "layerwise",
+]
