@@ -1,13 +1,20 @@
-"""Gates against the reference, defect D2, combinations, and the choice of a gate by grouped cross-validation."""
+"""Gates against the reference, defect D2, combinations, calibration and what it makes one expect."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from reference import naive
+from safetensors.torch import load_file, save_file
 
-from rmuse_interp.calibration import auroc
+import rmuse_interp.operators as op
+from rmuse_interp.calibration import auroc, choose_threshold, wilson
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.gates import (
+    ClusterGate,
+    ConditionGate,
     ContrastGate,
     Gate,
     GateStates,
@@ -15,9 +22,8 @@ from rmuse_interp.gates import (
     RRSAlignmentGate,
     fit_contrast,
     fit_discriminant,
-    held_out_scores,
-    select_gate,
 )
+from rmuse_interp.parts import from_record, to_record
 from rmuse_interp.subspace import Subspace
 
 
@@ -28,14 +34,16 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 def people(
     d: int = 24, forgotten: int = 6, known: int = 30, renderings: int = 5, noise: float = 0.5
 ) -> GateStates:
-    """Each person is a direction of its own; every rendering adds noise. Groups are renderings."""
+    """Each person is a direction of its own; every rendering adds noise. Groups are renderings of p0, p1, …"""
     center = random(forgotten + known, d)
     states = center.repeat_interleave(renderings, 0) + noise * random(
         (forgotten + known) * renderings, d, seed=1
     )
     groups = [f"rendering {i % renderings}" for i in range(len(states))]
+    names = [f"p{i // renderings}" for i in range(len(states))]
     cut = forgotten * renderings
-    return GateStates(states[:cut] + 5.0, states[cut:] + 5.0, groups[:cut], groups[cut:])
+    sides = (states[:cut] + 5.0, states[cut:] + 5.0)
+    return GateStates(*sides, groups[:cut], groups[cut:], names[:cut], names[cut:])
 
 
 def test_the_literal_gate_is_eq_4_7_with_its_sign_turned():
@@ -143,66 +151,93 @@ def test_combined_gates_must_read_one_state():
     assert a.threshold == 0.3
 
 
-def test_held_out_scores_come_from_gates_that_never_saw_the_group():
-    """A gate that remembers gives every fitted state a cosine of 1; held out, pure noise is not separable."""
-    noise = GateStates(
-        random(40, 30), random(60, 30, seed=1), [str(i) for i in range(40)], [str(i) for i in range(60)]
-    )
-    forget, others, held_out = held_out_scores(noise, "contrast", 0, "last")
-    assert held_out
-    assert 0.3 < auroc(forget, others) < 0.7
-    fitted = fit_contrast(noise.forget, noise.others, layer=0, readout="last")
-    assert auroc(fitted.score(noise.forget), fitted.score(noise.others)) == 1.0
+def some_gates() -> list[Gate]:
+    """One of every kind on states of width 6, and combinations of them."""
+    means, square = random(3, 6), random(6, 6, seed=4)
+    gates: list[Gate] = [
+        RRSAlignmentGate(Subspace.span(random(6, 2)), 2),
+        ContrastGate(means, random(2, 6, seed=1), random(6), 2, "last", top=2),
+        LinearDiscriminantGate(random(6), 0.5, 2, "last"),
+        ClusterGate(means, list("abc"), means[:2] + 1, list("de"), random(6), 2, "last", concentration=4.0),
+        ClusterGate(
+            means, list("abc"), means[:2] + 1, list("de"), random(6), 2, "last", None, square @ square.T
+        ),
+        ConditionGate(random(6), 2, "last"),
+        ConditionGate(random(6), 2, "last", above=False),
+    ]
+    forget, others = random(30, 6, seed=2) + 0.5, random(40, 6, seed=3)
+    gates = [gate.calibrate(forget, others) for gate in gates]
+    return [*gates, gates[1] & gates[3], gates[0] | ~gates[5]]
 
 
-def test_groups_are_held_out_whole():
-    """Every person has two identical renderings: by rows they leak, by person they do not."""
-    forget, others = random(10, 40).repeat(2, 1), random(15, 40, seed=1).repeat(2, 1)
-    by_row = GateStates(forget, others, [f"f{i}" for i in range(20)], [f"o{i}" for i in range(30)])
-    by_person = GateStates(
-        forget, others, [f"f{i % 10}" for i in range(20)], [f"o{i % 15}" for i in range(30)]
-    )
-    leaky, honest = (auroc(*held_out_scores(s, "contrast", 0, "last")[:2]) for s in (by_row, by_person))
-    assert leaky > 0.95
-    assert honest < 0.75
+@pytest.mark.parametrize("gate", some_gates(), ids=lambda gate: type(gate).__name__)
+def test_every_gate_comes_back_from_its_record(gate: Gate, tmp_path: Path):
+    tree, tensors = to_record(gate)
+    save_file(tensors, tmp_path / "x.safetensors")
+    again = from_record(json.loads(json.dumps(tree, allow_nan=False)), load_file(tmp_path / "x.safetensors"))
+    h = random(50, 6, seed=8)
+    assert type(again) is type(gate)
+    assert torch.equal(again.score(h), gate.score(h))
+    assert torch.equal(again.fires(h), gate.fires(h))
+    assert torch.equal(again.margin(h), gate.margin(h))
+    assert torch.equal(gate.margin(h) > 0, gate.fires(h))
+    assert again.describe() == gate.describe()
+    assert again.expected == gate.expected
+    assert "% false alarms" in gate.describe()
 
 
-def test_selection_finds_where_and_how_to_read():
-    good, noise = people(), people(noise=30.0)
-    candidates = {(1, "last"): noise, (4, "question"): good, (6, "image"): noise}
-    chosen = select_gate(candidates)
-    assert (chosen.gate.layer, chosen.gate.readout) == (4, "question")
-    assert isinstance(chosen.gate, ContrastGate)
-    assert len(chosen.table) == 6
-    assert chosen.row.auroc > 0.99
-    assert chosen.row.fpr_at_99_tpr < 0.1
-    assert chosen.row is chosen.table[0]
-    assert chosen.gate.threshold == chosen.row.threshold.value
-    fresh = people(noise=0.55)
-    assert float(chosen.gate.fires(fresh.forget).double().mean()) > 0.95
-    assert float(chosen.gate.fires(fresh.others).double().mean()) < 0.05
-    again = select_gate(dict(reversed(list(candidates.items()))))
-    assert again.table == chosen.table
+@pytest.mark.parametrize("rule", ["target_fpr", "target_tpr"])
+@pytest.mark.parametrize("level", [0.05, 0.8])
+def test_a_calibrated_gate_keeps_its_level_on_fresh_states(rule: str, level: float):
+    gate = LinearDiscriminantGate(random(6), 0.1, 2, "last")
+    found = gate.calibrate(random(4000, 6) + 0.5, random(6000, 6, seed=1), rule=rule, level=level)
+    fresh = {"target_tpr": random(20000, 6, seed=2) + 0.5, "target_fpr": random(20000, 6, seed=3)}
+    assert float(found.fires(fresh[rule]).double().mean()) == pytest.approx(level, abs=0.02)
+    expected = found.expected["false_alarms"]["value"], 1 - found.expected["misses"]["value"]
+    assert expected[rule == "target_tpr"] == pytest.approx(level, abs=1e-3)
+    assert found.expected["rule"] == f"{rule} {level:g}"
 
 
-def test_selection_prefers_the_lower_block_among_equals():
-    data = people()
-    assert select_gate({(5, "last"): data, (2, "last"): data}, kinds=["contrast"]).gate.layer == 2
+@pytest.mark.parametrize("rule", ["youden", "midpoint"])
+def test_a_calibrated_gate_stands_where_the_sides_part(rule: str):
+    """Two normal distributions of equal spread part half-way; the rates there hold on fresh states."""
+    gate = LinearDiscriminantGate(torch.tensor([1.0, 0.0]), 0.0, 2, "last")
+    shift = torch.tensor([2.0, 0.0])
+    found = gate.calibrate(random(4000, 2) + shift, random(6000, 2, seed=1), rule=rule)
+    assert found.threshold == pytest.approx(1.0, abs=0.15)
+    misses = 1 - float(found.fires(random(20000, 2, seed=2) + shift).double().mean())
+    alarms = float(found.fires(random(20000, 2, seed=3)).double().mean())
+    assert misses == pytest.approx(found.expected["misses"]["value"], abs=0.02)
+    assert alarms == pytest.approx(found.expected["false_alarms"]["value"], abs=0.02)
 
 
-@pytest.mark.parametrize("n", [1, 2])
-def test_selection_works_for_one_forgotten_example(n: int):
-    data = people()
-    few = GateStates(data.forget[:n], data.others, ["a"] * n, data.other_groups)
-    chosen = select_gate({(4, "question"): few}, kinds=["contrast", "discriminant"])
-    assert chosen.row.held_out == (n > 1)
-    if n == 1:
-        assert bool(chosen.gate.fires(data.forget[0]))
-    assert np.isfinite(chosen.gate.threshold)
-
-
-def test_selection_refuses_nothing_to_choose_from():
-    with pytest.raises(RMuseError, match="needed"):
-        select_gate({})
-    with pytest.raises(RMuseError, match="one group per forget state"):
-        GateStates(random(3, 4), random(3, 4), ["a"], ["a", "b", "c"])
+def test_calibration_says_what_to_expect():
+    gate = LinearDiscriminantGate(random(6), 0.1, 2, "last", threshold=9.0)
+    forget, others = random(30, 6) + 0.5, random(40, 6, seed=1)
+    assert gate.expected is None
+    assert "expects" not in gate.describe()
+    found = gate.calibrate(forget, others, rule="youden")
+    chosen = choose_threshold(gate.score(forget), gate.score(others), "youden")
+    missed = sum(score <= chosen.value for score in gate.score(forget).tolist())
+    assert found.threshold == chosen.value
+    assert found.expected["misses"] == wilson(missed, 30).__dict__
+    assert found.expected["false_alarms"] == chosen.fpr.__dict__
+    by_scores = gate.calibrate(gate.score(forget), gate.score(others), rule="youden")
+    assert to_record(by_scores)[0] == to_record(found)[0]
+    sides = [gate.score(x).double() for x in (forget, others)]
+    deviations = torch.cat([side - side.mean() for side in sides])
+    assert found.scale == pytest.approx(float(deviations.square().mean().sqrt()))
+    low, high = (100 * found.expected["misses"][end] for end in ("low", "high"))
+    sentence = f"{100 * missed / 30:.1f} % misses [{low:.1f}, {high:.1f}])"
+    assert found.describe().endswith(sentence)
+    assert sentence in op.Add(random(6)).at(layers=[3]).when(found).describe()
+    assert torch.equal(found.score(forget), gate.score(forget))
+    assert (gate.threshold, gate.expected) == (9.0, None)
+    # Of another threshold nothing is known.
+    assert found.at_threshold(0.0).expected is None
+    seen = gate.calibrate(forget, others, held_out=False)
+    assert "misses unknown" in seen.describe()
+    with pytest.raises(RMuseError, match="margin 0"):
+        (found & found).calibrate(forget, others)
+    with pytest.raises(RMuseError, match="finite forget scores"):
+        gate.calibrate(gate.score(forget)[:0], gate.score(others))

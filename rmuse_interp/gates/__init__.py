@@ -4,9 +4,11 @@ A gate knows where its state is read (block and read-out) and nothing about mode
 """
 
 from rmuse_interp.gates.alignment import RRSAlignmentGate
+from rmuse_interp.gates.clusters import ClusterGate, ClusterKind, Side, fit_clusters
+from rmuse_interp.gates.conditional import ConditionGate, fit_condition
 from rmuse_interp.gates.contrast import ContrastGate, fit_contrast
 from rmuse_interp.gates.discriminant import LinearDiscriminantGate, fit_discriminant
-from rmuse_interp.gates.gate import READOUTS, AllOf, AnyOf, Gate, Not, Readout
+from rmuse_interp.gates.gate import READOUTS, AllOf, AnyOf, Expected, Gate, Not, Readout
 from rmuse_interp.gates.selection import (
     GATE_KINDS,
     GateKind,
@@ -19,6 +21,7 @@ from rmuse_interp.gates.selection import (
 
 __all__ = [
     "Gate",
+    "Expected",
     "Readout",
     "READOUTS",
     "RRSAlignmentGate",
@@ -26,6 +29,12 @@ __all__ = [
     "fit_contrast",
     "LinearDiscriminantGate",
     "fit_discriminant",
+    "ClusterGate",
+    "ClusterKind",
+    "Side",
+    "fit_clusters",
+    "ConditionGate",
+    "fit_condition",
     "AllOf",
     "AnyOf",
     "Not",

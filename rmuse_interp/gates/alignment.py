@@ -1,5 +1,8 @@
 """The literal gate: alignment of the query with the reasoning retain subspace (eq. 4.7)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +25,7 @@ class RRSAlignmentGate(Gate):
         threshold: −τ.
         prefix: the refusal prefix g of the paper's `g ⊕ q`.
         scale: see `Gate`.
+        expected: see `Gate`.
     """
 
     def __init__(
@@ -32,8 +36,9 @@ class RRSAlignmentGate(Gate):
         threshold: float | int = -0.85,
         prefix: str | None = None,
         scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale)
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
         self.rrs = rrs
 
     @property
@@ -46,6 +51,6 @@ class RRSAlignmentGate(Gate):
         direction = unit(working(h))
         return -norm(direction @ self.rrs.basis.to(direction.dtype)).squeeze(-1).clamp(max=1.0)
 
-    def describe(self) -> str:
+    def _condition(self) -> str:
         query = "g ⊕ q" if self.prefix is not None else "q"
         return f"‖P_rrs h({query})‖/‖h‖ at block {self.layer}, {self.readout} < {self.tau:.4g}"

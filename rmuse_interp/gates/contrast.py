@@ -1,5 +1,8 @@
 """The contrast gate: nearer to what is forgotten than to anything else."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +30,7 @@ class ContrastGate(Gate):
         top: m, how many neighbours are averaged on either side; 1 is the maximum.
         prefix: see `Gate`.
         scale: see `Gate`.
+        expected: see `Gate`.
     """
 
     forget: Tensor
@@ -44,8 +48,9 @@ class ContrastGate(Gate):
         top: int = 1,
         prefix: str | None = None,
         scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale)
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
         if not len(forget) or not len(others) or top < 1:
             raise RMuseError(
                 f"a contrast needs states on both sides and top ≥ 1, got {len(forget)}, {len(others)} and top={top}"

@@ -1,5 +1,8 @@
 """The linear discriminant gate: log odds of forget under one shrunk covariance."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +22,7 @@ class LinearDiscriminantGate(Gate):
         threshold: see `Gate`.
         prefix: see `Gate`.
         scale: see `Gate`.
+        expected: see `Gate`.
     """
 
     weight: Tensor
@@ -32,8 +36,9 @@ class LinearDiscriminantGate(Gate):
         threshold: float | int = 0.0,
         prefix: str | None = None,
         scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale)
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
         self.hold(weight=weight)
         self.bias = float(bias)
 
