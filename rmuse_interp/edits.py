@@ -4,8 +4,8 @@
     edit = steer.at(layers=[12, 13]).on("generated").given("image").when(gate).named("pictures")
     plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
-Here is what a plan *is*; where it runs (an nnsight context, a stored nnsight edit, hooks on the plain model) is the
-business of `rmuse_interp.models`, and the same plan gives equal outputs in all of them.
+Here is what a plan *is*; where it runs (an nnsight context, a stored nnsight edit, hooks on the plain model or on a
+TransformerLens bridge) is the business of `rmuse_interp.models`; the same plan gives equal outputs in all of them.
 """
 
 import importlib
@@ -273,6 +273,10 @@ class Plan(Part):
     def install(self, lens: Any) -> Any:
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
         return lens.install(self)
+
+    def fwd_hooks(self, bridge: Any, **settings: Any) -> Any:
+        """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.models.bridge.fwd_hooks`."""
+        return importlib.import_module("rmuse_interp.models.bridge").fwd_hooks(self, bridge, **settings)
 
     def decide(self, lens: Any, prompts: Any, images: Any = None) -> Any:
         """The gates' decision from an unsteered scoring pass over the prompts; see `LensModel.decide`."""

@@ -1,6 +1,7 @@
 """The command line on real tiny models: what it writes, what it says, and every mistake a user can make."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ import rmuse_interp.organism
 import rmuse_interp.organism.benchmark
 import rmuse_interp.organism.train
 from rmuse_interp import running
-from rmuse_interp.cli import app
+from rmuse_interp.cli import app, support
 from rmuse_interp.data import SPLITS
 from rmuse_interp.organism import check as checking
 from rmuse_interp.results import read_run
@@ -129,7 +130,7 @@ def test_fit_writes_a_bundle_that_info_explains(bundles):
     shown = done("info", bundles["calibrated"]).stdout
     assert "preset calibrated" in shown
     assert "steered blocks 2, 3" in shown
-    assert re.search(r"image\s+\w+Gate\s+\d", shown)
+    assert re.search(r"image\s+[A-Z]\w+\s+\d", shown)
     for key in ("rank of U_un", "threshold", "benchmark id tiny, forget 5", "provenance", "d_model 32"):
         assert key in shown
     kept = "".join(path.read_text() for path in bundles["calibrated"].glob("*.json"))
@@ -480,6 +481,21 @@ def test_bad_bundles_are_refused(bundles, model, data, tmp_path, no_work):
 
 
 @pytest.mark.parametrize(
+    "command", ["demo", "fit", "eval", "organism train", "organism benchmark --render-seed 3"]
+)
+def test_places_that_cannot_be_written_are_refused_first(command, tmp_path, no_work):
+    """Before anything is loaded: a folder that is a file, lies below one, or is read-only."""
+    file = tmp_path / "file"
+    file.write_text("kept")
+    assert f"got the file {file}" in refused(*command.split(), "--out", file)
+    assert f"below the file {file}" in refused(*command.split(), "--out", file / "deep" / "er")
+    assert file.read_text() == "kept"
+    (tmp_path / "locked").mkdir(mode=0o555)
+    if not os.access(tmp_path / "locked", os.W_OK):  # the superuser may write everywhere
+        assert "read-only" in refused(*command.split(), "--out", tmp_path / "locked" / "x")
+
+
+@pytest.mark.parametrize(
     "words",
     [
         ("nonsense",),
@@ -488,11 +504,30 @@ def test_bad_bundles_are_refused(bundles, model, data, tmp_path, no_work):
         ("fit", "--out", "x", "--batch-size", "0"),
         ("fit", "--out", "x", "--forget", "many"),
         ("eval", "--out", "x", "--limit", "0"),
+        ("eval", "--out", "x", "--seed", "-1"),
         ("organism", "nonsense"),
     ],
 )
 def test_bad_options_are_refused_on_one_line(words):
     assert "--help)" in refused(*words)
+
+
+def test_a_fault_of_our_own_is_one_line_too(monkeypatch, tmp_path):
+    """No traceback without ``--debug``; exit code 1 tells it from a mistake of the user's."""
+
+    def broken(_folder):
+        raise TypeError("three\nlines\nlong")
+
+    monkeypatch.setattr(support, "open_bundle", broken)
+    result = rmuse("info", tmp_path)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: a fault in rmuse itself (TypeError: three lines long); --debug shows where\n"
+    )
+    shown = rmuse("info", tmp_path, "--debug")
+    assert shown.exit_code == 1
+    assert "Traceback" in shown.stderr
+    assert "in broken" in shown.stderr
 
 
 def test_debug_shows_the_traceback(tmp_path):

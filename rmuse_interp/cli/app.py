@@ -18,7 +18,7 @@ class OneLine(groups.Helpful):
     """A group of commands whose users never see a traceback unless they ask for it."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **settings: Any) -> Any:
-        """Run the command line; errors of the user's end in one line on stderr and exit code 2."""
+        """Run the command line; an error ends in one line on stderr, with exit code 2, or 1 where it is our own."""
         given = sys.argv[1:] if args is None else list(args)
         settings["standalone_mode"] = False
         if "--debug" not in given:
@@ -31,8 +31,8 @@ class OneLine(groups.Helpful):
             if "--debug" in given:
                 traceback.print_exc()
             if said is None:
-                if "--debug" not in given:
-                    raise
+                text = " ".join(f"{type(error).__name__}: {error}".split())
+                typer.echo(f"error: a fault in rmuse itself ({text}); --debug shows where", err=True)
                 sys.exit(1)
             typer.echo(f"error: {said}", err=True)
             sys.exit(2)

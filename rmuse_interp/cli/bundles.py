@@ -1,5 +1,6 @@
 """`rmuse fit` and `rmuse info`: write a bundle, and read one."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from rmuse_interp.models.lens import LensModel
 
 FIT_LIMIT = 240
+TOLD = 3
+"""Records of a list that `rmuse info` prints; the bundle's rmuse.json holds all."""
 
 
 def fit(
@@ -39,11 +42,12 @@ def fit(
     debug: o.Debug = False,
 ) -> None:
     """Fit R-MUSE on a model and a benchmark, and write the bundle."""
-    support.claim_bundle(out, overwrite)
+    support.require_free(out, "rmuse.json", "a bundle", overwrite)
     steered = support.layers_of(layers)
     benchmark = support.open_benchmark(data, forget, skip_bad_rows)
     lens = support.open_model(model, device, dtype, blocks)
     ready(lens, benchmark, steered)
+    out.mkdir(parents=True, exist_ok=True)
     from rmuse_interp.fitting import fit as fit_method
 
     seconds: dict[str, float] = {}
@@ -85,11 +89,12 @@ def info(
     print_(escape(str(fitted.plan)) + "\n", soft_wrap=True)
     gates = Table(title="gates", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("queries", "kind", "block", "reads", "threshold", "scale", "scores"):
-        gates.add_column(heading)
+        gates.add_column(heading, overflow="fold")
     for modality, gate in fitted.gates.items():
         scored = "the prompt" if gate.prefix is None else f"“{gate.prefix}” and the prompt"
-        gates.add_row(modality, type(gate).__name__, str(gate.layer), gate.readout, f"{gate.threshold:.4g}",
-                      f"{gate.scale:.4g}", escape(scored))  # fmt: skip
+        kind = type(gate).__name__.removesuffix("Gate")
+        gates.add_row(modality, kind, str(gate.layer), gate.readout, f"{gate.threshold:.4g}", f"{gate.scale:.4g}",
+                      escape(scored))  # fmt: skip
     print_(gates)
     ranks = Table(title="\nsubspaces", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("queries", "block", "rank of U_un", "rank of U_rrs", "width"):
@@ -102,11 +107,12 @@ def info(
     runs = "in one pass" if fitted.plan.single_pass else "in a pass of its own (two-pass)"
     print_(f"[bold]gate decides[/bold] {runs}")
     model = fitted.plan.fingerprint or {}
-    print_("[bold]model[/bold] " + escape(", ".join(f"{k} {v}" for k, v in model.items()) or "any"))
+    print_(f"[bold]model[/bold] {escape(_flat(model) or 'any')}", soft_wrap=True)
     for key, value in fitted.report.items():
         if key == "people":
             value = f"{len(value)} to forget (ids hashed)"
-        print_(f"[bold]{escape(key)}[/bold] {escape(_flat(value))}")
+        for line in _told(key, value):
+            print_(line, soft_wrap=True)
 
 
 def _subspaces(fitted: Any) -> dict[str, tuple[Any, Any]]:
@@ -114,9 +120,30 @@ def _subspaces(fitted: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (held.unlearning[key].subspace, held.retain[key].subspace) for key in held.unlearning}
 
 
+def _told(key: str, value: Any, indent: str = "") -> Iterator[str]:
+    """A part of the report in lines: records one below the other, of a long list of them the first."""
+    head = f"{indent}[bold]{escape(key)}[/bold]"
+    records = isinstance(value, list) and any(isinstance(v, dict) for v in value)
+    if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
+        yield head
+        for name, part in value.items():
+            yield from _told(name, part, indent + "  ")
+    elif records:
+        yield f"{head}, {min(TOLD, len(value))} of {len(value)}"
+        yield from (f"{indent}  {escape(_flat(record))}" for record in value[:TOLD])
+    else:
+        yield f"{head} {escape(_flat(value))}"
+
+
 def _flat(value: Any) -> str:
+    """A value on one line: four significant digits, the range of an estimate behind it, records in brackets."""
+    if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
+        return f"{_flat(value['value'])} ({_flat(value['low'])}–{_flat(value['high'])})"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {_flat(v)}" for k, v in value.items())
+        return ", ".join(
+            f"{k} ({_flat(v)})" if isinstance(v, dict) and "low" not in v else f"{k} {_flat(v)}"
+            for k, v in value.items()
+        )
     if isinstance(value, list):
         return ", ".join(map(_flat, value))
-    return str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.cli.evaluate import refuse_finished
+from rmuse_interp.cli.evaluate import answered
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import claim, write_run
+from rmuse_interp.results import SCORES, claim, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
@@ -44,7 +44,7 @@ def demo(
     """Fit both presets on the shipped model, and show what it says before and after, beside the gold standard."""
     if forget not in RATES:
         raise RMuseError(f"--forget: required one of {', '.join(map(str, RATES))}, got {forget}")
-    refuse_finished(out, overwrite)
+    support.require_free(out, SCORES, "a finished run", overwrite)
     seconds: dict[str, float] = {}
     began = time.monotonic()
     benchmark = support.open_benchmark(DATA, forget)
@@ -61,20 +61,15 @@ def demo(
     methods = [running.Method("vanilla", lens)]
     methods += [running.Method("gold", gold)] if gold is not None else []
     methods += [running.Method(f"rmuse/{preset}", lens, rmuse.plan) for preset, rmuse in fitted.items()]
-    with support.bars("answered", seconds, "generate") as progress:
-        answers = running.run(
-            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, folder=out, progress=progress,
-        )  # fmt: skip
-    with support.bars("scored", seconds, "score"):
-        scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
-    scores["seconds"]["score"] = round(seconds["score"], 6)
+    scores, transcripts = answered(
+        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )  # fmt: skip
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
-    write_run(out, scores, answers.transcripts, overwrite)
+    write_run(out, scores, transcripts, overwrite)
     figures = before_after.save(scores, out)
     running.finish(out)
     tables.before_after(scores)
-    tables.side_by_side(answers.transcripts, "vanilla", "rmuse/calibrated")
+    tables.side_by_side(transcripts, "vanilla", "rmuse/calibrated")
     names = ["scores.json", "transcripts.jsonl", *(path.name for path in figures), "bundles/"]
     support.out.print(f"{escape(str(out))}: {', '.join(names)}; {scores['seconds']['total']:.0f} s")
 

@@ -1,9 +1,9 @@
 """`rmuse eval`: bundles and the model as it is, on every split of a benchmark."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -11,10 +11,12 @@ from rich.markup import escape
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import claim, is_finished, write_run
+from rmuse_interp.results import SCORES, Transcript, claim, write_run
 
 if TYPE_CHECKING:
+    from rmuse_interp.data import Benchmark, Example
     from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.running import Method
 
 
 def evaluate(
@@ -45,7 +47,7 @@ def evaluate(
     debug: o.Debug = False,
 ) -> None:
     """Score the model as it is and with each bundle; writes scores.json, transcripts.jsonl and a figure."""
-    refuse_finished(out, overwrite)
+    support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]
     names = names_of(folders, loaded)
@@ -64,15 +66,10 @@ def evaluate(
     running.probe(lens, questions["forget"][0])
     claim(out, overwrite)
     seconds: dict[str, float] = {}
-    with support.bars("answered", seconds, "generate") as progress:
-        answers = running.run(
-            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, folder=out, progress=progress,
-        )  # fmt: skip
-    with support.bars("scored", seconds, "score"):
-        scores = running.scores_of(methods, answers, benchmark, lens, seconds=seconds, seed=seed)
-    scores["seconds"]["score"] = round(seconds["score"], 6)
-    write_run(out, scores, answers.transcripts, overwrite)
+    scores, transcripts = answered(
+        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
+    )  # fmt: skip
+    write_run(out, scores, transcripts, overwrite)
     before_after.save(scores, out, "figure")
     running.finish(out)
     support.tell_skipped(benchmark)
@@ -80,14 +77,40 @@ def evaluate(
     support.out.print(f"run: {escape(str(out))}")
 
 
-def refuse_finished(folder: Path, overwrite: bool) -> None:
-    """Nothing, or the error that a folder holds a finished run; makes no folder.
+def answered(
+    methods: Sequence["Method"],
+    questions: Mapping[str, Sequence["Example"]],
+    benchmark: "Benchmark",
+    folder: Path,
+    seconds: dict[str, float],
+    *,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int,
+) -> tuple[dict[str, Any], list[Transcript]]:
+    """Every method's answers to every question, and the scores of all; `seconds` learns how long both took.
 
-    Raises:
-        RMuseError: it does and `overwrite` is off, or it is a file.
+    Args:
+        methods: the first is the model as it is.
+        questions: split → its questions.
+        benchmark: which they are from.
+        folder: where finished batches are kept until the run is.
+        seconds: stage → its wall-clock time so far.
+        seed: of the intervals.
+        batch_size: questions per batch.
+        max_new_tokens: most tokens per response.
     """
-    if is_finished(folder) or folder.is_file():
-        claim(folder, overwrite)
+    from rmuse_interp import running
+
+    with support.bars("answered", seconds, "generate") as progress:
+        answers = running.run(
+            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
+            batch_size=batch_size, folder=folder, progress=progress,
+        )  # fmt: skip
+    with support.bars("scored", seconds, "score"):
+        scores = running.scores_of(methods, answers, benchmark, methods[0].model, seconds=seconds, seed=seed)
+    scores["seconds"]["score"] = round(seconds["score"], 6)
+    return scores, answers.transcripts
 
 
 def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:

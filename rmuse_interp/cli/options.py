@@ -20,7 +20,7 @@ Model = Annotated[
 ]
 Data = Annotated[str, typer.Option("--data", metavar="D", help="organism, or a folder of parquet splits.")]
 Forget = Annotated[int, typer.Option("--forget", min=1, max=99, help="Percent of the people to forget.")]
-Seed = Annotated[int, typer.Option("--seed", help="Of every sampling.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of every sampling.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; a GPU where there is one.")]
 Dtype = Annotated[
     str | None,

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -34,15 +34,14 @@ def train(
     debug: o.Debug = False,
 ) -> None:
     """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
-    if out.exists() and not out.is_dir():
-        raise RMuseError(f"required a folder for the checkpoints, got the file {out}")
+    support.require_writable(out)
     import torch
 
     from rmuse_interp.organism.train import Recipe, Trainer
 
     recipe = Recipe(seed=seed, gold=gold)
     kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
-    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8")) != asdict(recipe):
+    if kept.is_file() and _recipe(kept) != asdict(recipe):
         raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -57,6 +56,14 @@ def train(
     )
 
 
+def _recipe(path: Path) -> Any:
+    """What a recipe's file holds; None where it is damaged, which is no recipe."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
 @app.command()
 def benchmark(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the parquet splits.")],
@@ -65,10 +72,7 @@ def benchmark(
     debug: o.Debug = False,
 ) -> None:
     """Draw the benchmark: every split as parquet, in RMLLMU-Bench format."""
-    if out.exists() and not out.is_dir():
-        raise RMuseError(f"required a folder for the benchmark, got the file {out}")
-    if (out / "benchmark.json").exists() and not overwrite:
-        raise RMuseError(f"{out} holds a benchmark; choose another --out or add --overwrite")
+    support.require_free(out, "benchmark.json", "a benchmark", overwrite)
     from rmuse_interp.organism.benchmark import write_benchmark
 
     with support.notes.status("drawing portraits and questions"):
@@ -83,7 +87,9 @@ def check(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions per group.")] = 400,
     without_forget: Annotated[
         int | None,
-        typer.Option("--without-forget", help="Percent the model never saw; read from its recipe if absent."),
+        typer.Option(
+            "--without-forget", min=1, max=99, help="Percent the model never saw; else as its recipe says."
+        ),
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,

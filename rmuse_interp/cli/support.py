@@ -1,5 +1,6 @@
 """What commands do alike: open models and benchmarks, read options, show progress."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -106,17 +107,35 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
         ) from error
 
 
-def claim_bundle(folder: Path, overwrite: bool) -> Path:
-    """A folder that a bundle may be written to.
+def require_writable(folder: Path) -> None:
+    """Nothing, or the error that a folder cannot be made or written to; makes none.
 
     Raises:
-        RMuseError: it holds one and `overwrite` is off, or it is a file.
+        RMuseError: it is or lies below a file, or writing is not allowed there.
     """
-    if folder.exists() and not folder.is_dir():
-        raise RMuseError(f"required a folder for the bundle, got the file {folder}")
-    if (folder / "rmuse.json").is_file() and not overwrite:
-        raise RMuseError(f"{folder} holds a bundle; choose another --out or add --overwrite")
-    return folder
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
+        raise RMuseError(f"--out: required a folder, got {got}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
+
+
+def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
+    """Nothing, or the error that a folder cannot be written to or is taken; makes none.
+
+    Args:
+        folder: what ``--out`` names.
+        mark: the file that says a folder is taken.
+        held: what a folder with this file holds.
+        overwrite: take it all the same.
+
+    Raises:
+        RMuseError: as `require_writable`; or it holds the file and `overwrite` is off.
+    """
+    require_writable(folder)
+    if (folder / mark).is_file() and not overwrite:
+        raise RMuseError(f"{folder} holds {held}; choose another --out or add --overwrite")
 
 
 def provenance(model: str, data: str, **settings: Any) -> dict[str, Any]:

@@ -55,8 +55,9 @@ def load_model(
 class LensModel:
     """A loaded model: encode, trace, generate, steer.
 
-    Plans run in three places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
-    (`install`), and natively (`respond`, `plan.attach(lens.hf)`). Not thread-safe, as nnsight is not.
+    Plans run in four places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
+    (`install`), natively (`respond`, `plan.attach(lens.hf)`), and on a TransformerLens bridge (`bridge.to_bridge(lens)`,
+    `plan.fwd_hooks(bridge)`). Not thread-safe, as nnsight is not.
 
     Args:
         hf_model: the Hugging Face model.
