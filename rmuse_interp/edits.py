@@ -76,8 +76,7 @@ class Edit(Part):
         self.per: Per = _choice("per", per, get_args(Per))
         self.name = name
         flat = [layer for group in self.layers for layer in group]
-        distinct = bool(flat) and min(flat) >= 0 and len(set(flat)) == len(flat)
-        if not distinct or len(self.layers) != len(self.operators):
+        if not flat or min(flat) < 0 or len({*flat}) < len(flat) or len(self.layers) != len(self.operators):
             raise RMuseError(
                 f"an edit needs distinct 0-based layers, one operator each, got {self.layers}; "
                 "chain edits with >> to act twice at one layer"
@@ -180,9 +179,7 @@ class Plan(Part):
                     raise RMuseError(f"two edits are named {edit.name!r}; use .named(...) to tell them apart")
 
     def __rshift__(self, other: "Edit | Plan") -> "Plan":
-        added = [other] if isinstance(other, Edit) else list(as_plan(other))
-        bound = self.fingerprint if isinstance(other, Edit) else self.fingerprint or other.fingerprint
-        return Plan([*self, *added], bound)
+        return Plan([*self, *as_plan(other)], self.fingerprint or getattr(other, "fingerprint", None))
 
     def bound_to(self, lens: Any) -> "Plan":
         """The same plan, marked as fitted on this model: others are refused from now on."""
@@ -264,8 +261,7 @@ class Plan(Part):
 
     __repr__ = __str__ = describe
 
-    # Running a plan belongs to the floor above; each call climbs there when made, never at import.
-
+    # Running belongs to the floor above; each call climbs there when made.
     def attach(self, hf_model: nn.Module, **settings: Any) -> Any:
         """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.models.native.attach`."""
         return importlib.import_module("rmuse_interp.models.native").attach(hf_model, self, **settings)
