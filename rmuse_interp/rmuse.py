@@ -62,6 +62,7 @@ class Evidence:
         prefixed: last-token states of `g ⊕ q`, one fixed g, of forget and other queries.
         forget: of each id in `readouts` that must be steered, its cross-validation group.
         others: of each id that must not be, its group.
+        people: of each id of both, whom it is about (hashed): the clusters of gates that have some.
     """
 
     own: Mapping[str, Pooled]
@@ -79,6 +80,7 @@ class Evidence:
     prefixed: Pooled
     forget: Mapping[str, str]
     others: Mapping[str, str]
+    people: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -255,6 +257,8 @@ def calibrated_gate(evidence: Evidence) -> GateSelection:
             candidates[layer, readout] = GateStates(
                 states[[rows[i] for i in forget]], states[[rows[i] for i in others]],
                 [evidence.forget[i] for i in forget], [evidence.others[i] for i in others],
+                [evidence.people[i] for i in forget] if evidence.people else None,
+                [evidence.people[i] for i in others] if evidence.people else None,
             )  # fmt: skip
     return select_gate(candidates)
 

@@ -1,5 +1,6 @@
 """`gather`: every pass over fitting data that the presets need, once for both of them."""
 
+import hashlib
 import random
 from collections.abc import Collection, Sequence
 from typing import Any, Final
@@ -214,7 +215,12 @@ class _Gatherer:
                 self.model, prefixed, ("last",), label=f"prefixed prompts, {self.modality}", **self.settings
             )["last"],
             "forget": {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget},
-            "others": {f"{e.id}@{n}": e.person or e.id for e, _, n in others},
+            # Harmless questions about those to forget are held out one by one, not all of a person's at once.
+            "others": {
+                f"{e.id}@{n}": e.id if e.person in benchmark.forget_people else e.person or e.id
+                for e, _, n in others
+            },
+            "people": {f"{e.id}@{n}": _cluster(e) for e, _, n in (*forget, *others)},
         }
 
     def _photographs(self) -> dict[str, list[bytes]]:
@@ -225,6 +231,13 @@ class _Gatherer:
                 if example.person is not None and example.image is not None:
                     found.setdefault(example.person, []).append(example.image)
         return found
+
+
+def _cluster(example: Example) -> str:
+    """Whom a query is about, hashed; harmless queries about somebody are a cluster of their own."""
+    who = example.person or example.id
+    name = f"{example.kind} {who}" if example.kind in ("benign", "reasoning") else who
+    return hashlib.sha256(f"rmuse-{name}".encode()).hexdigest()[:16]
 
 
 def _question(example: Example) -> str:
