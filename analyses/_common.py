@@ -1,0 +1,188 @@
+"""What all analyses share: options, errors in one line, progress, provenance, and answers that outlive a broken run.
+
+An analysis is a file `analyses/STEM.py` with a command line of `options`, a function from its arguments to the record
+of `results/STEM.json`, and `command` around both. It begins with
+
+    if not __package__:  # run as a script: its own folder is no place to import from
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+so that `analyses` is found, and none of its files stands for a package of the same name.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from rmuse_interp import __version__
+from rmuse_interp.calibration import Rate, wilson
+from rmuse_interp.cli.support import require_writable
+from rmuse_interp.data import SPLITS, Benchmark, Example
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting import LIMIT
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.results import write_atomically
+from rmuse_interp.running import Answers, Method, finish, run, scores_of
+
+PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
+REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
+"""Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
+Record = dict[str, Any]
+
+
+def options(doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT) -> argparse.ArgumentParser:
+    """The command line that all analyses have.
+
+    Args:
+        doc: the module's docstring; its first line describes the command.
+        limit: default of `--limit`.
+        what: what `--limit` counts, for the help.
+        fit_limit: default of `--fit-limit`.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--model", default="organism", metavar="M", help="organism, a checkpoint folder or a hub id")
+    add("--data", default="organism", metavar="D", help="organism, or a folder of parquet splits")
+    add("--out", type=Path, default=Path("results"), metavar="DIR", help="folder to write to")
+    add("--limit", type=int, default=limit, help=f"most {what} ({limit})")
+    add(
+        "--fit-limit",
+        type=int,
+        default=fit_limit,
+        help=f"most examples of each group in fitting ({fit_limit})",
+    )
+    add("--seed", type=int, default=0)
+    add("--batch-size", type=int, default=32)
+    add("--device")
+    add("--dtype")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def command(
+    stem: str,
+    parser: argparse.ArgumentParser,
+    record_of: Callable[[argparse.Namespace], Record],
+    show: Callable[[Record], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run an analysis and write `STEM.json`, whole or not at all; returns the exit code (2 with an error in one line)."""
+    given = parser.parse_args(argv)
+    try:
+        for name in ("limit", "fit_limit", "batch_size"):
+            if getattr(given, name) < 1:
+                flag = name.replace("_", "-")
+                raise RMuseError(f"--{flag} of at least 1 was required, got {getattr(given, name)}")
+        require_writable(given.out)
+        record = record_of(given)
+        given.out.mkdir(parents=True, exist_ok=True)
+        path = given.out / f"{stem}.json"
+        write_atomically(path, [json.dumps(record, indent=1, allow_nan=False) + "\n"])
+        folder = kept(given, stem)
+        if folder.is_dir():
+            finish(folder)
+            folder.rmdir()
+    except (RMuseError, OSError) as error:
+        if given.debug:
+            traceback.print_exc()
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    show(record)
+    print(f"written: {path}")
+    return 0
+
+
+def kept(given: argparse.Namespace, stem: str) -> Path:
+    """Where an analysis keeps the batches it has answered, until it is finished."""
+    return given.out / f".{stem}"
+
+
+def bars() -> Progress:
+    """Progress bars on standard error; use as a context."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def provenance(
+    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, began: float, **more: Any
+) -> Record:
+    """Where a record comes from: model, benchmark, settings, versions, seconds since `began` (`time.monotonic`)."""
+    return {
+        "model": {"id": given.model, "fingerprint": str(lens.fingerprint)},
+        "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed},
+        "n_layers": lens.n_layers,
+        "seed": given.seed,
+        "limit": given.limit,
+        "fit_limit": given.fit_limit,
+        **more,
+        "seconds": round(time.monotonic() - began, 1),
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": {"rmuse-interp": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }  # fmt: skip
+
+
+def answered(
+    given: argparse.Namespace,
+    stem: str,
+    methods: Sequence[Method],
+    questions: Mapping[str, Sequence[Example]],
+    benchmark: Benchmark,
+    progress: Progress | None = None,
+    max_new_tokens: int = 96,
+) -> Answers:
+    """Greedy answers of methods with distinct names; finished batches are kept, and found by the same run begun again."""
+    return run(
+        methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
+        batch_size=given.batch_size, folder=kept(given, stem), progress=progress,
+    )  # fmt: skip
+
+
+def rows_of(
+    methods: Sequence[Method], answers: Answers, benchmark: Benchmark, lens: LensModel, seed: int = 0
+) -> list[Record]:
+    """One row per method and split: `REPORTED` metrics, each ``{value, low, high, n}`` in percent (None where undefined).
+
+    ``fire_rate`` is the share of queries that a gate let be steered, with a Wilson interval; a plan without gates
+    steers all (``gated`` is False), a method without a plan has None.
+    """
+    scores = scores_of(methods, answers, benchmark, lens, seed=seed)
+    found = []
+    for method in methods:
+        for split in SPLITS:
+            rows = [t for t in answers.transcripts if (t.method, t.split) == (method.name, split)]
+            if not rows:
+                continue
+            values, spans = (scores[key][method.name][split] for key in ("methods", "intervals"))
+            row: Record = {"method": method.name, "split": split, "n": len(rows), "gated": bool(method.gates)}
+            for name in REPORTED:
+                row[name] = None if values[name] is None else {"value": short(values[name]), **spans[name]}
+            steered = [method.plan is not None and t.fired is not False for t in rows]
+            rate = percent(wilson(sum(steered), len(rows)))
+            row["fire_rate"] = None if method.plan is None else rate
+            found.append(row)
+    return found
+
+
+def percent(rate: Rate) -> Record:
+    """A rate as ``{value, low, high, n}`` in percent."""
+    return {
+        "value": short(100 * rate.value),
+        "low": short(100 * rate.low),
+        "high": short(100 * rate.high),
+        "n": rate.n,
+    }
+
+
+def short(value: float | None) -> float | None:
+    """Six significant digits."""
+    return None if value is None else float(f"{value:.6g}")
