@@ -4,11 +4,13 @@ A gate knows where its state is read (block and read-out) and nothing about mode
 """
 
 from rmuse_interp.gates.alignment import RRSAlignmentGate
-from rmuse_interp.gates.clusters import ClusterGate, ClusterKind, Side, fit_clusters
+from rmuse_interp.gates.clusters import ClusterGate, ClusterKind, fit_clusters
 from rmuse_interp.gates.conditional import ConditionGate, fit_condition
 from rmuse_interp.gates.contrast import ContrastGate, fit_contrast
 from rmuse_interp.gates.discriminant import LinearDiscriminantGate, fit_discriminant
 from rmuse_interp.gates.gate import READOUTS, AllOf, AnyOf, Expected, Gate, Not, Readout
+from rmuse_interp.gates.identity import IdentityGate, Side
+from rmuse_interp.gates.plda import IdentityRatioGate, fit_identity_ratio
 from rmuse_interp.gates.selection import (
     GATE_KINDS,
     GateKind,
@@ -29,10 +31,13 @@ __all__ = [
     "fit_contrast",
     "LinearDiscriminantGate",
     "fit_discriminant",
+    "IdentityGate",
+    "Side",
     "ClusterGate",
     "ClusterKind",
-    "Side",
     "fit_clusters",
+    "IdentityRatioGate",
+    "fit_identity_ratio",
     "ConditionGate",
     "fit_condition",
     "AllOf",

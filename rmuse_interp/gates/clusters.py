@@ -4,25 +4,31 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from rmuse_interp.activations import require_finite
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates.gate import Gate, Readout, require_both
-from rmuse_interp.maths.linalg import ledoit_wolf, working
+from rmuse_interp.gates.gate import Readout, require_both
+from rmuse_interp.gates.identity import (
+    IdentityGate,
+    Side,
+    cluster_means,
+    grouped,
+    require_labels,
+    require_people,
+    shrunk_covariance,
+    within,
+)
+from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import unit
 
 ClusterKind = Literal["vmf", "mahalanobis"]
 """von Mises–Fisher clusters of directions with one concentration, or Gaussian clusters with one covariance."""
 
-Side = Literal["forget", "other"]
-"""Whom a cluster stands for: someone to forget, or anything that must not be steered."""
-
 _KINDS: Final = get_args(ClusterKind)
 
 
-class ClusterGate(Gate):
+class ClusterGate(IdentityGate):
     """`score(h) = max_k log p(h | forget cluster k) − max_j log p(h | other cluster j)`, in nats.
 
     With `x = u(h − c)` and one concentration κ for all (von Mises–Fisher),
@@ -76,12 +82,8 @@ class ClusterGate(Gate):
         expected: Mapping[str, Any] | None = None,
     ):
         super().__init__(layer, readout, threshold, prefix, scale, expected)
-        for side, names, means in (("forget", labels, forget), ("other", other_labels, others)):
-            if not names or len(set(names)) < len(names) or len(names) != len(means):
-                raise RMuseError(
-                    f"one distinct label per {side} cluster was required, at least one, got {len(set(names))} for "
-                    f"{len(means)} clusters"
-                )
+        require_labels("forget", labels, len(forget))
+        require_labels("other", other_labels, len(others))
         if (concentration is None) == (precision is None):
             raise RMuseError("clusters need either a concentration (vmf) or a precision (mahalanobis)")
         self.labels = list(labels)
@@ -110,57 +112,18 @@ class ClusterGate(Gate):
         logs = x @ self.weight.to(exact.dtype).mT + self.bias.to(exact.dtype)
         return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
 
-    def with_cluster(
-        self, label: str, states: Float[Tensor, "examples d"], *, side: Side = "forget"
-    ) -> "ClusterGate":
-        """The same gate with one cluster more: everything else, threshold included, stays to the bit.
+    def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
+        x = _coordinates(states, self.center.double().cpu(), self.kind)
+        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64), 1, self.kind)
+        name, means = self._side(side)
+        return {name: torch.cat([means.cpu(), new.to(means.dtype)])}
 
-        Args:
-            label: of the new cluster.
-            states: of the person's queries, read where the gate reads.
-            side: `other` adds someone who must not be steered, such as a person restored.
+    def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
+        name, means = self._side(side)
+        return {name: means[rows]}
 
-        Raises:
-            RMuseError: a label that is taken on that side, no states, states that are not finite.
-        """
-        names, means = self._side(side)
-        if label in names or not len(states):
-            raise RMuseError(
-                f"a new label and at least one state were required, got {label!r}"
-                + (f", a {side} cluster already: remove it first" if label in names else " without states")
-            )
-        require_finite(states, f"{side} queries")
-        x = _coordinates(states.double().cpu(), self.center.double().cpu(), self.kind)
-        new = _means(x, [label], torch.zeros(len(x), dtype=torch.int64), self.kind)
-        return self._changed(side, [*names, label], torch.cat([means.cpu(), new.to(means.dtype)]))
-
-    def without_cluster(self, label: str, *, side: Side = "forget") -> "ClusterGate":
-        """The same gate without one cluster: everything else stays to the bit.
-
-        Raises:
-            RMuseError: a label that is not there, or the last cluster of its side.
-        """
-        names, means = self._side(side)
-        if label not in names or len(names) == 1:
-            problem = (
-                f"{label!r} is not among its {len(names)} labels" if label not in names else "it is the last"
-            )
-            raise RMuseError(f"one of several {side} clusters was to be removed: {problem}")
-        keep = [i for i, name in enumerate(names) if name != label]
-        return self._changed(side, [names[i] for i in keep], means[keep])
-
-    def _side(self, side: Side) -> tuple[list[str], Tensor]:
-        return (self.labels, self.forget) if side == "forget" else (self.other_labels, self.others)
-
-    def _changed(self, side: Side, names: list[str], means: Tensor) -> "ClusterGate":
-        changes = (
-            {"labels": names, "forget": means}
-            if side == "forget"
-            else {"other_labels": names, "others": means}
-        )
-        gate = self._with(**changes)
-        assert isinstance(gate, ClusterGate)
-        return gate
+    def _side(self, side: Side) -> tuple[str, Tensor]:
+        return ("forget", self.forget) if side == "forget" else ("others", self.others)
 
     def _name(self) -> str:
         density = "von Mises–Fisher" if self.kind == "vmf" else "Mahalanobis"
@@ -199,37 +162,31 @@ def fit_clusters(
         RMuseError: an empty side, states that are not finite, labels of another length, an unknown kind.
     """
     require_both(states, others)
-    if len(people) != len(states) or len(other_people) != len(others) or kind not in _KINDS:
-        raise RMuseError(
-            f"one person per state and a kind out of {', '.join(_KINDS)} were required, got {len(people)} for "
-            f"{len(states)}, {len(other_people)} for {len(others)} and {kind!r}"
-        )
+    require_people(states, people, others, other_people)
+    if kind not in _KINDS:
+        raise RMuseError(f"a kind out of {', '.join(_KINDS)} was required, got {kind!r}")
     # As it will be kept, so that a person added later gets the cluster they would have had from the start.
     center = ((states.double().mean(dim=0) + others.double().mean(dim=0)) / 2).float().double()
     sides, pairs, residuals = [], [], []
     for side, owners in ((states, people), (others, other_people)):
         x = _coordinates(side.double(), center, kind)
-        labels = list(dict.fromkeys(owners))
-        number = {name: i for i, name in enumerate(labels)}
-        rows = torch.tensor([number[name] for name in owners], device=x.device)
-        means = _means(x, labels, rows, kind)
+        labels, rows = grouped(owners, x.device)
+        means, count = _means(x, rows, len(labels), kind)
         sides.append((labels, means))
-        count = torch.bincount(rows, minlength=len(labels)).double()
-        several = count[rows] > 1
         if kind == "vmf":
+            several = count[rows] > 1
             total = torch.zeros_like(means).index_add(0, rows, x)
             # Mean cosine of each state to the others of its cluster.
             cosine = ((x * total[rows]).sum(dim=1) - 1) / (count[rows] - 1)
             pairs.append(cosine[several])
         else:
-            unbiased = (count / (count - 1)).sqrt()[rows].unsqueeze(1)
-            residuals.append(((x - means[rows]) * unbiased)[several])
+            residuals.append(within(x, means, rows, count))
     (labels, near), (other_labels, far) = sides
     concentration = precision = None
     if kind == "vmf":
         concentration = _concentration(torch.cat(pairs), states.shape[1])
     else:
-        precision = _precision(torch.cat(residuals))
+        precision = torch.cholesky_inverse(torch.linalg.cholesky(shrunk_covariance(torch.cat(residuals))))
     return ClusterGate(
         near, labels, far, other_labels, center, layer, readout, concentration, precision, threshold
     )
@@ -239,11 +196,12 @@ def _coordinates(h: Tensor, center: Tensor, kind: ClusterKind) -> Tensor:
     return unit(h - center) if kind == "vmf" else h - center
 
 
-def _means(x: Tensor, labels: Sequence[str], rows: Tensor, kind: ClusterKind) -> Tensor:
-    """The mean of each cluster; its direction for von Mises–Fisher."""
-    total = x.new_zeros(len(labels), x.shape[1]).index_add(0, rows, x)
-    means = total / torch.bincount(rows, minlength=len(labels)).unsqueeze(1)
-    return unit(means) if kind == "vmf" else means
+def _means(
+    x: Float[Tensor, "examples d"], rows: Int[Tensor, " examples"], clusters: int, kind: ClusterKind
+) -> tuple[Float[Tensor, "clusters d"], Float[Tensor, " clusters"]]:
+    """The mean of each cluster (its direction for von Mises–Fisher) and its number of states."""
+    means, count = cluster_means(x, rows, clusters)
+    return (unit(means) if kind == "vmf" else means), count
 
 
 def _concentration(cosines: Tensor, d: int) -> float:
@@ -252,14 +210,3 @@ def _concentration(cosines: Tensor, d: int) -> float:
         return 1.0
     square = min(max(float(cosines.mean()), 0.0), 1 - 1e-6)
     return max(1.0, square**0.5 * (d - square) / (1 - square))
-
-
-def _precision(X: Tensor) -> Tensor:
-    """Inverse of the shrunk covariance of centred rows; the identity where there are none, or without spread."""
-    identity = torch.eye(X.shape[1], dtype=X.dtype, device=X.device)
-    variance = X.square().mean()
-    if not bool(variance > 1e-20):  # not <=, for the mean of no rows is NaN
-        return identity
-    share = max(ledoit_wolf(X), 1e-6)
-    covariance = (1 - share) / len(X) * (X.mT @ X) + share * variance * identity
-    return torch.cholesky_inverse(torch.linalg.cholesky(covariance))

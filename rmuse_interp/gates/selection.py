@@ -16,13 +16,14 @@ from rmuse_interp.gates.conditional import fit_condition
 from rmuse_interp.gates.contrast import fit_contrast
 from rmuse_interp.gates.discriminant import fit_discriminant
 from rmuse_interp.gates.gate import Gate, Readout, spread
+from rmuse_interp.gates.plda import fit_identity_ratio
 
-GateKind = Literal["contrast", "discriminant", "vmf", "mahalanobis", "condition"]
-"""Nearest-neighbour contrast; shrinkage linear discriminant; one cluster per person, von Mises–Fisher or
-Mahalanobis (both need people's labels); the condition direction of CAST."""
+GateKind = Literal["contrast", "discriminant", "vmf", "mahalanobis", "identity", "condition"]
+"""Nearest-neighbour contrast; shrinkage linear discriminant; one cluster per person, von Mises–Fisher, Mahalanobis or
+the open-set identity likelihood ratio (these three need people's labels); the condition direction of CAST."""
 
 GATE_KINDS: Final[tuple[GateKind, ...]] = get_args(GateKind)
-_BY_PERSON: Final = frozenset(get_args(ClusterKind))
+_BY_PERSON: Final = frozenset({*get_args(ClusterKind), "identity"})
 _FITS: Final[dict[str, Callable[..., Gate]]] = {
     "contrast": fit_contrast,
     "discriminant": fit_discriminant,
@@ -215,6 +216,8 @@ def _fit(kind: GateKind, states: GateStates, layer: int, readout: Readout) -> Ga
             f"a {kind} gate needs people's labels: give GateStates forget_people and other_people"
         )
     sides = (states.forget, states.forget_people, states.others, states.other_people)
+    if kind == "identity":
+        return fit_identity_ratio(*sides, layer=layer, readout=readout)
     return fit_clusters(*sides, layer=layer, readout=readout, kind=cast(ClusterKind, kind))
 
 

@@ -1,6 +1,7 @@
 """Gates in naive NumPy and SciPy, float64: written from the formulas, normalisers included, one state at a time."""
 
 import numpy as np
+from scipy.linalg import eigh
 from scipy.stats import multivariate_normal, vonmises_fisher
 from sklearn.covariance import LedoitWolf
 
@@ -80,3 +81,29 @@ def condition_score(h: Array, c: Array) -> float:
     """sim(h, proj_c h), the projection as the matrix (c ⊗ c)/(c · c) (CAST, section 3.1)."""
     projected = (np.outer(c, c) / (c @ c)) @ h
     return float(h @ projected / (np.linalg.norm(h) * np.linalg.norm(projected)))
+
+
+def identity_ratio(
+    h: Array, forget: Array, people: list[str], others: Array, other_people: list[str]
+) -> float:
+    """Best forget log density minus the best of the others and of nobody known: PLDA with full covariances."""
+    sides = [list(clusters(forget, people).values()), list(clusters(others, other_people).values())]
+    groups = sides[0] + sides[1]
+    residuals = [
+        np.sqrt(len(g) / (len(g) - 1)) * (s - g.mean(axis=0)) for g in groups if len(g) > 1 for s in g
+    ]
+    W = LedoitWolf(assume_centered=True).fit(np.stack(residuals)).covariance_
+    means = np.stack([group.mean(axis=0) for group in groups])
+    c = means.mean(axis=0)
+    C = (means - c).T @ (means - c) / len(means)
+    # B = C − mean(1/n) W, without its negative part, in the metric of W.
+    values, axes = eigh(C, W)
+    dual = W @ axes
+    B = dual @ np.diag(np.maximum(values - np.mean([1 / len(g) for g in groups]), 0.0)) @ dual.T
+
+    def known(group: Array) -> float:
+        gain = B @ np.linalg.inv(B + W / len(group))
+        return multivariate_normal(c + gain @ (group.mean(axis=0) - c), W + B - gain @ B).logpdf(h)
+
+    near, far = (max(known(group) for group in side) for side in sides)
+    return float(near - max(far, multivariate_normal(c, W + B).logpdf(h)))
