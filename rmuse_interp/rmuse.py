@@ -42,6 +42,8 @@ CAP: Final = 64
 """The most directions of a subspace; the paper states none."""
 TAU: Final = 0.85
 """τ of eq. 4.7, the paper's."""
+SPANS: Final = ("cot", "answer")
+"""The spans of a response that the unlearning direction is a hybrid of (eq. 4.2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,15 +190,25 @@ def middle_third(n_layers: int) -> list[int]:
     return list(range(n_layers // 3, 2 * n_layers // 3))
 
 
-def subspaces_at(evidence: Evidence, layer: int, literal: bool) -> tuple[UnlearningSubspace, RetainSubspace]:
-    """`U_un` and `U_rrs` of one block; `literal` is the paper's z-scored form on `g ⊕ q`, else D1 repaired."""
+def subspaces_at(
+    evidence: Evidence, layer: int, literal: bool, spans: Sequence[str] = SPANS
+) -> tuple[UnlearningSubspace, RetainSubspace]:
+    """`U_un` and `U_rrs` of one block; `literal` is the paper's z-scored form on `g ⊕ q`, else D1 repaired.
+
+    A span that is left out of `spans` counts as no difference in `U_un` (`Z(0) = 0` in eq. 4.2); `U_rrs` keeps both.
+
+    Raises:
+        RMuseError: no span, or one that is none of `SPANS`.
+    """
+    if not spans or not set(spans) <= set(SPANS):
+        raise RMuseError(f"spans out of {', '.join(SPANS)} were required, at least one, got {list(spans)}")
     own, refusal = evidence.own, evidence.refusal
     common: dict[str, Any] = {
         "standardise": "zscore" if literal else "scale", "energy": ENERGY, "cap": CAP, "map_back": not literal,
     }  # fmt: skip
     ids = refusal["answer"].ids
     unlearning = fit_unlearning(
-        *(side[span].select(ids).at(layer) for span in ("answer", "cot") for side in (refusal, own)),
+        *(side[span].select(ids).at(layer) * (span in spans) for span in ("answer", "cot") for side in (refusal, own)),
         oriented=not literal, ids=ids, **common,
     )  # fmt: skip
     step = evidence.step_prefixed if literal else evidence.step
@@ -226,15 +238,18 @@ def paper_gate(evidence: Evidence, retain: Mapping[int, RetainSubspace], prefix:
 
 
 def paper_edit(
-    evidence: Evidence, modality: Modality, layers: Sequence[int], prefix: str
+    evidence: Evidence, modality: Modality, layers: Sequence[int], prefix: str, spans: Sequence[str] = SPANS
 ) -> tuple[Edit, Subspaces]:
-    """The paper's edit for one kind of query (eqs. 4.7 to 4.18), steering the blocks given."""
-    fitted = {layer: subspaces_at(evidence, layer, literal=True) for layer in evidence.layers}
+    """The paper's edit for one kind of query (eqs. 4.7 to 4.18), steering the blocks given.
+
+    Direction and prototypes are fitted on `spans` alone (both, unless one is to be ablated).
+    """
+    fitted = {layer: subspaces_at(evidence, layer, literal=True, spans=spans) for layer in evidence.layers}
     steer: dict[int, op.Operator] = {}
     for layer in layers:
         unlearning, retain = fitted[layer]
         states, groups = [], []
-        for span in ("cot", "answer"):
+        for span in spans:
             states.append(evidence.refusal[span].at(layer))
             groups += [f"{span}-{evidence.refused_with[i]}" for i in evidence.refusal[span].ids]
         prototypes = Prototypes.pooled(torch.cat(states), groups)
