@@ -17,95 +17,41 @@ The words are given (the reference response to each query), so that all variants
 """
 
 import argparse
-import importlib.metadata
-import json
-import platform
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
-from torch import Tensor
 
-import rmuse_interp.operators as op
-from rmuse_interp import __version__
-from rmuse_interp.collect import Query, trajectories
+if not __package__:  # run as a script: its own folder is no place to import from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analyses._common import bars, command, options, provenance, short
+from analyses._updates import Case, pair, unsteered, updates_of
+from rmuse_interp.collect import Query
 from rmuse_interp.data import Benchmark, load_benchmark, sample
-from rmuse_interp.diagnostics import (
-    UpdateShare,
-    direction_overlap,
-    random_share,
-    subspace_overlap,
-    update_share,
-)
-from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
-from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits import Edit, Plan
+from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_overlap
+from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import LIMIT, assemble, check, gather
+from rmuse_interp.fitting import assemble, check, gather
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.rmuse import PRESETS, RMuse
-from rmuse_interp.subspace import Subspace
 
 SCHEMA = "rmuse-orthogonality/1"
-PACKAGES = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
-
-
-@dataclass(frozen=True, eq=False)
-class Case:
-    """One method: fitted `everywhere` for the geometry of every block, and with its own blocks for what it does."""
-
-    preset: str
-    everywhere: RMuse
-    fitted: RMuse
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    given = options().parse_args(argv)
-    try:
-        record = run(given)
-        given.out.mkdir(parents=True, exist_ok=True)
-        path = given.out / "orthogonality.json"
-        path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    except (RMuseError, OSError) as error:
-        if given.debug:
-            traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    show(record)
-    print(f"written: {path}")
-    return 0
-
-
-def options() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--model", default="organism", metavar="M", help="organism, a checkpoint folder or a hub id"
-    )
-    parser.add_argument(
-        "--data", default="organism", metavar="D", help="organism, or a folder of parquet splits"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder to write to")
+    parser = options(__doc__, limit=60, what="reasoning queries per kind of query")
+    parser.add_argument("--forget", type=int, help="percent of the people to forget (5, or the bundle's own)")
     parser.add_argument(
         "--bundle", type=Path, metavar="B", help="measure this bundle instead of fitting both presets"
     )
-    parser.add_argument("--forget", type=int, help="percent of the people to forget (5, or the bundle's own)")
-    parser.add_argument("--limit", type=int, default=60, help="most reasoning queries per kind of query")
-    parser.add_argument("--fit-limit", type=int, default=LIMIT, help="most examples of each group in fitting")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser
+    return command("orthogonality", parser, run, show, argv)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -114,11 +60,6 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RMuseError: bad arguments, a missing file, a bundle for another model; all before the first long pass.
     """
-    for name in ("limit", "fit_limit", "batch_size"):
-        if getattr(given, name) < 1:
-            raise RMuseError(
-                f"--{name.replace('_', '-')} of at least 1 was required, got {getattr(given, name)}"
-            )
     if given.bundle is not None and not (given.bundle / "rmuse.json").is_file():
         raise RMuseError(
             f"required a bundle with rmuse.json in {given.bundle}, got none; write one with `rmuse fit`"
@@ -141,8 +82,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     else:
         bundle = RMuse.load(given.bundle, lens)
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with bars() as progress:
         cases = [Case(bundle.preset, bundle, bundle)] if bundle else fitted(lens, benchmark, given, progress)
         geometry = [row for case in cases for row in geometry_of(case)]
         updates: list[dict[str, Any]] = []
@@ -152,20 +92,13 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                 updates += updates_of(case, modality, lens, asked, plain, given, progress)
     return {
         "schema": SCHEMA,
-        "provenance": {
-            "model": {"id": given.model, "fingerprint": str(lens.fingerprint)},
-            "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed},
-            "bundle": None if bundle is None else bundle.report,
-            "layers": {case.preset: steered_blocks(case.fitted.plan) for case in cases},
-            "n_layers": lens.n_layers,
-            "seed": given.seed,
-            "limit": given.limit,
-            "fit_limit": None if bundle else given.fit_limit,
-            "n": {kind: len(asked) for kind, asked in queries.items()},
-            "seconds": round(time.monotonic() - began, 1),
-            "python": platform.python_version(),
-            "versions": {"rmuse-interp": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "provenance": provenance(
+            given, lens, benchmark, began,
+            bundle=None if bundle is None else bundle.report,
+            layers={case.preset: steered_blocks(case.fitted.plan) for case in cases},
+            fit_limit=None if bundle else given.fit_limit,
+            n={kind: len(asked) for kind, asked in queries.items()},
+        ),
         "geometry": geometry,
         "updates": updates,
     }  # fmt: skip
@@ -227,156 +160,6 @@ def geometry_of(case: Case) -> list[dict[str, Any]]:
             "null": pair(overlap.null), "z": short(overlap.null.z(overlap.kernel)), "direction": direction,
         })  # fmt: skip
     return rows
-
-
-def unsteered(
-    lens: LensModel,
-    queries: Sequence[Query],
-    delimiters: tuple[str, str],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> States:
-    """What the model does by itself with the same words."""
-    runs = trajectories(
-        lens,
-        queries,
-        delimiters=delimiters,
-        batch_size=given.batch_size,
-        progress=progress,
-        label="unsteered",
-    )
-    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(lens.n_layers)}
-
-
-def updates_of(
-    case: Case,
-    modality: str,
-    lens: LensModel,
-    queries: Sequence[Query],
-    plain: States,
-    given: argparse.Namespace,
-    progress: Progress,
-) -> list[dict[str, Any]]:
-    """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
-
-    def run_plan(plan: Plan, label: str) -> Steered:
-        label = f"{case.preset}, {modality}: {label}"
-        return steered(lens, plan, queries, batch_size=given.batch_size, progress=progress, label=label)
-
-    shares = Shares(case, modality, given.seed)
-    if shares.layers:
-        fired = together(shares, plain, run_plan)
-        alone(shares, plain, fired)
-    return shares.rows
-
-
-@dataclass(frozen=True, eq=False)
-class Shares:
-    """Rows of `updates` for one case and kind of query."""
-
-    case: Case
-    modality: Any
-    seed: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def layers(self) -> list[int]:
-        """The blocks whose RRS was fitted for this kind of query."""
-        keys = (str(key).rpartition("-") for key in self.case.everywhere.subspaces.unlearning)
-        return sorted(int(layer) for modality, _, layer in keys if modality == self.modality)
-
-    def rrs(self, layer: int) -> Subspace:
-        """The RRS of a block."""
-        return self.case.everywhere.subspaces.at(self.modality, layer)[1].subspace
-
-    def edit_of(self, plan: Plan) -> Edit:
-        """The plan's edit for this kind of query."""
-        return next(edit for edit in plan if edit.modality in (None, self.modality))
-
-    def add(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], layer: int, **labels: Any
-    ) -> None:
-        """Measure one set of updates and keep the row."""
-        found = update_share(before, after, self.rrs(layer), self.seed)
-        row = {
-            "preset": self.case.preset,
-            "modality": self.modality,
-            "layer": layer,
-            **labels,
-            **as_row(found),
-        }
-        if (labels["run"], labels["measure"]) == ("plan", "update"):
-            row["per_example"] = {name: short(value) for name, value in found.per_example.items()}
-        self.rows.append(row)
-
-
-def together(
-    shares: Shares, plain: States, run_plan: Callable[[Plan, str], Steered]
-) -> dict[str, bool | None]:
-    """The plan as it is run, in each form of protection, gates forced open and as they decide; what they decided."""
-    plan = shares.case.fitted.plan
-    edit = shares.edit_of(plan)
-    own = own_protection(edit.operators[0])
-    fired: dict[str, bool | None] = {}
-    for protection in protections(edit.operators[0]):
-        for gate in ("open", "gated"):
-            found = run_plan(variant_of(edit, shares, protection, gate == "open"), f"{protection}, {gate}")
-            labels = {"run": "plan", "protection": protection, "own": protection == own, "gate": gate}
-            fired = found.fired if gate == "gated" else fired
-            for layer in shares.layers:
-                after = found.after[layer]
-                if layer in edit.sites:
-                    shares.add(found.before[layer], after, layer, measure="update", **labels)
-                if layer >= min(edit.sites):
-                    shares.add(plain[layer], after, layer, measure="arrived", **labels)
-    return fired
-
-
-def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> None:
-    """Each block steered by itself: its states are the unsteered ones, so the operator can be asked directly."""
-    edit = shares.edit_of(shares.case.everywhere.plan)
-    for layer in edit.sites:
-        operator, before = edit.operator_at(layer), plain[layer]
-        for protection in protections(operator):
-            form = in_form(operator, protection, shares.rrs(layer))
-            moved = {name: applied(form, edit.tokens, h) for name, h in before.items()}
-            labels = {"run": "alone", "measure": "update", "protection": protection,
-                      "own": protection == own_protection(operator)}  # fmt: skip
-            shares.add(before, moved, layer, gate="open", **labels)
-            if edit.per == "query":
-                gated = {name: h if fired[name] is False else moved[name] for name, h in before.items()}
-                shares.add(before, gated, layer, gate="gated", **labels)
-
-
-def variant_of(edit: Edit, shares: Shares, protection: str, forced: bool) -> Plan:
-    """The plan of one edit with another protection, its gate kept or forced open."""
-    operators = {
-        layer: in_form(edit.operator_at(layer), protection, shares.rrs(layer)) for layer in edit.sites
-    }
-    gate = None if forced else edit.gate
-    changed = op.layerwise(operators).on(edit.tokens).given(edit.modality).when(gate, edit.per)
-    return Plan([changed], shares.case.fitted.plan.fingerprint)
-
-
-def as_row(found: UpdateShare) -> dict[str, Any]:
-    """The measured part of one row."""
-    low, high = found.interval or (None, None)
-    change_low, change_high = found.change_interval or (None, None)
-    return {
-        "n": found.n, "n_updated": found.updated, "share": short(found.share), "low": short(low), "high": short(high),
-        "null": pair(found.null), "z": None if found.share is None else short(found.null.z(found.share)),
-        "change": short(found.change), "change_low": short(change_low), "change_high": short(change_high),
-    }  # fmt: skip
-
-
-def pair(null: Any) -> dict[str, float | None]:
-    """A null as JSON."""
-    return {"mean": short(null.mean), "sd": short(null.sd)}
-
-
-def short(value: float | None) -> float | None:
-    """Six significant digits."""
-    return None if value is None else float(f"{value:.6g}")
 
 
 def show(record: Mapping[str, Any]) -> None:
