@@ -1,4 +1,4 @@
-"""`rmuse eval`: bundles and the model as it is, on every split of a benchmark."""
+"""`rmuse eval`: bundles, rivals and the model as it is, on every split of a benchmark."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -10,13 +10,39 @@ from rich.markup import escape
 
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
+from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.results import SCORES, Transcript, claim, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
+    from rmuse_interp.edits import Plan
+    from rmuse_interp.fitting.tuning import Tuning
+    from rmuse_interp.models.lens import LensModel
     from rmuse_interp.rmuse import RMuse
     from rmuse_interp.running import Method
+
+METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
+"""The rivals' names, as the help gives them without opening `steering`."""
+
+
+def listed(names: list[str] | None) -> list[str]:
+    """The rivals that ``--method`` names; ``list`` prints what there is and leaves.
+
+    Raises:
+        RMuseError: an unknown name, or one twice.
+    """
+    if not names:
+        return []
+    from rmuse_interp.fitting.rivals import require_names
+    from rmuse_interp.steering import RIVALS
+
+    if names == ["list"]:
+        for name, rival in RIVALS.items():
+            support.out.print(f"{name:<12}{rival.summary} (arXiv {rival.paper})", soft_wrap=True)
+        raise typer.Exit
+    require_names(names)
+    return names
 
 
 def evaluate(
@@ -26,6 +52,17 @@ def evaluate(
     bundle: Annotated[
         list[Path] | None,
         typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; repeat for several."),
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            metavar="NAME",
+            callback=listed,
+            is_eager=True,
+            help=f"A rival, tuned on fitting questions held out; repeat for several: {METHODS}. "
+            "`list` says what they do.",
+        ),
     ] = None,
     forget: Annotated[
         int | None,
@@ -46,7 +83,7 @@ def evaluate(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score the model as it is and with each bundle; writes scores.json, transcripts.jsonl and a figure."""
+    """Score the model as it is, with each bundle and under each rival; writes scores.json, transcripts and a figure."""
     support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]
@@ -64,8 +101,12 @@ def evaluate(
         for n, f in zip(names, folders, strict=True)
     ]
     running.probe(lens, questions["forget"][0])
+    rivals = tuning_of(lens, benchmark, out, seed, batch_size) if method else None
     claim(out, overwrite)
     seconds: dict[str, float] = {}
+    if rivals is not None:
+        plans = tuned(rivals, method or [], seconds)
+        methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
     scores, transcripts = answered(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
     )  # fmt: skip
@@ -75,6 +116,51 @@ def evaluate(
     support.tell_skipped(benchmark)
     tables.before_after(scores)
     support.out.print(f"run: {escape(str(out))}")
+
+
+def tuning_of(
+    lens: "LensModel", benchmark: "Benchmark", folder: Path, seed: int, batch_size: int
+) -> "Tuning":
+    """The rivals' common validation part and budget, and what the run folder holds of their tuning.
+
+    Raises:
+        RMuseError: nothing to fit on, or too little to hold out.
+    """
+    from rmuse_interp.fitting.tuning import Tuning
+
+    ready(lens, benchmark, None)
+    return Tuning(lens, benchmark, folder, limit=FIT_LIMIT, seed=seed, batch_size=batch_size)
+
+
+def tuned(rivals: "Tuning", names: Sequence[str], seconds: dict[str, float]) -> dict[str, "Plan"]:
+    """The rivals' plans by name, tuned now unless the run folder holds them; `seconds` learns how long it took.
+
+    Args:
+        rivals: from `tuning_of`.
+        names: which rivals.
+        seconds: stage → its wall-clock time so far.
+    """
+    from rmuse_interp.fitting import gather
+
+    found: dict[str, Plan] = {}
+    evidence = None
+    if not all(map(rivals.finished, names)):
+        with support.bars("collected states", seconds, "collect") as progress:
+            evidence = gather(
+                rivals.model, rivals.benchmark, limit=rivals.limit, batch_size=rivals.batch_size,
+                seed=rivals.seed, progress=progress,
+            )  # fmt: skip
+    for name in names:
+        held = rivals.finished(name)
+        with support.bars(f"{'took up' if held else 'tuned'} {name}", seconds, f"tune/{name}") as progress:
+            one = rivals.take(name, evidence, progress)
+        found[name] = one.plan
+        for modality, trial in one.chosen.items():
+            support.notes.print(
+                f"  {modality} queries: blocks {', '.join(map(str, trial.layers))}, strength {trial.strength:g}; on "
+                f"validation leaks {trial.leak:.0%}, malformed {trial.malformed:.0%}, keeps {trial.keep:.0%}"
+            )
+    return found
 
 
 def answered(

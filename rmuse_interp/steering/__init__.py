@@ -4,7 +4,7 @@ Every rival is a function ``name(evidence, modality, layers, strength) -> Edit``
 R-MUSE are built from: arrays, never a model. What differs between a rival and R-MUSE is the expression alone.
 
 `RIVALS` lists them under the names of the command line, each with as many strengths to try; `choose_strength` picks one
-of them from measurements made elsewhere.
+of the trials from measurements made elsewhere (`rmuse_interp.fitting.rivals`).
 """
 
 from rmuse_interp.steering.expressions import (

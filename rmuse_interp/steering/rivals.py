@@ -1,4 +1,4 @@
-"""`RIVALS`: the rivals by name, the strengths to try, and the rule that picks one."""
+"""`RIVALS`: the rivals by name, the strengths to try, and the rule that picks one of the trials."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -69,23 +69,28 @@ RIVALS: Final[Mapping[str, Rival]] = {
 
 @dataclass(frozen=True)
 class Trial:
-    """What one strength did on the validation part.
+    """What one strength, at one choice of blocks, did on the validation part.
 
     Attributes:
         strength: that was tried.
         leak: share of forget responses that leak, in [0, 1].
         keep: share of all others that stay right, in [0, 1].
+        malformed: share of forget responses that are neither well formed nor an answer, in [0, 1].
+        layers: the 0-based blocks that were steered.
     """
 
     strength: float
     leak: float
     keep: float
+    malformed: float = 0.0
+    layers: tuple[int, ...] = ()
 
 
 def choose_strength(trials: Sequence[Trial]) -> Trial:
-    """The trial of greatest `keep − leak`; the least strength among equals.
+    """The trial of greatest `keep − leak − malformed`; the least strength among equals, then the first.
 
-    No other trial leaks less and keeps more: the one chosen lies on the front of both.
+    No other trial leaks less, keeps more and says it in better form: the one chosen lies on the front of all three.
+    Trials of several choices of blocks may be given together; the blocks are then chosen by the same rule.
 
     Raises:
         RMuseError: no trials, or shares outside [0, 1].
@@ -93,8 +98,13 @@ def choose_strength(trials: Sequence[Trial]) -> Trial:
     Examples:
         >>> choose_strength([Trial(1.0, 0.9, 1.0), Trial(2.0, 0.1, 0.8), Trial(3.0, 0.0, 0.2)]).strength
         2.0
+        >>> choose_strength([Trial(2.0, 0.1, 0.9), Trial(3.0, 0.0, 0.9, malformed=0.6)]).strength
+        2.0
     """
-    if not trials or any(not (0.0 <= x <= 1.0) for trial in trials for x in (trial.leak, trial.keep)):
-        raise RMuseError(f"one trial or more with leak and keep in [0, 1] was required, got {list(trials)}")
-    # Rounded: the sum of two shares that are equal on paper may differ in the last digit.
-    return max(trials, key=lambda trial: (round(trial.keep - trial.leak, 12), -trial.strength))
+    shares = [x for trial in trials for x in (trial.leak, trial.keep, trial.malformed)]
+    if not trials or any(not (0.0 <= x <= 1.0) for x in shares):
+        raise RMuseError(
+            f"one trial or more with leak, keep and malformed in [0, 1] was required, got {list(trials)}"
+        )
+    # Rounded: the sum of shares that are equal on paper may differ in the last digit.
+    return max(trials, key=lambda t: (round(t.keep - t.leak - t.malformed, 12), -t.strength))

@@ -1,0 +1,192 @@
+"""Draws `results/rivals.json`: what every method forgets against what it keeps, and how well it is said.
+
+    python figures/rivals.py [--results results/] [--out results/]
+
+Writes `rivals` (column width) as PDF, PNG and a caption.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _style as style
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
+
+SCHEMA = "rmuse-rivals/1"
+X, Y, FILL = "ril_test", "exact_retain_test", "malformed"
+# Marker, edge and size by kind: never by colour alone.
+LOOK = {
+    "rival": ("o", style.BLACK, 5.0),
+    "reference": ("s", style.GREEN, 5.0),
+    "rmuse": ("D", style.BLUE, 5.2),
+}
+SAID = {"rmuse": "R-MUSE", "rival": "rival", "reference": "unsteered"}
+NAMES = {"rmuse/calibrated": "R-MUSE", "rmuse/paper": "R-MUSE, as written", "caa": "CAA", "ablation": "ablation",
+         "leace": "LEACE", "cast": "CAST", "angular": "angular", "spherical": "spherical", "alphasteer": "AlphaSteer",
+         "mllmeraser": "MLLMEraser", "linear-act": "Linear-AcT", "gold": "retrained"}  # fmt: skip
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of rivals.json")
+    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
+    given = parser.parse_args(argv)
+    record = style.read(given.results / "rivals.json", SCHEMA)
+    style.use()
+    written = style.save(trade_off(record), given.out or given.results, "rivals", caption(record))
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def shown(record: Row) -> dict[str, Row]:
+    """The methods for which both axes are defined, ours last, so that they lie on top."""
+    rows = {
+        n: r for n, r in record["methods"].items() if None not in (r["values"][k]["value"] for k in (X, Y))
+    }
+    return dict(sorted(rows.items(), key=lambda pair: list(LOOK).index(pair[1]["kind"])))
+
+
+def trade_off(record: Row) -> Figure:
+    """Leakage on new questions about people to forget, exact answers about people to retain; fill: malformed."""
+    figure, axis = plt.subplots(figsize=(style.COLUMN, 3.0))
+    rows = shown(record)
+    colours = plt.get_cmap("Greys")
+    places: dict[str, tuple[float, float]] = {}
+    for name, row in rows.items():
+        marker, edge, size = LOOK[row["kind"]]
+        (x, across), (y, along) = (spread(row["values"][key]) for key in (X, Y))
+        malformed = row["values"][FILL]["value"]
+        fill = "white" if malformed is None else colours(0.85 * malformed / 100)
+        axis.errorbar(x, y, yerr=along, xerr=across, color=edge, elinewidth=0.5, capsize=0, alpha=0.55, ls="")
+        axis.plot(x, y, marker, ms=size, mfc=fill, mec=edge, mew=0.9, clip_on=False, zorder=3)
+        places[name] = (x, y)
+    axis.set_xlim(-4, 104)
+    axis.set_ylim(-4, 106)
+    axis.set_xlabel("leaked while reasoning, new questions (RIL, %) ←")
+    axis.set_ylabel("exact answers, people to retain (%) →")
+    axis.set_xticks(range(0, 101, 25))
+    axis.set_yticks(range(0, 101, 25))
+    axis.grid(color="#E6E6E6", linewidth=0.4)
+    axis.set_axisbelow(True)
+    shade = plt.cm.ScalarMappable(plt.Normalize(0, 100), colours_to(0.85))
+    bar = figure.colorbar(shade, ax=axis, location="top", aspect=40, pad=0.02, ticks=range(0, 101, 25))
+    bar.set_label("malformed, people to forget (%)", fontsize=6.5, labelpad=2)
+    bar.ax.tick_params(labelsize=6, length=1.5, pad=1)
+    bar.outline.set_linewidth(0.4)
+    kinds = [kind for kind in SAID if any(row["kind"] == kind for row in rows.values())]
+    handles = []
+    for kind in kinds:
+        marker, edge, size = LOOK[kind]
+        handles.append(
+            plt.Line2D([], [], marker=marker, mec=edge, mfc="white", ls="", ms=size, label=SAID[kind])
+        )
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2
+    )
+    label(axis, places, {name: LOOK[row["kind"]][1] for name, row in rows.items()})
+    return figure
+
+
+def colours_to(most: float) -> Any:
+    """Greys up to a share of black, so that edges stay visible."""
+    from matplotlib.colors import ListedColormap
+
+    greys = plt.get_cmap("Greys")
+    return ListedColormap([greys(most * i / 255) for i in range(256)])
+
+
+def spread(value: Row) -> tuple[float, list[list[float]] | None]:
+    """A value and the lengths of its interval below and above."""
+    middle = value["value"]
+    if value["low"] is None:
+        return middle, None
+    return middle, [[max(0.0, middle - value["low"])], [max(0.0, value["high"] - middle)]]
+
+
+def label(axis: Axes, places: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
+    """Each point's name beside it, where it covers no point and no other name; a thin line leads there from afar."""
+    figure = axis.figure
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    figure.set_layout_engine("none")  # what was measured stays where it is
+    points = {name: axis.transData.transform(at) for name, at in places.items()}
+    scale = figure.dpi / 72
+    taken = [
+        Bbox.from_extents(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale)
+        for x, y in points.values()
+    ]
+    frame = axis.get_window_extent(renderer)
+    rings = [(r, a) for r in (7, 11, 16, 22, 30, 40, 52, 66) for a in range(0, 360, 15)]
+    crowded = sorted(
+        points, key=lambda n: -sum(math.dist(points[n], p) < 40 * scale for p in points.values())
+    )
+    for name in crowded:
+        x, y = points[name]
+        best: tuple[float, Bbox, float, float] | None = None
+        text = axis.annotate(NAMES.get(name, name), places[name], (0, 0), textcoords="offset points", fontsize=6,
+                             color=colours[name], ha="center", va="center", annotation_clip=False)  # fmt: skip
+        size = text.get_window_extent(renderer)
+        for radius, angle in rings:
+            along, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+            # The ring is walked by the nearest edge of the name, not by its middle.
+            dx = along * (radius * scale + size.width / 2)
+            dy = up * (radius * scale + size.height / 2 * abs(up))
+            box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
+            outside = (
+                box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1 + 4 * scale
+            )
+            cost = 1000.0 * outside + 100.0 * sum(box.overlaps(other) for other in taken) + radius
+            if best is None or cost < best[0]:
+                best = (cost, box, dx / scale, dy / scale)
+        assert best is not None
+        text.remove()
+        _, box, dx, dy = best
+        taken.append(box)
+        far = math.hypot(dx, dy) - size.width / 2 / scale * abs(dx) / max(1e-6, math.hypot(dx, dy)) > 10
+        line = (
+            {"arrowstyle": "-", "lw": 0.4, "color": colours[name], "shrinkA": 0, "shrinkB": 2.5}
+            if far
+            else None
+        )
+        axis.annotate(NAMES.get(name, name), places[name], (dx, dy), textcoords="offset points", fontsize=6,
+                      color=colours[name], ha="center", va="center", arrowprops=line, annotation_clip=False)  # fmt: skip
+
+
+def caption(record: Row) -> str:
+    """What the figure shows."""
+    origin, found = record["provenance"], record["domination"]
+    budget, n = origin["budget"], origin["n"]
+    who = {
+        name: "/".join(str(row["values"][k]["n"]) for k in (X, Y)) for name, row in record["methods"].items()
+    }
+    some = next(iter(who.values()), "0/0").split("/")
+    verdict = ""
+    if found is not None:
+        groups = [found["dominates"], found["neither"], found["dominated_by"]]
+        verdict = (
+            f"R-MUSE dominates {len(groups[0])} of {sum(map(len, groups))} rivals, {len(groups[2])} dominate it, with "
+            f"a margin of {found['margin']:g} point in leakage, exact answers and malformed responses. "
+        )
+    return (
+        "What is forgotten against what is kept. Leakage in the reasoning (RIL) on new questions and photographs of the "
+        "people to forget, exact answers to new questions about the people to retain; fill: share of malformed "
+        "responses to questions about the people to forget; top left and white is best. Bars: 95 % bootstrap intervals "
+        f"over people (n = {some[0]} and {some[1]} open questions of {n.get('test', 0)} and {n.get('retain_test', 0)}). "
+        + verdict
+        + f"Each rival's blocks and strength were chosen on {budget['forget']} + {budget['others']} fitting questions "
+        f"held out, out of {len(budget['blocks'])} × {budget['strengths']} trials ({budget['responses']} responses). "
+        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {origin['benchmark']['id']}, "
+        f"{origin['benchmark']['forget']} % forgotten; seed {origin['seed']}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""`Tuning`: rivals tuned one after another in a run folder, which keeps their trials and plans."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.progress import Progress
+
+from rmuse_interp import __version__
+from rmuse_interp.data import Benchmark
+from rmuse_interp.edits import Modality, Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting.rivals import (
+    HELD_OUT,
+    Tuned,
+    answer_unsteered,
+    choices,
+    hold_out,
+    require_names,
+    tune,
+    without,
+)
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.results import Transcript, write_atomically
+from rmuse_interp.rmuse import Evidence
+from rmuse_interp.steering import RIVALS, Trial, choose_strength
+
+SCHEMA: Final = "rmuse-tuning/1"
+TRIALS: Final = "rivals.json"
+"""File of a run folder that keeps the table of trials; the tuned plans lie in its folder `rivals`."""
+
+
+@dataclass(eq=False)
+class Tuning:
+    """Rivals tuned one after another in a run folder; what it holds of the same tuning is not done again.
+
+    Args:
+        model: from `load_model`.
+        benchmark: from `load_benchmark`.
+        folder: the run's; gets `rivals.json` and `rivals/NAME`. None keeps nothing.
+        limit: of `gather`, most examples of each group and kind of query.
+        seed: of the validation part and of `gather`.
+        batch_size: questions per batch.
+    """
+
+    model: LensModel
+    benchmark: Benchmark
+    folder: Path | None
+    limit: int
+    seed: int = 0
+    batch_size: int = 2 * HELD_OUT
+
+    def __post_init__(self) -> None:
+        self.validation = hold_out(self.model, self.benchmark, self.seed)
+        self._unsteered: dict[str, Transcript] = {}
+        self._rest: dict[Modality, Evidence] = {}
+        self._kept = self._read()
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What tuning one rival costs, the same for each; plain JSON."""
+        blocks, part = choices(self.model.n_layers), self.validation
+        (strengths,) = {len(rival.strengths) for rival in RIVALS.values()}
+        return {
+            "blocks": [list(group) for group in blocks], "strengths": strengths, "forget": len(part.forget),
+            "others": len(part.others), "max_new_tokens": part.max_new_tokens,
+            "responses": len(blocks) * strengths * len(part.ids), "fit_limit": self.limit, "seed": self.seed,
+        }  # fmt: skip
+
+    def finished(self, name: str) -> bool:
+        """Whether the folder holds this rival tuned, so that `take` needs no evidence."""
+        return self._plan(name) is not None
+
+    def take(
+        self, name: str, evidence: Mapping[Modality, Evidence] | None = None, progress: Progress | None = None
+    ) -> Tuned:
+        """The rival, tuned now unless the folder holds it.
+
+        Args:
+            name: in `RIVALS`.
+            evidence: from `gather`; may be left out where `finished`.
+            progress: a running progress bar to add a line to.
+        """
+        require_names([name])
+        plan, done = self._plan(name), self._trials(name)
+        if plan is not None:
+            found = Tuned(name, plan, done, _best(done), self.budget["responses"])
+        elif evidence is None:
+            raise RMuseError(f"{name} is not tuned yet: pass the evidence of gather(model, benchmark)")
+        else:
+            if not self._unsteered:
+                self._unsteered = answer_unsteered(
+                    self.model, self.benchmark, self.validation, self.batch_size
+                )
+            self._rest = self._rest or {m: without(e, self.validation.ids) for m, e in evidence.items()}
+            found = tune(
+                self.model, self.benchmark, self._rest, name, validation=self.validation,
+                unsteered=self._unsteered, batch_size=self.batch_size, done=done,
+                tell=lambda trials: self._keep(name, trials), progress=progress,
+            )  # fmt: skip
+            self._keep(name, found.trials)
+            if self.folder is not None:
+                found.plan.save(self._home(name), self.model, rival=name, digest=self._digest(name))
+        return found
+
+    def _home(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / "rivals" / name
+
+    def _plan(self, name: str) -> Plan | None:
+        """The plan the folder holds, if it is of this tuning."""
+        if self.folder is None or not self._trials(name):
+            return None
+        try:
+            record = json.loads((self._home(name) / "plan.json").read_text(encoding="utf-8"))
+            if record["provenance"]["digest"] == self._digest(name):
+                return Plan.load(self._home(name), self.model)
+        except (OSError, ValueError, KeyError, RMuseError):
+            pass  # none there, damaged, or of other weights: tuned anew
+        return None
+
+    def _trials(self, name: str) -> dict[Modality, list[Trial]]:
+        """The trials that the folder holds of this very tuning."""
+        kept = self._kept.get(name, {})
+        if kept.get("digest") != self._digest(name):
+            return {}
+        return {
+            m: [Trial(**{**row, "layers": tuple(row["layers"])}) for row in kept["trials"][m]]
+            for m in self.validation.modalities
+            if m in kept["trials"]
+        }
+
+    def _keep(self, name: str, trials: Mapping[Modality, Sequence[Trial]]) -> None:
+        self._kept[name] = {
+            "digest": self._digest(name), "paper": RIVALS[name].paper, "summary": RIVALS[name].summary,
+            "chosen": {m: asdict(trial) for m, trial in _best(trials).items()},
+            "trials": {m: [asdict(trial) for trial in rows] for m, rows in trials.items()},
+        }  # fmt: skip
+        if self.folder is not None:
+            record = {
+                "schema": SCHEMA, "rmuse-interp": __version__,
+                "model": {"id": self.model.name, "fingerprint": str(self.model.fingerprint)},
+                "benchmark": {"id": self.benchmark.id, "forget": self.benchmark.forget_rate,
+                              "render_seed": self.benchmark.render_seed},
+                "budget": self.budget, "rivals": self._kept,
+            }  # fmt: skip
+            self.folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+            write_atomically(self.folder / TRIALS, [text + "\n"])
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            assert self.folder is not None
+            record = json.loads((self.folder / TRIALS).read_text(encoding="utf-8"))
+            return dict(record["rivals"]) if record["schema"] == SCHEMA else {}
+        except (AssertionError, OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    def _digest(self, name: str) -> str:
+        """Of all that the tuning of a rival depends on."""
+        model, benchmark, part = self.model, self.benchmark, self.validation
+        found = hashlib.sha256()
+        said = (
+            name, RIVALS[name].strengths, self.budget, self.batch_size, model.name, str(model.fingerprint),
+            str(next(model.hf.parameters()).dtype), benchmark.id, benchmark.forget_rate, benchmark.render_seed,
+        )  # fmt: skip
+        found.update(repr(said).encode())
+        for example in (*part.forget, *part.others):
+            found.update(
+                repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b"")
+            )
+        return found.hexdigest()
+
+
+def _best(trials: Mapping[Modality, Sequence[Trial]]) -> dict[Modality, Trial]:
+    return {modality: choose_strength(rows) for modality, rows in trials.items() if rows}

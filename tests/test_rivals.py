@@ -1,0 +1,410 @@
+"""Rivals tuned on a real tiny LLaVA: what is held out, one budget for all, what a run folder keeps, who dominates."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import parquet_fixture
+import pytest
+import tiny
+import torch
+from plans import lens_of
+from typer.testing import CliRunner
+
+from rmuse_interp import RMuseError, load_benchmark
+from rmuse_interp.cli import app
+from rmuse_interp.cli.evaluate import METHODS
+from rmuse_interp.edits import Plan, same_plan
+from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.fitting import gather, tuning
+from rmuse_interp.fitting import rivals as r
+from rmuse_interp.fitting.tuning import Tuning
+from rmuse_interp.results import read_run
+from rmuse_interp.steering import RIVALS, Trial, choose_strength
+
+ROOT = Path(__file__).resolve().parent.parent
+SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
+
+
+def script(folder: str):
+    """The module `rivals` of `analyses` or `figures`."""
+    spec = importlib.util.spec_from_file_location(f"{folder}_rivals", ROOT / folder / "rivals.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def benchmark(data):
+    return load_benchmark(data, forget=10)
+
+
+@pytest.fixture(scope="module")
+def lens():
+    return lens_of(tiny.tiny_llava())
+
+
+@pytest.fixture(scope="module")
+def evidence(lens, benchmark):
+    return gather(lens, benchmark)
+
+
+@pytest.fixture(scope="module")
+def part(lens, benchmark):
+    """The validation part, with short responses."""
+    return replace(r.hold_out(lens, benchmark), max_new_tokens=5)
+
+
+@pytest.fixture
+def quick(monkeypatch, part):
+    """Two choices of blocks and short responses wherever rivals are tuned; counts the passes."""
+    passes = []
+    real = r._answers
+
+    def counted(*arguments):
+        passes.append(arguments[3])
+        return real(*arguments)
+
+    for module in (r, tuning):
+        monkeypatch.setattr(module, "choices", lambda n_layers: [(1,), (2, 3)])
+    monkeypatch.setattr(tuning, "hold_out", lambda model, benchmark, seed: part)
+    monkeypatch.setattr(r, "_answers", counted)
+    return passes
+
+
+def test_the_validation_part_is_of_fitting_data_alone(lens, benchmark):
+    part = r.hold_out(lens, benchmark)
+    views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign)
+    assert part.ids <= {e.id for view in views for e in view}
+    assert not part.ids & {e.id for split in SPLITS for e in benchmark.scoring(split)}
+    assert {e.person for e in part.forget} <= benchmark.forget_people
+    assert {e.kind for e in part.forget} == {"generation"}
+    assert {e.kind for e in part.others} == {"generation", "reasoning", "benign"}
+    assert all(e.kind == "benign" or e.person not in benchmark.forget_people for e in part.others)
+    assert any(e.person in benchmark.forget_people for e in part.others)  # the hardest to keep apart
+    assert part.modalities == ("image", "text")
+    texts = [*benchmark.refusals_cot, *(e.response() for e in (*part.forget, *part.others))]
+    assert part.max_new_tokens > max(len(lens.tokenizer(text).input_ids) for text in texts)
+    assert r.hold_out(lens, benchmark).ids == part.ids
+    assert any(r.hold_out(lens, benchmark, seed).ids != part.ids for seed in (1, 2, 3))
+
+
+def test_a_single_question_cannot_be_held_out(lens, data):
+    with pytest.raises(RMuseError, match=r"at least 2 image questions .* got 1 of the first"):
+        r.hold_out(lens, load_benchmark(data, forget=5))
+
+
+def test_nothing_of_the_validation_part_stays_in_the_evidence(evidence, part):
+    def names(found):
+        pools = [*found.readouts.values(), found.prefixed]
+        for side in ("own", "refusal", "step", "direct", "step_prefixed", "direct_prefixed"):
+            pools += getattr(found, side).values()
+        tables = [found.refused_with, found.groups, found.forget, found.others, found.people]
+        return [name for group in (*(p.ids for p in pools), *tables) for name in group]
+
+    for modality, whole in evidence.items():
+        left = r.without(whole, part.ids)
+        held = [
+            name
+            for name in names(whole)
+            if any(name in (i, *(f"{i}@{n}" for n in range(9))) for i in part.ids)
+        ]
+        assert held  # it was there
+        assert len(names(left)) == len(names(whole)) - len(held)
+        assert not set(held) & set(names(left))
+        assert not len(left.tokens)
+        assert r.without(left, part.ids) is left
+        # What is left is what it was: the same state under the same id.
+        name = left.readouts["last"].ids[-1]
+        same = [found.readouts["last"].select([name]).states for found in (whole, left)]
+        assert torch.equal(*same), modality
+    with pytest.raises(RMuseError, match="beside the"):
+        r.without(evidence["image"], {name.rpartition("@")[0] for name in evidence["image"].forget})
+
+
+def test_trials_are_measured_as_the_model_answers(lens, benchmark, evidence, part, quick):
+    """Each share recomputed from responses to one question at a time, under a plan built by hand."""
+    unsteered = r.answer_unsteered(lens, benchmark, part)
+    found = r.tune(lens, benchmark, evidence, "caa", validation=part, unsteered=unsteered)
+    assert found.responses == 12 * len(part.ids)
+    assert len(quick) == 1 + 12
+    words = Lexicon(benchmark.aliases, benchmark.entails)
+    for modality, trials in found.trials.items():
+        settings = [(t.layers, t.strength) for t in trials]
+        assert settings == [(blocks, s) for blocks in ((1,), (2, 3)) for s in RIVALS["caa"].strengths]
+        assert found.chosen[modality] == choose_strength(trials)
+        one = trials[7]
+        rest = r.without(evidence[modality], part.ids)
+        edit = RIVALS["caa"].build(rest, modality, one.layers, one.strength)
+
+        def say(e, plan):
+            return transcribe(
+                e,
+                "x",
+                lens.respond(e.prompt(), e.image, plan, max_new_tokens=5)[0].text,
+                benchmark.delimiters,
+            )
+
+        forget = [e for e in part.forget if e.modality == modality]
+        others = [e for e in part.others if e.modality == modality]
+        said = measure([say(e, Plan([edit])) for e in forget], benchmark, {e.id: e for e in forget})
+        assert one.leak == said["ril"].value / 100
+        assert one.malformed == said["malformed_rate"].value / 100
+        kept = [r.is_kept(say(e, Plan([edit])), say(e, None), words) for e in others]
+        assert one.keep == sum(kept) / len(others)
+    # What was validated is what runs, and it was fitted without the validation part.
+    chosen = found.chosen["image"]
+    build = RIVALS["caa"].build
+    rest = build(r.without(evidence["image"], part.ids), "image", chosen.layers, chosen.strength)
+    assert same_plan(Plan([found.plan[0]]), Plan([rest]))
+    assert not same_plan(
+        Plan([found.plan[0]]), Plan([build(evidence["image"], "image", chosen.layers, chosen.strength)])
+    )
+
+
+def test_what_counts_as_kept(benchmark):
+    example = benchmark.fit_retain[0]
+
+    def said(text):
+        return transcribe(example, "x", text, ("<think>", "</think>"))
+
+    words, own = Lexicon({"Mara Venn": ["Venn"]}), said("<think> She is Mara Venn. </think> Mara Venn")
+    assert r.is_kept(own, own, words)
+    assert r.is_kept(said("<think> Another way. </think> mara venn."), own, words)
+    assert r.is_kept(said("<think> Another way. </think> Venn"), own, words)
+    assert not r.is_kept(said("<think> She is Mara Venn. </think> Oslo"), own, words)
+    assert not r.is_kept(said("Mara Venn"), own, words)  # the chain is gone
+    assert r.is_kept(own, said("Mara Venn"), words)
+    assert not r.is_kept(said(""), said("... </think>"), words)
+
+
+def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, tmp_path):
+    def tuning_of(**changes):
+        return Tuning(lens, benchmark, tmp_path, **{"limit": 160, **changes})
+
+    first = tuning_of()
+    with pytest.raises(RMuseError, match="not tuned yet"):
+        first.take("caa")
+    whole = first.take("caa", evidence)
+    assert len(quick) == 13
+    kept = json.loads((tmp_path / "rivals.json").read_text())
+    assert kept["budget"]["responses"] == whole.responses == 12 * len(first.validation.ids)
+    assert kept["rivals"]["caa"]["chosen"] == {
+        m: asdict(t) | {"layers": list(t.layers)} for m, t in whole.chosen.items()
+    }
+    again = tuning_of()
+    assert again.finished("caa")
+    found = again.take("caa")
+    assert (found.trials, found.chosen, found.responses) == (whole.trials, whole.chosen, whole.responses)
+    assert same_plan(found.plan, whole.plan)
+    assert len(quick) == 13  # nothing was asked again
+    # Another seed, limit, forget set or model never finds them; nor does a rival that was not tuned.
+    assert not again.finished("spherical")
+    assert not tuning_of(seed=1).finished("caa")
+    assert not tuning_of(limit=8).finished("caa")
+    assert not Tuning(lens_of(tiny.tiny_llava(seed=1)), benchmark, tmp_path, limit=160).finished("caa")
+    (tmp_path / "rivals" / "caa" / "plan.safetensors").write_bytes(b"torn")
+    assert not tuning_of().finished("caa")
+
+
+def test_an_interrupted_tuning_goes_on_where_it_stopped(
+    lens, benchmark, evidence, quick, tmp_path, monkeypatch
+):
+    real = r._trial
+    monkeypatch.setattr(
+        r, "_trial", lambda *a: real(*a) if len(quick) < 6 else (_ for _ in ()).throw(KeyboardInterrupt)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        Tuning(lens, benchmark, tmp_path, limit=160).take("caa", evidence)
+    monkeypatch.setattr(r, "_trial", real)
+    done = len(json.loads((tmp_path / "rivals.json").read_text())["rivals"]["caa"]["trials"]["image"])
+    assert done == 4
+    quick.clear()
+    found = Tuning(lens, benchmark, tmp_path, limit=160).take("caa", evidence)
+    assert len(quick) == 1 + 12 - done
+    apart = Tuning(lens, benchmark, None, limit=160).take("caa", evidence)
+    assert found.trials == apart.trials
+    assert same_plan(found.plan, apart.plan)
+
+
+def test_unknown_rivals_are_named(lens, benchmark, evidence, part):
+    for names, said in ((["best"], "caa, ablation, .*'best'"), (["caa", "caa"], "each rival once")):
+        with pytest.raises(RMuseError, match=said):
+            r.require_names(names)
+    with pytest.raises(RMuseError, match="'best'"):
+        r.tune(lens, benchmark, evidence, "best", validation=part, unsteered={})
+
+
+def test_malformed_counts_as_much_as_leaking():
+    garbled, fluent = Trial(2.0, 0.0, 0.9, 0.9), Trial(1.0, 0.2, 0.9, 0.0)
+    assert choose_strength([garbled, fluent]) == fluent
+    assert choose_strength([replace(garbled, malformed=0.1), fluent]).strength == 2.0
+    with pytest.raises(RMuseError, match="malformed"):
+        choose_strength([Trial(1.0, 0.0, 0.0, 2.0)])
+
+
+def rmuse(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_eval_tunes_rivals_and_takes_them_up_again(data, quick, tmp_path):
+    out = tmp_path / "run"
+    asked = ("eval", "--model", tiny.tiny_llava(), "--data", data, "--forget", 10, "--limit", 1, "--max-new-tokens", 2,
+             "--method", "caa", "--method", "linear-act", "--out", out)  # fmt: skip
+    first = rmuse(*asked)
+    assert first.exit_code == 0, first.output
+    scores = read_run(out).scores
+    assert set(scores["methods"]) == {"vanilla", "caa", "linear-act"}
+    assert scores["methods"]["caa"]["retain_test"]["n"] == 1
+    assert {"collect", "tune/caa", "tune/linear-act"} <= set(scores["seconds"])
+    assert set(json.loads((out / "rivals.json").read_text())["rivals"]) == {"caa", "linear-act"}
+    assert "strength" in first.stderr
+    count = len(quick)
+    (out / "scores.json").unlink()
+    again = rmuse(*asked)
+    assert again.exit_code == 0, again.output
+    assert "took up caa" in again.stderr
+    assert len(quick) == count
+    assert read_run(out).scores["methods"] == scores["methods"]
+
+
+@pytest.mark.parametrize("names", [["best"], ["caa", "best"], ["caa", "caa"], ["list", "caa"]])
+def test_eval_refuses_unknown_rivals_at_once(names, tmp_path):
+    words = [word for name in names for word in ("--method", name)]
+    found = rmuse("eval", "--model", tmp_path / "nowhere", "--out", tmp_path / "x", *words)
+    assert found.exit_code == 2
+    assert len(found.stderr.splitlines()) == 1
+    assert "caa" in found.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_help_and_list_name_every_rival():
+    assert METHODS.split(", ") == list(RIVALS)
+    listed = rmuse("eval", "--method", "list")
+    assert listed.exit_code == 0
+    shown = " ".join(rmuse("eval", "--help").stdout.split())
+    for name, rival in RIVALS.items():
+        assert name in shown
+        assert f"{rival.summary} (arXiv {rival.paper})" in listed.stdout
+
+
+def test_domination_has_margins():
+    analysis = script("analyses")
+    base = {"ril_test": 10.0, "exact_retain_test": 90.0, "malformed": 5.0}
+
+    def better(**by):
+        return {goal: base[goal] + analysis.GOALS[goal] * by.get(goal, 0.0) for goal in base}
+
+    wins = analysis.dominates
+    assert wins(better(ril_test=2), base)
+    assert not wins(base, better(ril_test=2))
+    assert not wins(better(ril_test=1), base)  # a point makes no difference
+    assert wins(better(ril_test=50, malformed=-1), base)  # nor does a point lost
+    assert not wins(better(ril_test=50, malformed=-1.5), base)
+    assert not wins(better(exact_retain_test=50, malformed=-2), base)
+    assert wins(better(exact_retain_test=2), base)
+    assert wins(better(malformed=2), base)
+    assert not wins(base, base)
+
+    def row(**by):
+        return {goal: {"value": value} for goal, value in better(**by).items()}
+
+    values = {
+        "rmuse/calibrated": row(), "caa": row(ril_test=-9), "leace": row(ril_test=9),
+        "cast": row(ril_test=9, malformed=-9), "vanilla": row(ril_test=-9),
+    }  # fmt: skip
+    found = analysis.domination(values)
+    assert found["dominates"] == ["caa"]
+    assert found["dominated_by"] == ["leace"]
+    assert found["neither"] == ["cast"]
+    assert analysis.domination({"caa": row()}) is None
+    values["caa"]["malformed"]["value"] = None
+    assert analysis.domination(values)["neither"] == ["caa", "cast"]
+
+
+@pytest.fixture(scope="module")
+def analysed(data, tmp_path_factory):
+    """The analysis as it is run, on a tiny model, with three methods and one choice of blocks."""
+    folder = tmp_path_factory.mktemp("results")
+    analysis = script("analyses")
+    asked = ["--model", str(tiny.tiny_llava()), "--data", str(data), "--forget", "10", "--limit", "2", "--max-new-tokens",
+             "3", "--out", str(folder), "--debug"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (r, tuning):
+            patch.setattr(module, "choices", lambda n_layers: [(2,)])
+        real = tuning.hold_out
+        patch.setattr(tuning, "hold_out", lambda *a: replace(real(*a), max_new_tokens=3))
+        assert analysis.main([*asked, "--methods", "caa,rmuse/paper,vanilla"]) == 0
+        first = json.loads((folder / "rivals.json").read_text())
+        assert analysis.main([*asked, "--methods", "caa,rmuse/paper,vanilla"]) == 0
+    return folder, first
+
+
+def test_the_analysis_reports_every_value_with_its_interval(analysed):
+    analysis = script("analyses")
+    folder, first = analysed
+    record = json.loads((folder / "rivals.json").read_text())
+    assert record["schema"] == "rmuse-rivals/1"
+    assert list(record["methods"]) == ["vanilla", "rmuse/paper", "caa"]
+    assert record["methods"] == first["methods"]  # taken up again, it says the same
+    for row in record["methods"].values():
+        assert set(row["values"]) == set(analysis.VALUES)
+        for value in row["values"].values():
+            assert value["n"] == 0 or value["low"] <= value["value"] <= value["high"]
+    caa = record["methods"]["caa"]
+    assert len(caa["trials"]["image"]) == 6
+    assert caa["chosen"]["image"] in caa["trials"]["image"]
+    assert record["provenance"]["budget"]["responses"] == 6 * (
+        record["provenance"]["budget"]["forget"] + record["provenance"]["budget"]["others"]
+    )
+    assert record["provenance"]["n"]["test"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "caa,best"], "'best'"),
+        (["--methods", "gold", "--model", "elsewhere"], "gold is the twin"),
+        (["--limit", "0"], "--limit of at least 1"),
+        (["--data", "nowhere"], "no such folder"),
+        (["--data", "nowhere", "--render-seed", "1"], "render_seed"),
+    ],
+)
+def test_the_analysis_refuses_bad_arguments_on_one_line(words, said, tmp_path, capsys):
+    assert script("analyses").main([*words, "--out", str(tmp_path / "x")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_figure_is_drawn_from_results_alone(analysed, tmp_path):
+    """In a process of its own, without torch; the same bytes twice."""
+    code = (
+        "import runpy, sys; sys.path.insert(0, 'figures'); _, results, *folders = sys.argv\nfor out in folders:\n"
+        "    sys.argv = ['rivals.py', '--results', results, '--out', out]\n"
+        "    try: runpy.run_path('figures/rivals.py', run_name='__main__')\n"
+        "    except SystemExit as end: print('left with', end.code)\n"
+        "print('torch' in sys.modules)"
+    )
+    folders = [tmp_path / name for name in ("one", "two")]
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(analysed[0]), *map(str, folders)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"},
+    )  # fmt: skip
+    assert run.stdout.count("left with 0") == 2, run.stderr
+    assert run.stdout.endswith("False\n")
+    found = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]
+    assert set(found[0]) == {"rivals.pdf", "rivals.png", "rivals.txt"}
+    assert found[0] == found[1]
+    assert b"fitting questions" in found[0]["rivals.txt"]
