@@ -70,12 +70,64 @@ def test_semi_relaxed_transport_is_the_nearest_prototype():
     assert semi_relaxed_nearest(a.reshape(3, 3, 5).bfloat16(), b.float()).shape == (3, 3)
 
 
+def test_entropic_plans_keep_both_marginals_and_tend_to_the_exact_one():
+    a, b = points(7, 5), points(4, 5, seed=1)
+    w = torch.tensor([1.0, 2.2, 0.0, 3.6], dtype=torch.float64)
+    exact = barycentric_projection(a, b, w)
+    costs = []
+    for entropy in (1.0, 0.5, 0.1):
+        blurred = barycentric_projection(a, b, w, entropy=entropy)
+        assert torch.allclose(blurred.plan.sum(1), torch.full((7,), 1 / 7, dtype=torch.float64), atol=1e-8)
+        assert torch.allclose(blurred.plan.sum(0), w / w.sum(), atol=1e-8)
+        costs.append(blurred.cost)
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] == pytest.approx(exact.cost, abs=0.1)
+    assert costs[0] > exact.cost + 1e-2
+    # The form of every minimiser: π = diag(u) (a μᵀ ⊙ exp(−C/ε)) diag(v), so that double ratios are those of the kernel.
+    log = barycentric_projection(a, b, entropy=0.5).plan.log() + transport_cost(a, b) / 0.5
+    double = log[:1, :1] - log[:1] - log[:, :1] + log
+    assert float(double.abs().max()) < 1e-6
+
+
+def test_relaxed_weights_lie_between_balanced_and_nearest():
+    a, b = points(9, 5), points(4, 5, seed=1)
+    entropy = 0.05
+    balanced = barycentric_projection(a, b, entropy=entropy)
+    rows = torch.full((9,), 1 / 9, dtype=torch.float64)
+    for relaxation in (1e-4, 0.2, 1e4):
+        plan = barycentric_projection(a, b, entropy=entropy, relaxation=relaxation).plan
+        assert torch.allclose(plan.sum(1), rows, atol=1e-6)
+        if relaxation == 1e4:
+            assert torch.allclose(plan, balanced.plan, atol=1e-4)
+        if relaxation == 1e-4:
+            # Free columns: each row is the softmax of its own costs.
+            free = (-transport_cost(a, b) / entropy).softmax(dim=1) / 9
+            assert torch.allclose(plan, free, atol=1e-3)
+            assert torch.equal(plan.argmax(dim=1), semi_relaxed_nearest(a, b))
+
+
+def test_prototypes_that_contradict_each_other_have_a_mean():
+    """Antipodes: every point at right angles to both is one, and the same is chosen every time."""
+    x = points(6)
+    for y in (-x, unit(-x + 1e-9 * points(6, seed=3)), unit(-x + 1e-3 * points(6, seed=3))):
+        pair = torch.stack([x, y])
+        mean = frechet_mean(pair)
+        assert torch.equal(mean, frechet_mean(pair))
+        assert float(mean.norm()) == pytest.approx(1.0)
+        assert torch.allclose(geodesic(mean, pair), torch.full((2,), torch.pi / 2).double(), atol=2e-3)
+    result = barycentric_projection(points(1, 6, seed=4), torch.stack([x, -x]))
+    assert bool(torch.isfinite(result.targets).all())
+
+
 def test_transport_refuses_what_it_cannot_move():
     a = points(3, 4)
     with pytest.raises(RMuseError, match="prototypes"):
         barycentric_projection(a, a[:0])
     with pytest.raises(RMuseError, match="weights"):
         barycentric_projection(a, a, torch.zeros(3).double())
+    for wrong in ({"entropy": -1.0}, {"relaxation": 1.0}, {"entropy": 0.1, "relaxation": 0.0}):
+        with pytest.raises(RMuseError, match="entropy"):
+            barycentric_projection(a, a, **wrong)
 
 
 def test_k_medoids_are_distinct_members_and_deterministic():

@@ -5,7 +5,7 @@ Three things that the paper's notes call "the target" are kept apart here:
 * `frechet_mean` (in `sphere`): the target of a *single* state under balanced transport, whose plan is
 trivially μ;
 * `semi_relaxed_nearest`: the target where only the states' marginal is kept, that is the nearest prototype;
-* `barycentric_projection`: the targets of a *batch* of states under balanced transport.
+* `barycentric_projection`: the targets of a *batch* of states under balanced, entropic or semi-relaxed transport.
 """
 
 from collections.abc import Callable
@@ -25,11 +25,11 @@ _TABLE: Final = 4096
 
 @dataclass(frozen=True, eq=False)
 class Transport:
-    """A balanced transport plan and the targets it assigns.
+    """A transport plan and the targets it assigns.
 
     Attributes:
-        plan: mass moved from each state to each prototype; rows sum to 1/n, columns to the prototypes'
-            weights.
+        plan: mass moved from each state to each prototype; rows sum to 1/n, and columns to the prototypes' weights,
+            unless these were relaxed: then the columns' sums are the weights that the states ask for.
         targets: per state, the Fréchet mean of the prototypes under its row of the plan; unit vectors.
         cost: `Σ plan · ∠²`, in radians².
     """
@@ -66,19 +66,26 @@ def barycentric_projection(
     states: Float[Tensor, "n d"],
     prototypes: Float[Tensor, "prototypes d"],
     weights: Float[Tensor, " prototypes"] | None = None,
+    *,
+    entropy: float = 0.0,
+    relaxation: float | None = None,
 ) -> Transport:
-    """Balanced optimal transport of a batch of states onto μ (POT, exact), read as one target per state.
+    """Optimal transport of a batch of states onto μ (POT), read as one target per state.
 
-    Minimises `Σ_ij π_ij ∠(a_i, p_j)²` over plans π ≥ 0 with `π 1 = 1/n` and `πᵀ 1 = μ`; target i is the
-    Fréchet mean of the prototypes with weights `π_i`. It is meant for fitting: one state alone gets μ's mean.
+    Minimises `Σ_ij π_ij ∠(a_i, p_j)² + ε KL(π | a μᵀ) + ρ KL(πᵀ 1 | μ)` over plans π ≥ 0 with `π 1 = 1/n`, and with
+    `πᵀ 1 = μ` where ρ is None; target i is the Fréchet mean of the prototypes with weights `π_i`. It is meant for
+    fitting: one state alone gets μ's mean. As ρ falls to 0 the plan becomes that of the nearest prototypes, blurred by ε.
 
     Args:
         states: unit vectors.
         prototypes: unit vectors, the support of μ.
         weights: of the prototypes, equal when absent; normalised here.
+        entropy: ε in radians²; 0 solves exactly.
+        relaxation: ρ in radians²; None keeps the prototypes' weights. Needs an entropy.
 
     Raises:
-        RMuseError: no states, no prototypes, or weights that are negative or all zero.
+        RMuseError: no states, no prototypes, weights that are negative or all zero, a negative entropy, a relaxation
+            that is not positive or stands without an entropy.
 
     Examples:
         >>> barycentric_projection(torch.eye(2), torch.eye(2)).targets.tolist()
@@ -88,17 +95,32 @@ def barycentric_projection(
 
     if not len(states) or not len(prototypes):
         raise RMuseError(f"transport needs states and prototypes, got {len(states)} and {len(prototypes)}")
+    if entropy < 0 or (relaxation is not None and not (relaxation > 0 and entropy > 0)):
+        raise RMuseError(
+            f"an entropy ≥ 0, and > 0 beside a relaxation > 0, were required, got {entropy} and {relaxation}"
+        )
     mass = torch.ones(len(prototypes)) if weights is None else weights.detach().cpu()
     mass = mass.to(torch.float64)
     if bool((mass < 0).any()) or not bool(mass.sum() > 0):
         raise RMuseError(
             "prototype weights must be nonnegative and not all zero; leave them out for equal ones"
         )
-    cost = transport_cost(states.to(torch.float64), prototypes.to(torch.float64)).cpu()
+    used = mass > 0  # a prototype of weight 0 gets nothing, and has no logarithm
+    support, mass = prototypes[used.to(prototypes.device)], mass[used] / mass.sum()
+    cost = transport_cost(states.to(torch.float64), support.to(torch.float64)).cpu()
     rows = torch.full((len(states),), 1.0 / len(states), dtype=torch.float64)
-    plan = torch.as_tensor(ot.emd(rows.numpy(), (mass / mass.sum()).numpy(), cost.numpy()))
-    targets = torch.stack([_mean(row, prototypes) for row in plan])
-    return Transport(plan.to(states), targets.to(states), float((plan * cost).sum()))
+    if entropy == 0:
+        found = ot.emd(rows.numpy(), mass.numpy(), cost.numpy())
+    else:
+        kept = None if relaxation is None else (float("inf"), relaxation)
+        solved = ot.solve(cost.numpy(), rows.numpy(), mass.numpy(), reg=entropy, unbalanced=kept, max_iter=20_000,
+                          tol=1e-12)  # fmt: skip
+        found = solved.plan
+    part = torch.as_tensor(found)
+    targets = torch.stack([_mean(row, support) for row in part])
+    plan = part.new_zeros(len(states), len(prototypes))
+    plan[:, used] = part
+    return Transport(plan.to(states), targets.to(states), float((part * cost).sum()))
 
 
 def _mean(row: Tensor, prototypes: Tensor) -> Tensor:
