@@ -18,18 +18,22 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from rmuse_interp import __version__
 from rmuse_interp.calibration import Rate, wilson
 from rmuse_interp.cli.support import require_writable
-from rmuse_interp.data import SPLITS, Benchmark, Example
+from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
+from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import LIMIT
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.fitting import LIMIT, check
+from rmuse_interp.models.lens import LensModel, load_model
+from rmuse_interp.operators import Operator
+from rmuse_interp.parts import Part, from_record, to_record
 from rmuse_interp.results import write_atomically
 from rmuse_interp.running import Answers, Method, finish, run, scores_of
 
@@ -37,9 +41,12 @@ PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "nump
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
 """Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
 Record = dict[str, Any]
+PartT = TypeVar("PartT", bound=Part)
 
 
-def options(doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT) -> argparse.ArgumentParser:
+def options(
+    doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None
+) -> argparse.ArgumentParser:
     """The command line that all analyses have.
 
     Args:
@@ -47,6 +54,7 @@ def options(doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT) -
         limit: default of `--limit`.
         what: what `--limit` counts, for the help.
         fit_limit: default of `--fit-limit`.
+        max_new_tokens: default of `--max-new-tokens`; None where nothing is answered.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
@@ -62,6 +70,8 @@ def options(doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT) -
     )
     add("--seed", type=int, default=0)
     add("--batch-size", type=int, default=32)
+    if max_new_tokens is not None:
+        add("--max-new-tokens", type=int, default=max_new_tokens, help="most tokens per answer")
     add("--device")
     add("--dtype")
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -78,8 +88,8 @@ def command(
     """Run an analysis and write `STEM.json`, whole or not at all; returns the exit code (2 with an error in one line)."""
     given = parser.parse_args(argv)
     try:
-        for name in ("limit", "fit_limit", "batch_size"):
-            if getattr(given, name) < 1:
+        for name in ("limit", "fit_limit", "batch_size", "max_new_tokens"):
+            if getattr(given, name, 1) < 1:
                 flag = name.replace("_", "-")
                 raise RMuseError(f"--{flag} of at least 1 was required, got {getattr(given, name)}")
         require_writable(given.out)
@@ -131,6 +141,18 @@ def provenance(
     }  # fmt: skip
 
 
+def opened(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
+    """The model and the benchmark at one forget rate, all that fitting needs checked.
+
+    Raises:
+        RMuseError: a model or benchmark that is not there, or that cannot be fitted on.
+    """
+    benchmark = load_benchmark(given.data, forget=forget)
+    lens = load_model(given.model, device=given.device, dtype=given.dtype)
+    check(lens, benchmark)
+    return lens, benchmark
+
+
 def answered(
     given: argparse.Namespace,
     stem: str,
@@ -138,13 +160,43 @@ def answered(
     questions: Mapping[str, Sequence[Example]],
     benchmark: Benchmark,
     progress: Progress | None = None,
-    max_new_tokens: int = 96,
 ) -> Answers:
-    """Greedy answers of methods with distinct names; finished batches are kept, and found by the same run begun again."""
+    """Greedy answers of methods with distinct names, of at most ``--max-new-tokens``.
+
+    The questions of all splits share batches. Finished batches are kept, and found by the same run begun again.
+    """
+    pooled = {"all": [example for examples in questions.values() for example in examples]}
     return run(
-        methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
+        methods, pooled, delimiters=benchmark.delimiters, max_new_tokens=given.max_new_tokens,
         batch_size=given.batch_size, folder=kept(given, stem), progress=progress,
     )  # fmt: skip
+
+
+def rebuilt(part: PartT, **changes: Any) -> PartT:
+    """The same part with some of its settings and tensors exchanged; built anew, so that every check runs again.
+
+    Raises:
+        RMuseError: a name that the part does not have.
+    """
+    tree, tensors = to_record(part)
+    unknown = sorted(set(changes) - {*tree["settings"], *tensors})
+    if unknown:
+        raise RMuseError(f"{type(part).__name__} has no {', '.join(unknown)} to change")
+    for name, value in changes.items():
+        (tensors if isinstance(value, Tensor) else tree["settings"])[name] = value
+    found = from_record(tree, tensors)
+    assert isinstance(found, type(part))
+    return found
+
+
+def operators_of(plan: Plan) -> dict[str, Operator]:
+    """Address → operator, as `Plan.replace` takes them: a pattern such as ``*.operator*`` would match their parts too."""
+    found: dict[str, Operator] = {}
+    for i, edit in enumerate(plan):
+        label = f"edit{i}" if edit.name is None else edit.name
+        one = len(edit.operators) == 1
+        found |= {f"{label}.operator{'' if one else j}": o for j, o in enumerate(edit.operators)}
+    return found
 
 
 def rows_of(
