@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
+from rmuse_interp.cli import requests, support
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
@@ -21,6 +21,7 @@ TOLD = 3
 
 
 def fit(
+    context: requests.Context,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
@@ -38,10 +39,16 @@ def fit(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
+    bundle: requests.Bundle = None,
+    add: requests.Add = None,
+    remove: requests.Remove = None,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
+    """Fit R-MUSE on a model and a benchmark, and write the bundle; or change one by a person more or less."""
+    if bundle is not None or add or remove:
+        requests.fulfil(context)
+        return
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
     steered = support.layers_of(layers)
     benchmark = support.open_benchmark(data, forget, skip_bad_rows)
@@ -109,8 +116,12 @@ def info(
     model = fitted.plan.fingerprint or {}
     print_(f"[bold]model[/bold] {escape(_flat(model) or 'any')}", soft_wrap=True)
     for key, value in fitted.report.items():
+        if key == "undo":
+            continue
         if key == "people":
             value = f"{len(value)} to forget (ids hashed)"
+        if key == "requests":
+            value = requests.summary(value)
         for line in _told(key, value):
             print_(line, soft_wrap=True)
 

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support, tables
+from rmuse_interp.cli import requests, support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.results import SCORES, Transcript, claim, write_run
@@ -89,7 +89,8 @@ def evaluate(
     loaded = [support.open_bundle(folder) for folder in folders]
     names = names_of(folders, loaded)
     rate = common_rate(dict(zip(map(str, folders), loaded, strict=True)), forget)
-    benchmark = support.open_benchmark(data, rate, skip_bad_rows)
+    opened = support.open_benchmark(data, rate, skip_bad_rows)
+    benchmark = requests.as_forgotten(opened, list(zip(folders, loaded, strict=True)))
     from rmuse_interp import running
     from rmuse_interp.report import before_after
 
@@ -110,6 +111,8 @@ def evaluate(
     scores, transcripts = answered(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
     )  # fmt: skip
+    if benchmark is not opened:
+        scores["benchmark"]["people"] = len(benchmark.forget_people)
     write_run(out, scores, transcripts, overwrite)
     before_after.save(scores, out, "figure")
     running.finish(out)

@@ -1,5 +1,6 @@
 """A benchmark: what fitting may see, what scoring asks, and the pools and tables that go with it."""
 
+import copy
 import importlib
 import json
 import random
@@ -120,8 +121,9 @@ class Benchmark:
         self._cache: dict[str, list[Example]] = {}
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
         self._reader.files("Test_Set")
-        self.forget_people = frozenset(self._reader.ids(self._forget))
-        retained = frozenset(self._reader.ids(self._retain))
+        self._ids = {name: self._reader.ids(name) for name in (self._forget, self._retain)}
+        self.forget_people = frozenset(self._ids[self._forget])
+        retained = frozenset(self._ids[self._retain])
         for name, people in ((self._forget, self.forget_people), (self._retain, retained)):
             if not people:
                 raise RMuseError(f"{folder}/{name}: required at least one person, got an empty set")
@@ -143,6 +145,11 @@ class Benchmark:
     @property
     def render_seed(self) -> int | None:
         return self.settings.render_seed
+
+    @property
+    def people(self) -> tuple[str, ...]:
+        """IDs of all who are to be forgotten or retained, in file order."""
+        return tuple(dict.fromkeys(person for ids in self._ids.values() for person in ids))
 
     @property
     def delimiters(self) -> tuple[str, str]:
@@ -218,13 +225,15 @@ class Benchmark:
         def kept(person: str) -> bool:
             return person not in self.forget_people
 
+        def fitting(split: str, wanted: Callable[[str], bool]) -> list[Example]:
+            folders = [folder for folder, people in self._ids.items() if any(map(wanted, people))]
+            return [e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip()))]
+
         loaders: dict[str, Callable[[], list[Example]]] = {
-            "forget": lambda: read.people(self._forget, "forget"),
+            "forget": lambda: fitting("forget", forgotten),
             "test": lambda: read.people("Test_Set", "test", forgotten),
-            "retain": lambda: read.people(self._retain, "retain"),
-            "retain_test": lambda: read.people(
-                "Test_Set", "retain_test", lambda person: not forgotten(person)
-            ),
+            "retain": lambda: fitting("retain", kept),
+            "retain_test": lambda: read.people("Test_Set", "retain_test", kept),
             "celebrity": lambda: read.people("Retain_Set", "celebrity") if self._has("Retain_Set") else [],
             "reasoning": lambda: self._questions("Reasoning", "test", "reasoning"),
             "benign": lambda: self._questions("Benign", "test", "benign"),
@@ -234,6 +243,32 @@ class Benchmark:
         if split not in self._cache:
             self._cache[split] = loaders[split]()
         return list(self._cache[split])
+
+    def forgetting(self, people: Iterable[str]) -> "Benchmark":
+        """The same benchmark with these people to forget and all others of forget_X and retain_X to retain.
+
+        Every view and split follows: ``test`` asks about these people, ``retain_test`` about the others. The forget rate
+        stays the one whose folders are read.
+
+        Raises:
+            RMuseError: an ID that stands in neither folder, nobody to forget or nobody to retain, a benchmark with
+                elicited responses (choose the people first).
+        """
+        chosen = frozenset(people)
+        unknown = sorted(chosen - set(self.people))
+        if unknown or not chosen or len(chosen) == len(self.people):
+            got = f"the unknown ID {unknown[0]!r}" if unknown else f"{len(chosen)} of {len(self.people)}"
+            raise RMuseError(
+                f"{self.folder}: people of {self._forget} and {self._retain} were required, at least one to forget and "
+                f"one to retain, got {got}"
+            )
+        if type(self) is not Benchmark:
+            raise RMuseError("whom to forget is chosen on a benchmark as loaded: elicit responses after it")
+        if chosen == self.forget_people:
+            return self
+        view = copy.copy(self)
+        view.forget_people, view._cache = chosen, {}
+        return view
 
     def require_reasoning(self) -> None:
         """Checks that fitting finds the reasoning spans it needs.

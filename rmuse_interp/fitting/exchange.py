@@ -1,0 +1,132 @@
+"""Moving a person's cluster between the two sides of a gate, and back to the bit.
+
+Any `IdentityGate` will do; combinations are gone through, and every gate in them that knows people is changed. No model
+is seen here: states come as arrays, and what a gate loses is kept as plain JSON.
+"""
+
+import base64
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting import hashed
+from rmuse_interp.gates import Gate, IdentityGate, Side
+from rmuse_interp.parts import from_record, to_record
+
+Request = Literal["add", "remove"]
+"""One person more to forget, or one less."""
+
+States = tuple[Tensor, Tensor]
+"""One person's states where a gate reads: [questions, d] of their own questions, [harmless, d] of harmless ones."""
+
+
+def label_of(person: str) -> str:
+    """The hash that stands for a person in a bundle."""
+    return hashed([person])[0]
+
+
+def knows_people(gate: Gate) -> bool:
+    """Whether a gate, or a gate in a combination, knows people one by one; what stands behind a `Not` does not count."""
+    children = getattr(gate, "gates", ())
+    return isinstance(gate, IdentityGate) or any(knows_people(child) for child in children)
+
+
+def rewritten(gate: Gate, path: str, change: Callable[[str, IdentityGate], IdentityGate]) -> Gate:
+    """The gate with every part of it that knows people one by one changed; `change` is told where the part stands."""
+    if isinstance(gate, IdentityGate):
+        return change(path, gate)
+    children = getattr(gate, "gates", None)
+    if not isinstance(children, nn.ModuleList):
+        return gate
+    combination = cast(Any, type(gate))
+    return cast(
+        Gate, combination([rewritten(cast(Gate, g), f"{path}/{i}", change) for i, g in enumerate(children)])
+    )
+
+
+def exchanged(
+    gate: IdentityGate, person: str, states: States, request: Request
+) -> tuple[IdentityGate, dict[str, Any] | None]:
+    """The gate with a person on the other side, and a note (plain JSON) for `undone` to take that back.
+
+    Harmless questions about a person to forget are a cluster that must not be steered, as in `gather`. The note is None,
+    and the gate itself comes back, where it has no say: it read no question of the person.
+    """
+    (own, harmless), who, benign = states, label_of(person), label_of(f"benign {person}")
+    if not len(own) or (request == "remove" and who not in gate.labels):
+        return gate, None
+    took: list[tuple[Side, str]] = [("other", who)] if request == "add" else [("forget", who)]
+    gave: list[tuple[Side, str, Tensor]] = [("forget" if request == "add" else "other", who, own)]
+    if request == "add" and len(harmless):
+        took.append(("other", benign))
+        gave.append(("other", benign, harmless))
+    taken = []
+    for side, label in took:
+        if label in (gate.labels if side == "forget" else gate.other_labels):
+            less = gate.without_cluster(label, side=side)
+            taken.append({"side": side, "label": label, "held": _held(gate, label, side, less)})
+            gate = less
+    for side, label, given in gave:
+        gate = gate.with_cluster(label, given, side=side)
+    return gate, {"put": [[side, label] for side, label, _ in gave], "taken": taken}
+
+
+def undone(gate: IdentityGate, note: Mapping[str, Any], read: Callable[[], States]) -> IdentityGate:
+    """The gate with what `exchanged` put taken out, and what it took put back.
+
+    Args:
+        gate: as `exchanged` left it; other people may have moved since.
+        note: of `exchanged`.
+        read: the person's states, asked for where the gate's own could not be kept.
+    """
+    who = note["put"][0][1]
+    for side, label in note["put"]:
+        gate = gate.without_cluster(label, side=side)
+    for one in reversed(note["taken"]):
+        if one["held"] is not None:
+            gate = _returned(gate, one["held"])
+        else:
+            states = read()[0 if one["label"] == who else 1]
+            gate = gate.with_cluster(one["label"], states, side=one["side"])
+    return gate
+
+
+def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> dict[str, Any] | None:
+    """What a gate held of a cluster that `less` lacks, as plain JSON: an entry of lists, a row of tensors.
+
+    None where that does not bring the gate back to the bit: for gates that keep a cluster in another form.
+    """
+    (tree, tensors), (short, rows) = to_record(gate), to_record(less)
+    at = (gate.labels if side == "forget" else gate.other_labels).index(label)
+    changed = [name for name, value in tree["settings"].items() if value != short["settings"][name]]
+    grown = [name for name, tensor in tensors.items() if not torch.equal(tensor, rows[name])]
+    try:
+        held = {
+            "at": at,
+            "entries": {name: tree["settings"][name][at] for name in changed},
+            "rows": {name: base64.b64encode(tensors[name][at].numpy().tobytes()).decode() for name in grown},
+        }
+        again, bits = to_record(_returned(less, held))
+    except (RMuseError, RuntimeError, TypeError, IndexError, ValueError):
+        return None
+    equal = again == tree and all(torch.equal(bits[name], tensor) for name, tensor in tensors.items())
+    return held if equal else None
+
+
+def _returned(gate: IdentityGate, held: Mapping[str, Any]) -> IdentityGate:
+    """The gate with what `_held` kept of a cluster, where it stood (at the end, where the gate has become shorter)."""
+    tree, tensors = to_record(gate)
+    at = held["at"]
+    for name, value in held["entries"].items():
+        there = tree["settings"][name]
+        tree["settings"][name] = [*there[:at], value, *there[at:]]
+    for name, text in held["rows"].items():
+        full = tensors[name]
+        row = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=full.dtype).reshape(full[:1].shape)
+        tensors[name] = torch.cat([full[:at], row, full[at:]])
+    back = from_record(tree, tensors)
+    assert isinstance(back, IdentityGate)
+    return back

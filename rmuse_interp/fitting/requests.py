@@ -1,0 +1,283 @@
+"""Requests that arrive one by one: one person more to forget, or one restored, in a bundle that is fitted already.
+
+Only the gates know who is forgotten, each person by a cluster of their own, so a request reads one person's questions
+and moves one cluster from one side to the other. Nothing else is refitted, and nothing has to be: what is said instead
+(operators, prototypes, RRS) was learnt along refusals, which are the same words whoever is asked about. Thresholds, and
+the clusters of all other people, stay to the bit; so do the rates that a gate expects, which are those of the fit.
+
+The opposite request takes the first one back, to the bit: the bundle's report keeps, per person, what a request took
+out of the gates (``undo``), beside a log of requests (``requests``) and who is forgotten now (``people``), all hashed.
+"""
+
+import copy
+import difflib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
+
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from rmuse_interp.collect import Query, pooled_states
+from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.edits import Modality, Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting.exchange import (
+    Request,
+    States,
+    exchanged,
+    knows_people,
+    label_of,
+    rewritten,
+    undone,
+)
+from rmuse_interp.fitting.gathering import SHORT
+from rmuse_interp.gates import IdentityGate
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.respond import verdict
+from rmuse_interp.rmuse import RMuse
+
+
+def add_people(
+    fitted: RMuse,
+    model: LensModel,
+    benchmark: Benchmark,
+    ids: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> RMuse:
+    """The same R-MUSE with these people forgotten too, one after the other.
+
+    A person gets a forget cluster of all their fitting questions (every form, asked about every photograph that fitting
+    data hold), and leaves the side of those who must not be steered; harmless questions about them stay there, as in
+    `fit`. A person who was removed by an earlier request gets back what was taken then, to the bit, without a pass.
+
+    Args:
+        fitted: from `fit` or an earlier request; not changed.
+        model: the one it was fitted on.
+        benchmark: the one it was fitted on, at the same forget rate; Test_Set and ``test`` files are never read.
+        ids: of people in forget_X or retain_X.
+        batch_size: questions per batch.
+        progress: a running progress bar to add a line to.
+
+    Raises:
+        RMuseError: as `check_request`, another model, states that are not finite.
+    """
+    check_request(fitted, benchmark, add=ids)
+    return _requested(fitted, model, benchmark, ids, "add", batch_size, progress)
+
+
+def remove_people(
+    fitted: RMuse,
+    model: LensModel,
+    benchmark: Benchmark,
+    ids: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> RMuse:
+    """The same R-MUSE with these people restored, one after the other; arguments and errors as `add_people`.
+
+    Who was added by an earlier request leaves no trace: the gates are those from before it. Who was forgotten from the
+    first fit on gets a cluster of their questions on the side of those who must not be steered.
+    """
+    check_request(fitted, benchmark, remove=ids)
+    return _requested(fitted, model, benchmark, ids, "remove", batch_size, progress)
+
+
+def check_request(
+    fitted: RMuse, benchmark: Benchmark, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+) -> None:
+    """All that can be wrong with requests is found here, before a model is needed.
+
+    Raises:
+        RMuseError: a bundle of another benchmark or forget rate, gates that do not know people one by one, an ID that is
+            unknown, named twice, forgotten already or not forgotten, nobody left to forget or to retain.
+    """
+    own = fitted.report.get("benchmark", {})
+    here = {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed}
+    differs = [
+        f"{key} {own.get(key)!r}, not {value!r}" for key, value in here.items() if own.get(key) != value
+    ]
+    if differs:
+        raise RMuseError(
+            f"the benchmark that the bundle was fitted on was required, which has {'; '.join(differs)}: give that one"
+        )
+    if not len(fitted.plan) or any(edit.gate is None or not knows_people(edit.gate) for edit in fitted.plan):
+        kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
+        raise RMuseError(
+            f"gates that know people one by one (clusters) were required for a request, got {kinds or 'no gate'}; fit "
+            "with the preset calibrated, whose gates are clusters wherever these tell people apart best"
+        )
+    before = forgotten(fitted, benchmark)
+    named = [*add, *remove]
+    for person in named:
+        if person not in benchmark.people:
+            near = difflib.get_close_matches(person, benchmark.people, 1)
+            raise RMuseError(
+                f"an ID out of the {len(benchmark.people)} people of forget_{benchmark.forget_rate} and "
+                f"retain_{100 - benchmark.forget_rate} was required, got {person!r}"
+                + (f"; is it {near[0]!r}?" if near else "")
+            )
+        if named.count(person) > 1:
+            raise RMuseError(f"each person once was required, got {person!r} {named.count(person)} times")
+    for person in add:
+        if person in before:
+            raise RMuseError(f"somebody who is not forgotten was required, {person!r} is forgotten already")
+    for person in remove:
+        if person not in before:
+            raise RMuseError(
+                f"one of the {len(before)} people forgotten was required, {person!r} is not forgotten"
+            )
+    after = [p for p in [*before, *add] if p not in remove]
+    if not after:
+        raise RMuseError(
+            f"at least one person to forget was required, got a request to restore the last, {remove[-1]!r}; "
+            "run the model without the bundle instead"
+        )
+    benchmark.forgetting(after)
+
+
+def forgotten(fitted: RMuse, benchmark: Benchmark) -> list[str]:
+    """IDs of the people that a bundle forgets, in the benchmark's order: bundles hold hashes, which are matched here.
+
+    Raises:
+        RMuseError: people who are not in this benchmark, or none at all.
+    """
+    hashes = set(fitted.report.get("people", []))
+    found = [person for person in benchmark.people if label_of(person) in hashes]
+    if len(found) != len(hashes) or not hashes:
+        raise RMuseError(
+            f"a bundle for people of {benchmark.id} at {benchmark.forget_rate} % was required, got one that knows "
+            f"{len(hashes) - len(found)} others of {len(hashes)}; give the benchmark that it was fitted on, or fit again"
+        )
+    return found
+
+
+def decided(
+    fitted: RMuse, model: LensModel, benchmark: Benchmark, person: str, *, batch_size: int = 32
+) -> dict[str, tuple[int, int]]:
+    """How the gates decide a person's own fitting questions: of each group, how many fire and how many there are.
+
+    Groups are ``image`` and ``text`` questions, and ``harmless`` ones about their pictures; a group without questions
+    is left out.
+    """
+    groups: dict[str, list[Query]] = {}
+    for modality in get_args(Modality):
+        own, harmless = asked(benchmark, person, modality)
+        groups[modality] = own
+        groups["harmless"] = groups.get("harmless", []) + harmless
+    found: dict[str, tuple[int, int]] = {}
+    for name, queries in groups.items():
+        fired = 0
+        ordered = sorted(queries, key=lambda q: (q.image is None, len(q.prompt)))
+        for start in range(0, len(ordered), batch_size):
+            batch = ordered[start : start + batch_size]
+            decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
+            said = verdict(fitted.plan, decision, [q.image is not None for q in batch])
+            fired += sum(bool(one) for one, _ in said)
+        if queries:
+            found[name] = (fired, len(queries))
+    return found
+
+
+def asked(benchmark: Benchmark, person: str, modality: Modality) -> tuple[list[Query], list[Query]]:
+    """A person's questions of one kind in fitting data, in all forms that `fit` reads of people to forget; harmless ones.
+
+    Open questions are asked about each photograph of theirs, short ones (multiple choice, cloze) in turn.
+    """
+    everyone = [*benchmark.fit_forget, *benchmark.fit_retain]
+    mine = [e for e in everyone if e.person == person and e.modality == modality]
+    harmless = [e for e in benchmark.fit_benign if e.person == person and e.modality == modality]
+    further = [e.image for e in harmless if e.image is not None]
+    shown = [
+        (e, image, n) for e in mine if e.kind not in SHORT for n, image in enumerate([e.image, *further])
+    ]
+    for turn, example in enumerate(e for e in mine if e.kind in SHORT):
+        n = turn % (1 + len(further))
+        shown.append((example, [example.image, *further][n], n))
+    own = [_query(example, benchmark, image, n) for example, image, n in shown]
+    return own, [_query(e, benchmark, e.image, 0) for e in harmless]
+
+
+def _query(example: Example, benchmark: Benchmark, image: bytes | None, number: int) -> Query:
+    """As `gather` asks: the reference response stands for the draft."""
+    response = example.response(benchmark.delimiters)
+    return Query(
+        f"{example.id}@{number}", example.prompt(), image, response, stepwise=example.reasoning is not None
+    )
+
+
+def _requested(
+    fitted: RMuse, model: LensModel, benchmark: Benchmark, ids: Sequence[str], request: Request, batch_size: int,
+    progress: Progress | None,
+) -> RMuse:  # fmt: skip
+    model.fingerprint.require(fitted.plan.fingerprint, "the bundle")
+    task = None if progress is None else progress.add_task(request, total=len(ids))
+    for person in ids:
+        read = functools.partial(_states, model, benchmark, person, batch_size)
+        fitted = _moved(fitted, person, request, read)
+        if progress is not None and task is not None:
+            progress.advance(task)
+    return fitted
+
+
+def _states(
+    model: LensModel,
+    benchmark: Benchmark,
+    person: str,
+    batch_size: int,
+    gate: IdentityGate,
+    modality: Modality | None,
+) -> States:
+    """One person's states where a gate reads; no batch holds another's questions, so that the bits are theirs alone."""
+    sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+    for kind in get_args(Modality) if modality is None else (modality,):
+        for side, queries in zip(sides, asked(benchmark, person, kind), strict=True):
+            lead = "" if gate.prefix is None else f"{gate.prefix} "
+            led = [Query(q.id, lead + q.prompt, q.image, q.response, q.stepwise) for q in queries]
+            found = pooled_states(
+                model, led, (gate.readout,), layers=(gate.layer,), delimiters=benchmark.delimiters, batch_size=batch_size
+            )  # fmt: skip
+            side.append(found[gate.readout].at(gate.layer))
+    own, harmless = (torch.cat(side) for side in sides)
+    return own, harmless
+
+
+def _moved(
+    fitted: RMuse, person: str, request: Request, read: Callable[[IdentityGate, Modality | None], States]
+) -> RMuse:
+    """One request: taken back where it is the opposite of the person's last one, else carried out and noted."""
+    who = label_of(person)
+    report = copy.deepcopy(fitted.report)
+    undo = report.setdefault("undo", {})
+    back: dict[str, Any] = undo.pop(who, {})
+    done: dict[str, Any] = {}
+    edits = []
+    for i, edit in enumerate(fitted.plan):
+        if edit.gate is not None:
+            place = edit.name or f"edit{i}"
+
+            def change(path: str, gate: IdentityGate, kind: Modality | None = edit.modality) -> IdentityGate:
+                if back:
+                    return undone(gate, back[path], lambda: read(gate, kind)) if path in back else gate
+                changed, note = exchanged(gate, person, read(gate, kind), request)
+                if note is not None:
+                    done[path] = note
+                return changed
+
+            edit = edit.when(rewritten(edit.gate, place, change), edit.per)
+        edits.append(edit)
+    if not back and not done:
+        raise RMuseError(
+            f"fitting questions of {person!r} of a kind that the bundle's gates decide were required, got none: "
+            f"look for this ID in {fitted.report['benchmark']['id']}"
+        )
+    if not back:
+        undo[who] = done
+    people = {*report["people"]} ^ {who}
+    report["people"] = sorted(people)
+    report["requests"] = [*report.get("requests", []), {"request": request, "person": who}]
+    return RMuse(Plan(edits, fitted.plan.fingerprint), fitted.subspaces, report)
