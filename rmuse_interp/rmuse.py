@@ -10,7 +10,7 @@
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
@@ -191,11 +191,12 @@ def middle_third(n_layers: int) -> list[int]:
 
 
 def subspaces_at(
-    evidence: Evidence, layer: int, literal: bool, spans: Sequence[str] = SPANS
+    evidence: Evidence, layer: int, literal: bool, spans: Sequence[str] = SPANS, energy: float = ENERGY
 ) -> tuple[UnlearningSubspace, RetainSubspace]:
     """`U_un` and `U_rrs` of one block; `literal` is the paper's z-scored form on `g ⊕ q`, else D1 repaired.
 
-    A span that is left out of `spans` counts as no difference in `U_un` (`Z(0) = 0` in eq. 4.2); `U_rrs` keeps both.
+    A span that is left out of `spans` counts as no difference in `U_un` (`Z(0) = 0` in eq. 4.2); `U_rrs` keeps both,
+    and is of the rank that holds the share `energy`.
 
     Raises:
         RMuseError: no span, or one that is none of `SPANS`.
@@ -216,7 +217,8 @@ def subspaces_at(
     kept = step["answer"].ids
     retain = fit_retain(
         step["answer"].at(layer), direct["answer"].select(kept).at(layer), step["cot"].select(kept).at(layer),
-        direct["answer"].select(kept).at(layer), groups=[evidence.groups[i] for i in kept], ids=kept, **common,
+        direct["answer"].select(kept).at(layer), groups=[evidence.groups[i] for i in kept], ids=kept,
+        **common | {"energy": energy},
     )  # fmt: skip
     return unlearning, retain
 
@@ -278,18 +280,39 @@ def calibrated_gate(evidence: Evidence) -> GateSelection:
     return select_gate(candidates)
 
 
+Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
+"""What is steered to: from the evidence, a block and its `U_un` to an operator that is not protected yet."""
+
+
+def nearest_in_step(evidence: Evidence, layer: int, unlearning: UnlearningSubspace) -> op.Operator:
+    """Transport to the nearest refusal state of the same step: the target of `calibrated`."""
+    states = evidence.tokens[:, evidence.layers.index(layer)]
+    prototypes = Prototypes.token_level(states, evidence.position, evidence.template)
+    return op.Transport(prototypes.points, prototypes.positions)
+
+
 def calibrated_edit(
-    evidence: Evidence, modality: Modality, layers: Sequence[int], gate: Gate | None
+    evidence: Evidence,
+    modality: Modality,
+    layers: Sequence[int],
+    gate: Gate | None,
+    target: Target = nearest_in_step,
+    energy: float = ENERGY,
 ) -> tuple[Edit, Subspaces]:
-    """The repaired edit for one kind of query: transport along refusals, inside the complement of the RRS."""
-    fitted = {layer: subspaces_at(evidence, layer, literal=False) for layer in layers}
+    """The repaired edit for one kind of query: steered to refusals, inside the complement of the RRS.
+
+    Args:
+        evidence: of this kind of query.
+        modality: which kind it is.
+        layers: 0-based blocks to steer.
+        gate: decides what is steered; None steers all.
+        target: what is steered to.
+        energy: share of the variance that the RRS holds.
+    """
+    fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
-    for layer in layers:
-        states = evidence.tokens[:, evidence.layers.index(layer)]
-        prototypes = Prototypes.token_level(states, evidence.position, evidence.template)
-        steer[layer] = op.Transport(prototypes.points, prototypes.positions).protecting(
-            fitted[layer][1].subspace
-        )
+    for layer, (unlearning, retain) in fitted.items():
+        steer[layer] = target(evidence, layer, unlearning).protecting(retain.subspace)
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 
