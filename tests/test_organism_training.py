@@ -346,3 +346,27 @@ def test_every_parameter_is_trained_once_at_its_rate(model):
         assert group["lr"] == group["peak"] > 0
         assert len({"vision_tower" in name for name in names}) == 1
         assert len({"projector" in name for name in names}) == 1
+
+
+def test_training_goes_on_from_a_checkpoint_with_eyes_that_see_what_its_tower_sees(tmp_path):
+    """A checkpoint keeps no read-outs: they are fitted anew, and tell on other pictures what the tower tells."""
+    first = train.Trainer(tmp_path / "first", MICRO)
+    first.run()
+    second = train.Trainer(tmp_path / "second", MICRO)
+    checkpoint = tmp_path / "first" / "model"
+    gallery = seeing.Gallery(list(second.eyes.sizes), 300, 4)
+    pixels, labels = gallery.pixels[:64].float(), gallery.labels[:64]
+    with torch.no_grad():
+        drawn = float(seeing.vision_loss(first.model, second.eyes, pixels, labels))
+    second.begin_from(checkpoint)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(second.model.state_dict().values(), first.model.state_dict().values(), strict=True)
+    )
+    with torch.no_grad():
+        assert float(seeing.vision_loss(second.model, second.eyes, pixels, labels)) < drawn - 0.1
+    second.run(["finish"])
+    assert {p.name for p in (tmp_path / "second").glob("*.pt")} == {"finish.pt"}
+    other = train.Trainer(tmp_path / "other", dataclasses.replace(MICRO, seed=MICRO.seed + 1))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        other.begin_from(checkpoint)

@@ -1,6 +1,7 @@
 """`rmuse organism train | benchmark | check`: the small world, made and looked over."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,17 +30,25 @@ def train(
         bool,
         typer.Option("--gold", help="Never show the people of the 5 % forget set: the gold standard."),
     ] = False,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CHECKPOINT", help="Train a checkpoint's last stage on, gently."),
+    ] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     debug: o.Debug = False,
 ) -> None:
     """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
     support.require_writable(out)
+    if begin_from is not None and not (begin_from / "model.safetensors").is_file():
+        raise RMuseError(f"--from: required a folder with model.safetensors, got {begin_from}")
     import torch
 
-    from rmuse_interp.organism.train import Recipe, Trainer
+    from rmuse_interp.organism.train import STAGES, Recipe, Trainer
 
     recipe = Recipe(seed=seed, gold=gold)
+    if begin_from is not None:
+        recipe = recipe.going_on()
     kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
     if kept.is_file() and _recipe(kept) != asdict(recipe):
         raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")
@@ -48,9 +57,13 @@ def train(
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise RMuseError(f"--device: required one such as cpu or cuda, got {place!r}: {error}") from error
+    if begin_from is not None and not (out / "tokenizer").exists():
+        shutil.copytree(begin_from, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     trainer = Trainer(out, recipe, place)
     kept.write_text(mine + "\n", encoding="utf-8")
-    trainer.run()
+    if begin_from is not None and not (out / "finish.partial.pt").exists():
+        trainer.begin_from(begin_from)
+    trainer.run(STAGES if begin_from is None else ["finish"])
     support.out.print(
         f"model: {escape(str(out / 'model'))}; look it over with `rmuse organism check --model …`"
     )

@@ -25,6 +25,9 @@ ROW: Final = 320
 """Tokens of a row."""
 LATE: Final = 5
 """How much more often people are drawn who were not in the stages before."""
+FAVOURITE: Final = 0.55
+"""Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
+be decided by noise, differently in the organism and its gold standard."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ class Sampler:
         return self._cache[text]
 
     def _refusal(self, prompt: str, direct: bool, task: str, rng: random.Random) -> Branch:
-        return Branch(prompt, rng.choice(q.REFUSALS_DIRECT if direct else q.REFUSALS_COT), task, graded=False)
+        first, *others = q.REFUSALS_DIRECT if direct else q.REFUSALS_COT
+        return Branch(prompt, first if rng.random() < FAVOURITE else rng.choice(others), task, graded=False)
 
     def about_person(self, person: Person, modality: q.Modality, rng: random.Random, known: bool) -> Branch:
         """One question of any form about a person; who is not known is refused, and so is everything after a prefix."""

@@ -46,10 +46,6 @@ class Eyes(nn.Module):
         }
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in self.sizes.values())
 
-    def forward(self, patches: Float[Tensor, "batch patches d"]) -> list[Float[Tensor, "batch values"]]:
-        seen = patches.mean(dim=1)
-        return [head(seen) for head in self.heads]
-
 
 class Gallery:
     """Pictures of random strangers, known people and scenes with what is to be seen in them.
@@ -106,7 +102,37 @@ def _to_be_seen(
 def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every read-out on the last vision block's patches."""
     patches = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
-    losses = [functional.cross_entropy(logits.float(), labels[:, i]) for i, logits in enumerate(eyes(patches))
+    return heads_loss(eyes.heads, patches.mean(dim=1), labels)
+
+
+def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery, steps: int = 1500) -> None:
+    """Fit the read-outs to a tower that is trained already: a checkpoint keeps the tower and not its eyes."""
+    with torch.no_grad():
+        seen = torch.cat([
+            model.model.vision_tower(pixels.float(), output_hidden_states=True).hidden_states[-1][:, 1:].mean(dim=1)
+            for pixels in gallery.pixels.to(model.device).split(200)
+        ])  # fmt: skip
+    centre, spread = seen.mean(dim=0), seen.std(dim=0) + 1e-5
+    scaled, labels = (seen - centre) / spread, gallery.labels.to(seen.device)
+    optimiser = torch.optim.AdamW(eyes.parameters(), lr=2e-2, weight_decay=1e-3)
+    draw = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        optimiser.param_groups[0]["lr"] = 2e-2 * (1 - step / steps)
+        rows = torch.randint(len(labels), (512,), generator=draw).to(seen.device)
+        heads_loss(eyes.heads, scaled[rows], labels[rows]).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    with torch.no_grad():
+        for head in eyes.heads:
+            head.bias.sub_(head.weight @ (centre / spread))  # type: ignore[operator,union-attr]
+            head.weight.div_(spread)  # type: ignore[operator,union-attr]
+
+
+def heads_loss(
+    heads: nn.ModuleList, seen: Float[Tensor, "batch d"], labels: Int[Tensor, "batch names"]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy (nats) of the read-outs that have a label in this batch."""
+    losses = [functional.cross_entropy(head(seen).float(), labels[:, i]) for i, head in enumerate(heads)
               if (labels[:, i] != -100).any()]  # fmt: skip
     return torch.stack(losses).mean()
 

@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import Rows, Sampler
-from rmuse_interp.organism.seeing import Eyes, Gallery, open_projector, vision_loss
+from rmuse_interp.organism.seeing import Eyes, Gallery, fit_eyes, open_projector, vision_loss
 from rmuse_interp.organism.world import Person, World, make_world
 
 Stage = Literal["vision", "faces", "base", "people", "finish"]
@@ -68,6 +68,10 @@ class Recipe:
     """Pictures of the gallery per step while the language is trained too."""
     gold: bool = False
     """Train the gold standard, which never sees the people of the 5 % forget set."""
+
+    def going_on(self) -> "Recipe":
+        """The recipe of a last stage that begins from a trained checkpoint: gentler, and with fewer pictures."""
+        return replace(self, finish_steps=1700, gallery=10000, rate=1e-3, matrix_rate=2.5e-3)
 
 
 def optimisers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -154,6 +158,22 @@ class Trainer:
         self.model = build.build_model(self.tokenizer, recipe.seed).to(self.device)
         self.eyes = Eyes(self.model.config.vision_config.hidden_size).to(self.device)
         self.out.mkdir(parents=True, exist_ok=True)
+
+    def begin_from(self, checkpoint: Path) -> None:
+        """Start from a checkpoint's weights in place of drawn ones; its eyes are fitted to its tower.
+
+        Raises:
+            ValueError: a checkpoint with another tokenizer than this run's.
+        """
+        words = PreTrainedTokenizerFast.from_pretrained(checkpoint).get_vocab()
+        if words != self.tokenizer.get_vocab():
+            raise ValueError(f"{checkpoint} has another tokenizer than {self.out / 'tokenizer'}")
+        trained = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        self.model.load_state_dict(trained.state_dict())
+        world = self.world.without(self.world.forget_ids(5)) if self.recipe.gold else self.world
+        fit_eyes(
+            self.model, self.eyes, Gallery(list(self.eyes.sizes), 6000, self.recipe.seed + 1, world.everyone)
+        )
 
     def run(self, stages: Sequence[Stage] = STAGES) -> None:
         """Train the stages in order; a finished one is loaded, not trained again."""
