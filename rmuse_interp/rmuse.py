@@ -59,7 +59,7 @@ class Evidence:
         groups: of each retain id, what it is balanced by (`people`, `reasoning`).
         tokens: states along the refusals, all blocks.
         position: step of each of those tokens, 0 at the last prompt token.
-        template: which refusal of the pool each of those tokens belongs to.
+        template: which of the distinct refusals each of those tokens belongs to.
         readouts: prompt states by read-out, of forget and other queries alike.
         prefixed: last-token states of `g ⊕ q`, one fixed g, of forget and other queries.
         forget: of each id in `readouts` that must be steered, its cross-validation group.

@@ -236,9 +236,13 @@ class RefusalPool:
 
         A response that reasons like a refusal and then answers is none. Without a chain, a direct refusal is.
         """
-        if transcript.well_formed:
-            return _like(transcript.reasoning, self.chains) and _like(transcript.answer, self.answers)
-        return not transcript.reasoning and _like(transcript.answer, (*self.direct, *self.answers))
+        return self.refuses(transcript.reasoning, transcript.answer, transcript.well_formed)
+
+    def refuses(self, reasoning: str, answer: str, well_formed: bool) -> bool:
+        """`holds` of a response given in its parts."""
+        if well_formed:
+            return _like(reasoning, self.chains) and _like(answer, self.answers)
+        return not reasoning and _like(answer, (*self.direct, *self.answers))
 
 
 def _like(text: str, pool: Sequence[str]) -> bool:

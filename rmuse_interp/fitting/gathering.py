@@ -3,6 +3,7 @@
 import hashlib
 import random
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
@@ -12,8 +13,10 @@ from rmuse_interp.collect import Query, pooled_states, trajectories
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits import Modality
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.metrics import RefusalPool
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.rmuse import Evidence
+from rmuse_interp.spans import parse_response
 
 LIMIT: Final = 160
 """Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
@@ -31,15 +34,21 @@ def gather(
     limit: int = LIMIT,
     batch_size: int = 32,
     seed: int = 0,
+    photographs: bool = True,
     progress: Progress | None = None,
 ) -> dict[Modality, Evidence]:
-    """Everything both presets need, for each kind of query the forget set has."""
+    """Everything both presets need, for each kind of query the forget set has.
+
+    Args:
+        photographs: ask about further photographs of people to forget too, where the fitting files hold some; False
+            leaves the one that comes with each person's questions.
+    """
     found: dict[Modality, Evidence] = {}
     for modality in ("image", "text"):
         wanted = [e for e in benchmark.fit_forget if e.modality == modality]
         if any(e.kind == "generation" for e in wanted):
             found[modality] = _Gatherer(
-                model, benchmark, modality, limit, batch_size, seed, progress
+                model, benchmark, modality, limit, batch_size, seed, photographs, progress
             ).evidence()
     if not found:
         raise RMuseError(f"{benchmark.id}: the forget set has no generation questions to fit on")
@@ -51,10 +60,10 @@ class _Gatherer:
 
     def __init__(
         self, model: LensModel, benchmark: Benchmark, modality: Modality, limit: int, batch_size: int, seed: int,
-        progress: Progress | None,
+        photographs: bool, progress: Progress | None,
     ) -> None:  # fmt: skip
         self.model, self.benchmark, self.modality, self.limit = model, benchmark, modality, limit
-        self.seed = seed
+        self.seed, self.photographs = seed, photographs
         self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
         self.forget = self._some(benchmark.fit_forget, {"generation"})
         self.people = self._some(benchmark.fit_retain, {"generation"})
@@ -83,15 +92,13 @@ class _Gatherer:
             for i, e in enumerate(self.forget)
         ]
         retained = [*self.people, *self.reasoning]
-        spoken = [
-            (query, refused_with[query.id])
-            for query in rng.sample(refusing, min(TRAJECTORIES, len(refusing)))
-        ]
-        spoken += self._direct_refusals()
-        template_of = {query.id: template for query, template in spoken}
+        spoken = rng.sample(refusing, min(TRAJECTORIES, len(refusing)))
+        spoken = self._in_own_words([*spoken, *self._direct_refusals()])
+        said = list(dict.fromkeys(query.response for query in spoken))
+        template_of = {query.id: said.index(query.response) for query in spoken}
         runs = trajectories(
             self.model,
-            [query for query, _ in spoken],
+            spoken,
             delimiters=benchmark.delimiters,
             label=f"refusals, {self.modality}",
             **self.settings,
@@ -111,8 +118,8 @@ class _Gatherer:
             **self._gate(),
         )
 
-    def _direct_refusals(self) -> list[tuple[Query, int]]:
-        """Refusals without reasoning to questions that want none, with their templates (after those with reasoning).
+    def _direct_refusals(self) -> list[Query]:
+        """Refusals without reasoning to questions that want none.
 
         Without them such a question would be steered along a chain of thought that it never began.
         """
@@ -122,13 +129,31 @@ class _Gatherer:
         some = random.Random(self.seed).sample(asked, min(TRAJECTORIES, len(asked)))
         found = []
         for i, (example, prompt) in enumerate(some):
-            template = i % len(benchmark.refusals_direct)
             lead = benchmark.prefixes[i % len(benchmark.prefixes)]
-            response = benchmark.refusals_direct[template]
-            query = Query(
-                f"{example.id}, direct", f"{lead} {prompt}", example.image, response, stepwise=False
-            )
-            found.append((query, len(benchmark.refusals_cot) + template))
+            response = benchmark.refusals_direct[i % len(benchmark.refusals_direct)]
+            name = f"{example.id}, direct"
+            found.append(Query(name, f"{lead} {prompt}", example.image, response, stepwise=False))
+        return found
+
+    def _in_own_words(self, refusing: list[Query]) -> list[Query]:
+        """The same queries with what the model itself says to g ⊕ q, where that refuses in the form that was asked for.
+
+        States along its own words are those it comes to by itself: what is steered there goes on as the model would, and
+        not in a mixture of what it would say and what it was made to. Elsewhere the pool's refusal stays.
+        """
+        benchmark = self.benchmark
+        pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
+        longest = max(len(self.model.tokenizer(q.response).input_ids) for q in refusing) + 16
+        said = self.model.respond(
+            [q.prompt for q in refusing], [q.image for q in refusing], max_new_tokens=longest,
+            batch_size=self.settings["batch_size"],
+        )  # fmt: skip
+        found = []
+        for query, response in zip(refusing, said, strict=True):
+            parsed = parse_response(response.text, benchmark.delimiters)
+            refuses = pool.refuses(parsed.reasoning, parsed.answer, parsed.well_formed)
+            own = refuses and parsed.well_formed is query.stepwise
+            found.append(replace(query, response=response.text) if own else query)
         return found
 
     def _pool(self, queries: list[Query], label: str) -> Any:
@@ -177,16 +202,19 @@ class _Gatherer:
         for i, example in enumerate([*self.people, *self._some(benchmark.fit_retain, SHORT)]):
             own = [example.image, *photographs.get(example.person or "", [])]
             people.append((example, own[i % len(own)], i % len(own)))
+        benign = [
+            e for e in benchmark.fit_benign if self.photographs or e.person not in benchmark.forget_people
+        ]
         harmless = [
             (e, e.image, 0)
-            for kind, view in (("reasoning", benchmark.fit_reasoning), ("benign", benchmark.fit_benign))
+            for kind, view in (("reasoning", benchmark.fit_reasoning), ("benign", benign))
             for e in self._some(view, {kind})
         ]
         # The hardest of all: harmless questions about the very people to forget.
         known = {e.id for e, _, _ in harmless}
         harmless += [
             (e, e.image, 0)
-            for e in benchmark.fit_benign
+            for e in benign
             if e.person in benchmark.forget_people and e.modality == self.modality and e.id not in known
         ]
         others = [*people, *harmless]
@@ -228,7 +256,8 @@ class _Gatherer:
         found: dict[str, list[bytes]] = {}
         if self.modality == "image":
             for example in self.benchmark.fit_benign:
-                if example.person is not None and example.image is not None:
+                mine = self.photographs or example.person not in self.benchmark.forget_people
+                if mine and example.person is not None and example.image is not None:
                     found.setdefault(example.person, []).append(example.image)
         return found
 

@@ -1,0 +1,84 @@
+"""Whether what a method says can be told from what another model says: a classifier's AUROC on their texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rmuse_interp.errors import RMuseError
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """AUROC of telling two sets of responses apart (0.5: not at all), with a 95 % bootstrap interval over people.
+
+    Attributes:
+        auroc: of held-out people's responses.
+        low: lower end of the interval.
+        high: upper end.
+        n: number of responses, both sets together.
+    """
+
+    auroc: float
+    low: float
+    high: float
+    n: int
+
+
+def likeness(
+    ours: Sequence[str],
+    theirs: Sequence[str],
+    people: Sequence[str],
+    their_people: Sequence[str],
+    *,
+    folds: int = 5,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Likeness:
+    """Logistic regression on TF-IDF of words and pairs of words and on the length, cross-validated by person.
+
+    Args:
+        ours: responses of a method.
+        theirs: responses of the model to be like, the gold standard for instance.
+        people: whom each of ours is about: nobody is in training and scoring at once.
+        their_people: the same of theirs.
+        folds: the most folds; never more than there are people.
+        resamples: of people, for the interval.
+        seed: of the resampling.
+
+    Raises:
+        RMuseError: an empty side, people of another number, fewer than two people.
+    """
+    owners = np.array([*people, *their_people])
+    if not ours or not theirs or len(owners) != len(ours) + len(theirs) or len(set(owners)) < 2:
+        raise RMuseError(
+            f"responses of both sides, about two people or more, were required, got {len(ours)} and {len(theirs)} about "
+            f"{len(set(owners))}"
+        )
+    from scipy.sparse import csr_matrix, hstack
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import GroupKFold
+
+    texts = np.array([*ours, *theirs], dtype=object)
+    label = np.array([1] * len(ours) + [0] * len(theirs))
+    length = np.array([[np.log1p(len(str(text).split()))] for text in texts])
+    scores = np.zeros(len(texts))
+    for train, test in GroupKFold(min(folds, len(set(owners)))).split(texts, label, owners):
+        if len(set(label[train])) < 2:
+            raise RMuseError("responses of both sides about most people were required: give the same people")
+        words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+")
+        seen, new = words.fit_transform(texts[train]), words.transform(texts[test])
+        model = LogisticRegression(max_iter=1000).fit(hstack([seen, csr_matrix(length[train])]), label[train])
+        scores[test] = model.decision_function(hstack([new, csr_matrix(length[test])]))
+    draw = np.random.default_rng(seed)
+    names = sorted(set(owners))
+    rows = {name: np.flatnonzero(owners == name) for name in names}
+    found = []
+    for _ in range(resamples):
+        chosen = np.concatenate([rows[names[i]] for i in draw.integers(len(names), size=len(names))])
+        if len(set(label[chosen])) == 2:
+            found.append(roc_auc_score(label[chosen], scores[chosen]))
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Likeness(float(roc_auc_score(label, scores)), float(low), float(high), len(texts))
