@@ -1,0 +1,103 @@
+"""Answers of a gated plan put together from an ungated run and an unsteered one, instead of being generated again.
+
+A closed gate leaves its row bit for bit, and rows of a batch do not see each other. So the answers of a plan under any
+gate are, row by row, those of the same plan without gates where the gate fires, and those of the model as it is where
+it does not: exactly, as long as all runs form the same batches.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from rmuse_interp.data import Example
+from rmuse_interp.edits import Edit, Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.gates import Gate
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.results import Transcript
+from rmuse_interp.rmuse import RMuse
+
+Scores = dict[str, dict[str, float]]
+"""Name of a gate → id of a question → its score, where the gate applies to the question."""
+
+
+def probes(fitted: RMuse, gates: Mapping[str, Mapping[str, Gate]]) -> Plan:
+    """A plan that is only ever asked to decide: one edit per gate and kind of query, named ``gate/kind``.
+
+    Args:
+        fitted: gives edits to hang the gates on, one per kind of query.
+        gates: name → kind of query → gate.
+    """
+    host = {edit.modality: edit for edit in fitted.plan}
+    edits: list[Edit] = [
+        host[modality].when(gate).named(f"{name}/{modality}")  # type: ignore[index]
+        for name, by_modality in gates.items()
+        for modality, gate in by_modality.items()
+    ]
+    return Plan(edits, fitted.plan.fingerprint)
+
+
+def scored(
+    lens: LensModel,
+    plan: Plan,
+    examples: Sequence[Example],
+    batch_size: int,
+    progress: Progress | None = None,
+) -> Scores:
+    """What the gates of `probes` score, in the batches that `rmuse_interp.running.run` forms.
+
+    Raises:
+        RMuseError: a gate that reads nothing of a question it applies to.
+    """
+    found: Scores = {str(edit.name).rpartition("/")[0]: {} for edit in plan}
+    task = None if progress is None else progress.add_task("gates", total=len(examples))
+    for batch in _batches(examples, batch_size):
+        decision = lens.decide(plan, [e.prompt() for e in batch], [e.image for e in batch])
+        for column, edit in enumerate(plan):
+            name, _, modality = str(edit.name).rpartition("/")
+            values = decision.score[:, column].tolist() if modality == batch[0].modality else []
+            for example, value in zip(batch, values, strict=bool(values)):
+                if value != value:
+                    raise RMuseError(
+                        f"{example.id}: the gate {edit.name} was to score it, it had nothing to read"
+                    )
+                found[name][example.id] = value
+        if progress is not None and task is not None:
+            progress.advance(task, len(batch))
+    return found
+
+
+def _batches(examples: Sequence[Example], size: int) -> Iterable[list[Example]]:
+    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
+    for modality in ("image", "text"):
+        rows = [e for e in ordered if e.modality == modality]
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def fires(
+    scores: Mapping[str, float], gates: Mapping[str, Gate], examples: Iterable[Example]
+) -> dict[str, bool]:
+    """Id → whether the gate of its kind of query fires, as `Gate.fires` decides: in float32, strictly above."""
+    return {
+        e.id: bool(torch.tensor(scores[e.id], dtype=torch.float32) > gates[e.modality].threshold) for e in examples
+    }  # fmt: skip
+
+
+def composed(
+    name: str, steered: Iterable[Transcript], plain: Iterable[Transcript], fired: Mapping[str, bool]
+) -> list[Transcript]:
+    """The transcripts of a gated plan under a new name: steered ones where the gate fires, plain ones elsewhere.
+
+    Raises:
+        RMuseError: runs over different questions.
+    """
+    sides: list[dict[str, Any]] = [{t.id: t for t in run} for run in (plain, steered)]
+    if sides[0].keys() != sides[1].keys() or not sides[0].keys() <= fired.keys():
+        raise RMuseError(
+            f"{name}: two runs over the same questions and a decision about each were required, got "
+            f"{len(sides[0])} plain and {len(sides[1])} steered answers and {len(fired)} decisions"
+        )
+    return [replace(sides[fired[i]][i], method=name, fired=fired[i]) for i in sides[0]]
