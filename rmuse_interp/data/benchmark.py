@@ -270,8 +270,14 @@ class Benchmark:
         view.forget_people, view._cache = chosen, {}
         return view
 
+    @property
+    def has_reasoning(self) -> bool:
+        """Whether no generation question about a person to forget or retain lacks its ``Reasoning``."""
+        rows = (*self.fit_forget, *self.fit_retain)
+        return all(e.reasoning is not None for e in rows if e.kind == "generation")
+
     def require_reasoning(self) -> None:
-        """Checks that fitting finds the reasoning spans it needs.
+        """Checks that fitting on given traces finds the reasoning spans it needs.
 
         Raises:
             RMuseError: a generation question about a person to forget or retain has no ``Reasoning`` (names
@@ -284,8 +290,8 @@ class Benchmark:
                 first = f", the first is {bare[0].id}" if bare else ""
                 raise RMuseError(
                     f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got "
-                    f"{len(bare)} of {len(asked)} without{first}; use a benchmark with reasoning spans "
-                    "(RMLLMU-Bench format)"
+                    f"{len(bare)} of {len(asked)} without{first}; fit on the model's own with traces='own' "
+                    "(`rmuse fit --traces own`), or use a benchmark with reasoning spans (RMLLMU-Bench format)"
                 )
 
     def check_images(self, examples: Iterable[Example]) -> None:

@@ -7,24 +7,30 @@ reasoning and for the answer alone; what lacks a span is left out and counted.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from rich.progress import Progress
 
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.elicit.answers import Answers, default_cache
 from rmuse_interp.elicit.template import TEMPLATES, Form, Reason, Template, TemplateName, fault
+from rmuse_interp.elicit.views import Own, Restated, as_asked, restated
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models.lens import LensModel
-from rmuse_interp.spans import render_response, split_response
+from rmuse_interp.spans import split_response
 
 __all__ = [
-    "LIMIT", "MAX_NEW_TOKENS", "TEMPLATES", "Dropped", "Elicited", "Form", "Reason", "Template", "TemplateName",
-    "elicit", "fault", "fitting_questions",
+    "LIMIT", "MAX_NEW_TOKENS", "TEMPLATES", "TRACES", "Dropped", "Elicited", "Form", "Own", "Reason", "Restated",
+    "Template", "TemplateName", "Traces", "as_asked", "asked_with", "elicit", "elicited_again", "fault",
+    "fitting_questions", "template_for", "traces_of",
 ]  # fmt: skip
+
+Traces = Literal["auto", "given", "own"]
+"""Whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, or `auto`: the benchmark's
+where every open question about people has reasoning, else the model's."""
+TRACES: Final[tuple[Traces, ...]] = get_args(Traces)
 
 LIMIT: Final = 160
 """Most questions of each view and kind of query that are asked."""
@@ -54,13 +60,13 @@ class Elicited:
 
     Attributes:
         benchmark: the one to fit on: questions as they were put, responses as they came, spans trimmed of blanks. Its
-            scoring splits are as they were; its delimiters, also those of its refusals, are the template's.
+            scoring splits are put the same way; its delimiters, also those of its refusals, are the template's.
         template: how the questions were put.
         kept: ids of the questions that are fitted on, in the order asked.
         dropped: the other ones.
     """
 
-    benchmark: Benchmark
+    benchmark: Own
     template: Template
     kept: tuple[str, ...]
     dropped: tuple[Dropped, ...]
@@ -72,12 +78,7 @@ class Elicited:
 
     def record(self) -> dict[str, Any]:
         """Template and counts as plain JSON; without ids, which name people."""
-        return {
-            "template": {**asdict(self.template), "delimiters": list(self.template.delimiters)},
-            "asked": self.asked,
-            "kept": len(self.kept),
-            "dropped": _counted(self.dropped),
-        }
+        return dict(self.benchmark.record)
 
     def __str__(self) -> str:
         why = "".join(f", {n} dropped ({reason})" for reason, n in _counted(self.dropped).items())
@@ -120,7 +121,11 @@ def elicit(
         RMuseError: no usable response about people to forget, or to retain, to one kind of query (says what came
             instead); an unknown template, an example that is no open question, an unreadable picture.
     """
-    how = _template(template, benchmark)
+    how = template_for(template, benchmark)
+    if isinstance(benchmark, Restated):
+        raise RMuseError(
+            f"{benchmark.id}: a benchmark as loaded was required to elicit from, got a restated one"
+        )
     asked = fitting_questions(benchmark, limit, seed) if examples is None else list(examples)
     closed = [e for e in asked if e.kind not in VIEWS.values()]
     if closed or not asked:
@@ -157,7 +162,58 @@ def elicit(
         for view, kind in VIEWS.items()
     }
     kept = tuple(e.id for e in asked if e.id in own)
-    return Elicited(_Own(benchmark, _settings(benchmark, how), views), how, kept, tuple(dropped))
+    record = {
+        "source": "own",
+        "template": how.record(),
+        "max_new_tokens": max_new_tokens,
+        "asked": len(asked),
+        "kept": len(kept),
+        "dropped": _counted(dropped),
+    }
+    return Elicited(Own(benchmark, how, views, record), how, kept, tuple(dropped))
+
+
+def elicited_again(
+    model: LensModel,
+    benchmark: Benchmark,
+    report: Mapping[str, Any],
+    examples: Sequence[Example],
+    *,
+    cache: Path | None = None,
+    batch_size: int = 32,
+) -> Benchmark:
+    """The benchmark as a bundle was fitted on it, with what the model says to further examples; errors as `elicit`.
+
+    Args:
+        model: the one it was fitted on.
+        benchmark: as loaded.
+        report: the bundle's; where it was fitted on given traces, `benchmark` itself comes back.
+        examples: fitting questions; multiple choice and cloze among them are passed over.
+        cache: as in `elicit`.
+        batch_size: questions per batch.
+    """
+    traces = report.get("traces", {})
+    if traces.get("source") != "own":
+        return benchmark
+    open_ = [e for e in examples if e.kind in VIEWS.values()]
+    return elicit(
+        model, benchmark, examples=open_, template=Template.of_record(traces["template"]), cache=cache,
+        batch_size=batch_size, max_new_tokens=traces["max_new_tokens"],
+    ).benchmark  # fmt: skip
+
+
+def traces_of(benchmark: Benchmark) -> dict[str, Any]:
+    """Whose traces a benchmark holds and how it is asked, for a bundle's report; plain JSON."""
+    if isinstance(benchmark, Own):
+        return dict(benchmark.record)
+    put = {"template": benchmark.template.record()} if isinstance(benchmark, Restated) else {}
+    return {"source": "given", **put}
+
+
+def asked_with(report: Mapping[str, Any]) -> Template | None:
+    """The template that a bundle expects questions to be put with; None for a benchmark's own words."""
+    record = report.get("traces", {}).get("template")
+    return None if record is None else Template.of_record(record)
 
 
 def fitting_questions(benchmark: Benchmark, limit: int | None = LIMIT, seed: int = 0) -> list[Example]:
@@ -177,32 +233,12 @@ def fitting_questions(benchmark: Benchmark, limit: int | None = LIMIT, seed: int
     return found
 
 
-class _Own(Benchmark):
-    """A benchmark with other fitting views; all else is read as `source` reads it, and shared with it."""
+def template_for(given: TemplateName | Template | None, benchmark: Benchmark) -> Template:
+    """The template of a name, or one's own; without either what the benchmark's ``benchmark.json`` says.
 
-    def __init__(self, source: Benchmark, settings: Settings, views: Mapping[str, list[Example]]) -> None:
-        vars(self).update(vars(source))
-        self.settings = settings
-        self._views = views
-
-    @property
-    def fit_forget(self) -> list[Example]:
-        return list(self._views["fit_forget"])
-
-    @property
-    def fit_retain(self) -> list[Example]:
-        return list(self._views["fit_retain"])
-
-    @property
-    def fit_reasoning(self) -> list[Example]:
-        return list(self._views["fit_reasoning"])
-
-    @property
-    def fit_benign(self) -> list[Example]:
-        return list(self._views["fit_benign"])
-
-
-def _template(given: TemplateName | Template | None, benchmark: Benchmark) -> Template:
+    Raises:
+        RMuseError: an unknown name.
+    """
     if isinstance(given, Template):
         return given
     if given is None:
@@ -210,16 +246,6 @@ def _template(given: TemplateName | Template | None, benchmark: Benchmark) -> Te
     if given not in TEMPLATES:
         raise RMuseError(f"a template is one of {', '.join(TEMPLATES)} or a `Template`, got {given!r}")
     return TEMPLATES[given]
-
-
-def _settings(benchmark: Benchmark, template: Template) -> Settings:
-    """The benchmark's settings with the template's delimiters, around the refusals' reasoning too."""
-    refusals = []
-    for text in benchmark.refusals_cot:
-        spans = split_response(text, benchmark.delimiters, f"{benchmark.id}, refusals_cot")
-        reasoning, answer = text[slice(*spans.reasoning)], text[slice(*spans.answer)]
-        refusals.append(render_response(reasoning, answer, template.delimiters))
-    return replace(benchmark.settings, delimiters=template.delimiters, refusals_cot=tuple(refusals))
 
 
 def _responses(answers: Answers, examples: Sequence[Example], template: Template, form: Form) -> list[str]:
@@ -247,11 +273,9 @@ def _own(example: Example, template: Template, stepwise: str, direct: str | None
         spans = split_response(stepwise, template.delimiters, example.id)
         reasoning, answer = stepwise[slice(*spans.reasoning)], stepwise[slice(*spans.answer)]
     return replace(
-        example,
-        question=template.prompt(example),
+        restated(example, template),
         reasoning=reasoning,
         answer=answer,
-        direct_question=template.prompt(example, "direct"),
         direct_answer=None if direct is None else direct.rpartition(template.delimiters[1])[2].strip(),
     )
 

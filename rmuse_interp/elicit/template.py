@@ -1,7 +1,8 @@
 """`Template`: how a model is asked for reasoning and for an answer alone; `fault`: what its response lacks."""
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
 
 from rmuse_interp.data import Example
 from rmuse_interp.errors import RMuseError
@@ -53,7 +54,21 @@ class Template:
         """
         if form == "direct" and not self.direct:
             return example.prompt(direct=True)
-        return f"{example.prompt()} {self.stepwise if form == 'stepwise' else self.direct}".strip()
+        return self.put(example.prompt(), form)
+
+    def put(self, question: str, form: Form = "stepwise") -> str:
+        """A question in plain words as it is put to the model; once put, it is left as it is."""
+        told = self.stepwise if form == "stepwise" else self.direct
+        return question if question.endswith(told) else f"{question} {told}".strip()
+
+    def record(self) -> dict[str, Any]:
+        """Plain JSON, which `of_record` reads."""
+        return {**asdict(self), "delimiters": list(self.delimiters)}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "Template":
+        """The template that `record` wrote."""
+        return cls(**{**record, "delimiters": tuple(record["delimiters"])})
 
 
 TEMPLATES: Final[dict[TemplateName, Template]] = {

@@ -7,15 +7,26 @@ are collected once (`gather`) and serve both presets.
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 from rich.progress import Progress
 
 from rmuse_interp.data import Benchmark
 from rmuse_interp.edits import Edit, Modality, Plan
+from rmuse_interp.elicit import (
+    MAX_NEW_TOKENS,
+    TRACES,
+    Template,
+    TemplateName,
+    Traces,
+    elicit,
+    traces_of,
+)
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting.gathering import LIMIT, gather
-from rmuse_interp.fitting.layers import LayerTrial, try_layers
+from rmuse_interp.fitting.search import Found, Trial, search, try_layers
+from rmuse_interp.fitting.targets import TARGETS
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.rmuse import (
     PRESETS,
@@ -30,7 +41,10 @@ from rmuse_interp.rmuse import (
     together,
 )
 
-__all__ = ["LIMIT", "LayerTrial", "assemble", "check", "fit", "gather", "hashed", "try_layers"]
+__all__ = [
+    "LIMIT", "TARGETS", "Found", "Trial", "assemble", "check", "fit", "gather", "hashed", "require_preset", "search",
+    "source_of", "traced", "try_layers",
+]  # fmt: skip
 
 TABLE: Final = 12
 """Rows of the gates' table kept in the bundle."""
@@ -42,6 +56,11 @@ def fit(
     preset: PresetName = "calibrated",
     *,
     layers: Sequence[int] | None = None,
+    auto: bool = False,
+    traces: Traces = "auto",
+    template: TemplateName | Template | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    cache: Path | None = None,
     limit: int = LIMIT,
     batch_size: int = 32,
     seed: int = 0,
@@ -54,31 +73,86 @@ def fit(
         benchmark: from `load_benchmark`.
         preset: `calibrated` (default) or `paper`.
         layers: 0-based blocks to steer; chosen by the preset where absent.
+        auto: choose blocks, target and the rank of the RRS by a search on fitting queries (`search`).
+        traces: whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, or `auto`: the
+            benchmark's where it has reasoning, else the model's own.
+        template: how the model is asked for traces of its own; see `elicit`.
+        max_new_tokens: the most tokens per response of its own.
+        cache: folder of its responses; see `elicit`.
         limit: most examples of each group and kind of query.
         seed: of the sampling.
         progress: a running progress bar to add lines to.
 
     Raises:
-        RMuseError: layers out of range, a benchmark without reasoning, states that are not finite.
+        RMuseError: layers out of range, given traces without reasoning, a model that does not follow the template,
+            states that are not finite, a search for the literal method.
     """
-    check(model, benchmark, layers)
+    check(model, benchmark, layers, traces, template, auto, preset)
+    benchmark = traced(
+        model, benchmark, traces, template, max_new_tokens=max_new_tokens, cache=cache, limit=limit,
+        batch_size=batch_size, seed=seed, progress=progress,
+    )  # fmt: skip
     evidence = gather(model, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress)
-    return assemble(model, benchmark, evidence, preset, layers=layers, seed=seed, progress=progress)
+    return assemble(
+        model, benchmark, evidence, preset, layers=layers, auto=auto, seed=seed, progress=progress
+    )
 
 
-def check(model: LensModel, benchmark: Benchmark, layers: Sequence[int] | None = None) -> None:
-    """All that can be wrong is found here, before the first pass.
+def check(
+    model: LensModel,
+    benchmark: Benchmark,
+    layers: Sequence[int] | None = None,
+    traces: Traces = "given",
+    template: TemplateName | Template | None = None,
+    auto: bool = False,
+    preset: PresetName = "calibrated",
+) -> None:
+    """All that can be wrong is found here, before the first pass; `gather` alone needs given traces.
 
     Raises:
-        RMuseError: layers out of range, no reasoning spans, an unreadable image.
+        RMuseError: layers out of range, given traces without reasoning spans, a template for given traces, a search for
+            the literal method, an unreadable image.
     """
+    require_preset(preset, auto)
     outside = [layer for layer in layers or [] if not 0 <= layer < model.n_layers]
     if outside or (layers is not None and not layers):
         raise RMuseError(
             f"layers in 0..{model.n_layers - 1} were required, got {list(layers or [])}; mend --layers"
         )
-    benchmark.require_reasoning()
+    if source_of(benchmark, traces) == "given":
+        benchmark.require_reasoning()
+        if template is not None:
+            raise RMuseError(
+                "a template is how the model is asked for traces of its own, got one for the benchmark's; "
+                "add traces='own' (--traces own), or leave the template out"
+            )
     benchmark.check_images(benchmark.fit_forget)
+
+
+def source_of(benchmark: Benchmark, traces: Traces) -> Traces:
+    """`given` or `own`: what `auto` comes to on this benchmark.
+
+    Raises:
+        RMuseError: none of these words.
+    """
+    if traces not in TRACES:
+        raise RMuseError(f"traces are one of {', '.join(TRACES)}, got {traces!r}")
+    if traces == "auto":
+        return "given" if benchmark.has_reasoning else "own"
+    return traces
+
+
+def traced(
+    model: LensModel,
+    benchmark: Benchmark,
+    traces: Traces = "auto",
+    template: TemplateName | Template | None = None,
+    **settings: Any,
+) -> Benchmark:
+    """The benchmark to gather from: itself, or with the model's own words; further settings are those of `elicit`."""
+    if source_of(benchmark, traces) == "given":
+        return benchmark
+    return elicit(model, benchmark, template=template, **settings).benchmark
 
 
 def assemble(
@@ -88,12 +162,12 @@ def assemble(
     preset: PresetName = "calibrated",
     *,
     layers: Sequence[int] | None = None,
+    auto: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RMuse:
     """A preset built from evidence already gathered; see `fit`."""
-    if preset not in PRESETS:
-        raise RMuseError(f"a preset is one of {', '.join(PRESETS)}, got {preset!r}")
+    require_preset(preset, auto)
     parts: list[tuple[Edit, Subspaces]] = []
     report: dict[str, Any] = {
         "preset": preset,
@@ -105,6 +179,7 @@ def assemble(
         "people": hashed(sorted(benchmark.forget_people)),
         "seed": seed,
         "delimiters": list(benchmark.delimiters),
+        "traces": traces_of(benchmark),
     }
     for modality, found in evidence.items():
         table: dict[str, Any] = {}
@@ -113,20 +188,41 @@ def assemble(
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
         else:
             selection = calibrated_gate(found)
-            trials = (
-                []
-                if layers is not None
-                else try_layers(model, benchmark, evidence, modality, selection.gate.layer, seed, progress)
-            )
-            steered = list(layers) if layers is not None else [trials[0].layer]
-            part = calibrated_edit(found, modality, steered, selection.gate)
+            where = (model, benchmark, evidence, modality, selection.gate.layer)
+            settings: dict[str, Any] = {}
+            trials: Sequence[Trial] = ()
+            if auto:
+                outcome = search(*where, layers, seed, progress)
+                steered, trials = list(outcome.best.layers), outcome.trials
+                settings = {"target": TARGETS[outcome.best.target], "energy": outcome.best.energy}
+                table["chosen"] = {**asdict(outcome.best), "why": list(outcome.why)}
+            elif layers is None:
+                trials = try_layers(*where, seed, progress)
+                steered = list(trials[0].layers)
+            else:
+                steered = list(layers)
+            part = calibrated_edit(found, modality, steered, selection.gate, **settings)
             table["gates"] = [asdict(row) for row in selection.table[:TABLE]]
-            table["layers"] = [asdict(trial) for trial in trials]
+            table["trials"] = [asdict(trial) for trial in trials]
         parts.append(part)
         report[modality] = table | {"steered": steered, "queries": [len(found.forget), len(found.others)]}
     fitted = together(parts, report)
     fingerprinted = Plan(list(fitted.plan), model.fingerprint.as_record())
     return RMuse(fingerprinted, fitted.subspaces, report)
+
+
+def require_preset(preset: str, auto: bool = False) -> None:
+    """Nothing, or the error that a preset is unknown, or has nothing to search.
+
+    Raises:
+        RMuseError: as it says.
+    """
+    if preset not in PRESETS:
+        raise RMuseError(f"a preset is one of {', '.join(PRESETS)}, got {preset!r}")
+    if auto and preset == "paper":
+        raise RMuseError(
+            "a search needs the preset calibrated, got paper, whose settings are the paper's; leave --auto out"
+        )
 
 
 def hashed(people: Sequence[str]) -> list[str]:

@@ -1,0 +1,270 @@
+"""What to steer, and to where: each choice is tried on fitting queries with the gate held open.
+
+`try_layers` looks for one block to steer, all else as the paper and the preset have it. `search` goes on from there, one
+coordinate after another: single blocks, pairs of neighbouring ones, targets (`TARGETS`), and the energy of the RRS.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from rich.progress import Progress
+
+from rmuse_interp.data import Benchmark, sample
+from rmuse_interp.edits import Modality
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.fitting.gathering import SHORT
+from rmuse_interp.fitting.targets import TARGETS
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.rmuse import ENERGY, Evidence, Subspaces, calibrated_edit, subspaces_at
+
+CANDIDATES: Final = 6
+"""Most single blocks that are tried."""
+TRIALS: Final = 16
+"""Free fitting questions per trial, and half as many short ones."""
+PAIRED: Final = 2
+"""So many of the best single blocks are tried with each of their neighbours."""
+ENERGIES: Final = (ENERGY, 0.5, 0.95)
+"""Shares of the variance that the RRS may hold, the paper's first."""
+TARGET: Final = next(iter(TARGETS))
+"""The target that is steered to unless another is chosen."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one choice does to fitting queries, the gate held open.
+
+    Attributes:
+        layers: 0-based blocks steered.
+        target: name of what is steered to, in `TARGETS`.
+        energy: share of the variance that the RRS holds.
+        ranks: of the RRS, one per block.
+        leaked: percent of the responses that tell a forgotten attribute (RIL).
+        refused: percent that are well-formed refusals.
+        verbatim: percent that are refusals of the pool to the letter: no mixture of two.
+        inside: percent of the squared update of the last prompt token that falls into the widest RRS tried; what
+            reasoning would suffer were the gate to open in error.
+        n: number of queries.
+    """
+
+    layers: tuple[int, ...]
+    target: str
+    energy: float
+    ranks: tuple[int, ...]
+    leaked: float
+    refused: float
+    verbatim: float
+    inside: float
+    n: int
+
+    @property
+    def words(self) -> tuple[float, float]:
+        """What is said, less is better: leakage less refusals, then mixtures."""
+        return (self.leaked - self.refused, -self.verbatim)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best choice, the other ones, and why it is the best, a sentence per coordinate."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    why: tuple[str, ...]
+
+
+def try_layers(
+    model: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    modality: Modality,
+    gate_layer: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Trial]:
+    """One trial per candidate block, best first: what is said decides, then whether one pass is enough, then depth.
+
+    Candidates are at most `CANDIDATES` blocks of the upper two thirds, evenly spaced, the last one among them.
+    """
+    singles = _singles(model.n_layers)
+    tried = _Tried(model, benchmark, evidence[modality], modality, seed, progress, len(singles))
+    return _ranked((tried(layers) for layers in singles), gate_layer)
+
+
+def search(
+    model: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    modality: Modality,
+    gate_layer: int,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Found:
+    """Blocks, target and rank of the RRS, one after the other, on fitting queries alone.
+
+    What is said decides each. Where two choices say the same, blocks go by the rules of `try_layers` (one rather than
+    two), the preset's own target stays, and the RRS is the one that the update leaves most alone.
+
+    Args:
+        model: from `load_model`.
+        benchmark: from `load_benchmark`, or what `elicit` made of it.
+        evidence: from `gather`.
+        modality: kind of query.
+        gate_layer: block that the gate reads; blocks above it, or it, need one pass only.
+        layers: blocks to steer, where they are not to be chosen.
+        seed: of the sampling.
+        progress: a running progress bar to add a line to.
+    """
+    singles = _singles(model.n_layers) if layers is None else [tuple(layers)]
+    more = len(TARGETS) + len(ENERGIES) - 2 + (2 * PAIRED if layers is None else 0)
+    tried = _Tried(model, benchmark, evidence[modality], modality, seed, progress, len(singles) + more)
+    blocks = _ranked((tried(one) for one in singles), gate_layer)
+    if layers is None:
+        near = [
+            pair
+            for t in blocks[:PAIRED]
+            for pair in ((t.layers[0] - 1, t.layers[0]), (t.layers[0], t.layers[0] + 1))
+            if pair[0] >= 0 and pair[1] < model.n_layers
+        ]
+        blocks = _ranked((*blocks, *(tried(pair) for pair in dict.fromkeys(near))), gate_layer)
+    best = blocks[0]
+    why = [
+        f"{_blocks(best)}: given"
+        if layers is not None
+        else f"{_blocks(best)}: {_said(best)}, the best of {len(blocks)} choices"
+        + _against(best, blocks, "another says as much: one pass, few blocks and depth decide")
+    ]
+    targets = sorted(tried.all((best.layers, name, ENERGY) for name in TARGETS), key=lambda t: t.words)
+    best = targets[0]
+    why.append(
+        f"target {best.target}: {_said(best)}, the best of {len(targets)}"
+        + _against(best, targets, "another says as much: the earlier one stays")
+    )
+    ranks = sorted(
+        tried.all((best.layers, best.target, energy) for energy in ENERGIES),
+        key=lambda t: (*t.words, t.inside),
+    )
+    best = ranks[0]
+    why.append(
+        f"energy {best.energy:g}: {_said(best)}, the best of {len(ranks)}"
+        + _against(best, ranks, "another says as much: the update leaves more of the RRS alone")
+    )
+    why += tried.failed
+    return Found(best, tuple(tried.done.values()), tuple(why))
+
+
+class _Tried:
+    """Runs trials on the same queries, each choice once."""
+
+    def __init__(
+        self, model: LensModel, benchmark: Benchmark, evidence: Evidence, modality: Modality, seed: int,
+        progress: Progress | None, total: int,
+    ) -> None:  # fmt: skip
+        self.model, self.benchmark, self.evidence, self.modality = model, benchmark, evidence, modality
+        mine = [e for e in benchmark.fit_forget if e.modality == modality]
+        self.asked = [
+            *sample([e for e in mine if e.kind == "generation"], TRIALS, seed),
+            *sample([e for e in mine if e.kind in SHORT], TRIALS // 2, seed),
+        ]
+        self.pool = {*benchmark.refusals_cot, *benchmark.refusals_direct}
+        self.longest = max(len(model.tokenizer(r).input_ids) for r in self.pool) + 8
+        self.done: dict[tuple[tuple[int, ...], str, float], Trial] = {}
+        self.failed: list[str] = []
+        self._advance = _line(progress, f"trials, {modality}", total)
+
+    def __call__(self, layers: tuple[int, ...], target: str = TARGET, energy: float = ENERGY) -> Trial:
+        """The trial of one choice."""
+        key = (layers, target, energy)
+        if key not in self.done:
+            self.done[key] = self._try(*key)
+            self._advance()
+        return self.done[key]
+
+    def all(self, keys: Iterable[tuple[tuple[int, ...], str, float]]) -> list[Trial]:
+        """The trials of some choices; one that cannot be built is left out and named in `failed`."""
+        found = []
+        for key in keys:
+            try:
+                found.append(self(*key))
+            except RMuseError as error:
+                self.failed.append(f"target {key[1]}, energy {key[2]:g} is out: {error}")
+        return found
+
+    def _try(self, layers: tuple[int, ...], target: str, energy: float) -> Trial:
+        edit, fitted = calibrated_edit(
+            self.evidence, self.modality, layers, None, TARGETS[target], energy=energy
+        )
+        answers = self.model.respond(
+            [e.prompt() for e in self.asked],
+            [e.image for e in self.asked],
+            edit,
+            max_new_tokens=self.longest,
+            batch_size=len(self.asked),
+        )
+        said = [
+            transcribe(e, "trial", r.text, self.benchmark.delimiters)
+            for e, r in zip(self.asked, answers, strict=True)
+        ]
+        metrics = measure(said, self.benchmark, {e.id: e for e in self.asked})
+        leaked, refused = (metrics[name].value or 0.0 for name in ("ril", "refusal_rate"))
+        verbatim = 100 * sum(r.text in self.pool for r in answers) / len(answers)
+        ranks = tuple(fitted.at(self.modality, layer)[1].rank for layer in layers)
+        inside = self._inside(layers, target, fitted)
+        return Trial(layers, target, energy, ranks, leaked, refused, verbatim, inside, len(self.asked))
+
+    def _inside(self, layers: tuple[int, ...], target: str, fitted: Subspaces) -> float:
+        """`Σ‖P Δ‖² / Σ‖Δ‖²` over the last prompt tokens of forget queries, P of the widest RRS; percent."""
+        prompts = self.evidence.readouts["last"]
+        prompts = prompts.select([i for i in prompts.ids if i in self.evidence.forget])
+        part = whole = 0.0
+        for layer in layers:
+            unlearning, retain = fitted.at(self.modality, layer)
+            operator = TARGETS[target](self.evidence, layer, unlearning).protecting(retain.subspace)
+            widest = subspaces_at(self.evidence, layer, literal=False, energy=max(ENERGIES))[1].subspace
+            states = prompts.at(layer)
+            update = operator(states, torch.zeros(len(states), dtype=torch.long)) - states
+            part += float(widest.project(update).square().sum())
+            whole += float(update.square().sum())
+        return 100 * part / whole if whole else 0.0
+
+
+def _singles(n_layers: int) -> list[tuple[int, ...]]:
+    """The single blocks that are tried.
+
+    >>> _singles(8)
+    [(2,), (3,), (4,), (5,), (6,), (7,)]
+    """
+    first, last = n_layers // 3, n_layers - 1
+    n = min(CANDIDATES, last - first + 1)
+    return [(b,) for b in sorted({round(first + (last - first) * i / max(1, n - 1)) for i in range(n)})]
+
+
+def _ranked(trials: Iterable[Trial], gate_layer: int) -> list[Trial]:
+    """Best first: what is said, then whether one pass is enough, then few blocks, then deep ones."""
+    return sorted(trials, key=lambda t: (*t.words, min(t.layers) < gate_layer, len(t.layers), -max(t.layers)))
+
+
+def _blocks(trial: Trial) -> str:
+    return f"block{'s' * (len(trial.layers) > 1)} {', '.join(map(str, trial.layers))}"
+
+
+def _said(trial: Trial) -> str:
+    return f"leaks {trial.leaked:.3g} %, refuses {trial.refused:.3g} %, {trial.verbatim:.3g} % verbatim"
+
+
+def _against(best: Trial, ranked: Sequence[Trial], tie: str) -> str:
+    """How the best choice stands to the next one: by how much it is better, or what broke the tie."""
+    if len(ranked) < 2:
+        return ""
+    after = ranked[1]
+    return f" ({tie})" if after.words == best.words else f" (the next: {_said(after)})"
+
+
+def _line(progress: Progress | None, label: str, total: int) -> Callable[[], None]:
+    """A line of a progress bar, as what is called to move it on."""
+    if progress is None:
+        return lambda: None
+    return functools.partial(progress.advance, progress.add_task(label, total=total))
