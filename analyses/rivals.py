@@ -12,25 +12,26 @@ presets choose on fitting data by rules of their own. Nothing is chosen on what 
 and test together (less), all in percent. One method dominates another if it is worse by more than 1 point in none of
 them, and better by more than 1 point in at least one. At most one of two methods dominates the other.
 
-Answers, tuned plans and bundles are kept in the folder `rivals` beside the result: the same command, or one for other
-methods, asks again only what is missing.
+Tuned plans and bundles are kept in the folder `rivals` beside the result, and answers until the result is written: the
+same command, or one for other methods, does again only what is missing.
 """
 
 import argparse
-import importlib.metadata
-import json
-import platform
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+if not __package__:  # run as a script: its own folder is no place to import from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
+from analyses import _common as common
+from analyses._common import short
 from rmuse_interp import __version__, running
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD, GOLD_RATE, MODEL
@@ -40,12 +41,11 @@ from rmuse_interp.evaluate import measure
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.results import Transcript, write_atomically
+from rmuse_interp.results import Transcript
 from rmuse_interp.rmuse import PRESETS, RMuse
 from rmuse_interp.steering import RIVALS
 
 SCHEMA = "rmuse-rivals/1"
-PACKAGES = ("torch", "transformers", "numpy")
 OURS = "rmuse/calibrated"
 METHODS = ("vanilla", "gold", OURS, "rmuse/paper", *RIVALS)
 FORGET = ("forget", "test")
@@ -66,45 +66,18 @@ MARGIN = 1.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    given = options().parse_args(argv)
-    try:
-        record = run(given)
-        path = given.out / "rivals.json"
-        write_atomically(path, [json.dumps(record, indent=1, allow_nan=False) + "\n"])
-    except (RMuseError, OSError) as error:
-        if given.debug:
-            traceback.print_exc()
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
-    show(record)
-    print(f"written: {path}")
-    return 0
+    return common.command("rivals", options(), run, show, argv)
 
 
 def options() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--model", default=MODEL, metavar="M", help="organism, a checkpoint folder or a hub id"
+    parser = common.options(
+        __doc__, limit=96, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64
     )
-    parser.add_argument(
-        "--data", default="organism", metavar="D", help="organism, or a folder of parquet splits"
-    )
-    parser.add_argument("--out", type=Path, default=Path("results"), metavar="DIR", help="folder to write to")
     parser.add_argument("--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; all by default")
-    parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget")
-    parser.add_argument("--limit", type=int, default=96, help="most questions per split")
-    parser.add_argument(
-        "--fit-limit", type=int, default=FIT_LIMIT, help="most examples of each group in fitting"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--render-seed", type=int, help="of the organism's test portraits")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--device")
-    parser.add_argument("--dtype")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    return parser  # fmt: skip
+    return parser
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -125,15 +98,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
         lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size
     )
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with common.bars() as progress:
         plans = fitted(lens, benchmark, names, tuning, given, progress)
         models = {"gold": gold} if gold is not None else {}
         methods = [running.Method(name, models.get(name, lens), plans.get(name)) for name in names]
-        answers = running.run(
-            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=given.max_new_tokens,
-            batch_size=given.batch_size, folder=folder, progress=progress,
-        )  # fmt: skip
+        answers = common.answered(given, "rivals", methods, questions, benchmark, progress)
         rows = rows_of(names, answers.transcripts, questions, benchmark, given.seed, progress)
     for name in set(names) & set(RIVALS):
         kept = tuning.take(name)
@@ -145,19 +114,12 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             rows[f"rmuse/{preset}"]["chosen"] = {e.modality or "any": {"layers": e.sites} for e in plan}
     return {
         "schema": SCHEMA,
-        "provenance": {
-            "model": {"id": given.model, "fingerprint": str(lens.fingerprint)},
-            "gold": None if gold is None else {"id": GOLD, "fingerprint": str(gold.fingerprint)},
-            "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed},
-            "seed": given.seed,
-            "limit": given.limit,
-            "max_new_tokens": given.max_new_tokens,
-            "n": {split: len(examples) for split, examples in questions.items()},
-            "budget": tuning.budget,
-            "seconds": round(time.monotonic() - began, 1),
-            "python": platform.python_version(),
-            "versions": {"rmuse-interp": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "provenance": common.provenance(
+            given, lens, benchmark, began,
+            gold=None if gold is None else {"id": GOLD, "fingerprint": str(gold.fingerprint)},
+            max_new_tokens=given.max_new_tokens, n={split: len(asked) for split, asked in questions.items()},
+            budget=tuning.budget,
+        ),
         "methods": rows,
         "domination": domination({name: row["values"] for name, row in rows.items()}),
     }  # fmt: skip
@@ -167,13 +129,8 @@ def named(given: argparse.Namespace) -> list[str]:
     """The methods asked for, in the order of `METHODS`; `gold` only where the model has such a twin.
 
     Raises:
-        RMuseError: an unknown name, `gold` where there is none, a limit below 1.
+        RMuseError: an unknown name, `gold` where there is none.
     """
-    for name in ("limit", "fit_limit", "batch_size", "max_new_tokens"):
-        if getattr(given, name) < 1:
-            raise RMuseError(
-                f"--{name.replace('_', '-')} of at least 1 was required, got {getattr(given, name)}"
-            )
     twin = given.model == MODEL and given.forget == GOLD_RATE
     asked = METHODS if given.methods is None else tuple(n.strip() for n in given.methods.split(","))
     unknown = [name for name in asked if name not in METHODS]
@@ -285,11 +242,6 @@ def trial(found: Any) -> dict[str, Any]:
         "layers": list(found.layers), "strength": found.strength, "leak": short(found.leak), "keep": short(found.keep),
         "malformed": short(found.malformed),
     }  # fmt: skip
-
-
-def short(value: float | None) -> float | None:
-    """Six significant digits."""
-    return None if value is None else float(f"{value:.6g}")
 
 
 def show(record: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import _style as style
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
@@ -26,10 +27,14 @@ LOOK = {
     "reference": ("s", style.GREEN, 5.0),
     "rmuse": ("D", style.BLUE, 5.2),
 }
-SAID = {"rmuse": "R-MUSE", "rival": "rival", "reference": "unsteered"}
+SAID = {"rmuse": "R-MUSE", "rival": "rival", "reference": "reference model"}
 NAMES = {"rmuse/calibrated": "R-MUSE", "rmuse/paper": "R-MUSE, as written", "caa": "CAA", "ablation": "ablation",
          "leace": "LEACE", "cast": "CAST", "angular": "angular", "spherical": "spherical", "alphasteer": "AlphaSteer",
          "mllmeraser": "MLLMEraser", "linear-act": "Linear-AcT", "gold": "retrained"}  # fmt: skip
+GREYS = ListedColormap([plt.get_cmap("Greys")(0.85 * i / 255) for i in range(256)])
+"""White to dark grey, never so dark that edges are lost."""
+NORM = PowerNorm(0.5, 0, 100)
+"""Few malformed responses are told from none."""
 Row = dict[str, Any]
 
 
@@ -58,16 +63,18 @@ def trade_off(record: Row) -> Figure:
     """Leakage on new questions about people to forget, exact answers about people to retain; fill: malformed."""
     figure, axis = plt.subplots(figsize=(style.COLUMN, 3.0))
     rows = shown(record)
-    colours = plt.get_cmap("Greys")
     places: dict[str, tuple[float, float]] = {}
+    bars: list[Any] = []
     for name, row in rows.items():
         marker, edge, size = LOOK[row["kind"]]
         (x, across), (y, along) = (spread(row["values"][key]) for key in (X, Y))
         malformed = row["values"][FILL]["value"]
-        fill = "white" if malformed is None else colours(0.85 * malformed / 100)
+        fill = "white" if malformed is None else GREYS(NORM(malformed))
         axis.errorbar(x, y, yerr=along, xerr=across, color=edge, elinewidth=0.5, capsize=0, alpha=0.55, ls="")
         axis.plot(x, y, marker, ms=size, mfc=fill, mec=edge, mew=0.9, clip_on=False, zorder=3)
         places[name] = (x, y)
+        bars += [] if across is None else [((x - across[0][0], y), (x + across[1][0], y))]
+        bars += [] if along is None else [((x, y - along[0][0]), (x, y + along[1][0]))]
     axis.set_xlim(-4, 104)
     axis.set_ylim(-4, 106)
     axis.set_xlabel("leaked while reasoning, new questions (RIL, %) ←")
@@ -76,8 +83,8 @@ def trade_off(record: Row) -> Figure:
     axis.set_yticks(range(0, 101, 25))
     axis.grid(color="#E6E6E6", linewidth=0.4)
     axis.set_axisbelow(True)
-    shade = plt.cm.ScalarMappable(plt.Normalize(0, 100), colours_to(0.85))
-    bar = figure.colorbar(shade, ax=axis, location="top", aspect=40, pad=0.02, ticks=range(0, 101, 25))
+    shade = plt.cm.ScalarMappable(NORM, GREYS)
+    bar = figure.colorbar(shade, ax=axis, location="top", aspect=40, pad=0.02, ticks=(0, 5, 25, 50, 100))
     bar.set_label("malformed, people to forget (%)", fontsize=6.5, labelpad=2)
     bar.ax.tick_params(labelsize=6, length=1.5, pad=1)
     bar.outline.set_linewidth(0.4)
@@ -91,16 +98,8 @@ def trade_off(record: Row) -> Figure:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2
     )
-    label(axis, places, {name: LOOK[row["kind"]][1] for name, row in rows.items()})
+    label(axis, places, {name: LOOK[row["kind"]][1] for name, row in rows.items()}, bars)
     return figure
-
-
-def colours_to(most: float) -> Any:
-    """Greys up to a share of black, so that edges stay visible."""
-    from matplotlib.colors import ListedColormap
-
-    greys = plt.get_cmap("Greys")
-    return ListedColormap([greys(most * i / 255) for i in range(256)])
 
 
 def spread(value: Row) -> tuple[float, list[list[float]] | None]:
@@ -111,53 +110,77 @@ def spread(value: Row) -> tuple[float, list[list[float]] | None]:
     return middle, [[max(0.0, middle - value["low"])], [max(0.0, value["high"] - middle)]]
 
 
-def label(axis: Axes, places: dict[str, tuple[float, float]], colours: dict[str, str]) -> None:
-    """Each point's name beside it, where it covers no point and no other name; a thin line leads there from afar."""
+def label(
+    axis: Axes, places: dict[str, tuple[float, float]], colours: dict[str, str], bars: Sequence[Any]
+) -> None:
+    """Each point's name where it covers no point, bar or other name; a thin line leads there unless it is plain.
+
+    Args:
+        axis: drawn but for the names.
+        places: method → its point, in data units.
+        colours: method → colour of its name.
+        bars: what else is to stay clear: the intervals, each as two points in data units.
+    """
     figure = axis.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
     figure.set_layout_engine("none")  # what was measured stays where it is
     points = {name: axis.transData.transform(at) for name, at in places.items()}
     scale = figure.dpi / 72
-    taken = [
-        Bbox.from_extents(x - 3 * scale, y - 3 * scale, x + 3 * scale, y + 3 * scale)
-        for x, y in points.values()
-    ]
-    frame = axis.get_window_extent(renderer)
-    rings = [(r, a) for r in (7, 11, 16, 22, 30, 40, 52, 66) for a in range(0, 360, 15)]
-    crowded = sorted(
-        points, key=lambda n: -sum(math.dist(points[n], p) < 40 * scale for p in points.values())
-    )
-    for name in crowded:
+    taken = [Bbox.from_extents(*(p - 3.5 * scale), *(p + 3.5 * scale)) for p in points.values()]
+    for start, end in bars:
+        (x0, y0), (x1, y1) = axis.transData.transform([start, end])
+        taken.append(Bbox.from_extents(x0 - scale / 2, y0 - scale / 2, x1 + scale / 2, y1 + scale / 2))
+    frame, drawn = axis.get_window_extent(renderer), []
+    rings = [(r, a) for r in (6, 9, 13, 18, 24, 32, 42, 54, 68, 84) for a in range(0, 360, 15)]
+
+    def near(name: str) -> int:
+        return sum(math.dist(points[name], other) < 14 * scale for other in points.values()) - 1
+
+    for name in sorted(points, key=lambda n: (-near(n), n)):
         x, y = points[name]
-        best: tuple[float, Bbox, float, float] | None = None
-        text = axis.annotate(NAMES.get(name, name), places[name], (0, 0), textcoords="offset points", fontsize=6,
-                             color=colours[name], ha="center", va="center", annotation_clip=False)  # fmt: skip
+        settings = {"fontsize": 6, "color": colours[name], "ha": "center", "va": "center"}
+        text = axis.annotate(
+            NAMES.get(name, name), places[name], (0, 0), textcoords="offset points", **settings
+        )
         size = text.get_window_extent(renderer)
+        text.remove()
+        distant = [
+            b for p, b in zip(points.values(), taken, strict=False) if math.dist(p, (x, y)) > 14 * scale
+        ]
+        best: tuple[float, Bbox, float, float, bool] | None = None
         for radius, angle in rings:
             along, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
             # The ring is walked by the nearest edge of the name, not by its middle.
-            dx = along * (radius * scale + size.width / 2)
-            dy = up * (radius * scale + size.height / 2 * abs(up))
+            dx, dy = along * (radius * scale + size.width / 2), up * (radius * scale + size.height / 2)
             box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
-            outside = (
-                box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1 + 4 * scale
-            )
-            cost = 1000.0 * outside + 100.0 * sum(box.overlaps(other) for other in taken) + radius
+            led = radius > 9 or near(name) > 0
+            # The line ends at the name's nearest edge.
+            foot = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+            crossed = led and any(crosses((x, y), foot, other) for other in (*drawn, *distant))
+            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
+            cost = 1000 * outside + 300 * crossed + 100 * sum(box.overlaps(other) for other in taken) + radius
             if best is None or cost < best[0]:
-                best = (cost, box, dx / scale, dy / scale)
+                best = (cost, box, dx / scale, dy / scale, led)
         assert best is not None
-        text.remove()
-        _, box, dx, dy = best
+        _, box, dx, dy, led = best
         taken.append(box)
-        far = math.hypot(dx, dy) - size.width / 2 / scale * abs(dx) / max(1e-6, math.hypot(dx, dy)) > 10
+        drawn.append(box)
         line = (
-            {"arrowstyle": "-", "lw": 0.4, "color": colours[name], "shrinkA": 0, "shrinkB": 2.5}
-            if far
+            {"arrowstyle": "-", "lw": 0.4, "color": colours[name], "shrinkA": 0, "shrinkB": 2}
+            if led
             else None
         )
-        axis.annotate(NAMES.get(name, name), places[name], (dx, dy), textcoords="offset points", fontsize=6,
-                      color=colours[name], ha="center", va="center", arrowprops=line, annotation_clip=False)  # fmt: skip
+        axis.annotate(
+            NAMES.get(name, name), places[name], (dx, dy), textcoords="offset points", arrowprops=line, **settings
+        )  # fmt: skip
+
+
+def crosses(start: tuple[float, float], end: tuple[float, float], box: Bbox) -> bool:
+    """Whether a line runs through a box, by twenty points of it."""
+    return any(
+        box.contains(start[0] + (end[0] - start[0]) * i / 20, start[1] + (end[1] - start[1]) * i / 20) for i in range(20)
+    )  # fmt: skip
 
 
 def caption(record: Row) -> str:

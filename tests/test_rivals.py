@@ -1,6 +1,5 @@
 """Rivals tuned on a real tiny LLaVA: what is held out, one budget for all, what a run folder keeps, who dominates."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -15,6 +14,8 @@ import torch
 from plans import lens_of
 from typer.testing import CliRunner
 
+import rmuse_interp.operators as op
+from analyses import rivals as analysis
 from rmuse_interp import RMuseError, load_benchmark
 from rmuse_interp.cli import app
 from rmuse_interp.cli.evaluate import METHODS
@@ -29,14 +30,6 @@ from rmuse_interp.steering import RIVALS, Trial, choose_strength
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
-
-
-def script(folder: str):
-    """The module `rivals` of `analyses` or `figures`."""
-    spec = importlib.util.spec_from_file_location(f"{folder}_rivals", ROOT / folder / "rivals.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +206,9 @@ def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, t
     assert not tuning_of(seed=1).finished("caa")
     assert not tuning_of(limit=8).finished("caa")
     assert not Tuning(lens_of(tiny.tiny_llava(seed=1)), benchmark, tmp_path, limit=160).finished("caa")
-    (tmp_path / "rivals" / "caa" / "plan.safetensors").write_bytes(b"torn")
-    assert not tuning_of().finished("caa")
+    for file in (tmp_path / "rivals" / "caa" / "plan.safetensors", tmp_path / "rivals.json"):
+        file.write_bytes(b"torn")
+        assert not tuning_of().finished("caa")
 
 
 def test_an_interrupted_tuning_goes_on_where_it_stopped(
@@ -253,6 +247,22 @@ def test_malformed_counts_as_much_as_leaking():
         choose_strength([Trial(1.0, 0.0, 0.0, 2.0)])
 
 
+@pytest.mark.parametrize(
+    ("columns", "erased"),
+    [
+        (1, [[0.450026, 6.549974, 6.450198, 7.299845], [2.371271, 0.628729, 5.179744, 3.772374]]),
+        (2, [[0.183757, 6.380097, 6.030959, 6.739683], [3.276652, 1.206353, 6.605258, 5.677062]]),
+    ],
+)
+def test_leace_is_that_of_its_authors(columns, erased):
+    """What `LeaceFitter(4, columns, shrinkage=False)` of concept-erasure 0.2.4 makes of the first two rows."""
+    x = torch.tensor([[(3 * i * i + 7 * j + i * j * j) % 11 for j in range(4)] for i in range(10)]).double()
+    z = torch.tensor([[i % 2, (i // 3) % 2] for i in range(10)]).double()[:, :columns]
+    found = op.Affine.erasing(x, z, shrinkage=0.0)(x)
+    torch.testing.assert_close(found[:2], torch.tensor(erased).double(), atol=2e-6, rtol=0)
+    assert not torch.allclose(op.Affine.erasing(x, z)(x)[:2], found[:2], atol=1e-2)  # shrunk, it is another
+
+
 def rmuse(*words):
     return CliRunner().invoke(app, [str(word) for word in words])
 
@@ -260,14 +270,14 @@ def rmuse(*words):
 def test_eval_tunes_rivals_and_takes_them_up_again(data, quick, tmp_path):
     out = tmp_path / "run"
     asked = ("eval", "--model", tiny.tiny_llava(), "--data", data, "--forget", 10, "--limit", 1, "--max-new-tokens", 2,
-             "--method", "caa", "--method", "linear-act", "--out", out)  # fmt: skip
+             "--method", "caa", "--out", out)  # fmt: skip
     first = rmuse(*asked)
     assert first.exit_code == 0, first.output
     scores = read_run(out).scores
-    assert set(scores["methods"]) == {"vanilla", "caa", "linear-act"}
+    assert set(scores["methods"]) == {"vanilla", "caa"}
     assert scores["methods"]["caa"]["retain_test"]["n"] == 1
-    assert {"collect", "tune/caa", "tune/linear-act"} <= set(scores["seconds"])
-    assert set(json.loads((out / "rivals.json").read_text())["rivals"]) == {"caa", "linear-act"}
+    assert {"collect", "tune/caa"} <= set(scores["seconds"])
+    assert set(json.loads((out / "rivals.json").read_text())["rivals"]) == {"caa"}
     assert "strength" in first.stderr
     count = len(quick)
     (out / "scores.json").unlink()
@@ -299,7 +309,6 @@ def test_help_and_list_name_every_rival():
 
 
 def test_domination_has_margins():
-    analysis = script("analyses")
     base = {"ril_test": 10.0, "exact_retain_test": 90.0, "malformed": 5.0}
 
     def better(**by):
@@ -336,7 +345,6 @@ def test_domination_has_margins():
 def analysed(data, tmp_path_factory):
     """The analysis as it is run, on a tiny model, with three methods and one choice of blocks."""
     folder = tmp_path_factory.mktemp("results")
-    analysis = script("analyses")
     asked = ["--model", str(tiny.tiny_llava()), "--data", str(data), "--forget", "10", "--limit", "2", "--max-new-tokens",
              "3", "--out", str(folder), "--debug"]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -351,7 +359,6 @@ def analysed(data, tmp_path_factory):
 
 
 def test_the_analysis_reports_every_value_with_its_interval(analysed):
-    analysis = script("analyses")
     folder, first = analysed
     record = json.loads((folder / "rivals.json").read_text())
     assert record["schema"] == "rmuse-rivals/1"
@@ -381,7 +388,7 @@ def test_the_analysis_reports_every_value_with_its_interval(analysed):
     ],
 )
 def test_the_analysis_refuses_bad_arguments_on_one_line(words, said, tmp_path, capsys):
-    assert script("analyses").main([*words, "--out", str(tmp_path / "x")]) == 2
+    assert analysis.main([*words, "--out", str(tmp_path / "x")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]

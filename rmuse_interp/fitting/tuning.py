@@ -123,14 +123,12 @@ class Tuning:
         return None
 
     def _trials(self, name: str) -> dict[Modality, list[Trial]]:
-        """The trials that the folder holds of this very tuning."""
-        kept = self._kept.get(name, {})
-        if kept.get("digest") != self._digest(name):
-            return {}
+        """The trials that the folder holds of this rival."""
+        trials = self._kept.get(name, {}).get("trials", {})
         return {
-            m: [Trial(**{**row, "layers": tuple(row["layers"])}) for row in kept["trials"][m]]
+            m: [Trial(**{**row, "layers": tuple(row["layers"])}) for row in trials[m]]
             for m in self.validation.modalities
-            if m in kept["trials"]
+            if m in trials
         }
 
     def _keep(self, name: str, trials: Mapping[Modality, Sequence[Trial]]) -> None:
@@ -152,12 +150,16 @@ class Tuning:
             write_atomically(self.folder / TRIALS, [text + "\n"])
 
     def _read(self) -> dict[str, Any]:
-        try:
-            assert self.folder is not None
-            record = json.loads((self.folder / TRIALS).read_text(encoding="utf-8"))
-            return dict(record["rivals"]) if record["schema"] == SCHEMA else {}
-        except (AssertionError, OSError, ValueError, KeyError, TypeError):
+        """What the folder holds of this very tuning; all else is left behind."""
+        if self.folder is None:
             return {}
+        try:
+            rivals = json.loads((self.folder / TRIALS).read_text(encoding="utf-8"))["rivals"]
+            return {
+                n: kept for n, kept in rivals.items() if n in RIVALS and kept["digest"] == self._digest(n)
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}  # none there, or damaged
 
     def _digest(self, name: str) -> str:
         """Of all that the tuning of a rival depends on."""
