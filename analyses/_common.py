@@ -220,6 +220,8 @@ def rows_of(
                 row[name] = None if values[name] is None else {"value": short(values[name]), **spans[name]}
             steered = [method.plan is not None and t.fired is not False for t in rows]
             rate = percent(wilson(sum(steered), len(rows)))
+            if method.plan is not None and not method.gates:
+                rate["low"] = 100.0  # by construction, not by counting
             row["fire_rate"] = None if method.plan is None else rate
             found.append(row)
     return found

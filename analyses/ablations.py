@@ -44,7 +44,7 @@ from analyses._common import (
     rows_of,
 )
 from rmuse_interp.calibration import FixedFraction
-from rmuse_interp.data import SPLITS, Benchmark
+from rmuse_interp.data import SPLITS, Benchmark, Example, sample
 from rmuse_interp.edits import Modality, Plan
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.models.lens import LensModel
@@ -86,7 +86,7 @@ def run(given: argparse.Namespace) -> Record:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
     lens, benchmark = opened(given, given.forget)
-    questions = choose(benchmark, given.limit, given.seed)
+    questions = asked_of(benchmark, given.limit, given.seed)
     began = time.monotonic()
     with bars() as progress:
         found = variants(lens, benchmark, given, progress)
@@ -105,6 +105,18 @@ def run(given: argparse.Namespace) -> Record:
         ],
         "rows": [labels[row["method"]] | row for row in rows],
     }  # fmt: skip
+
+
+def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Example]]:
+    """`choose`, and more multiple choice where the paper's table has it: half of `limit` on forget and retain."""
+    found = choose(benchmark, limit, seed)
+    for split in ("forget", "retain"):
+        known = {e.id for e in found[split]}
+        choices = [e for e in benchmark.scoring(split) if e.kind == "classification"]
+        more = max(0, limit // 2 - sum(e.id in known for e in choices))
+        rest = [e for e in choices if e.id not in known]
+        found[split] += sample(rest, more, seed) if more and rest else []
+    return found
 
 
 def variants(

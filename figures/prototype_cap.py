@@ -1,0 +1,76 @@
+"""Draws `results/prototype_cap.json`: leakage and refusals against the number of refusal prototypes.
+
+python figures/prototype_cap.py [--results results/] [--out results/]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import _splits as splits
+import _style as style
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+SCHEMA = "rmuse-prototype-cap/1"
+SHOWN = (
+    ("forget", "ril", "RIL, forget ↓", "-", None), ("test", "ril", "RIL, test ↓", "-", None),
+    ("test", "refusal_rate", "refused, test ↑", "--", None),
+    ("test", "malformed_rate", "malformed, test ↓", ":", "white"),
+    ("retain_test", "exact", "exact, retain, new ↑", "-", None),
+)  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of prototype_cap.json")
+    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
+    given = parser.parse_args(argv)
+    record = style.read(given.results / "prototype_cap.json", SCHEMA)
+    style.use()
+    print(*style.save(draw(record), given.out or given.results, "prototype_cap", caption(record)), sep="\n")
+    return 0
+
+
+def draw(record: splits.Row) -> Figure:
+    """Metrics against the cap, evenly spaced, all prototypes last."""
+    rows = [r for r in record["rows"] if r["cap"] is not None]
+    caps = list(dict.fromkeys(r["cap"] for r in rows))
+    figure, axis = plt.subplots(figsize=(style.COLUMN, 2.7))
+    for i, (split, name, label, dashes, face) in enumerate(SHOWN):
+        colour, marker = splits.SPLIT[split]
+        found = [(place, splits.picked(rows, cap=cap, split=split)) for place, cap in enumerate(caps)]
+        drawn = [(place, row[name]) for place, row in found if row is not None and row[name] is not None]
+        if drawn:
+            shift = 0.09 * (i - (len(SHOWN) - 1) / 2)
+            axis.errorbar([place + shift for place, _ in drawn], [c["value"] for _, c in drawn],
+                          yerr=splits.spread([c for _, c in drawn]), color=colour, marker=marker, ls=dashes,
+                          label=label, mfc=face or colour, **splits.BARS)  # fmt: skip
+    total = sorted(set(record["prototypes"].values()))
+    every = f"all\n({'–'.join(map(str, total))})"
+    axis.set_xticks(range(len(caps)), [every if cap == "all" else str(cap) for cap in caps])
+    axis.set_xlabel("prototypes kept per transport")
+    axis.set_ylabel("percent of the answers")
+    splits.percent_axis(axis)
+    figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2, handlelength=2.2)
+    return figure
+
+
+def caption(record: splits.Row) -> str:
+    """What the figure shows."""
+    plain = {
+        r["split"]: r["ril"]["value"] for r in record["rows"] if r["cap"] is None and r["ril"] is not None
+    }
+    said = ", ".join(f"{split} {value:.1f}" for split, value in plain.items() if split in ("forget", "test"))
+    return (
+        "Calibrated with its token-level refusal prototypes capped by k-medoids under the angle; gates and blocks as "
+        f"fitted. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
+        + splits.about(record, splits.counted(record["provenance"]["n"]))
+        + " RIL and exact are measured on the open questions among them."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
