@@ -16,9 +16,19 @@ from rmuse_interp.data import load_benchmark
 from rmuse_interp.edits import same_plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting import assemble, gather, hashed
+from rmuse_interp.fitting.by_person import KINDS as PEOPLE_KINDS
+from rmuse_interp.fitting.by_person import by_person, fit_by_person
 from rmuse_interp.fitting.exchange import exchanged, label_of, undone
 from rmuse_interp.fitting.gathering import _cluster
-from rmuse_interp.fitting.requests import _states, add_people, asked, decided, forgotten, remove_people
+from rmuse_interp.fitting.requests import (
+    _states,
+    add_people,
+    asked,
+    check_request,
+    decided,
+    forgotten,
+    remove_people,
+)
 from rmuse_interp.gates import (
     AllOf,
     ClusterGate,
@@ -254,7 +264,7 @@ def test_gates_without_people_are_refused(fitted, lens, benchmark):
         one.plan.replace(**{"image.gate": literal}), one.plan.without("text.gate"),
         one.plan.replace(**{"text.gate": ~leaf(one, "text")}),
     ):  # fmt: skip
-        with pytest.raises(RMuseError, match="people one by one"):
+        with pytest.raises(RMuseError, match=r"one by one were required.*--by-person"):
             add_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
 
 
@@ -356,8 +366,24 @@ def test_a_wrong_request_is_refused_before_the_model_is_loaded(words, said, bund
 
 def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
     assert "--bundle with --add" in refused("fit", "--add", "p2", "--out", tmp_path / "x")
+    assert "--by-person" in refused("fit", "--by-person", "--preset", "paper", "--out", tmp_path / "x")
     other = tiny.tiny_llava(1)
     assert "another model" in refused(
         "fit", "--bundle", bundle, "--add", "p2", "--model", other, "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evidence):
+    base = assemble(lens, benchmark, evidence, layers=[3])
+    literal = RRSAlignmentGate(base.subspaces.at("image", 3)[1].subspace, 1)
+    deaf = RMuse(base.plan.replace(**{"image.gate": literal}), base.subspaces, base.report)
+    found = by_person(deaf, evidence)
+    assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
+    assert {row["kind"] for row in found.report["image"]["gates"]} == set(PEOPLE_KINDS)
+    assert found.gate.expected is not None
+    check_request(found, benchmark, add=["p2"])
+    one = fitted["vmf"]
+    assert same_plan(by_person(one, evidence).plan, one.plan)
+    with pytest.raises(RMuseError, match="preset calibrated"):
+        fit_by_person(lens, benchmark, "paper")

@@ -35,6 +35,12 @@ Add = Annotated[
 Remove = Annotated[
     list[str] | None, typer.Option("--remove", metavar="ID", help="A person to restore; repeat for several.")
 ]
+ByPerson = Annotated[
+    bool,
+    typer.Option(
+        "--by-person", help="Gates that know people one by one, so that --add and --remove are certain."
+    ),
+]
 USED = frozenset(
     ("bundle", "add", "remove", "out", "model", "data", "forget", "batch_size", "device", "dtype", "blocks",
      "skip_bad_rows", "overwrite", "debug")
@@ -99,7 +105,9 @@ def fulfil(context: Context) -> None:
             support.out.print(f"{word} {escape(person)}: the gate fires on {fires} questions", soft_wrap=True)
     support.tell_skipped(benchmark)
     took = f"{seconds['requests']:.1f} s for the request{'s' * (number > 1)}"
-    support.out.print(f"bundle: {escape(str(out))}, {len(fitted.report['people'])} people to forget, {took}")
+    support.out.print(
+        f"bundle: {escape(str(out))}, {len(fitted.report['people'])} people to forget, {took}", soft_wrap=True
+    )
 
 
 def write(fitted: "RMuse", folder: Path) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from rmuse_interp.collect import Query, pooled_states
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.edits import Modality, Plan
+from rmuse_interp.elicit import as_asked, asked_with, elicited_again
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting.exchange import (
     Request,
@@ -57,7 +58,8 @@ def add_people(
     Args:
         fitted: from `fit` or an earlier request; not changed.
         model: the one it was fitted on.
-        benchmark: the one it was fitted on, at the same forget rate; Test_Set and ``test`` files are never read.
+        benchmark: the one it was fitted on, as loaded, at the same forget rate; Test_Set and ``test`` files are never
+            read. Where the fit has elicited the model's own words, the person's questions are put to the model too.
         ids: of people in forget_X or retain_X.
         batch_size: questions per batch.
         progress: a running progress bar to add a line to.
@@ -108,8 +110,8 @@ def check_request(
     if not len(fitted.plan) or any(edit.gate is None or not knows_people(edit.gate) for edit in fitted.plan):
         kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
         raise RMuseError(
-            f"gates that know people one by one (clusters) were required for a request, got {kinds or 'no gate'}; fit "
-            "with the preset calibrated, whose gates are clusters wherever these tell people apart best"
+            f"gates that know people one by one were required for a request, got {kinds or 'no gate'}; fit with "
+            "`rmuse fit --by-person` (`fit_by_person`)"
         )
     before = forgotten(fitted, benchmark)
     named = [*add, *remove]
@@ -164,6 +166,8 @@ def decided(
     Groups are ``image`` and ``text`` questions, and ``harmless`` ones about their pictures; a group without questions
     is left out.
     """
+    template = asked_with(fitted.report)
+    benchmark = benchmark if template is None else as_asked(benchmark, template)
     groups: dict[str, list[Query]] = {}
     for modality in get_args(Modality):
         own, harmless = asked(benchmark, person, modality)
@@ -217,7 +221,10 @@ def _requested(
     model.fingerprint.require(fitted.plan.fingerprint, "the bundle")
     task = None if progress is None else progress.add_task(request, total=len(ids))
     for person in ids:
-        read = functools.partial(_states, model, benchmark, person, batch_size)
+        views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_benign)
+        mine = [e for view in views for e in view if e.person == person]
+        words = elicited_again(model, benchmark, fitted.report, mine, batch_size=batch_size)
+        read = functools.partial(_states, model, words, person, batch_size)
         fitted = _moved(fitted, person, request, read)
         if progress is not None and task is not None:
             progress.advance(task)
