@@ -82,14 +82,14 @@ def panel(axis: Axes, rows: Sequence[splits.Row]) -> None:
         fixed = sorted(
             (0.0 if s == "vanilla" else float(s), cell) for s, cell in mine.items() if s != ADAPTIVE
         )
-        shift = 0.016 * (i - (len(SHOWN) - 1) / 2)
+        shift = 0.008 * (i - (len(SHOWN) - 1) / 2)
         filled = {"mfc": colour if dashes == "-" else "white"}
         axis.errorbar([λ + shift for λ, _ in fixed], [c["value"] for _, c in fixed],
                       yerr=splits.spread([c for _, c in fixed]), color=colour, marker=marker, ls=dashes, label=label,
                       **filled, **splits.BARS)  # fmt: skip
         if ADAPTIVE in mine:
             cell = mine[ADAPTIVE]
-            axis.errorbar(AT + 2 * shift, cell["value"], yerr=splits.spread([cell]), color=colour, marker=marker, ls="",
+            axis.errorbar(AT + 4 * shift, cell["value"], yerr=splits.spread([cell]), color=colour, marker=marker, ls="",
                           **filled, **splits.BARS)  # fmt: skip
     axis.axvline((1 + AT) / 2, color=style.GREY, lw=0.5)
 
@@ -105,10 +105,12 @@ def caption(record: splits.Row) -> str:
         f"{a['forget']} %, {a['modality']}: {a['q50']:.2f} [{a['q05']:.2f}, {a['q95']:.2f}]"
         for a in record["acs"]
     )
-    fired = "; ".join(
-        f"{r['forget']} %, {r['gate']}: {r['fire_rate']['value']:.0f} on {r['split']}"
-        for r in record["rows"] if r["strength"] == ADAPTIVE and r["fire_rate"] is not None
-    )  # fmt: skip
+    fires: dict[str, list[str]] = {}
+    for r in record["rows"]:
+        if r["strength"] == ADAPTIVE and r["fire_rate"] is not None:
+            said_so = f"{r['fire_rate']['value']:.0f} ({splits.SAID.get(r['split'], r['split'])})"
+            fires.setdefault(f"{r['forget']} %, {r['gate']}", []).append(said_so)
+    fired = "; ".join(f"{which}: {', '.join(shares)}" for which, shares in fires.items())
     return (
         "Adaptive (ACS) against fixed strength of the rotation that the preset paper makes, behind its own gate and "
         "behind that of calibrated. λ = 0 is the model as it is, λ = 1 replaces the state's direction. Malformed: "

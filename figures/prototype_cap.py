@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 SCHEMA = "rmuse-prototype-cap/1"
 SHOWN = (
     ("forget", "ril", "RIL, forget ↓", "-", None), ("test", "ril", "RIL, test ↓", "-", None),
-    ("test", "refusal_rate", "refused, test ↑", "--", None),
+    ("test", "refusal_rate", "refused, test ↑", "--", style.YELLOW),
     ("test", "malformed_rate", "malformed, test ↓", ":", "white"),
     ("retain_test", "exact", "exact, retain, new ↑", "-", None),
 )  # fmt: skip

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def draw(record: splits.Row) -> Figure:
     """Firing rates and answers against τ above, curves and firing rates of all gates below."""
-    figure, axes = plt.subplots(2, 2, figsize=(style.TEXT, 5.2))
+    figure, axes = plt.subplots(2, 2, figsize=(style.TEXT, 5.4))
     firing(axes[0][0], record)
     told(axes[0][1], record)
     for axis in axes[0]:
@@ -55,6 +55,9 @@ def draw(record: splits.Row) -> Figure:
         splits.percent_axis(axis)
     curves(axes[1][0], record)
     gates(axes[1][1], record)
+    handles, labels = axes[1][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, title="gates in c, and their AUROC",
+                  title_fontsize=6.5, handlelength=1.8)  # fmt: skip
     return figure
 
 
@@ -98,7 +101,7 @@ def told(axis: Axes, record: splits.Row) -> None:
         )
     axis.set_title("b  preset paper: what is told, what breaks", loc="left")
     axis.set_ylabel("percent of the answers")
-    axis.legend(loc="upper left", bbox_to_anchor=(0, 0.8))
+    axis.legend(loc="upper left", bbox_to_anchor=(-0.01, 0.8), handlelength=1.4, handletextpad=0.5)
 
 
 def curves(axis: Axes, record: splits.Row) -> None:
@@ -124,8 +127,6 @@ def curves(axis: Axes, record: splits.Row) -> None:
     axis.set_title("c  operating curve of every gate", loc="left")
     axis.set_xlabel("steered among queries to leave alone (%)")
     axis.set_ylabel("steered among queries to steer (%)")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, title="gate and AUROC", handlelength=1.6,
-                columnspacing=1.2, title_fontsize=6.5)  # fmt: skip
 
 
 def gates(axis: Axes, record: splits.Row) -> None:
@@ -144,7 +145,7 @@ def gates(axis: Axes, record: splits.Row) -> None:
     axis.tick_params(axis="y", length=0)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     splits.percent_axis(axis, "x")
-    axis.set_title("d  what each steers, per split (markers as in a)", loc="left")
+    axis.set_title("d  the same per split, markers as in a", loc="left")
     axis.set_xlabel("gate fires (%)")
 
 
