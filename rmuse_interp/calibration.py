@@ -24,6 +24,10 @@ ThresholdRule = Literal["midpoint", "youden", "target_tpr", "target_fpr"]
 """How a gate's threshold is set on fitting data; see `choose_threshold`."""
 
 _RULES: Final[tuple[str, ...]] = get_args(ThresholdRule)
+FALSE_ALARM: Final = 4.0
+"""What a false alarm weighs against a miss where ``midpoint`` finds the two sides to overlap: held-out forget scores come
+from gates that know a photograph or a wording less than the one that is kept, and overstate its misses; nothing
+overstates its false alarms."""
 
 
 class Angle(Part):
@@ -215,9 +219,8 @@ def choose_threshold(
 ) -> Threshold:
     """The threshold that a rule asks for; a gate fires where score > threshold.
 
-    * ``midpoint``: halfway between the lowest forget and the highest other score where those do not
-    overlap; the
-      threshold of ``youden`` where they do.
+    * ``midpoint``: halfway between the lowest forget and the highest other score where those do not overlap; where
+      they do, the largest TPR − `FALSE_ALARM` · FPR.
     * ``youden``: the largest TPR − FPR.
     * ``target_tpr``: the highest threshold with TPR ≥ level (0.99 unless given).
     * ``target_fpr``: the lowest threshold with FPR ≤ level (0.01 unless given).
@@ -251,7 +254,7 @@ def choose_threshold(
     elif rule == "target_fpr":
         best = int((fpr <= (0.01 if level is None else level) + 1e-12).nonzero().min())
     else:
-        gain = tpr - fpr
+        gain = tpr - (FALSE_ALARM if rule == "midpoint" else 1.0) * fpr
         best = int((gain >= gain.max() - 1e-12).nonzero().flatten().median())
     return _threshold(float(cuts[best]), forget, other, rule)
 

@@ -8,7 +8,15 @@ import torch
 from reference import naive
 from sklearn.metrics import roc_auc_score
 
-from rmuse_interp.calibration import ACS, FixedFraction, auroc, auroc_interval, choose_threshold, wilson
+from rmuse_interp.calibration import (
+    ACS,
+    FALSE_ALARM,
+    FixedFraction,
+    auroc,
+    auroc_interval,
+    choose_threshold,
+    wilson,
+)
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, norm, slerp, unit
 from rmuse_interp.prototypes import Prototypes
@@ -139,7 +147,13 @@ def test_youden_finds_the_largest_gain_and_midpoint_the_middle():
         float((forget > c).double().mean() - (other > c).double().mean()) for c in torch.cat([forget, other])
     ]
     assert found.tpr.value - found.fpr.value == pytest.approx(max(gains))
-    assert choose_threshold(forget, other, "midpoint").value == found.value  # they overlap
+    wary = choose_threshold(forget, other, "midpoint")  # they overlap
+    gains = [
+        float((forget > c).double().mean() - FALSE_ALARM * (other > c).double().mean())
+        for c in torch.cat([forget, other])
+    ]
+    assert wary.tpr.value - FALSE_ALARM * wary.fpr.value == pytest.approx(max(gains))
+    assert wary.fpr.value < found.fpr.value
     assert choose_threshold(forget + 10, other).value == pytest.approx(
         float((forget.min() + 10 + other.max()) / 2)
     )
