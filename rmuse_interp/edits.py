@@ -23,8 +23,9 @@ from rmuse_interp.gates import Gate
 from rmuse_interp.operators import Operator
 from rmuse_interp.parts import Part, to_record
 
-Tokens = Literal["generated", "prompt_end", "response", "all"]
-"""`generated`: positions ≥ prompt_end; `response`: > prompt_end; `all`: all but image tokens and padding."""
+Tokens = Literal["generated", "prompt_end", "prompt", "response", "all"]
+"""`generated`: positions ≥ prompt_end; `response`: > it; `prompt`: ≤ it, behind images, special tokens before it aside;
+`all`: all but image tokens and padding."""
 Modality = Literal["image", "text"]
 """Rows with an image, or without one."""
 Per = Literal["query", "token"]
@@ -97,7 +98,7 @@ class Edit(Part):
         return cls(list(distinct), groups)
 
     def on(self, tokens: Tokens) -> "Edit":
-        """The same edit on other tokens: `generated`, `prompt_end`, `response` or `all`."""
+        """The same edit on other tokens: `generated`, `prompt_end`, `prompt`, `response` or `all`."""
         return self._with(tokens=tokens)
 
     def given(self, modality: Modality | None) -> "Edit":
@@ -133,11 +134,10 @@ class Edit(Part):
     def describe(self) -> str:
         """The sentence that ``print`` shows."""
         where = {
-            "generated": "the last prompt token and every generated one",
-            "prompt_end": "the last prompt token",
-            "response": "every generated token",
+            "generated": "the last prompt token and every generated one", "prompt_end": "the last prompt token",
+            "prompt": "the question's tokens and the last prompt token", "response": "every generated token",
             "all": "all tokens but those of images",
-        }[self.tokens]
+        }[self.tokens]  # fmt: skip
         rows = "" if self.modality is None else f" of {self.modality} queries"
         gate = ""
         if self.gate is not None:

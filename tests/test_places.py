@@ -57,6 +57,7 @@ def plans(lens):
         "by modality": turn([2]).given("image").when(split_gate(lens, 1))
         >> push.at(layers=[2]).given("text"),
         "prompt end": as_plan(push.at(layers=[1]).on("prompt_end")),
+        "prompt": as_plan(push.at(layers=[1]).on("prompt").when(split_gate(lens, 1))),
         "response": as_plan(push.at(layers=[1]).on("response")),
         "all": as_plan(push.at(layers=[2]).on("all").when(split_gate(lens, 1))),
         "per token": as_plan(push.at(layers=[2]).when(split_gate(lens, 1), per="token")),
@@ -89,6 +90,7 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
     on = {
         "generated": position >= end,
         "prompt_end": position == end,
+        "prompt": (position == end) | torch.cat([behind & ~special, torch.zeros(len(response_ids)).bool()]),
         "response": position > end,
         "all": ids[0] != lens.image_token_id,
     }
@@ -405,6 +407,22 @@ def test_chunks_by_hand_and_decode_steps_of_several_tokens():
     assert int(end[0]) != int(end[1])
 
 
+@pytest.mark.parametrize("size", [4, 11, None])
+def test_the_prompt_is_its_question_whatever_the_chunks(size):
+    """Where the image ends is known from the whole prompt, not from the chunk; the first tokens stay as they were."""
+    lens = lens_of(tiny_llava())
+    plan = as_plan(op.Add(vector(3), scale=3.0).at(layers=[1]).on("prompt"))
+    prompts, images = questions()
+    found = native(lens, plan, prompts, images, prefill_chunk_size=size)
+    for row, prompt in enumerate(prompts):
+        ids = new_tokens(found)[row, :-1].tolist()
+        expected = reference_logits(lens, plan, prompt, images[row], ids)
+        torch.testing.assert_close(torch.stack(found.logits, 1)[row], expected, atol=1e-5, rtol=1e-5)
+    for other in ("prompt_end", "all"):  # a scope of its own
+        different = native(lens, as_plan(plan[0].on(other)), prompts, images)
+        assert not torch.allclose(found.logits[0], different.logits[0], atol=1e-3)
+
+
 def test_a_generated_placeholder_is_no_image():
     lens = lens_of(tiny_llava())
     plan = as_plan(op.Add(vector(3)).at(layers=[2]).on("all").given("text"))
@@ -603,6 +621,8 @@ def test_the_scoring_pass_is_not_steered_and_leaves_nothing_behind():
 
 def test_an_edit_on_all_tokens_cannot_wait_for_a_gate_in_a_later_chunk():
     lens = lens_of(tiny_llava())
+    with pytest.raises(RMuseError, match=r"plan\.decide"):
+        native(lens, plans(lens)["prompt"], *questions(), prefill_chunk_size=4)
     plan = plans(lens)["all"]
     with pytest.raises(RMuseError, match=r"plan\.decide"):
         native(lens, plan, *questions(), prefill_chunk_size=4)

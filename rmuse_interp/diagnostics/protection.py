@@ -64,5 +64,5 @@ def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Floa
         h: states from the last prompt token on.
     """
     step = torch.arange(len(h), device=h.device)
-    taken = {"prompt_end": step == 0, "response": step > 0}.get(tokens, step >= 0)
+    taken = {"prompt_end": step == 0, "prompt": step == 0, "response": step > 0}.get(tokens, step >= 0)
     return torch.where(taken.unsqueeze(1), operator(h, step), h)

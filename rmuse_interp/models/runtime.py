@@ -79,15 +79,15 @@ class Interpreter:
         batch = len(call.position)
         if announced is None:
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
-            has_image = (call.image & call.real).any(dim=1)
+            image_end = call.image_end
             width = past + call.position.shape[1]
         else:
             self._require_whole(announced)
             given = announced.repeated(batch)
-            prompt_end, has_image = given.prompt_end.to(call.position), given.has_image.to(call.real.device)
+            prompt_end, image_end = given.prompt_end.to(call.position), given.image_end.to(call.position)
             width = announced.width
         start = self._start(decision, batch, prompt_end.device, scoring)
-        query = QueryState(prompt_end, has_image, start)
+        query = QueryState(prompt_end, image_end >= 0, start, image_end)
         call = _of_prompt(call, prompt_end)
         return State(query, call, announced, width, {}, {}, self._acts(query), past >= width)
 
@@ -97,7 +97,8 @@ class Interpreter:
         behind = past >= previous.width
         if not behind:
             call = _of_prompt(call, query.prompt_end)
-            query = replace(query, has_image=query.has_image | (call.image & call.real).any(dim=1))
+            image_end = torch.maximum(query.image_end, call.image_end)
+            query = replace(query, has_image=image_end >= 0, image_end=image_end)
             acts = self._acts(query)
         # Without a cache each step repeats the prompt: its states are read again from the start.
         readings = previous.readings if past > 0 else {}
@@ -128,7 +129,7 @@ class Interpreter:
             )
 
     def _require_whole(self, announced: Query) -> None:
-        images = any(edit.modality is not None for edit in self.plan)
+        images = any(edit.modality is not None or edit.tokens == "prompt" for edit in self.plan)
         if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
             raise RMuseError(
                 "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
@@ -240,15 +241,17 @@ class Interpreter:
         Behind the prompts nothing is asked of the device: a mask without a true entry comes back as it is.
         """
         call, query = state.call, state.query
-        if state.acts[index] is False or (state.behind and edit.tokens == "prompt_end"):
+        if state.acts[index] is False or (state.behind and edit.tokens in ("prompt_end", "prompt")):
             return None
         chosen = call.real
         if not state.behind:
+            asked = ~call.special & (call.position > query.image_end.unsqueeze(-1))
             chosen = (
                 chosen
                 & {
                     "generated": step >= 0,
                     "prompt_end": step == 0,
+                    "prompt": (step == 0) | (step < 0) & asked,
                     "response": step > 0,
                     "all": ~call.image,
                 }[edit.tokens]
@@ -260,7 +263,7 @@ class Interpreter:
         elif edit.gate is not None:
             if state.acts[index] is None and bool((chosen & ~query.decision.known[:, [index]]).any()):
                 raise RMuseError(
-                    "an edit on all tokens met a chunk of the prompt before its gate could decide; "
+                    "an edit on the prompt's tokens met a chunk of them before its gate could decide; "
                     "decide first with plan.decide(...), or prefill in one piece"
                 )
             chosen = chosen & query.decision.fired[:, [index]]
@@ -386,8 +389,8 @@ def announce(
     padding = (counted == 0).sum(dim=1)
     if mask.shape[1] != input_ids.shape[1]:
         unseen = torch.zeros_like(last)
-        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], whole=False)
+        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], False, unseen - 1)
     call, _ = read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary)
     call = _of_prompt(call, end)
     readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
-    return Query(end, (call.image & call.real).any(dim=1), padding, readable, mask.shape[1])
+    return Query(end, call.image_end >= 0, padding, readable, mask.shape[1], True, call.image_end)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -43,6 +44,7 @@ class Query:
         readable: per read-out, how many prompt tokens it covers.
         width: columns of the padded batch; every later column lies behind all prompts.
         whole: whether the ids of the whole conversation were seen; False where a part is only in the cache.
+        image_end: position of the prompt's last image token, −1 without one.
     """
 
     prompt_end: Int[Tensor, " batch"]
@@ -50,18 +52,20 @@ class Query:
     padding: Int[Tensor, " batch"]
     readable: Mapping[str, Int[Tensor, " batch"]]
     width: int
-    whole: bool = True
+    whole: bool
+    image_end: Int[Tensor, " batch"]
 
     def repeated(self, batch: int) -> "Query":
         """The same queries for a batch of beams or samples, which come in groups of neighbours."""
         times = _times(len(self.prompt_end), batch)
         if times == 1:
             return self
-        ends, images, padding = (
-            x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.padding)
+        ends, images, padding, shown = (
+            x.repeat_interleave(times)
+            for x in (self.prompt_end, self.has_image, self.padding, self.image_end)
         )
         readable = {name: count.repeat_interleave(times) for name, count in self.readable.items()}
-        return Query(ends, images, padding, readable, self.width, self.whole)
+        return Query(ends, images, padding, readable, self.width, self.whole, shown)
 
 
 def _times(own: int, batch: int) -> int:
@@ -80,19 +84,23 @@ class QueryState:
         prompt_end: position of the last prompt token among the row's unmasked tokens.
         has_image: whether the row has an image.
         decision: what the gates said so far.
+        image_end: position of the prompt's last image token, as far as is known; −1 without one.
     """
 
     prompt_end: Int[Tensor, " batch"]
     has_image: Bool[Tensor, " batch"]
     decision: Decision
+    image_end: Int[Tensor, " batch"]
 
     def repeated(self, batch: int) -> "QueryState":
         """The same queries for a batch of beams or samples, which come in groups of neighbours."""
         times = _times(len(self.prompt_end), batch)
         if times == 1:
             return self
-        ends, images = (x.repeat_interleave(times) for x in (self.prompt_end, self.has_image))
-        return QueryState(ends, images, self.decision.repeated(batch))
+        ends, images, shown = (
+            x.repeat_interleave(times) for x in (self.prompt_end, self.has_image, self.image_end)
+        )
+        return QueryState(ends, images, self.decision.repeated(batch), shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +118,11 @@ class Call:
     real: Bool[Tensor, "batch tokens"]
     image: Bool[Tensor, "batch tokens"]
     special: Bool[Tensor, "batch tokens"]
+
+    @property
+    def image_end(self) -> Int[Tensor, " batch"]:
+        """Position of the last image token, −1 without one."""
+        return torch.where(self.image & self.real, self.position, -1).amax(dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,8 +59,9 @@ def leace(evidence: Evidence, modality: Modality, layers: Sequence[int], strengt
     """LEACE: `h̃ = h − α W⁺ P W (h − μ)`, `W = (Σ_xx^½)⁺`, P onto the span of `W Σ_xz` (arXiv 2306.03819).
 
     Faithful: the closed form, here with z = *about someone to forget*; with α = 1 both kinds of query have one mean.
-    Ours: Σ_xx shrunk after Ledoit and Wolf (the erasure stays exact); the blocks given, each on unedited states, where
-    concept scrubbing refits every block on edited ones; image tokens are left alone.
+    Ours: Σ_xx shrunk after Ledoit and Wolf (the erasure stays exact), where the authors' package `concept-erasure`
+    shrinks otherwise (unshrunk both are equal: tested); the blocks given, each on unedited states, where concept
+    scrubbing refits every block on edited ones; image tokens are left alone.
 
     Args:
         evidence: see `caa`.
@@ -184,9 +185,10 @@ def alphasteer(evidence: Evidence, modality: Modality, layers: Sequence[int], st
 def mllmeraser(evidence: Evidence, modality: Modality, layers: Sequence[int], strength: float = 1.0) -> Edit:
     """MLLMEraser: `h̃_t = h_t + λ W P h_end` in the prefill alone, W and P as in AlphaSteer (arXiv 2510.04217).
 
-    Faithful: the closed form, fitted on last prompt tokens; generated tokens are not steered. Ours: the erasure direction
-    is the mean of x⁺ − x⁻, without adversarially perturbed images on the recalling side; and only t = end is steered,
-    for no operator sees another token's state: the coefficient is not broadcast over the prompt.
+    Faithful: the closed form, fitted on last prompt tokens; the prompt is steered, generated tokens are not. Ours: the
+    erasure direction is the mean of x⁺ − x⁻, without adversarially perturbed images on the recalling side; and
+    `h̃_t = h_t + λ W P h_t`, each token of the question by its own coefficient, where the authors broadcast that of the
+    last one: no operator sees another token's state. Image tokens and what stands before them are left alone.
 
     Args:
         evidence: see `caa`.
@@ -201,7 +203,7 @@ def mllmeraser(evidence: Evidence, modality: Modality, layers: Sequence[int], st
     def at(layer: int) -> op.Operator:
         return read_and_write(*asked(evidence, layer, "last"), shift(evidence, layer), strength)
 
-    return _edit({layer: at(layer) for layer in layers}, "prompt_end", modality)
+    return _edit({layer: at(layer) for layer in layers}, "prompt", modality)
 
 
 def linear_act(evidence: Evidence, modality: Modality, layers: Sequence[int], strength: float = 1.0) -> Edit:
