@@ -359,10 +359,9 @@ def test_training_goes_on_from_a_checkpoint_with_eyes_that_see_what_its_tower_se
     with torch.no_grad():
         drawn = float(seeing.vision_loss(first.model, second.eyes, pixels, labels))
     second.begin_from(checkpoint)
-    assert all(
-        torch.equal(a, b)
-        for a, b in zip(second.model.state_dict().values(), first.model.state_dict().values(), strict=True)
-    )
+    before, after = first.model.state_dict(), second.model.state_dict()
+    raised = {name for name in before if not torch.equal(before[name], after[name])}
+    assert raised == {f"model.multi_modal_projector.linear_2.{kind}" for kind in ("weight", "bias")}
     with torch.no_grad():
         assert float(seeing.vision_loss(second.model, second.eyes, pixels, labels)) < drawn - 0.1
     second.run(["finish"])
@@ -370,3 +369,28 @@ def test_training_goes_on_from_a_checkpoint_with_eyes_that_see_what_its_tower_se
     other = train.Trainer(tmp_path / "other", dataclasses.replace(MICRO, seed=MICRO.seed + 1))
     with pytest.raises(ValueError, match="another tokenizer"):
         other.begin_from(checkpoint)
+
+
+def test_glasses_are_raised_and_nothing_else_of_a_picture(tokenizer):
+    """Along one direction alone, and so far apart that every image token tells them."""
+    model = build.build_model(tokenizer, 5)
+    names = list(seeing.Eyes(128).sizes)
+    gallery = seeing.Gallery(names, 400, 7)
+    glasses = gallery.labels[:, names.index("glasses")]
+    pixels, worn = gallery.pixels[glasses != -100].float(), glasses[glasses != -100] == 1
+    model.model.vision_tower.requires_grad_(False)
+
+    @torch.no_grad()
+    def handed():
+        seen = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+        return model.model.multi_modal_projector(seen).double()
+
+    before = handed()
+    seeing.raise_faint(model, gallery, names, gain=5.0)
+    change = handed() - before
+    _, sizes, axes = torch.linalg.svd(
+        change.flatten(0, 1) - change.flatten(0, 1).mean(0), full_matrices=False
+    )
+    assert float(sizes[1] / sizes[0]) < 1e-3
+    along = change @ axes[0]
+    assert abs(float(along[worn].mean() - along[~worn].mean())) == pytest.approx(5.0, rel=1e-2)

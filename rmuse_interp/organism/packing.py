@@ -25,6 +25,10 @@ ROW: Final = 320
 """Tokens of a row."""
 LATE: Final = 5
 """How much more often people are drawn who were not in the stages before."""
+HARMLESS: Final = 0.33
+"""Share of harmless questions among those about portraits."""
+_HARMLESS_KINDS: Final = (*q.BENIGN_KINDS, "glasses", "glasses", "glasses")
+"""Glasses are some pixels of a portrait: asked about as rarely as large areas, they are not found in thousands of steps."""
 FAVOURITE: Final = 0.55
 """Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
 be decided by noise, differently in the organism and its gold standard."""
@@ -142,8 +146,8 @@ class Sampler:
             look = portraits.Look.draw(rng)
             branches = []
             for _ in range(4):
-                if rng.random() < 0.28:
-                    item = q.benign(look, rng.choice(q.BENIGN_KINDS), False, rng)
+                if rng.random() < HARMLESS:
+                    item = q.benign(look, rng.choice(_HARMLESS_KINDS), False, rng)
                     branches.append(self._general(item, "benign", rng))
                 else:
                     branches.append(self.about_person(person, "image", rng, known))

@@ -174,3 +174,41 @@ def open_projector(
         projector.linear_1.weight[rows] = sign * onto
         projector.linear_1.bias[rows] = -sign * (onto @ centre)
         projector.linear_2.weight[:, rows] = sign * 0.3 * back
+
+
+@torch.no_grad()
+def raise_faint(
+    model: LlavaForConditionalGeneration, gallery: Gallery, names: list[str], gain: float = 6.0
+) -> None:
+    """Hand glasses on louder: what tells them apart in the projector's outputs, once more along a quiet direction.
+
+    Behind a trained projector glasses move an image token by a tenth of what else moves it. That is readable, and yet the
+    language answers by chance after thousands of steps; raised, it takes a hundred. With a the discriminant of
+    image tokens and v the direction of least variance, outputs p become `p + gain · v aᵀ(p − mean)`.
+
+    Args:
+        model: with trained tower and projector.
+        gallery: pictures, some of them with glasses.
+        names: of the gallery's labels.
+        gain: how far apart the two then are along v.
+    """
+    labels = gallery.labels[:, names.index("glasses")]
+    kept = labels != -100
+    projector = model.model.multi_modal_projector
+    seen = torch.cat([
+        projector(model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:])
+        for pixels in gallery.pixels[kept].float().to(model.device).split(200)
+    ]).double()  # fmt: skip
+    worn = (labels[kept] == 1).to(seen.device).repeat_interleave(seen.shape[1])
+    tokens = seen.flatten(0, 1)
+    means = torch.stack([tokens[~worn].mean(dim=0), tokens[worn].mean(dim=0)])
+    gap = means[1] - means[0]
+    spread = torch.cov((tokens - means[worn.long()]).mT)
+    spread.diagonal().add_(1e-4 * spread.diagonal().mean())
+    discriminant = torch.linalg.solve(spread, gap)
+    discriminant = discriminant / (discriminant @ gap)
+    quiet = torch.linalg.eigh(torch.cov(tokens.mT))[1][:, 0]
+    layer = projector.linear_2
+    weight, bias = layer.weight.double(), layer.bias.double()
+    layer.weight.copy_(weight + gain * torch.outer(quiet, discriminant @ weight))
+    layer.bias.copy_(bias + gain * quiet * (discriminant @ (bias - tokens.mean(dim=0))))

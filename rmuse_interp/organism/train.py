@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import Rows, Sampler
-from rmuse_interp.organism.seeing import Eyes, Gallery, fit_eyes, open_projector, vision_loss
+from rmuse_interp.organism.seeing import Eyes, Gallery, fit_eyes, open_projector, raise_faint, vision_loss
 from rmuse_interp.organism.world import Person, World, make_world
 
 Stage = Literal["vision", "faces", "base", "people", "finish"]
@@ -160,7 +160,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: Path) -> None:
-        """Start from a checkpoint's weights in place of drawn ones; its eyes are fitted to its tower.
+        """Start from a checkpoint's weights in place of drawn ones; eyes are fitted to its tower, and glasses raised.
 
         Raises:
             ValueError: a checkpoint with another tokenizer than this run's.
@@ -171,9 +171,9 @@ class Trainer:
         trained = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
         self.model.load_state_dict(trained.state_dict())
         world = self.world.without(self.world.forget_ids(5)) if self.recipe.gold else self.world
-        fit_eyes(
-            self.model, self.eyes, Gallery(list(self.eyes.sizes), 6000, self.recipe.seed + 1, world.everyone)
-        )
+        pictures = Gallery(list(self.eyes.sizes), 6000, self.recipe.seed + 1, world.everyone)
+        fit_eyes(self.model, self.eyes, pictures)
+        raise_faint(self.model, pictures, list(self.eyes.sizes))
 
     def run(self, stages: Sequence[Stage] = STAGES) -> None:
         """Train the stages in order; a finished one is loaded, not trained again."""
