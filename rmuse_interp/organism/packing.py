@@ -28,7 +28,7 @@ LATE: Final = 5
 HARMLESS: Final = 0.33
 """Share of harmless questions among those about portraits."""
 _HARMLESS_KINDS: Final = (*q.BENIGN_KINDS, "glasses", "glasses", "glasses")
-"""Glasses are some pixels of a portrait: asked about as rarely as large areas, they are not found in thousands of steps."""
+"""Glasses are some pixels of a portrait: asked about as rarely as large areas, they are not found in any time."""
 FAVOURITE: Final = 0.55
 """Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
 be decided by noise, differently in the organism and its gold standard."""
