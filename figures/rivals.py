@@ -157,9 +157,13 @@ def label(
             led = radius > 9 or near(name) > 0
             # The line ends at the name's nearest edge.
             foot = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-            crossed = led and any(crosses((x, y), foot, other) for other in (*drawn, *distant))
             outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            cost = 1000 * outside + 300 * crossed + 100 * sum(box.overlaps(other) for other in taken) + radius
+            cost = (
+                radius + 1000 * (outside or any(box.overlaps(other) for other in drawn))
+                + 150 * sum(box.overlaps(other) for other in taken)
+                + 150 * (led and any(crosses((x, y), foot, other) for other in drawn))
+                + 40 * (led and any(crosses((x, y), foot, other) for other in distant))
+            )  # fmt: skip
             if best is None or cost < best[0]:
                 best = (cost, box, dx / scale, dy / scale, led)
         assert best is not None
