@@ -11,6 +11,7 @@ import torch
 from test_cli import done, refused
 
 import rmuse_interp as rm
+from analyses import requests as analysis
 from rmuse_interp.cli import support
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.edits import same_plan
@@ -387,3 +388,34 @@ def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evi
     assert same_plan(by_person(one, evidence).plan, one.plan)
     with pytest.raises(RMuseError, match="preset calibrated"):
         fit_by_person(lens, benchmark, "paper")
+
+
+def test_one_by_one_beside_at_once(data, tmp_path, capsys):
+    given = ["--model", tiny.tiny_llava(), "--data", data, "--out", tmp_path, "--people", 3, "--restore", 2,
+             "--limit", 6, "--fit-limit", 6, "--max-new-tokens", 4, "--layers", 3]  # fmt: skip
+    assert analysis.main([str(word) for word in given]) == 0
+    record = json.loads((tmp_path / "requests.json").read_text())
+    assert record["schema"] == "rmuse-requests/1"
+    assert [one["request"] for one in record["requests"]] == ["add", "add", "remove", "remove"]
+    # The order is that of the larger forget sets, and p1 stands in forget_10.
+    assert [one["person"] for one in record["requests"][:2]] == [label_of("p1"), label_of("p2")]
+    assert all(one["seconds"] > 0 and "image" in one for one in record["requests"])
+    assert [stage["people"] for stage in record["stages"]] == [3, 1]
+    assert record["provenance"]["seed"] == 0
+    assert "torch" in record["provenance"]["versions"]
+    for stage in record["stages"]:
+        splits = {row["split"]: row for row in stage["splits"]}
+        assert ("restored" in splits) == (stage["people"] == 1)
+        for row in splits.values():
+            for name, gap in row["differences"].items():
+                if gap is not None:
+                    one, other = (row["figures"][method][name] for method in ("one by one", "at once"))
+                    assert gap["value"] == pytest.approx(one["value"] - other["value"], abs=1e-3)
+                    assert gap["n"] == one["n"] == other["n"]
+            assert 0 <= row["agreement"]["value"] <= 100
+        assert splits["forget"]["differences"]["ril"] is not None
+    assert not (tmp_path / ".requests").exists()
+    assert "remove: 2 requests" in capsys.readouterr().out
+    for wrong in (("--people", "4"), ("--people", "3", "--restore", "3")):
+        assert analysis.main([*[str(word) for word in given], *wrong]) == 2
+        assert "--people from 1 to 3" in capsys.readouterr().err
