@@ -217,7 +217,7 @@ def rows_of(
             values, spans = (scores[key][method.name][split] for key in ("methods", "intervals"))
             row: Record = {"method": method.name, "split": split, "n": len(rows), "gated": bool(method.gates)}
             for name in REPORTED:
-                row[name] = None if values[name] is None else {"value": short(values[name]), **spans[name]}
+                row[name] = None if values[name] is None else {"value": values[name], **spans[name]}
             steered = [method.plan is not None and t.fired is not False for t in rows]
             rate = percent(wilson(sum(steered), len(rows)))
             if method.plan is not None and not method.gates:

@@ -48,7 +48,7 @@ SPLITS_ASKED = ("test", "retain_test", "reasoning")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="open questions per split", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=16, what="open questions per split", fit_limit=64, max_new_tokens=64)
     parser.add_argument(
         "--forget", type=int, nargs="+", default=[5, 10, 15], help="percent of the people to forget"
     )

@@ -33,7 +33,7 @@ ANALYSES = {
 
 def arguments(data, out, *more):
     model = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
-    return [*model, "--limit", "4", "--fit-limit", "6", "--max-new-tokens", "8", *more]
+    return [*model, "--limit", "3", "--fit-limit", "6", "--max-new-tokens", "6", *more]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_record_says_where_it_comes_from(records, results, stem):
     origin = records[stem]["provenance"]
     assert records[stem]["schema"] == ANALYSES[stem][0].SCHEMA
     assert origin["model"]["fingerprint"].startswith("LlavaForConditionalGeneration:4x32x")
-    assert (origin["seed"], origin["limit"], origin["fit_limit"]) == (0, 4, 6)
+    assert (origin["seed"], origin["limit"], origin["fit_limit"]) == (0, 3, 6)
     assert origin["n"]
     assert origin["platform"]
     assert {"rmuse-interp", "torch", "nnsight"} <= origin["versions"].keys()
