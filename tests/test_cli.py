@@ -376,7 +376,7 @@ def test_bad_benchmarks_are_refused(model, data, tmp_path, no_work):
     file = empty / "forget_5" / "train-00000-of-00001.parquet"
     pq.write_table(pq.read_table(file).slice(0, 0), file)
     assert "at least one person, got an empty set" in fit(empty)
-    assert "Reasoning" in fit(variant(data, tmp_path / "bare", without_reasoning))
+    assert "--traces own" in fit(variant(data, tmp_path / "bare", without_reasoning), "--traces", "given")
     assert "picture" in fit(variant(data, tmp_path / "broken", with_broken_picture))
     torn = variant(data, tmp_path / "torn")
     (torn / "forget_5" / "train-00000-of-00001.parquet").write_bytes(b"PAR1")

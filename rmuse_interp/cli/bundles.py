@@ -10,10 +10,14 @@ from rich.table import Table
 
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support
+from rmuse_interp.cli import traces as t
+from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
+    from rmuse_interp.elicit import Template
     from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.rmuse import RMuse
 
 FIT_LIMIT = 240
 TOLD = 3
@@ -30,6 +34,13 @@ def fit(
         o.Preset.calibrated
     ),
     layers: o.Layers = None,
+    auto: o.Auto = False,
+    traces: t.Traces = t.Source.auto,
+    template: t.TemplateName = None,
+    delimiters: t.Delimiters = None,
+    stepwise: t.Stepwise = None,
+    direct: t.Direct = None,
+    max_new_tokens: t.MaxNewTokens = 256,
     limit: Annotated[
         int, typer.Option("--limit", min=1, help="Most examples per group and kind of query.")
     ] = (FIT_LIMIT),
@@ -39,6 +50,7 @@ def fit(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
+    by_person: requests.ByPerson = False,
     bundle: requests.Bundle = None,
     add: requests.Add = None,
     remove: requests.Remove = None,
@@ -50,39 +62,82 @@ def fit(
         requests.fulfil(context)
         return
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
+    if by_person and preset != o.Preset.calibrated:
+        raise RMuseError(
+            "--by-person: required the preset calibrated, got paper, whose gate is the literal one"
+        )
     steered = support.layers_of(layers)
-    benchmark = support.open_benchmark(data, forget, skip_bad_rows)
-    lens = support.open_model(model, device, dtype, blocks)
-    ready(lens, benchmark, steered)
-    out.mkdir(parents=True, exist_ok=True)
-    from rmuse_interp.fitting import fit as fit_method
+    from rmuse_interp.fitting import require_preset
 
+    require_preset(preset.value, auto)
+    benchmark = support.open_benchmark(data, forget, skip_bad_rows)
+    how = t.template_of(benchmark, template, delimiters, stepwise, direct)
+    lens = support.open_model(model, device, dtype, blocks)
+    ready(lens, benchmark, steered, traces, how)
+    out.mkdir(parents=True, exist_ok=True)
+    from rmuse_interp.fitting import fit as fit_freely
+    from rmuse_interp.fitting.by_person import fit_by_person
+
+    fit_method = fit_by_person if by_person else fit_freely
     seconds: dict[str, float] = {}
+    benchmark = t.gathered_from(
+        lens, benchmark, traces, how, seconds, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
+        seed=seed,
+    )  # fmt: skip
     with support.bars(f"fitted {preset.value}", seconds, "fit") as progress:
         fitted = fit_method(
-            lens, benchmark, preset.value, layers=steered, limit=limit, batch_size=batch_size, seed=seed,
+            lens, benchmark, preset.value, layers=steered, auto=auto, limit=limit, batch_size=batch_size, seed=seed,
             progress=progress,
         )  # fmt: skip
     fitted.report["provenance"] = support.provenance(model, data, limit=limit, layers=steered)
     fitted.save(out)
     support.tell_skipped(benchmark)
+    if auto:
+        tell_trials(fitted)
     support.out.print(escape(str(fitted.plan)), soft_wrap=True)
     support.out.print(f"bundle: {escape(str(out))}")
 
 
-def ready(lens: "LensModel", benchmark: "Benchmark", layers: list[int] | None) -> None:
+def ready(
+    lens: "LensModel",
+    benchmark: "Benchmark",
+    layers: list[int] | None,
+    traces: t.Source = t.Source.given,
+    template: "Template | None" = None,
+) -> None:
     """All that can be wrong with a fit is found here, before the first pass.
 
     Raises:
-        RMuseError: layers out of range, no reasoning, an unreadable picture, activations that are not finite.
+        RMuseError: layers out of range, given traces without reasoning, an unreadable picture, activations that are not
+            finite.
     """
     from rmuse_interp.fitting import check
     from rmuse_interp.running import probe
 
-    check(lens, benchmark, layers)
+    check(lens, benchmark, layers, traces.value, template)
     for examples in (benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
         benchmark.check_images(examples)
     probe(lens, benchmark.fit_forget[0])
+
+
+def tell_trials(fitted: "RMuse") -> None:
+    """Prints all that a search tried, what it chose and why."""
+    for modality in fitted.gates:
+        record = fitted.report[modality]
+        chosen = record["chosen"]
+        table = Table(title=f"tried on {modality} questions, gate held open", title_justify="left", box=None)
+        shares = ("leaked", "refused", "verbatim", "inside")
+        for heading in ("blocks", "target", "energy", "ranks", *(f"{name} %" for name in shares)):
+            table.add_column(heading, justify="left" if heading == "target" else "right")
+        for trial in record["trials"]:
+            mine = all(trial[key] == chosen[key] for key in ("layers", "target", "energy"))
+            blocks, ranks = (", ".join(map(str, trial[key])) for key in ("layers", "ranks"))
+            said = (f"{trial[name]:.1f}" for name in shares)
+            table.add_row(blocks, trial["target"], f"{trial['energy']:g}", ranks, *said,
+                          style="bold" if mine else None)  # fmt: skip
+        support.out.print(table)
+        for sentence in chosen["why"]:
+            support.out.print(f"  {escape(sentence)}", soft_wrap=True)
 
 
 def info(
@@ -148,6 +203,8 @@ def _told(key: str, value: Any, indent: str = "") -> Iterator[str]:
 
 def _flat(value: Any) -> str:
     """A value on one line: four significant digits, the range of an estimate behind it, records in brackets."""
+    if isinstance(value, dict | list | str) and not value:
+        return "none"
     if isinstance(value, dict) and {"value", "low", "high"} <= set(value):
         return f"{_flat(value['value'])} ({_flat(value['low'])}–{_flat(value['high'])})"
     if isinstance(value, dict):
@@ -156,5 +213,6 @@ def _flat(value: Any) -> str:
             for k, v in value.items()
         )
     if isinstance(value, list):
-        return ", ".join(map(_flat, value))
+        sentences = any(isinstance(v, str) and ", " in v for v in value)
+        return ("; " if sentences else ", ").join(map(_flat, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)

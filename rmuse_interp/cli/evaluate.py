@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import requests, support, tables
+from rmuse_interp.cli import requests, support, tables, traces
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.results import SCORES, Transcript, claim, write_run
@@ -90,7 +90,9 @@ def evaluate(
     names = names_of(folders, loaded)
     rate = common_rate(dict(zip(map(str, folders), loaded, strict=True)), forget)
     opened = support.open_benchmark(data, rate, skip_bad_rows)
-    benchmark = requests.as_forgotten(opened, list(zip(folders, loaded, strict=True)))
+    bundles = list(zip(folders, loaded, strict=True))
+    forgetting = requests.as_forgotten(opened, bundles)
+    benchmark = traces.as_asked(forgetting, bundles)
     from rmuse_interp import running
     from rmuse_interp.report import before_after
 
@@ -102,16 +104,21 @@ def evaluate(
         for n, f in zip(names, folders, strict=True)
     ]
     running.probe(lens, questions["forget"][0])
-    rivals = tuning_of(lens, benchmark, out, seed, batch_size) if method else None
-    claim(out, overwrite)
     seconds: dict[str, float] = {}
+    rivals = None
+    if method:
+        fitted_on = traces.fitted_on(
+            lens, forgetting, loaded, seconds, limit=FIT_LIMIT, batch_size=batch_size, seed=seed
+        )
+        rivals = tuning_of(lens, fitted_on, out, seed, batch_size)
+    claim(out, overwrite)
     if rivals is not None:
         plans = tuned(rivals, method or [], seconds)
         methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
     scores, transcripts = answered(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
     )  # fmt: skip
-    if benchmark is not opened:
+    if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
     write_run(out, scores, transcripts, overwrite)
     before_after.save(scores, out, "figure")

@@ -41,7 +41,17 @@ def generate(
     lens = support.open_model(model, device, dtype, blocks)
     from rmuse_interp.running import Method, stream
 
-    plan = None if bundle is None else support.open_bundle(bundle, lens).plan
+    plan = None
+    if bundle is not None:
+        from rmuse_interp.elicit import asked_with
+
+        fitted = support.open_bundle(bundle, lens)
+        plan, template = fitted.plan, asked_with(fitted.report)
+        if template is not None and template.stepwise:
+            prompt = template.put(prompt)
+            support.notes.print(
+                escape(f"asked as the bundle expects it: {prompt}"), style="dim", soft_wrap=True
+            )
     response = stream(
         lens, prompt, None if image is None else str(image), plan, max_new_tokens=max_new_tokens,
         write=lambda words: typer.echo(words, nl=False),

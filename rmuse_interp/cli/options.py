@@ -35,6 +35,13 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most
 Layers = Annotated[
     str | None, typer.Option("--layers", metavar="L", help="Blocks to steer, from 0: 6, 5,6 or 5-7.")
 ]
+Auto = Annotated[
+    bool,
+    typer.Option(
+        "--auto",
+        help="Choose blocks, target and rank of the RRS by trials on fitting questions; prints them.",
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Go on past faulty rows, and list them.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]

@@ -219,7 +219,7 @@ class _Tried:
         """`Σ‖P Δ‖² / Σ‖Δ‖²` over the last prompt tokens of forget queries, P of the widest RRS; percent."""
         prompts = self.evidence.readouts["last"]
         prompts = prompts.select([i for i in prompts.ids if i in self.evidence.forget])
-        part = whole = 0.0
+        part = whole = length = 0.0
         for layer in layers:
             unlearning, retain = fitted.at(self.modality, layer)
             operator = TARGETS[target](self.evidence, layer, unlearning).protecting(retain.subspace)
@@ -228,7 +228,9 @@ class _Tried:
             update = operator(states, torch.zeros(len(states), dtype=torch.long)) - states
             part += float(widest.project(update).square().sum())
             whole += float(update.square().sum())
-        return 100 * part / whole if whole else 0.0
+            length += float(states.square().sum())
+        # What is shorter is the rounding of float32: nothing was moved.
+        return 100 * part / whole if whole > 1e-10 * length else 0.0
 
 
 def _singles(n_layers: int) -> list[tuple[int, ...]]:

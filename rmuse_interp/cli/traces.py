@@ -1,0 +1,177 @@
+"""`--traces` and its kin: whose reasoning is fitted on, and how a bundle expects questions to be put."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from rmuse_interp.cli import support
+from rmuse_interp.errors import RMuseError
+
+if TYPE_CHECKING:
+    from rmuse_interp.data import Benchmark
+    from rmuse_interp.elicit import Template
+    from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.rmuse import RMuse
+
+
+class Source(StrEnum):
+    """Whose traces, as `fit` knows them."""
+
+    auto = "auto"
+    given = "given"
+    own = "own"
+
+
+class Ready(StrEnum):
+    """The templates that are ready to use."""
+
+    think = "think"
+    reasoning = "reasoning"
+
+
+Traces = Annotated[
+    Source,
+    typer.Option(
+        "--traces",
+        help="Whose reasoning is fitted on: the benchmark's (given), the model's own, or its own where there is none.",
+    ),
+]
+TemplateName = Annotated[
+    Ready | None,
+    typer.Option(
+        "--template",
+        help="How the model is asked for its own: it thinks unasked (think), or is told to write Reasoning: and "
+        "Answer: (reasoning); by default what benchmark.json says.",
+    ),
+]
+Delimiters = Annotated[
+    tuple[str, str] | None,
+    typer.Option(
+        "--delimiters", metavar="OPEN CLOSE", help="What stands before and behind the model's reasoning."
+    ),
+]
+Stepwise = Annotated[
+    str | None,
+    typer.Option("--stepwise", metavar="TEXT", help="Put behind a question to have it reasoned about."),
+]
+Direct = Annotated[
+    str | None,
+    typer.Option("--direct", metavar="TEXT", help="Put behind a question to have the answer alone."),
+]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Most tokens per response of the model's own.")
+]
+
+
+def template_of(
+    benchmark: "Benchmark",
+    name: Ready | None,
+    delimiters: tuple[str, str] | None,
+    stepwise: str | None,
+    direct: str | None,
+) -> "Template | None":
+    """The template that the options name, each of them over the benchmark's own; None where none is given.
+
+    Raises:
+        RMuseError: delimiters that are empty or equal.
+    """
+    given: dict[str, Any] = {"delimiters": delimiters, "stepwise": stepwise, "direct": direct}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if name is None and not changes:
+        return None
+    from rmuse_interp.elicit import template_for
+
+    return replace(template_for(None if name is None else name.value, benchmark), **changes)
+
+
+def gathered_from(
+    lens: "LensModel",
+    benchmark: "Benchmark",
+    source: Source,
+    template: "Template | None",
+    seconds: dict[str, float],
+    *,
+    max_new_tokens: int,
+    limit: int,
+    batch_size: int,
+    seed: int,
+) -> "Benchmark":
+    """The benchmark to fit on; says how many of the model's own responses it holds, and how many were dropped and why.
+
+    Args:
+        lens: who is asked.
+        benchmark: as loaded.
+        source: whose traces.
+        template: how the model is asked.
+        seconds: stage → its wall-clock time so far.
+        max_new_tokens: most tokens per response.
+        limit: most questions of each group and kind of query.
+        batch_size: questions per batch.
+        seed: of the sampling.
+
+    Raises:
+        RMuseError: a model that does not follow the template, found out after a few questions.
+    """
+    from rmuse_interp.elicit import elicit
+    from rmuse_interp.fitting import source_of
+
+    if source_of(benchmark, source.value) == "given":
+        return benchmark
+    with support.bars("own responses", seconds, "elicit") as progress:
+        found = elicit(
+            lens, benchmark, template=template, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
+            seed=seed, progress=progress,
+        )  # fmt: skip
+    support.out.print(escape(str(found)), soft_wrap=True)
+    return found.benchmark
+
+
+def as_asked(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":
+    """The benchmark with its questions put as the bundles' fits put them; itself where there is no bundle.
+
+    Raises:
+        RMuseError: bundles that expect different words or delimiters.
+    """
+    from rmuse_interp.elicit import Template, as_asked, asked_with
+
+    verbatim = Template(delimiters=benchmark.delimiters)
+    expected = {folder: asked_with(bundle.report) or verbatim for folder, bundle in bundles}
+    # How an answer alone is asked for makes no difference: scoring asks no such question.
+    templates = list(dict.fromkeys(replace(one, direct="") for one in expected.values()))
+    if len(templates) > 1:
+        said = "; ".join(
+            f"{folder}: {' … '.join(one.delimiters)}, {one.stepwise or 'no instruction'}"
+            for folder, one in expected.items()
+        )
+        raise RMuseError(
+            f"bundles whose questions are put alike were required, got {said}; evaluate them one by one"
+        )
+    return as_asked(benchmark, templates[0]) if templates else benchmark
+
+
+def fitted_on(
+    lens: "LensModel",
+    benchmark: "Benchmark",
+    bundles: Sequence["RMuse"],
+    seconds: dict[str, float],
+    *,
+    limit: int,
+    batch_size: int,
+    seed: int,
+) -> "Benchmark":
+    """The benchmark that rivals are tuned on: as the bundles' fits saw it, the model's own words where they did."""
+    for bundle in bundles:
+        record = bundle.report.get("traces", {})
+        if record.get("source") == "own":
+            from rmuse_interp.elicit import asked_with
+
+            return gathered_from(
+                lens, benchmark, Source.own, asked_with(bundle.report), seconds, limit=limit, batch_size=batch_size,
+                max_new_tokens=record["max_new_tokens"], seed=seed,
+            )  # fmt: skip
+    return benchmark
