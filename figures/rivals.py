@@ -113,7 +113,7 @@ def spread(value: Row) -> tuple[float, list[list[float]] | None]:
 def label(
     axis: Axes, places: dict[str, tuple[float, float]], colours: dict[str, str], bars: Sequence[Any]
 ) -> None:
-    """Each point's name where it covers no point, bar or other name; a thin line leads there unless it is plain.
+    """Each point's name where it covers no point, bar or other name; a thin line leads there unless that is plain.
 
     Args:
         axis: drawn but for the names.
@@ -127,6 +127,15 @@ def label(
     figure.set_layout_engine("none")  # what was measured stays where it is
     points = {name: axis.transData.transform(at) for name, at in places.items()}
     scale = figure.dpi / 72
+    said: dict[str, list[str]] = {}  # points that coincide share a text, that of the first of them
+    for name, point in points.items():
+        twin = next((n for n in said if math.dist(points[n], point) < 3 * scale), name)
+        said.setdefault(twin, []).append(NAMES.get(name, name))
+    points = {name: points[name] for name in said}
+    words = {
+        n: ",\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
+        for n, names in said.items()
+    }
     taken = [Bbox.from_extents(*(p - 3.5 * scale), *(p + 3.5 * scale)) for p in points.values()]
     for start, end in bars:
         (x0, y0), (x1, y1) = axis.transData.transform([start, end])
@@ -140,9 +149,7 @@ def label(
     for name in sorted(points, key=lambda n: (-near(n), n)):
         x, y = points[name]
         settings = {"fontsize": 6, "color": colours[name], "ha": "center", "va": "center"}
-        text = axis.annotate(
-            NAMES.get(name, name), places[name], (0, 0), textcoords="offset points", **settings
-        )
+        text = axis.annotate(words[name], places[name], (0, 0), textcoords="offset points", **settings)
         size = text.get_window_extent(renderer)
         text.remove()
         distant = [
@@ -160,7 +167,8 @@ def label(
             outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
             cost = (
                 radius + 1000 * (outside or any(box.overlaps(other) for other in drawn))
-                + 150 * sum(box.overlaps(other) for other in taken)
+                + 300 * sum(box.overlaps(other) for other in taken[: len(points)])
+                + 25 * sum(box.overlaps(other) for other in taken[len(points) :])
                 + 150 * (led and any(crosses((x, y), foot, other) for other in drawn))
                 + 40 * (led and any(crosses((x, y), foot, other) for other in distant))
             )  # fmt: skip
@@ -168,7 +176,6 @@ def label(
                 best = (cost, box, dx / scale, dy / scale, led)
         assert best is not None
         _, box, dx, dy, led = best
-        taken.append(box)
         drawn.append(box)
         line = (
             {"arrowstyle": "-", "lw": 0.4, "color": colours[name], "shrinkA": 0, "shrinkB": 2}
@@ -176,7 +183,7 @@ def label(
             else None
         )
         axis.annotate(
-            NAMES.get(name, name), places[name], (dx, dy), textcoords="offset points", arrowprops=line, **settings
+            words[name], places[name], (dx, dy), textcoords="offset points", arrowprops=line, **settings
         )  # fmt: skip
 
 
