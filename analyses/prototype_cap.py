@@ -52,7 +52,7 @@ OperatorT = TypeVar("OperatorT", bound=Operator)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=48, what="questions per split", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=32, what="questions per split", fit_limit=64, max_new_tokens=64)
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS_ASKED, help="splits to answer")
     parser.add_argument(

@@ -48,9 +48,7 @@ def draw(record: splits.Row) -> Figure:
             axis.errorbar([place + shift for place, _ in drawn], [c["value"] for _, c in drawn],
                           yerr=splits.spread([c for _, c in drawn]), color=colour, marker=marker, ls=dashes,
                           label=label, mfc=face or colour, **splits.BARS)  # fmt: skip
-    total = sorted(set(record["prototypes"].values()))
-    every = f"all\n({'–'.join(map(str, total))})"
-    axis.set_xticks(range(len(caps)), [every if cap == "all" else str(cap) for cap in caps])
+    axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
     axis.set_xlabel("prototypes kept per transport")
     axis.set_ylabel("percent of the answers")
     splits.percent_axis(axis)
@@ -66,7 +64,7 @@ def caption(record: splits.Row) -> str:
     said = ", ".join(f"{split} {value:.1f}" for split, value in plain.items() if split in ("forget", "test"))
     return (
         "Calibrated with its token-level refusal prototypes capped by k-medoids under the angle; gates and blocks as "
-        f"fitted. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
+        f"fitted. All are {' or '.join(map(str, sorted(set(record['prototypes'].values()))))}. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
         + splits.about(record, splits.counted(record["provenance"]["n"]))
         + " RIL and exact are measured on the open questions among them."
     )
