@@ -62,9 +62,10 @@ def caption(record: splits.Row) -> str:
         r["split"]: r["ril"]["value"] for r in record["rows"] if r["cap"] is None and r["ril"] is not None
     }
     said = ", ".join(f"{split} {value:.1f}" for split, value in plain.items() if split in ("forget", "test"))
+    total = " or ".join(str(n) for n in sorted(set(record["prototypes"].values())))
     return (
         "Calibrated with its token-level refusal prototypes capped by k-medoids under the angle; gates and blocks as "
-        f"fitted. All are {' or '.join(map(str, sorted(set(record['prototypes'].values()))))}. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
+        f"fitted. All are {total}. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
         + splits.about(record, splits.counted(record["provenance"]["n"]))
         + " RIL and exact are measured on the open questions among them."
     )
