@@ -65,7 +65,8 @@ def caption(record: splits.Row) -> str:
     total = " or ".join(str(n) for n in sorted(set(record["prototypes"].values())))
     return (
         "Calibrated with its token-level refusal prototypes capped by k-medoids under the angle; gates and blocks as "
-        f"fitted. All are {total}. Without any plan RIL is {said or 'not defined'}. Malformed: neither an answer nor a chain with one. "
+        f"fitted. All are {total}. Without any plan RIL is {said or 'not defined'}. Malformed: "
+        "neither an answer nor a chain with one. "
         + splits.about(record, splits.counted(record["provenance"]["n"]))
         + " RIL and exact are measured on the open questions among them."
     )
