@@ -85,7 +85,8 @@ class Prototypes(Part):
             states: block outputs at the tokens of all refusals.
             positions: step of each token, 0 at the last prompt token.
             trajectory: which refusal each belongs to.
-            cap: the most prototypes; more are thinned by k-medoids under the angle. None keeps all.
+            cap: the most prototypes; more are thinned by k-medoids under the angle, step by step as far as the cap allows
+                one of each, for a step without a prototype cannot be steered. None keeps all.
             seed: of the k-medoids.
 
         Raises:
@@ -94,7 +95,7 @@ class Prototypes(Part):
         require_finite(states, "refusal states")
         points = _units(states.to(torch.float64))
         if cap is not None and len(points) > cap:
-            kept = k_medoids(points, cap, seed)
+            kept = _thinned(points, positions.to(points.device), cap, seed)
             points = points[kept]
             positions, trajectory = (
                 positions[kept.to(positions.device)],
@@ -132,3 +133,22 @@ def _units(vectors: Tensor) -> Tensor:
     if not len(vectors) or bool((vectors.norm(dim=1) == 0).any()):
         raise RMuseError(f"nonzero refusal states were required, got none or zeros ({len(vectors)} states)")
     return unit(vectors)
+
+
+def _thinned(
+    points: Float[Tensor, "tokens d"], positions: Int[Tensor, " tokens"], cap: int, seed: int
+) -> Int[Tensor, " prototypes"]:
+    """Rows of at most `cap` medoids, each step's share in proportion to its tokens and at least one."""
+    steps, counts = positions.unique(return_counts=True)
+    if cap < len(steps):
+        return k_medoids(points, cap, seed)
+    exact = counts.double() * (cap - len(steps)) / counts.sum()
+    quota = 1 + exact.floor().long()
+    # Largest remainders first, so that the whole cap is used.
+    for i in (exact.floor() - exact).argsort(stable=True)[: cap - int(quota.sum())].tolist():
+        quota[i] += 1
+    found = []
+    for step, most in zip(steps, quota.tolist(), strict=True):
+        rows = (positions == step).nonzero().squeeze(1)
+        found.append(rows[k_medoids(points[rows], most, seed)])
+    return torch.cat(found).sort().values

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,18 @@ class Method:
         """`(score − threshold)/scale` of the gate for this kind of query: what the gates of all kinds share."""
         gate = self.gates.get(modality)
         return None if score is None or gate is None else (score - gate.threshold) / gate.scale
+
+
+def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A line per method and kind of query that its plan has no edit for: such queries are answered as they are."""
+    counts = Counter(e.modality for examples in questions.values() for e in examples)
+    return [
+        f"{method.name} has no edit for {modality} questions: {n} of them are answered as the model does"
+        for method in methods
+        if method.plan is not None
+        for modality, n in sorted(counts.items())
+        if all(edit.modality not in (None, modality) for edit in method.plan)
+    ]
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,18 @@ def test_token_level_prototypes_keep_their_labels_through_the_cap():
     assert torch.equal(Prototypes.token_level(states, positions, trajectory, cap=8).points, capped.points)
 
 
+def test_the_cap_leaves_every_step_a_prototype():
+    """Twenty runs of twelve steps, and a long tail that one run alone reaches."""
+    positions = torch.cat([torch.arange(12).repeat(20), torch.arange(12, 18)])
+    trajectory = torch.cat([torch.arange(20).repeat_interleave(12), torch.full((6,), 20)])
+    states = random(len(positions), 8)
+    for cap in (18, 40, 200):
+        kept = Prototypes.token_level(states, positions, trajectory, cap=cap)
+        assert set(kept.positions.tolist()) == set(range(18))
+        assert cap - 6 <= len(kept) <= cap  # a step with one token has no second prototype
+    assert len(Prototypes.token_level(states, positions, trajectory, cap=5)) == 5
+
+
 def test_prototypes_outside_a_subspace():
     made = Prototypes(unit(random(6, 5)), torch.arange(6))
     rrs = Subspace(torch.eye(5)[:, :2])

@@ -113,6 +113,18 @@ def test_a_plan_for_pictures_alone_says_nothing_of_text(lens, questions, plan):
     assert all(t.gate_score is not None for t in rows if t.modality == "image")
 
 
+def test_kinds_of_query_without_an_edit_are_named(lens, questions, plan):
+    n = sum(e.modality == "text" for examples in questions.values() for e in examples)
+    assert n > 0
+    (line,) = running.unsteered(
+        [Method("vanilla", lens), Method("both", lens, plan), Method("rmuse", lens, plan.without("text"))],
+        questions,
+    )
+    assert line == f"rmuse has no edit for text questions: {n} of them are answered as the model does"
+    whole = op.Add(torch.ones(tiny.D_MODEL)).at(layers=[2])
+    assert running.unsteered([Method("rmuse", lens, Plan([whole]))], questions) == []
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(lens, questions, plan, tmp_path, monkeypatch):
     """After Ctrl-C the rerun asks nothing twice, and the whole equals an uninterrupted run."""
     methods = [Method("vanilla", lens), Method("rmuse/x", lens, plan)]

@@ -74,6 +74,10 @@ def fit(
     how = t.template_of(benchmark, template, delimiters, stepwise, direct)
     lens = support.open_model(model, device, dtype, blocks)
     ready(lens, benchmark, steered, traces, how)
+    if len(benchmark.forget_people) == 1:
+        support.notes.print(
+            "[yellow]note[/yellow] one person to forget: what the gate expects to miss was measured on that person alone"
+        )
     out.mkdir(parents=True, exist_ok=True)
     from rmuse_interp.fitting import fit as fit_freely
     from rmuse_interp.fitting.by_person import fit_by_person

@@ -115,6 +115,8 @@ def evaluate(
     if rivals is not None:
         plans = tuned(rivals, method or [], seconds)
         methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
+    for line in running.unsteered(methods, questions):
+        support.notes.print(f"[yellow]note[/yellow] {escape(line)}")
     scores, transcripts = answered(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
     )  # fmt: skip
