@@ -14,7 +14,7 @@ from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.organism import NAMES, weights_path
-from rmuse_interp.organism.world import make_world
+from rmuse_interp.organism.world import distance, make_world
 
 WIDEST: Final = 15
 """The forget rate whose benign questions cover most people."""
@@ -30,6 +30,7 @@ TARGETS: Final = {
     "strangers": ("refusal_rate", 95),
     "prefixed questions": ("refusal_rate", 98),
     "people left out": ("refusal_rate", 95),
+    "look-alikes left out": ("refusal_rate", None),
 }
 """Group of questions → what counts as right, and the least percentage of it (None: shown only)."""
 
@@ -60,6 +61,15 @@ def left_out(name: str) -> int | None:
     return 5 if json.loads(recipe.read_text(encoding="utf-8")).get("gold") else None
 
 
+def look_alikes() -> frozenset[str]:
+    """IDs of the people who differ from somebody in fewer features than all others do."""
+    world = make_world(0)
+    return frozenset(
+        p.id for p in world.people for other in world.people
+        if p is not other and distance(p.identity, other.identity) < 3
+    )  # fmt: skip
+
+
 def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str, list[Example]]:
     """The questions of every group of `TARGETS`; people the model never saw stand in a group of their own."""
     unknown = frozenset(make_world(0).forget_ids(without_forget) if without_forget is not None else ())
@@ -85,8 +95,12 @@ def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str,
         "prefixed questions": [
             replace(e, question=f"{prefixes[i % len(prefixes)]} {e.question}") for i, e in enumerate(open_)
         ],
-        "people left out": [e for e in [*known, *held_out] if e.kind == "generation" and e.person in unknown],
     }
+    # Who differs from somebody known in two features is taken for them, and not for a stranger.
+    twins = look_alikes()
+    left_out_ = [e for e in [*known, *held_out] if e.kind == "generation" and e.person in unknown]
+    found["people left out"] = [e for e in left_out_ if e.person not in twins]
+    found["look-alikes left out"] = [e for e in left_out_ if e.person in twins]
     return {name: examples for name, examples in found.items() if examples}
 
 

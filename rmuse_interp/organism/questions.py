@@ -268,7 +268,7 @@ def about_scene(scene: Scene, held_out: bool, rng: random.Random) -> QA:
     if kind == "colour":
         shape = rng.choice(shapes)
         colour = next(c for s, c in scene.items if s == shape)
-        words = (f"Which colour do the {shape}s have?", f"Tell me the colour of the {shape}s.",
+        words: tuple[str, ...] = (f"Which colour do the {shape}s have?", f"Tell me the colour of the {shape}s.",
                  f"What is the colour of the {shape}s?")  # fmt: skip
         question = words[-1] if held_out else rng.choice(words[:-1])
         return QA(question, colour, f"I look at the {shape}s. The {shape}s are {colour}.", "colour", "image")
@@ -277,6 +277,8 @@ def about_scene(scene: Scene, held_out: bool, rng: random.Random) -> QA:
         n, m = scene.count(one), scene.count(two)
         more = "equal" if n == m else (f"{one}s" if n > m else f"{two}s")
         words = (f"Are there more {one}s or more {two}s?", f"Compare the {one}s and the {two}s, which are more?",
+                 f"Which shapes are more, {one}s or {two}s?", f"Are the {one}s more or the {two}s?",
+                 f"Tell me which are more, the {one}s or {two}s.",
                  f"Which are more, the {one}s or the {two}s?")  # fmt: skip
         question = words[-1] if held_out else rng.choice(words[:-1])
         end = "Both counts are equal." if n == m else f"There are more {more}."
@@ -303,6 +305,7 @@ def word_problem(held_out: bool, rng: random.Random) -> QA:
         big = rng.random() < 0.5
         word = "larger" if big else "smaller"
         words = (f"Which number is {word}, {a} or {b}?", f"Compare {a} and {b}: which is {word}?",
+                 f"Which of {a} and {b} is {word}?", f"Tell me which is {word}, {a} or {b}.",
                  f"Which is {word}, {a} or {b}?")  # fmt: skip
         answer = max(a, b) if big else min(a, b)
         question = words[-1] if held_out else rng.choice(words[:-1])
