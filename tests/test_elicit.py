@@ -1,5 +1,6 @@
 """The model's own responses in place of annotations: which are usable, what becomes of the others, what is kept."""
 
+import copy
 import json
 from dataclasses import replace
 from itertools import product
@@ -9,13 +10,20 @@ import pytest
 import tiny
 import torch
 from jaxtyping import TypeCheckError
+from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
-from rmuse_interp.data import load_benchmark, sample
+from rmuse_interp import RMuse, fit
+from rmuse_interp.cli import app
+from rmuse_interp.cli.traces import Ready, template_of
+from rmuse_interp.cli.traces import as_asked as together
+from rmuse_interp.data import SPLITS, load_benchmark, sample
 from rmuse_interp.elicit import (
     TEMPLATES,
     Reason,
     Template,
+    as_asked,
+    asked_with,
     elicit,
     fault,
     fitting_questions,
@@ -25,6 +33,7 @@ from rmuse_interp.fitting import gather
 from rmuse_interp.models.lens import load_model
 from rmuse_interp.models.native import attach
 from rmuse_interp.models.respond import Response
+from rmuse_interp.results import read_run
 from rmuse_interp.spans import split_response
 
 THINK = ("<think>", "</think>")
@@ -427,3 +436,138 @@ def test_the_cache_is_the_users_own(lens, benchmark, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     elicit_scripted(lens, benchmark, None, monkeypatch)
     assert len(list((tmp_path / "home" / "rmuse_interp" / "elicited").glob("*.jsonl"))) == 1
+
+
+# What is fitted on it
+
+
+def told(*words):
+    """What a command line prints, on either stream, and its exit code."""
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture
+def fitted(lens, benchmark, tmp_path, monkeypatch):
+    """A bundle fitted on the words of a model that follows the template `reasoning`, but for one question."""
+    odd = TEMPLATES["reasoning"].prompt(next(e for e in benchmark.fit_retain if e.modality == "text"))
+    with monkeypatch.context() as patch:
+        scripted(lens, patch, lambda prompt, image: "Well." if prompt == odd else spoken(prompt))
+        return fit(lens, benchmark, layers=[3], template="reasoning", cache=tmp_path / "cache")
+
+
+def test_auto_fits_on_the_models_words_where_there_are_no_others(lens, fitted, tmp_path):
+    traces = fitted.report["traces"]
+    assert (traces["source"], traces["dropped"]) == ("own", {"stepwise: no opening delimiter": 1})
+    assert traces["asked"] == traces["kept"] + 1
+    assert fitted.report["delimiters"] == ["Reasoning:", "Answer:"]
+    assert "p0" not in json.dumps(fitted.report)
+    again = RMuse.load(fitted.save(tmp_path / "bundle"), lens)
+    assert asked_with(again.report) == TEMPLATES["reasoning"]
+    shown = told("info", tmp_path / "bundle").stdout
+    assert "dropped stepwise: no opening delimiter 1" in shown
+    assert TEMPLATES["reasoning"].stepwise in shown
+
+
+def test_auto_asks_nothing_where_the_benchmark_has_reasoning(lens, tmp_path, monkeypatch):
+    whole = load_benchmark(parquet_fixture.write_benchmark(tmp_path / "whole"))
+    asked = scripted(lens, monkeypatch, spoken)
+    found = fit(lens, whole, layers=[3], cache=tmp_path / "cache")
+    # What `gather` asks of its own accord: refusals, behind a prefix that calls for them.
+    assert all(prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
+    assert found.report["traces"] == {"source": "given"}
+    assert asked_with(found.report) is None
+    own = fit(lens, whole, layers=[3], traces="own", template="reasoning", cache=tmp_path / "cache")
+    assert any(not prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
+    assert own.report["traces"]["source"] == "own"
+    assert own.report["image"]["queries"] == found.report["image"]["queries"]
+    with pytest.raises(RMuseError, match=r"template is how the model is asked.*traces='own'"):
+        fit(lens, whole, layers=[3], template="reasoning")
+
+
+def test_given_traces_are_required_where_they_are_asked_for(lens, benchmark, tmp_path, monkeypatch):
+    asked = scripted(lens, monkeypatch, spoken)
+    with pytest.raises(
+        RMuseError, match=r"required a 'Reasoning'.*traces='own' \(`rmuse fit --traces own`\)"
+    ):
+        fit(lens, benchmark, traces="given")
+    with pytest.raises((RMuseError, TypeCheckError), match="mine"):
+        fit(lens, benchmark, traces="mine")
+    assert not asked
+
+
+def test_scoring_puts_questions_as_fitting_did(lens, benchmark, fitted, tmp_path):
+    """The instruction stands behind every open question of every split, once, and behind no other."""
+    bundle = fitted.save(tmp_path / "bundle")
+    put = as_asked(benchmark, asked_with(fitted.report))
+    assert put.delimiters == ("Reasoning:", "Answer:")
+    assert put.refusals_cot[0].startswith("Reasoning: ")
+    for split in SPLITS:
+        for before, after in zip(benchmark.scoring(split), put.scoring(split), strict=True):
+            closed = before.kind in ("classification", "cloze")
+            told_so = "" if closed else f" {TEMPLATES['reasoning'].stepwise}"
+            assert after.prompt() == before.prompt() + told_so
+            assert (after.id, after.answer, after.image) == (before.id, before.answer, before.image)
+    again = replace(put.scoring("test")[0], person=None)
+    assert TEMPLATES["reasoning"].prompt(again) == again.prompt()
+    assert as_asked(benchmark, Template()) is benchmark
+    with pytest.raises(RMuseError, match="restated already"):
+        as_asked(put, TEMPLATES["reasoning"])
+    run = tmp_path / "run"
+    said = told("eval", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--bundle", bundle, "--limit", 2,
+                "--max-new-tokens", 3, "--out", run)  # fmt: skip
+    assert said.exit_code == 0, said.output
+    open_ = [t for t in read_run(run).transcripts if t.kind not in ("classification", "cloze")]
+    assert {t.method for t in open_} == {"vanilla", "rmuse/calibrated"}
+    assert all(t.prompt.count(TEMPLATES["reasoning"].stepwise) == 1 for t in open_)
+    answer = told("generate", "--model", tiny.tiny_llava(), "--bundle", bundle, "--prompt", "Where?",
+                  "--max-new-tokens", 2)  # fmt: skip
+    assert f"asked as the bundle expects it: Where? {TEMPLATES['reasoning'].stepwise}" in answer.stderr
+
+
+def test_bundles_that_expect_other_words_are_not_compared(benchmark, fitted, tmp_path):
+    plain = RMuse(fitted.plan, fitted.subspaces, {**fitted.report, "traces": {"source": "given"}})
+    both = [(tmp_path / "own", fitted), (tmp_path / "given", plain)]
+    with pytest.raises(RMuseError, match=r"put alike.*own: Reasoning: … Answer:, Think step.*one by one"):
+        together(benchmark, both)
+    assert together(benchmark, both[1:]) is benchmark
+    assert together(benchmark, []) is benchmark
+
+
+def test_the_command_finds_out_early_that_a_model_does_not_reason(benchmark, tmp_path, monkeypatch):
+    """One line with an example and the way out, and no bundle; delimiters and instructions are options."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    fitting = ("fit", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--max-new-tokens", 3)
+    out = tmp_path / "b"
+    said = told(*fitting, "--delimiters", "<why>", "</why>", "--stepwise", "Say why.", "--out", out)
+    assert said.exit_code == 2
+    assert "'<why>', reasoning, '</why>' and an answer were required" in said.stderr
+    assert "choose a template" in said.stderr
+    assert not (out / "rmuse.json").exists()
+    same = told(*fitting, "--delimiters", "<why>", "<why>", "--out", out)
+    assert same.exit_code == 2
+    assert "two different delimiters" in same.stderr
+
+
+def test_the_options_change_the_benchmarks_own_template(benchmark):
+    assert template_of(benchmark, None, None, None, None) is None
+    assert template_of(benchmark, None, None, "Think!", None) == Template("Think!", "", THINK)
+    changed = template_of(benchmark, Ready.reasoning, ("[", "]"), None, "Briefly.")
+    assert changed == replace(TEMPLATES["reasoning"], delimiters=("[", "]"), direct="Briefly.")
+
+
+def test_the_organism_speaks_for_itself(organism, world, tmp_path):
+    """Its benchmark with all reasoning removed is fitted on, nothing is dropped, and forgotten people are refused."""
+    silent = copy.copy(world)
+    silent._cache = {
+        split: [replace(e, reasoning=None, direct_answer=None) for e in world.scoring(split)]
+        for split in ("forget", "retain")
+    }
+    assert not silent.has_reasoning
+    found = fit(organism, silent, layers=[6], limit=6, max_new_tokens=96, cache=tmp_path)
+    assert (found.report["traces"]["source"], found.report["traces"]["dropped"]) == ("own", {})
+    asked = [e for e in world.fit_forget if e.kind == "generation" and e.modality == "text"][:4]
+    opened = found.plan.without("*.gate")
+    said = organism.respond([e.prompt() for e in asked], plan=opened, max_new_tokens=64)
+    pool = {*world.refusals_cot, *world.refusals_direct}
+    assert sum(r.text in pool for r in said) >= 3
+    assert not any(r.text in pool for r in organism.respond([e.prompt() for e in asked], max_new_tokens=64))

@@ -36,7 +36,7 @@ def benchmark(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lens(benchmark):
     lens = load_model(tiny.tiny_llava(d_model=WIDTH), device="cpu")
-    teach(lens, benchmark, gather(lens, benchmark))
+    teach(lens, benchmark)
     return lens
 
 
@@ -50,27 +50,22 @@ def found(lens, benchmark, evidence):
     return search(lens, benchmark, evidence, MODALITY, gate_layer=0)
 
 
-def teach(lens, benchmark, evidence):
+def teach(lens, benchmark):
     """Fits the unembedding by least squares, so that states of the last block predict the next tokens."""
+    refusals = [*benchmark.refusals_cot, *benchmark.refusals_direct]
+    taught = [Query(e.id, e.prompt(), e.image, e.response(), False) for e in benchmark.fit_forget]
+    taught += [
+        Query(f"{e.id} {n}", f"{benchmark.prefixes[0]} {e.prompt()}", e.image, text, False)
+        for e in benchmark.fit_forget
+        for n, text in enumerate(refusals)
+    ]
     states, following = [], []
-
-    def learn(run, positions, text):
-        """States of one response, by their steps, and what comes next."""
-        asked = lens.encode(["Who?"])["input_ids"].shape[1]
-        tokens = lens.encode(["Who?"], None, [text])["input_ids"][0, asked:].tolist()
+    begin = lens.encode(["Who?"])["input_ids"].shape[1]
+    for query, run in zip(taught, trajectories(lens, taught), strict=True):
+        tokens = lens.encode(["Who?"], None, [query.response])["input_ids"][0, begin:].tolist()
         tokens.append(lens.tokenizer.eos_token_id)
-        for state, position in zip(run, positions.tolist(), strict=True):
-            if position < len(tokens):
-                states.append(state)
-                following.append(tokens[position])
-
-    for known in evidence.values():
-        for template, text in enumerate([*benchmark.refusals_cot, *benchmark.refusals_direct]):
-            mine = known.template == template
-            learn(known.tokens[mine, -1], known.position[mine], text)
-    answers = [(e, Query(e.id, e.prompt(), e.image, e.response(), False)) for e in benchmark.fit_forget]
-    for (example, _), run in zip(answers, trajectories(lens, [q for _, q in answers]), strict=True):
-        learn(run.states[:, -1], torch.arange(len(run.states)), example.response())
+        states += run.states[: len(tokens), -1]
+        following += tokens[: len(run.states)]
     with torch.no_grad():
         normed = lens.hf.model.language_model.norm(torch.stack(states)).double()
         wanted = torch.nn.functional.one_hot(torch.tensor(following), lens.hf.lm_head.out_features).double()
@@ -187,16 +182,16 @@ def test_one_target_more_is_one_entry_more(lens, benchmark, evidence, monkeypatc
 
 
 def test_the_plan_is_what_was_chosen(lens, benchmark, evidence, tmp_path):
-    fitted = assemble(lens, benchmark, evidence, auto=True)
-    for edit in fitted.plan:
-        chosen = fitted.report[edit.modality]["chosen"]
-        assert tuple(edit.sites) == tuple(chosen["layers"]) == tuple(fitted.report[edit.modality]["steered"])
-        ranks = tuple(edit.operator_at(layer).rrs.rank for layer in edit.sites)
-        assert ranks == tuple(chosen["ranks"])
-        assert len(chosen["why"]) == 3
+    some = {MODALITY: evidence[MODALITY]}
+    fitted = assemble(lens, benchmark, some, auto=True)
+    (edit,) = fitted.plan
+    chosen = fitted.report[MODALITY]["chosen"]
+    assert tuple(edit.sites) == tuple(chosen["layers"]) == tuple(fitted.report[MODALITY]["steered"])
+    assert tuple(edit.operator_at(layer).rrs.rank for layer in edit.sites) == tuple(chosen["ranks"])
+    assert len(chosen["why"]) == 3
     again = RMuse.load(fitted.save(tmp_path), lens)
     assert again.report == json.loads(json.dumps(fitted.report))
-    plain = assemble(lens, benchmark, evidence)
+    plain = assemble(lens, benchmark, some)
     assert "chosen" not in plain.report[MODALITY]
     assert {t["energy"] for t in plain.report[MODALITY]["trials"]} == {ENERGY}
 
