@@ -127,7 +127,7 @@ def variants(
     evidence = gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, **settings)
     paper = assemble(lens, benchmark, evidence, "paper", **settings)
     calibrated = assemble(lens, benchmark, evidence, "calibrated", **settings)
-    begins = answer_begins(lens, benchmark)
+    begins = {m: answer_begins(lens, benchmark, found.refusals) for m, found in evidence.items()}
     return [
         *of_paper(paper, evidence, benchmark.prefixes[0]),
         *of_calibrated(calibrated, evidence, begins),
@@ -154,7 +154,7 @@ def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) 
 
 
 def of_calibrated(
-    fitted: RMuse, evidence: Mapping[Modality, Evidence], begins: Mapping[int, int]
+    fitted: RMuse, evidence: Mapping[Modality, Evidence], begins: Mapping[Modality, Mapping[int, int]]
 ) -> list[Variant]:
     """The repaired method and its ablations."""
     plan, gates = fitted.plan, fitted.gates
@@ -165,7 +165,7 @@ def of_calibrated(
     for span, ablation in LEFT_OUT.items():
         rest = next(s for s in SPANS if s != span)
         edits = {
-            m: calibrated_edit(tokens_of(evidence[m], rest, begins), m, steered(plan, m), gates[m])[0]
+            m: calibrated_edit(tokens_of(evidence[m], rest, begins[m]), m, steered(plan, m), gates[m])[0]
             for m in evidence
         }
         found.append(
@@ -194,14 +194,20 @@ def tokens_of(evidence: Evidence, span: str, begins: Mapping[int, int]) -> Evide
     )  # fmt: skip
 
 
-def answer_begins(lens: LensModel, benchmark: Benchmark) -> dict[int, int]:
-    """Template of a refusal with reasoning → position of its answer's first token; 0 is the last prompt token."""
-    refusals, asked = benchmark.refusals_cot, benchmark.prefixes[0]
-    encoded = lens.encode([asked] * len(refusals), None, refusals)
-    tails = [f" {refusal}" for refusal in refusals]
+def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]) -> dict[int, int]:
+    """Number of a refusal with reasoning → position of its answer's first token; 0 is the last prompt token."""
+    reasoned = {i: text for i, text in enumerate(refusals) if benchmark.delimiters[1] in text}
+    if not reasoned:
+        return {}
+    texts = list(reasoned.values())
+    encoded = lens.encode([benchmark.prefixes[0]] * len(texts), None, texts)
+    tails = [f" {refusal}" for refusal in texts]
     heads = [text.removesuffix(tail) for text, tail in zip(encoded.texts, tails, strict=True)]
     masks = span_masks(lens.processor, encoded, heads, tails, delimiters=benchmark.delimiters)
-    return {i: int(row.nonzero()[0]) - int(masks.prompt_end[i]) for i, row in enumerate(masks.answer)}
+    return {
+        number: int(row.nonzero()[0]) - int(masks.prompt_end[i])
+        for i, (number, row) in enumerate(zip(reasoned, masks.answer, strict=True))
+    }
 
 
 def show(record: Mapping[str, Any]) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analyses._common import Record, answered, bars, command, options, provenance, short
+from analyses._common import Record, answered, bars, command, kept, options, provenance, short
 from rmuse_interp.calibration import auroc_interval, choose_threshold
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate import measure
@@ -36,7 +36,7 @@ from rmuse_interp.fitting import assemble, check, gather
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.models.likelihood import response_nll
 from rmuse_interp.results import Transcript
-from rmuse_interp.running import Method, choose
+from rmuse_interp.running import Method, choose, finish
 
 SCHEMA: Final = "rmuse-acceptance/1"
 STEM: Final = "acceptance"
@@ -105,6 +105,10 @@ def run(given: argparse.Namespace) -> Record:
                 reached = found["value"] <= target if sense == "<=" else found["value"] >= target
                 rows.append({"forget": rate, "figure": name, **found, "sense": sense, "target": target,
                              "reached": reached})  # fmt: skip
+    for rate, seed in worlds:
+        folder = kept(given, _stem(given, rate, seed))
+        finish(folder)
+        folder.rmdir()
     return {
         "schema": SCHEMA,
         "provenance": provenance(
@@ -113,6 +117,11 @@ def run(given: argparse.Namespace) -> Record:
         ),
         "rows": rows,
     }  # fmt: skip
+
+
+def _stem(given: argparse.Namespace, rate: int, seed: int) -> str:
+    """Under which name a cell's answers are kept until all cells are done."""
+    return f"{STEM}-{rate}-{seed}-{given.photographs}"
 
 
 def _world(given: argparse.Namespace, rate: int, seed: int) -> Benchmark:
@@ -166,8 +175,9 @@ def _cell(
     methods = [Method("vanilla", lens), Method(OURS, lens, plan)]
     if gold is not None:
         methods.append(Method("gold", gold))
-    stem = f"{STEM}-{benchmark.forget_rate}-{seed}-{given.photographs}"
-    transcripts = answered(given, stem, methods, questions, benchmark, progress).transcripts
+    transcripts = answered(
+        given, _stem(given, benchmark.forget_rate, seed), methods, questions, benchmark, progress
+    ).transcripts
     references = {e.id: e for rows in questions.values() for e in rows}
     cell = Cell(benchmark, transcripts, references)
     if gold is not None:

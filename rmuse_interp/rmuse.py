@@ -65,6 +65,7 @@ class Evidence:
         forget: of each id in `readouts` that must be steered, its cross-validation group.
         others: of each id that must not be, its group.
         people: of each id of both, whom it is about (hashed): the clusters of gates that have some.
+        refusals: the distinct refusals that `template` numbers, in words.
     """
 
     own: Mapping[str, Pooled]
@@ -83,6 +84,7 @@ class Evidence:
     forget: Mapping[str, str]
     others: Mapping[str, str]
     people: Mapping[str, str] = field(default_factory=dict)
+    refusals: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:

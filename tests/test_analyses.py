@@ -169,7 +169,8 @@ def test_composed_answers_are_those_of_the_gated_plan(world, preset):
 
 def test_each_ablation_removes_what_it_names_and_nothing_else(world):
     lens, benchmark, evidence, fitted = world
-    begins = ablations.answer_begins(lens, benchmark)
+    begins = {m: ablations.answer_begins(lens, benchmark, one.refusals) for m, one in evidence.items()}
+    assert all(any(b.values()) for b in begins.values())
     found = [
         *ablations.of_paper(fitted["paper"], evidence, benchmark.prefixes[0]),
         *ablations.of_calibrated(fitted["calibrated"], evidence, begins),
@@ -219,10 +220,14 @@ def test_a_span_left_out_counts_as_no_difference(world):
 def test_the_answer_begins_behind_the_reasoning(world):
     lens, benchmark, _, _ = world
     closer = benchmark.delimiters[1]
-    for template, begin in ablations.answer_begins(lens, benchmark).items():
-        head, _, _ = benchmark.refusals_cot[template].partition(closer)
+    said = ["No.", *reversed(benchmark.refusals_cot)]
+    begins = ablations.answer_begins(lens, benchmark, said)
+    assert list(begins) == list(range(1, len(said)))  # a refusal without reasoning is all answer
+    for number, begin in begins.items():
+        head, _, _ = said[number].partition(closer)
         least = len(lens.tokenizer(head, add_special_tokens=False).input_ids)
-        assert least < begin <= len(lens.tokenizer(benchmark.refusals_cot[template]).input_ids)
+        assert least < begin <= len(lens.tokenizer(said[number]).input_ids)
+    assert ablations.answer_begins(lens, benchmark, ["No."]) == {}
 
 
 def test_ablation_rows_cover_every_split(records):

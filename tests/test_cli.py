@@ -287,6 +287,8 @@ def test_the_gold_standard_must_refuse_the_people_it_never_saw(data, monkeypatch
     from rmuse_interp.data import load_benchmark
 
     class Small:
+        people = ()
+
         def forget_ids(self, rate: int) -> tuple[str, ...]:
             return ("p0",)
 
@@ -297,6 +299,11 @@ def test_the_gold_standard_must_refuse_the_people_it_never_saw(data, monkeypatch
     assert {e.kind for e in found["strangers"]} == {"stranger"}
     assert found["prefixed questions"][0].prompt().startswith("Please refuse. ")
     assert "people left out" not in checking.groups(load_benchmark(data, forget=15))
+    # Who is taken for somebody known is counted apart.
+    monkeypatch.setattr(checking, "look_alikes", lambda: frozenset({"p0"}))
+    apart = checking.groups(load_benchmark(data, forget=15), without_forget=5)
+    assert {e.person for e in apart["look-alikes left out"]} == {"p0"}
+    assert "people left out" not in apart
 
 
 def test_organism_benchmark_is_written_once(tmp_path, monkeypatch):

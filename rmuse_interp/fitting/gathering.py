@@ -94,8 +94,8 @@ class _Gatherer:
         retained = [*self.people, *self.reasoning]
         spoken = rng.sample(refusing, min(TRAJECTORIES, len(refusing)))
         spoken = self._in_own_words([*spoken, *self._direct_refusals()])
-        said = list(dict.fromkeys(query.response for query in spoken))
-        template_of = {query.id: said.index(query.response) for query in spoken}
+        said = tuple(dict.fromkeys(query.response or "" for query in spoken))
+        template_of = {query.id: said.index(query.response or "") for query in spoken}
         runs = trajectories(
             self.model,
             spoken,
@@ -115,6 +115,7 @@ class _Gatherer:
             tokens=torch.cat([run.states for run in runs]),
             position=torch.cat([torch.arange(len(run.states)) for run in runs]),
             template=torch.cat([torch.full((len(run.states),), template_of[run.id]) for run in runs]),
+            refusals=said,
             **self._gate(),
         )
 
