@@ -32,7 +32,7 @@ from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.metrics import Metric, summarise
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, auroc
-from rmuse_interp.fitting import assemble, check, gather
+from rmuse_interp.fitting import assemble, check, enough, gather
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.models.likelihood import response_nll
 from rmuse_interp.results import Transcript
@@ -168,7 +168,7 @@ def _cell(
     questions = choose(benchmark, given.limit, given.seed)
     settings: dict[str, Any] = {"seed": given.seed, "progress": progress}
     evidence = gather(
-        lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size,
+        lens, benchmark, limit=enough(benchmark, given.fit_limit), batch_size=given.batch_size,
         photographs=given.photographs == "all", **settings,
     )  # fmt: skip
     plan = assemble(lens, benchmark, evidence, "calibrated", **settings).plan

@@ -1,11 +1,13 @@
-"""Writes the results table of ``README.md`` from ``results/demo/scores.json``; the figures are never typed by hand.
+"""Writes the tables of ``README.md`` from ``results/``; their figures are never typed by hand.
 
-    python analyses/readme_table.py [RUN] [--readme README.md]
+    python analyses/readme_table.py [RUN] [--acceptance results/acceptance.json] [--readme README.md]
 
-The table stands between ``<!-- results -->`` and ``<!-- /results -->``; everything else is left as it is.
+Before and after stand between ``<!-- results -->`` and ``<!-- /results -->``, from the scores of RUN; the figures asked
+of `calibrated` between ``<!-- acceptance -->`` and ``<!-- /acceptance -->``, where that file is there. All else is left.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -13,38 +15,82 @@ from rmuse_interp.errors import RMuseError
 from rmuse_interp.report.before_after import markdown, read_scores
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
-def with_table(text: str, scores: dict) -> str:
-    """The text with the table of these scores between the two comments.
+def between(text: str, name: str, table: str) -> str:
+    """The text with a table between the two comments of a name.
 
     Raises:
         RMuseError: the comments are not there once each, in this order.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise RMuseError(f"required one {BEGIN} with one {END} behind it, got another text")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise RMuseError(f"required one {begin} with one {end} behind it, got another text")
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    return f"{before}{begin}\n{table}\n{end}{after}"
+
+
+def with_table(text: str, scores: dict) -> str:
+    """The text with the table of these scores between its two comments.
+
+    Raises:
+        RMuseError: the comments are not there once each, in this order.
+    """
     benchmark, counts = scores["benchmark"], [b["n"] for b in scores["methods"]["vanilla"].values() if b["n"]]
     caption = (
         f"{benchmark['id']}, {benchmark['forget']} % forgotten, {min(counts)} to {max(counts)} questions a split, "
         "written by `python analyses/readme_table.py` from the scores of `rmuse demo`."
     )
-    return f"{before}{BEGIN}\n{markdown(scores)}\n\n{caption}\n{END}{after}"
+    return between(text, "results", f"{markdown(scores)}\n\n{caption}")
+
+
+def with_acceptance(text: str, record: dict) -> str:
+    """The text with the figures asked of `calibrated`, one column per forget rate, between its two comments.
+
+    Raises:
+        RMuseError: the comments are not there once each, in this order.
+    """
+    rates = list(dict.fromkeys(row["forget"] for row in record["rows"]))
+    cells = {(row["figure"], row["forget"]): row for row in record["rows"]}
+    lines = [
+        "| | target | " + " | ".join(f"{rate} %" for rate in rates) + " |",
+        "|---|---:|" + "---:|" * len(rates),
+    ]
+    for figure in dict.fromkeys(row["figure"] for row in record["rows"]):
+        found = [cells.get((figure, rate)) for rate in rates]
+        some = next(row for row in found if row is not None)
+        sign = {"<=": "≤", ">=": "≥"}[some["sense"]]
+        lines.append(f"| {figure} | {sign} {some['target']:g} | {' | '.join(map(_cell, found))} |")
+    source = record["provenance"]
+    caption = (
+        f"Worlds {', '.join(map(str, source['render_seeds']))}, at most {source['limit']} questions a split and world, "
+        "95 % intervals over people; in bold what misses its target. `lost`: points below the unsteered model on the "
+        "same questions. Written by `python analyses/readme_table.py` from `analyses/acceptance.py`."
+    )
+    return between(text, "acceptance", "\n".join(lines) + f"\n\n{caption}")
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return "–"
+    value = f"{row['value']:.4g}" if row["reached"] else f"**{row['value']:.4g}**"
+    return value if row["low"] is None else f"{value} ({row['low']:.4g}–{row['high']:.4g})"
 
 
 def main() -> int:
     """Rewrite the README in place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=ROOT / "results" / "demo")
+    parser.add_argument("--acceptance", type=Path, default=ROOT / "results" / "acceptance.json")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     asked = parser.parse_args()
     try:
         scores = read_scores(asked.run / "scores.json")
-        asked.readme.write_text(
-            with_table(asked.readme.read_text(encoding="utf-8"), scores), encoding="utf-8"
-        )
+        text = with_table(asked.readme.read_text(encoding="utf-8"), scores)
+        if asked.acceptance.is_file():
+            text = with_acceptance(text, json.loads(asked.acceptance.read_text(encoding="utf-8")))
+        asked.readme.write_text(text, encoding="utf-8")
     except RMuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,11 +13,19 @@ from tiny import tiny_llava
 
 import rmuse_interp.models.lens as lens_room
 from analyses import _common as common
-from analyses import ablations, adaptive_vs_fixed, prototype_cap, threshold_sweep
+from analyses import (
+    ablations,
+    acceptance,
+    adaptive_vs_fixed,
+    prototype_cap,
+    readme_table,
+    threshold_sweep,
+)
 from analyses._composed import composed, fires, probes, scored
 from rmuse_interp import load_benchmark, load_model
 from rmuse_interp.data import SPLITS
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.rmuse import SPANS, paper_edit, subspaces_at
 from rmuse_interp.running import Method, choose, run
@@ -358,3 +366,41 @@ def test_figures_are_drawn_from_the_records_alone(results, records, tmp_path):
         caption = " ".join((tmp_path / f"{stem}.txt").read_text().split())
         assert "n = " in caption
         assert records[stem]["provenance"]["model"]["fingerprint"] in caption
+
+
+# The README's tables.
+
+
+def test_the_readme_says_what_was_measured_and_marks_what_was_missed():
+    row = {"forget": 5, "figure": "RIL, test", "value": 0.4, "low": 0.0, "high": 1.2, "n": 60, "sense": "<=",
+           "target": 1.0, "reached": True}  # fmt: skip
+    record = {
+        "rows": [row, row | {"forget": 10, "value": 2.5, "low": None, "high": None, "reached": False}],
+        "provenance": {"render_seeds": [0, 1], "limit": 96},
+    }
+    text = readme_table.with_acceptance("a <!-- acceptance -->old<!-- /acceptance --> z", record)
+    assert "| RIL, test | ≤ 1 | 0.4 (0–1.2) | **2.5** |" in text
+    assert text.startswith("a ")
+    assert text.endswith(" z")
+    assert "old" not in text
+    with pytest.raises(RMuseError, match="required one <!-- acceptance -->"):
+        readme_table.with_acceptance("no place for it", record)
+
+
+def test_figures_asked_of_calibrated_are_differences_on_the_same_questions(world):
+    """Exact by hand: one answer lost of two, one refusal, one leak told apart from none."""
+    _, benchmark, _, _ = world
+    mine = [e for e in benchmark.scoring("retain_test") if e.kind == "generation"][:2]
+    said = [
+        transcribe(e, method, e.response(benchmark.delimiters) if kept else "<think> No. </think> nothing",
+                   benchmark.delimiters)
+        for method, keeps in (("vanilla", (True, True)), (acceptance.OURS, (True, False)))
+        for e, kept in zip(mine, keeps, strict=True)
+    ]  # fmt: skip
+    cell = acceptance.Cell(benchmark, said, {e.id: e for e in mine})
+    assert sorted(value for _, value in cell.lost("exact", "retain_test")) == [0.0, 100.0]
+    found = acceptance.figures([cell])
+    assert found["retain_test, lost"]["value"] == 50.0
+    assert found["retain_test, lost"]["n"] == 2
+    assert set(found) <= set(acceptance.TARGETS)
+    assert "gate AUROC" not in found  # nothing was scored

@@ -19,7 +19,7 @@ from rmuse_interp.cli import app
 from rmuse_interp.collect import Query, trajectories
 from rmuse_interp.data import Benchmark, load_benchmark
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import TARGETS, Trial, assemble, gather, search, try_layers
+from rmuse_interp.fitting import LIMIT, TARGETS, Trial, assemble, enough, gather, search, try_layers
 from rmuse_interp.fitting.search import ENERGIES, _ranked
 from rmuse_interp.models.lens import load_model
 from rmuse_interp.rmuse import ENERGY
@@ -218,3 +218,20 @@ def test_the_command_prints_what_was_tried(benchmark, tmp_path):
     assert refused.exit_code == 2
     assert "leave --auto out" in refused.stderr
     assert not (tmp_path / "paper").exists()
+
+
+def test_a_fit_without_anybody_to_retain_says_what_is_missing(lens, tmp_path):
+    def bare(row):
+        return row if row["ID"] == "p0" else {**row, "Generation_Task": []}
+
+    folder = parquet_fixture.write_benchmark(tmp_path, bare)
+    (folder / "Reasoning" / "train-00000-of-00001.parquet").unlink()
+    with pytest.raises(
+        RMuseError, match="to retain were required, for the RRS and the gate that every preset has"
+    ):
+        fit(lens, load_benchmark(folder, forget=5), limit=4)
+
+
+def test_what_is_read_grows_with_the_people_to_forget(benchmark):
+    assert enough(benchmark) == LIMIT
+    assert enough(benchmark, 3) == 12 * len(benchmark.forget_people) == 24

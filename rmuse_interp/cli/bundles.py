@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rmuse_interp.rmuse import RMuse
 
 FIT_LIMIT = 240
+"""Examples per group and kind of query that a fit reads at the least, where no limit is given."""
 TOLD = 3
 """Records of a list that `rmuse info` prints; the bundle's rmuse.json holds all."""
 
@@ -42,8 +43,13 @@ def fit(
     direct: t.Direct = None,
     max_new_tokens: t.MaxNewTokens = 256,
     limit: Annotated[
-        int, typer.Option("--limit", min=1, help="Most examples per group and kind of query.")
-    ] = (FIT_LIMIT),
+        int | None,
+        typer.Option(
+            "--limit",
+            min=1,
+            help="Most examples per group and kind of query; by default 240, or 12 per person to forget.",
+        ),
+    ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
     device: o.Device = None,
@@ -67,10 +73,11 @@ def fit(
             "--by-person: required the preset calibrated, got paper, whose gate is the literal one"
         )
     steered = support.layers_of(layers)
-    from rmuse_interp.fitting import require_preset
+    from rmuse_interp.fitting import enough, require_preset
 
     require_preset(preset.value, auto)
     benchmark = support.open_benchmark(data, forget, skip_bad_rows)
+    limit = enough(benchmark, FIT_LIMIT) if limit is None else limit
     how = t.template_of(benchmark, template, delimiters, stepwise, direct)
     lens = support.open_model(model, device, dtype, blocks)
     ready(lens, benchmark, steered, traces, how)

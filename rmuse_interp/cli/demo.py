@@ -83,10 +83,11 @@ def both_presets(
     seconds: dict[str, float],
 ) -> dict[str, "RMuse"]:
     """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
-    from rmuse_interp.fitting import assemble, gather
+    from rmuse_interp.fitting import assemble, enough, gather
     from rmuse_interp.rmuse import PRESETS, RMuse
 
-    origin = support.provenance(MODEL, DATA, limit=FIT_LIMIT, layers=None, batch_size=batch_size)
+    limit = enough(benchmark, FIT_LIMIT)
+    origin = support.provenance(MODEL, DATA, limit=limit, layers=None, batch_size=batch_size)
     wanted = {
         "benchmark": {
             "id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed,
@@ -101,9 +102,7 @@ def both_presets(
         except RMuseError:
             pass  # damaged, or of other weights: fitted anew
     with support.bars("collected states", seconds, "collect") as progress:
-        evidence = gather(
-            lens, benchmark, limit=FIT_LIMIT, batch_size=batch_size, seed=seed, progress=progress
-        )
+        evidence = gather(lens, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress)
     fitted: dict[str, RMuse] = {}
     for preset in PRESETS:
         with support.bars(f"fitted {preset}", seconds, f"fit/{preset}") as progress:

@@ -24,7 +24,7 @@ from rmuse_interp.elicit import (
     traces_of,
 )
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting.gathering import LIMIT, gather
+from rmuse_interp.fitting.gathering import LIMIT, enough, gather
 from rmuse_interp.fitting.search import Found, Trial, search, try_layers
 from rmuse_interp.fitting.targets import TARGETS
 from rmuse_interp.models.lens import LensModel
@@ -42,8 +42,8 @@ from rmuse_interp.rmuse import (
 )
 
 __all__ = [
-    "LIMIT", "TARGETS", "Found", "Trial", "assemble", "check", "fit", "gather", "hashed", "require_preset", "search",
-    "source_of", "traced", "try_layers",
+    "LIMIT", "TARGETS", "Found", "Trial", "assemble", "check", "enough", "fit", "gather", "hashed", "require_preset",
+    "search", "source_of", "traced", "try_layers",
 ]  # fmt: skip
 
 TABLE: Final = 12

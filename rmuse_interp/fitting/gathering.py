@@ -20,11 +20,18 @@ from rmuse_interp.spans import parse_response
 
 LIMIT: Final = 160
 """Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
+EACH: Final = 12
+"""So many examples of each kind of query per person to forget are enough for a gate to know them."""
 TRAJECTORIES: Final = 32
 """Most refusals followed token by token, per kind of query and form (stepwise, direct): the prototypes of
 `calibrated` are their states."""
 SHORT: Final = frozenset({"classification", "cloze"})
 """Kinds of question that are answered without reasoning."""
+
+
+def enough(benchmark: Benchmark, least: int = LIMIT) -> int:
+    """A limit that grows with the people to forget: `EACH` per person, and `least` of each group at any rate."""
+    return max(least, EACH * len(benchmark.forget_people))
 
 
 def gather(
@@ -72,8 +79,8 @@ class _Gatherer:
         ]
         if not self.people and not self.reasoning:
             raise RMuseError(
-                f"{benchmark.id}: {modality} questions to retain are needed for the RRS and the gate, got none in "
-                "the retain split and in Reasoning/train"
+                f"{benchmark.id}: {modality} questions to retain were required, for the RRS and the gate that every "
+                "preset has, got none in the retain split and in Reasoning/train; add some to either"
             )
 
     def _some(self, examples: Sequence[Example], kinds: Collection[str]) -> list[Example]:
