@@ -227,7 +227,7 @@ def test_a_fit_without_anybody_to_retain_says_what_is_missing(lens, tmp_path):
     folder = parquet_fixture.write_benchmark(tmp_path, bare)
     (folder / "Reasoning" / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(
-        RMuseError, match="to retain were required, for the RRS and the gate that every preset has"
+        RMuseError, match="retain_95: required questions of a Generation_Task, got none; no preset"
     ):
         fit(lens, load_benchmark(folder, forget=5), limit=4)
 

@@ -281,17 +281,22 @@ class Benchmark:
 
         Raises:
             RMuseError: a generation question about a person to forget or retain has no ``Reasoning`` (names
-                the first).
+                the first), or there are none about either.
         """
         for view, folder in ((self.fit_forget, self._forget), (self.fit_retain, self._retain)):
             asked = [e for e in view if e.kind == "generation"]
             bare = [e for e in asked if e.reasoning is None]
-            if bare or not asked:
-                first = f", the first is {bare[0].id}" if bare else ""
+            if not asked:
+                raise RMuseError(
+                    f"{self.folder}/{folder}: required questions of a Generation_Task, got none; no preset can be fitted "
+                    "without people to forget and people to retain, for the RRS and the gate need both"
+                )
+            if bare:
                 raise RMuseError(
                     f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got "
-                    f"{len(bare)} of {len(asked)} without{first}; fit on the model's own with traces='own' "
-                    "(`rmuse fit --traces own`), or use a benchmark with reasoning spans (RMLLMU-Bench format)"
+                    f"{len(bare)} of {len(asked)} without, the first is {bare[0].id}; fit on the model's own with "
+                    "traces='own' (`rmuse fit --traces own`), or use a benchmark with reasoning spans (RMLLMU-Bench "
+                    "format)"
                 )
 
     def check_images(self, examples: Iterable[Example]) -> None:
