@@ -378,11 +378,11 @@ def test_the_readme_says_what_was_measured_and_marks_what_was_missed():
         "rows": [row, row | {"forget": 10, "value": 2.5, "low": None, "high": None, "reached": False}],
         "provenance": {"render_seeds": [0, 1], "limit": 96},
     }
-    text = readme_table.with_acceptance("a <!-- acceptance -->old<!-- /acceptance --> z", record)
+    text = readme_table.with_acceptance("a <!-- acceptance -->stale<!-- /acceptance --> z", record)
     assert "| RIL, test | ≤ 1 | 0.4 (0–1.2) | **2.5** |" in text
     assert text.startswith("a ")
     assert text.endswith(" z")
-    assert "old" not in text
+    assert "stale" not in text
     with pytest.raises(RMuseError, match="required one <!-- acceptance -->"):
         readme_table.with_acceptance("no place for it", record)
 

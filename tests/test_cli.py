@@ -319,22 +319,34 @@ def test_organism_benchmark_is_written_once(tmp_path, monkeypatch):
 
 
 def test_organism_train_follows_the_recipe(tmp_path, monkeypatch):
-    trained = []
+    trained, begun = [], []
 
     class Trainer:
         def __init__(self, out, recipe, device):
             out.mkdir(exist_ok=True)
             self.arguments = (out, recipe.seed, recipe.gold, device)
 
-        def run(self):
-            trained.append(self.arguments)
+        def begin_from(self, checkpoint):
+            begun.append(checkpoint)
+
+        def run(self, stages):
+            trained.append((*self.arguments, tuple(stages)))
 
     monkeypatch.setattr(rmuse_interp.organism.train, "Trainer", Trainer)
     asked = ("organism", "train", "--out", tmp_path / "t", "--device", "cpu")
     done(*asked, "--gold", "--seed", 3)
-    assert trained == [(tmp_path / "t", 3, True, "cpu")]
+    assert trained == [(tmp_path / "t", 3, True, "cpu", rmuse_interp.organism.train.STAGES)]
+    assert not begun
     assert "another recipe" in refused(*asked)
     assert "--device" in refused("organism", "train", "--out", tmp_path / "u", "--device", "toaster")
+    # From a checkpoint: its last stage, with its own words.
+    start = rmuse_interp.organism.weights_path("organism")
+    done("organism", "train", "--out", tmp_path / "v", "--device", "cpu", "--from", start)
+    assert trained[1:] == [(tmp_path / "v", 0, False, "cpu", ("finish",))]
+    assert begun == [start]
+    assert (tmp_path / "v" / "tokenizer" / "tokenizer.json").is_file()
+    missing = refused("organism", "train", "--out", tmp_path / "w", "--from", tmp_path)
+    assert "--from: required a folder with model.safetensors" in missing
 
 
 # Bad input: one clear line, exit code 2, before any long work.
