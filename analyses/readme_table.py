@@ -63,10 +63,11 @@ def with_acceptance(text: str, record: dict) -> str:
         sign = {"<=": "≤", ">=": "≥"}[some["sense"]]
         lines.append(f"| {figure} | {sign} {some['target']:g} | {' | '.join(map(_cell, found))} |")
     source = record["provenance"]
+    asked = {"--forget": rates, "--render-seeds": source["render_seeds"], "--limit": [source["limit"]]}
+    flags = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in asked.items())
     caption = (
-        f"Worlds {', '.join(map(str, source['render_seeds']))}, at most {source['limit']} questions a split and world, "
-        "95 % intervals over people; in bold what misses its target. `lost`: points below the unsteered model on the "
-        "same questions. Written by `python analyses/readme_table.py` from `analyses/acceptance.py`."
+        f"`python analyses/acceptance.py {flags}`: percent, but for AUROC and the ratio; 95 % intervals over people; in bold "
+        "what misses its target. `lost`: points below the unsteered model on the same questions."
     )
     return between(text, "acceptance", "\n".join(lines) + f"\n\n{caption}")
 
