@@ -66,8 +66,8 @@ def with_acceptance(text: str, record: dict) -> str:
     asked = {"--forget": rates, "--render-seeds": source["render_seeds"], "--limit": [source["limit"]]}
     flags = " ".join(f"{flag} {' '.join(map(str, values))}" for flag, values in asked.items())
     caption = (
-        f"`python analyses/acceptance.py {flags}`: percent, but for AUROC and the ratio; 95 % intervals over people; in bold "
-        "what misses its target. `lost`: points below the unsteered model on the same questions."
+        f"`python analyses/acceptance.py {flags}`: percent, but for AUROC and the ratio; 95 % intervals over people; in "
+        "bold what misses its target. `lost`: points below the unsteered model on the same questions."
     )
     return between(text, "acceptance", "\n".join(lines) + f"\n\n{caption}")
 
