@@ -11,7 +11,7 @@ from rmuse_interp.data import Example
 from rmuse_interp.edits import Modality
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
 from rmuse_interp.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
-from rmuse_interp.rmuse import Evidence
+from rmuse_interp.rmuse import Evidence, gate_candidates
 
 Gates = dict[str, dict[str, Gate]]
 """Name → kind of query → gate."""
@@ -22,7 +22,7 @@ def gates_of(evidence: Mapping[Modality, Evidence], seed: int) -> tuple[Gates, d
     found: Gates = {kind: {} for kind in GATE_KINDS}
     chosen: dict[str, str] = {}
     for modality, one in evidence.items():
-        candidates = candidates_of(one)
+        candidates = gate_candidates(one)
         table = select_gate(candidates, seed=seed).table
         chosen[modality] = table[0].kind
         for kind in GATE_KINDS:
@@ -42,22 +42,6 @@ def best_at(
 ) -> Gate:
     """The gate of one kind, block and read-out."""
     return select_gate({(layer, readout): candidates[layer, readout]}, kinds=[kind], seed=seed).gate
-
-
-def candidates_of(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]:
-    """States of both sides by block and read-out, as `calibrated_gate` compares them."""
-    found: dict[tuple[int, Readout], GateStates] = {}
-    for readout, pooled in evidence.readouts.items():
-        row = {name: i for i, name in enumerate(pooled.ids)}
-        sides = [[i for i in side if i in row] for side in (evidence.forget, evidence.others)]
-        people = [[evidence.people[i] for i in side] if evidence.people else None for side in sides]
-        for layer in evidence.layers:
-            states = [pooled.at(layer)[[row[i] for i in side]] for side in sides]
-            forget, others = sides
-            found[layer, readout] = GateStates(
-                *states, [evidence.forget[i] for i in forget], [evidence.others[i] for i in others], *people
-            )
-    return found
 
 
 def rate(fired: Mapping[str, bool]) -> Record:

@@ -264,8 +264,8 @@ def paper_edit(
     return edit, _kept(modality, {layer: fitted[layer] for layer in layers})
 
 
-def calibrated_gate(evidence: Evidence) -> GateSelection:
-    """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
+def gate_candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]:
+    """States of both sides by block and read-out, with groups and people: what a gate is chosen from."""
     candidates: dict[tuple[int, Readout], GateStates] = {}
     for readout, pooled in evidence.readouts.items():
         rows = {name: i for i, name in enumerate(pooled.ids)}
@@ -279,7 +279,12 @@ def calibrated_gate(evidence: Evidence) -> GateSelection:
                 [evidence.people[i] for i in forget] if evidence.people else None,
                 [evidence.people[i] for i in others] if evidence.people else None,
             )  # fmt: skip
-    return select_gate(candidates)
+    return candidates
+
+
+def calibrated_gate(evidence: Evidence) -> GateSelection:
+    """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
+    return select_gate(gate_candidates(evidence))
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]

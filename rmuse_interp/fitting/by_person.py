@@ -12,9 +12,9 @@ from rmuse_interp.elicit import Template, TemplateName, Traces
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting import LIMIT, TABLE, assemble, check, gather, traced
 from rmuse_interp.fitting.exchange import knows_people
-from rmuse_interp.gates import GateKind, GateStates, Readout, select_gate
+from rmuse_interp.gates import GateKind, select_gate
 from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import Evidence, PresetName, RMuse
+from rmuse_interp.rmuse import Evidence, PresetName, RMuse, gate_candidates
 
 KINDS: Final[tuple[GateKind, ...]] = ("vmf", "mahalanobis", "identity")
 """Kinds of gate that know people one by one."""
@@ -63,21 +63,7 @@ def by_person(fitted: RMuse, evidence: Mapping[Modality, Evidence]) -> RMuse:
     plan, report = fitted.plan, dict(fitted.report)
     for modality, found in evidence.items():
         if not knows_people(fitted.gates[modality]):
-            selection = select_gate(_candidates(found), kinds=KINDS)
+            selection = select_gate(gate_candidates(found), kinds=KINDS)
             plan = plan.replace(**{f"{modality}.gate": selection.gate})
             report[modality] = report[modality] | {"gates": [asdict(row) for row in selection.table[:TABLE]]}
     return RMuse(plan, fitted.subspaces, report)
-
-
-def _candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]:
-    found: dict[tuple[int, Readout], GateStates] = {}
-    for readout, pooled in evidence.readouts.items():
-        there = set(pooled.ids)
-        ids, others = ([i for i in side if i in there] for side in (evidence.forget, evidence.others))
-        for layer in evidence.layers:
-            found[layer, readout] = GateStates(
-                pooled.select(ids).at(layer), pooled.select(others).at(layer),
-                [evidence.forget[i] for i in ids], [evidence.others[i] for i in others],
-                [evidence.people[i] for i in ids], [evidence.people[i] for i in others],
-            )  # fmt: skip
-    return found
