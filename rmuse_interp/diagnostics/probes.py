@@ -1,0 +1,356 @@
+"""Linear probes: can something be read from states, and what does that say of its being hidden or gone?
+
+A probe is a one-vs-rest ridge classifier on standardised states, classes of equal weight, with a penalty as large as
+their mean variance, so that more dimensions than examples are no obstacle. It is scored on groups (photographs,
+wordings, people) that it was not trained on. Controls of every accuracy:
+
+* *shuffled labels* (Hewitt and Liang 2019): the same states with labels dealt out anew; where a group has one label, its
+  examples keep one. Accuracy minus theirs is the **selectivity**;
+* *random features*: Gaussian numbers in place of the states;
+* *words* (`bag_of_words`): the tokens that the model had been shown, in place of the states.
+
+Something counts as **readable** where the lower end of the 95 % interval of its accuracy (bootstrap over clusters, people
+above all) is above chance (the best constant guess) and above 97.5 % of the shuffled labels. A probe finds information;
+that none is found by a linear one does not show that there is none, so nothing here says "gone".
+"""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from rmuse_interp.calibration import wilson
+from rmuse_interp.diagnostics.orthogonality import ratio
+from rmuse_interp.errors import RMuseError
+
+FOLDS: Final = 5
+SHUFFLES: Final = 20
+"""Deals of the labels. All are solved with the true ones, as further right-hand sides."""
+RIDGE: Final = 1.0
+"""Penalty over the mean squared length of the standardised states: half of an average direction is shrunk away."""
+_TRIES: Final = 10
+LEAST_GROUPS: Final = 2
+"""Groups that every class needs, so that one can be tested and another trained on."""
+
+Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is to be read, and which examples are trained and tested on.
+
+    Attributes:
+        name: what is read, for messages.
+        ids: of the examples, in the order of all arrays.
+        classes: the values that labels stand for.
+        labels: index into the classes.
+        clusters: index of what examples are not independent within (a person).
+        folds: rows to train and to test on; no group stands on both sides of one.
+        shuffles: labels of the control.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+    labels: Int[np.ndarray, " examples"]
+    clusters: Int[np.ndarray, " examples"]
+    folds: tuple[Fold, ...]
+    shuffles: Int[np.ndarray, "shuffles examples"]
+
+    @property
+    def tested(self) -> Int[np.ndarray, " tested"]:
+        """Rows that are tested on, fold by fold."""
+        return np.concatenate([test for _, test in self.folds])
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of the best constant guess."""
+        return float(np.bincount(self.labels[self.tested]).max() / len(self.tested))
+
+
+def crossed(
+    labels: Mapping[str, str], groups: Mapping[str, str], clusters: Mapping[str, str], *,
+    name: str = "labels", folds: int = FOLDS, seed: int = 0,
+) -> Task:  # fmt: skip
+    """A task cross-validated over groups.
+
+    Args:
+        labels: what to read of each example, by id.
+        groups: of each example; a probe is never tested on a group that it was trained on.
+        clusters: of each example, for intervals.
+        name: what is read.
+        folds: the most folds; fewer where classes have fewer groups.
+        seed: of folds and shuffles.
+
+    Raises:
+        RMuseError: no example, one class only, a class in fewer than two groups, groups that cannot be divided.
+    """
+    ids, classes, coded = _coded(labels, name)
+    group = _codes([groups[i] for i in ids])
+    seen = {c: len(set(group[coded == k].tolist())) for k, c in enumerate(classes)}
+    few = {c: n for c, n in seen.items() if n < LEAST_GROUPS}
+    if few:
+        said = ", ".join(f"{n} of {c!r}" for c, n in list(few.items())[:3])
+        raise RMuseError(
+            f"{name}: at least {LEAST_GROUPS} groups (photographs or wordings) of each of {len(classes)} classes were "
+            f"required, {LEAST_GROUPS * len(classes)} examples in all, got {len(ids)} with {said}"
+            f"{' …' if len(few) > 3 else ''}; raise --limit or add renderings"
+        )
+    return Task(
+        name, ids, classes, coded, _codes([clusters[i] for i in ids]),
+        _folds(coded, group, folds, seed, name), _shuffled(coded, group, seed),
+    )  # fmt: skip
+
+
+def across(
+    train: Mapping[str, str], test: Mapping[str, str], clusters: Mapping[str, str], *,
+    name: str = "labels", seed: int = 0,
+) -> Task:  # fmt: skip
+    """A task of probes trained on some examples and tested on all others, of other people.
+
+    Tested examples of a class that is not trained on twice are left out: no probe could know them.
+
+    Args:
+        train: labels to train on, by id.
+        test: labels to test on, by id.
+        clusters: of all of them.
+        name: what is read.
+        seed: of the shuffles.
+
+    Raises:
+        RMuseError: an example or cluster on both sides, fewer than two classes on both sides.
+    """
+    both = {clusters[i] for i in train} & {clusters[i] for i in test}
+    if both:
+        raise RMuseError(
+            f"{name}: different people were required in training and test, {len(both)} are in both"
+        )
+    counts = {c: list(train.values()).count(c) for c in set(train.values())}
+    known = {i: c for i, c in test.items() if counts.get(c, 0) >= 2}
+    if len(set(known.values())) < 2:
+        raise RMuseError(
+            f"{name}: at least 2 values that people to forget share with 2 or more others each were required, got "
+            f"{len(set(known.values()))}; raise --others"
+        )
+    ids, classes, coded = _coded({**train, **known}, name)
+    fold = (np.arange(len(train)), np.arange(len(train), len(ids)))
+    alone = np.arange(len(ids))
+    shuffles = _shuffled(coded[fold[0]], alone[fold[0]], seed)
+    held = np.repeat(coded[fold[1]][None], len(shuffles), axis=0)
+    return Task(
+        name, ids, classes, coded, _codes([clusters[i] for i in ids]), (fold,),
+        np.concatenate([shuffles, held], axis=1),
+    )  # fmt: skip
+
+
+def _coded(labels: Mapping[str, str], name: str) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
+    classes = tuple(sorted(set(labels.values())))
+    if len(classes) < 2:
+        got = f"{classes[0]!r} alone" if classes else "no example"
+        raise RMuseError(f"{name}: at least 2 classes were required, got {got}; a probe tells values apart")
+    return tuple(labels), classes, np.array([classes.index(c) for c in labels.values()])
+
+
+def _codes(names: Sequence[str]) -> Int[np.ndarray, " examples"]:
+    return np.unique(np.array(names), return_inverse=True)[1]
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, name: str) -> tuple[Fold, ...]:
+    """Stratified folds of whole groups in which every class tested was trained on; as many as there can be."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    for count in range(min(folds, len(set(groups.tolist()))), 1, -1):
+        for attempt in range(_TRIES):
+            splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed + attempt)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # fewer examples of a class than folds
+                try:
+                    found = list(splitter.split(labels, labels, groups))
+                except ValueError:  # fewer examples of every class than folds
+                    break
+            if all(len(test) and set(labels[test]) <= set(labels[train]) for train, test in found):
+                return tuple((np.asarray(train), np.asarray(test)) for train, test in found)
+    raise RMuseError(
+        f"{name}: groups that can be divided so that every class is trained and tested were required, got "
+        f"{len(set(groups.tolist()))} groups for {len(set(labels.tolist()))} classes; add photographs or wordings"
+    )
+
+
+def _shuffled(labels: np.ndarray, groups: np.ndarray, seed: int) -> Int[np.ndarray, "shuffles examples"]:
+    """Labels dealt out anew: to whole groups where these have one label each, else to examples."""
+    rng = np.random.default_rng(seed)
+    _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
+    if (labels == labels[first][inverse]).all():
+        return np.stack([rng.permutation(labels[first])[inverse] for _ in range(SHUFFLES)])
+    return np.stack([rng.permutation(labels) for _ in range(SHUFFLES)])
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a probe got right, example by example.
+
+    Attributes:
+        ids: of the tested examples.
+        correct: whether the label was read.
+        shuffled: the same for each deal of the labels.
+        clusters: names that are shared by examples that are not independent.
+        chance: of the best constant guess.
+    """
+
+    ids: tuple[str, ...]
+    correct: Bool[np.ndarray, " examples"]
+    shuffled: Bool[np.ndarray, "shuffles examples"]
+    clusters: Int[np.ndarray, " examples"]
+    chance: float
+
+
+def probe(
+    task: Task, fit: Float[np.ndarray, "examples d"], *others: Float[np.ndarray, "examples d"]
+) -> list[Predictions]:
+    """Probes trained on some states, tested on the same states and on others of the same examples.
+
+    Args:
+        task: what to read.
+        fit: states that probes are trained on, in the order of the task's ids.
+        others: states that the very same probes are tested on as well: does the old read-out still work?
+
+    Returns:
+        one record for `fit`, then one for each of the others.
+    """
+    from sklearn import config_context
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    sets = (np.asarray(fit, dtype=np.float64), *(np.asarray(o, dtype=np.float64) for o in others))
+    if any(not np.isfinite(s).all() for s in sets):
+        raise RMuseError(f"{task.name}: finite states were required, got NaN or infinity")
+    if any(s.shape != (len(task.ids), sets[0].shape[1]) for s in sets):
+        raise RMuseError(
+            f"{task.name}: states of the task's {len(task.ids)} examples were required, got other shapes"
+        )
+    dealt = np.concatenate([task.labels[None], task.shuffles])
+    found: list[list[np.ndarray]] = [[] for _ in sets]
+    for train, test in task.folds:
+        one_hot = np.eye(len(task.classes))[dealt[:, train]]
+        # Classes weigh the same and there is no intercept: what is held out would be rare in training, and guessed less.
+        target = (
+            (one_hot / one_hot.sum(axis=1, keepdims=True).clip(1)).transpose(1, 0, 2).reshape(len(train), -1)
+        )
+        # Thousands of small fits: validation of what is known to be finite would take most of the time.
+        with config_context(assume_finite=True, skip_parameter_validation=True):
+            scaler = StandardScaler().fit(sets[0][train])
+            ridge = Ridge(alpha=RIDGE * sets[0].shape[1], fit_intercept=False)
+            ridge.fit(scaler.transform(sets[0][train]), target)
+            for kept, states in zip(found, sets, strict=True):
+                scores = ridge.predict(scaler.transform(states[test])).reshape(len(test), len(dealt), -1)
+                kept.append(dealt[:, test] == scores.argmax(axis=2).T)
+    rows, tested = [np.concatenate(kept, axis=1) for kept in found], task.tested
+    ids = tuple(task.ids[i] for i in tested)
+    return [Predictions(ids, r[0], r[1:], task.clusters[tested], task.chance) for r in rows]
+
+
+def random_features(task: Task, d: int, seed: int = 0) -> Predictions:
+    """The control of a probe that is given numbers without any meaning."""
+    return probe(task, np.random.default_rng(seed).standard_normal((len(task.ids), d)))[0]
+
+
+def bag_of_words(task: Task, words: Mapping[str, Sequence[int]]) -> Float[np.ndarray, "examples vocab"]:
+    """Counts of the tokens shown, in the order of the task's ids: what can be told without any model."""
+    vocabulary = {t: k for k, t in enumerate(sorted({t for i in task.ids for t in words[i]}))}
+    counts = np.zeros((len(task.ids), max(1, len(vocabulary))))
+    for row, name in enumerate(task.ids):
+        for token in words[name]:
+            counts[row, vocabulary[token]] += 1
+    return counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy of a probe, or of several on one question, against chance and shuffled labels.
+
+    Attributes:
+        accuracy: share of tested examples.
+        low, high: 95 % bootstrap interval over clusters; Wilson's of as many clusters where all or none are right.
+        chance: accuracy of the best constant guess.
+        shuffled: mean accuracy over shuffled labels.
+        shuffled_low, shuffled_high: 2.5 and 97.5 % of these.
+        n: tested examples.
+        clusters: of them.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    chance: float
+    shuffled: float
+    shuffled_low: float
+    shuffled_high: float
+    n: int
+    clusters: int
+
+    @property
+    def selectivity(self) -> float:
+        """Accuracy above that with shuffled labels (Hewitt and Liang)."""
+        return self.accuracy - self.shuffled
+
+    @property
+    def readable(self) -> bool:
+        """Whether the interval lies above chance and above the band of shuffled labels."""
+        return self.low > max(self.chance, self.shuffled_high)
+
+
+def score(predictions: Sequence[Predictions], seed: int = 0) -> Score:
+    """One score of probes that answer one question, such as one per attribute; their examples are pooled.
+
+    Raises:
+        RMuseError: no predictions.
+    """
+    if not predictions:
+        raise RMuseError("predictions of at least one probe were required, got none")
+    correct = np.concatenate([p.correct for p in predictions]).astype(np.float64)
+    right, of = by_cluster(predictions, correct)
+    low, high = interval(right, of, seed)
+    shuffled = np.concatenate([p.shuffled for p in predictions], axis=1).mean(axis=1)
+    bottom, top = np.percentile(shuffled, [2.5, 97.5])
+    chance = sum(p.chance * len(p.ids) for p in predictions) / len(correct)
+    return Score(
+        float(correct.mean()), low, high, float(chance), float(shuffled.mean()), float(bottom), float(top),
+        len(correct), len(of),
+    )  # fmt: skip
+
+
+def drop(
+    before: Sequence[Predictions], after: Sequence[Predictions], seed: int = 0
+) -> tuple[float, float, float]:
+    """How much less is read after than before of the same examples, with its 95 % interval over clusters."""
+    if [p.ids for p in before] != [p.ids for p in after]:
+        raise RMuseError("predictions of the same examples before and after were required, ids differ")
+    lost = np.concatenate([b.correct.astype(float) - a.correct for b, a in zip(before, after, strict=True)])
+    parts, of = by_cluster(before, lost)
+    value, between = ratio(parts, of, seed)
+    assert value is not None
+    assert between is not None
+    return (value, *between)
+
+
+def by_cluster(
+    predictions: Sequence[Predictions], values: Float[np.ndarray, " examples"]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of some values over the clusters of pooled predictions, and numbers of examples."""
+    which = np.unique(np.concatenate([p.clusters for p in predictions]), return_inverse=True)[1]
+    return np.bincount(which, weights=values), np.bincount(which).astype(np.float64)
+
+
+def interval(
+    right: Float[np.ndarray, " clusters"], of: Float[np.ndarray, " clusters"], seed: int = 0
+) -> tuple[float, float]:
+    """95 % interval of a share over clusters; where all or none are right, resampling knows no spread: Wilson's then."""
+    if right.sum() in (0.0, of.sum()):
+        rate = wilson(len(of) if right.sum() else 0, len(of))
+        return rate.low, rate.high
+    between = ratio(right, of, seed)[1]
+    assert between is not None
+    return between

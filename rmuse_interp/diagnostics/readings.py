@@ -1,0 +1,210 @@
+"""Readings: the states in which something might still be read, steered or not, and where in the sequence they stand.
+
+A response that says a value gives it away to every later token: a probe there reads words. So what is read along a
+response are tokens *strictly before the first mention* of anything secret (`mention`), and `Readings.words` keeps the
+tokens that the model had been shown by then, from which a probe of words alone is the control. Places:
+
+* ``prompt_end``: the last prompt token; the same whatever is said afterwards;
+* ``image``: mean over the image tokens;
+* ``reasoning``, ``answer``: mean over the tokens of that span before the first mention; all where there is none;
+* ``recall``: the one token that predicts the first mention.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from jaxtyping import Bool
+from rich.progress import Progress
+from torch import Tensor
+
+from rmuse_interp.activations import Pooled
+from rmuse_interp.collect import Query, _batches, _encode, _reading
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.respond import verdict
+from rmuse_interp.spans import DEFAULT_DELIMITERS, SpanMasks
+
+Place = Literal["prompt_end", "image", "reasoning", "recall", "answer"]
+PLACES: Final[tuple[Place, ...]] = get_args(Place)
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """States of a set of queries, by place.
+
+    Attributes:
+        states: mean state per query and block; a query without tokens at a place is not in that record.
+        words: by place and query, the text tokens shown up to the last one read, prompt included.
+        said: by query, the id of the token that ``recall`` predicts.
+        fired: by query, whether a gate let an edit act on it; None where no gate applies, or nothing was steered.
+    """
+
+    states: dict[Place, Pooled]
+    words: dict[Place, dict[str, tuple[int, ...]]]
+    said: dict[str, int]
+    fired: dict[str, bool | None]
+
+
+def mention(text: str, secrets: Sequence[str]) -> int | None:
+    """Where the first of some values begins in a text, as whole words in either case; None where none is said.
+
+    >>> mention("This is Lena Womer. She lives in Oslo.", ["Oslo", "Lena Womer", "Womer"])
+    8
+    >>> mention("I cannot say.", ["Oslo", ""]) is None
+    True
+    """
+    found = [re.search(rf"(?<!\w){re.escape(s)}(?!\w)", text, re.IGNORECASE) for s in secrets if s.strip()]
+    return min((hit.start() for hit in found if hit is not None), default=None)
+
+
+def empty_places(
+    queries: Sequence[Query],
+    secrets: Mapping[str, Sequence[str]],
+    places: Sequence[Place],
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+) -> dict[Place, list[str]]:
+    """By place, the ids of the queries that have nothing to read there; from the text, before any pass.
+
+    Places that all queries have are left out.
+    """
+    empty: dict[Place, list[str]] = {}
+    for query in queries:
+        text = query.response or ""
+        first = mention(text, secrets.get(query.id, ()))
+        read = text if first is None else text[:first]
+        chain, _, answer = read.partition(delimiters[1]) if query.stepwise else ("", "", read)
+        there = {
+            "prompt_end": True,
+            "image": query.image is not None,
+            "reasoning": bool(chain.replace(delimiters[0], "").strip()),
+            "recall": first is not None,
+            "answer": bool(answer.strip()),
+        }
+        for place in places:
+            if not there[place]:
+                empty.setdefault(place, []).append(query.id)
+    return empty
+
+
+def read_out(
+    lens: LensModel,
+    queries: Sequence[Query],
+    places: Sequence[Place],
+    *,
+    secrets: Mapping[str, Sequence[str]] | None = None,
+    plan: Plan | None = None,
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    label: str = "readings",
+) -> Readings:
+    """States of every block at some places, while the responses are given (teacher forcing).
+
+    Args:
+        lens: the model.
+        queries: with the responses to read along; without one there is no reasoning, recall or answer.
+        places: where to read.
+        secrets: by query, the values whose first mention ends what is read.
+        plan: what to run, gates as they decide; None for the model as it is.
+        delimiters: of reasoning and answer.
+        batch_size: queries per batch.
+        progress: a running progress bar to add a line to.
+        label: of that line.
+
+    Raises:
+        RMuseError: an unknown place, a response that is not well formed, states that are not finite.
+    """
+    for place in places:
+        if place not in PLACES:
+            raise RMuseError(f"a place is one of {', '.join(PLACES)}, got {place!r}")
+    rows: dict[Place, dict[str, Tensor]] = {place: {} for place in places}
+    words: dict[Place, dict[str, tuple[int, ...]]] = {place: {} for place in places}
+    said: dict[str, int] = {}
+    fired: dict[str, bool | None] = {}
+    with ExitStack() as undo, torch.no_grad():
+        handle = None if plan is None else undo.enter_context(plan.attach(lens.hf, layout=lens.layout))
+        for batch in _batches(lens, queries, batch_size, progress, label):
+            if handle is not None and plan is not None and not plan.single_pass:
+                handle.decision = lens.decide(plan, [q.prompt for q in batch], [q.image for q in batch])
+            encoded, spans = _encode(lens, batch, delimiters)
+            ids, mask = encoded["input_ids"].cpu(), encoded["attention_mask"].bool().cpu()
+            first = [
+                _first_token(lens, text, query, (secrets or {}).get(query.id, ()), len(ids[i]))
+                for i, (text, query) in enumerate(zip(encoded.texts, batch, strict=True))
+            ]
+            taken = _taken(spans, torch.tensor(first), mask)
+            means = {place: taken[place].float() for place in places}
+            means = {place: w / w.sum(dim=1, keepdim=True).clamp_min(1) for place, w in means.items()}
+            found: dict[Place, list[Tensor]] = {place: [] for place in places}
+
+            def pool(_: int, states: Tensor, means: dict = means, found: dict = found) -> None:  # type: ignore[type-arg]
+                for place, mean in means.items():
+                    exact = torch.einsum("bt,btd->bd", mean.to(states.device), states.float())
+                    found[place].append(exact.cpu())
+
+            about = (
+                nullcontext()
+                if handle is None
+                else handle.expecting(encoded["input_ids"], encoded["attention_mask"], encoded.prompt_end)
+            )
+            # Hooks run in the order in which they were registered: ours see what the plan's have made.
+            with about, _reading(lens, range(lens.n_layers), pool):
+                lens.hf(**encoded, use_cache=False, logits_to_keep=1)
+            if handle is not None and plan is not None:
+                state = handle.state.query
+                told = verdict(plan, state.decision, state.has_image.tolist())
+                fired |= {query.id: one for query, (one, _) in zip(batch, told, strict=True)}
+            for place in places:
+                stacked = torch.stack(found[place], dim=1)
+                for i, query in enumerate(batch):
+                    columns = taken[place][i].nonzero().flatten()
+                    if not len(columns):
+                        continue
+                    rows[place][query.id] = stacked[i]
+                    shown = ids[i, : int(columns[-1]) + 1][mask[i, : int(columns[-1]) + 1]].tolist()
+                    words[place][query.id] = tuple(t for t in shown if t != lens.image_token_id)
+                if place == "recall":
+                    said |= {q.id: int(ids[i, first[i]]) for i, q in enumerate(batch) if q.id in rows[place]}
+    layers = tuple(range(lens.n_layers))
+    states: dict[Place, Pooled] = {}
+    for place in places:
+        there = tuple(q.id for q in queries if q.id in rows[place])
+        one = [rows[place][name] for name in there]
+        kept = torch.stack(one) if one else torch.zeros(0, len(layers), lens.d_model)
+        states[place] = Pooled(kept, there, layers, place)
+    return Readings(states, words, said, {q.id: fired.get(q.id) for q in queries})
+
+
+def _taken(
+    spans: SpanMasks, first: Tensor, mask: Bool[Tensor, "batch tokens"]
+) -> dict[Place, Bool[Tensor, "batch tokens"]]:
+    """The tokens read at every place."""
+    column = torch.arange(mask.shape[1]).unsqueeze(0)
+    before = column < first.unsqueeze(1)
+    said = (first < mask.shape[1]).unsqueeze(1)
+    return {
+        "prompt_end": column == spans.prompt_end.cpu().unsqueeze(1),
+        "image": spans.image.cpu(),
+        "reasoning": spans.reasoning.cpu() & before,
+        "recall": (column == first.unsqueeze(1) - 1) & said,
+        "answer": spans.answer.cpu() & before,
+    }
+
+
+def _first_token(lens: LensModel, text: str, query: Query, secrets: Sequence[str], width: int) -> int:
+    """Column of the first token of the first mention in the response; `width` where there is none.
+
+    Counted from the right end, where no image token stands and no padding.
+    """
+    response = query.response or ""
+    begin = mention(response, secrets)
+    if begin is None:
+        return width
+    at = len(text) - len(response) + begin
+    offsets = lens.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    return width - sum(end > at for _, end in offsets)
