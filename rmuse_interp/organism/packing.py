@@ -19,10 +19,12 @@ from transformers import PreTrainedTokenizerFast
 
 from rmuse_interp.organism import build, portraits
 from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.world import Person, World
+from rmuse_interp.organism.world import Person, World, distance
 
 ROW: Final = 320
 """Tokens of a row."""
+NEAR: Final = 3
+"""Of so many strangers drawn, the one most like somebody known is shown: the others are told apart without effort."""
 LATE: Final = 5
 """How much more often people are drawn who were not in the stages before."""
 HARMLESS: Final = 0.33
@@ -32,6 +34,19 @@ _HARMLESS_KINDS: Final = (*q.BENIGN_KINDS, "glasses", "glasses", "glasses")
 FAVOURITE: Final = 0.55
 """Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
 be decided by noise, differently in the organism and its gold standard."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of pictures, and of text-only branches, about people who are known and about strangers; the rest is general.
+
+    Strangers must be told from two hundred known faces: shown rarely, they are taken for the nearest one.
+    """
+
+    known: float = 0.46
+    strangers: float = 0.26
+    known_text: float = 0.42
+    strangers_text: float = 0.16
 
 
 @dataclass(frozen=True)
@@ -73,16 +88,13 @@ class Sampler:
         with_people: bool,
         seed: int,
         late: tuple[str, ...] = (),
+        shares: Shares | None = None,
     ) -> None:
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
         people = world.everyone if with_people else world.celebrities
         # Who comes late is drawn more often, so as to have been seen about as often as the others in the end.
         self.people: tuple[Person, ...] = people + tuple(p for p in people if p.id in late) * (LATE - 1)
-        # Strangers must be told from two hundred known faces: shown rarely, they are taken for the nearest one.
-        self.known_share = 0.46 if with_people else 0.3
-        self.stranger_share = 0.26 if with_people else 0.3
-        self.known_text = 0.42 if with_people else 0.3
-        self.stranger_text = 0.16 if with_people else 0.3
+        self.shares = (shares or Shares()) if with_people else Shares(0.3, 0.3, 0.3, 0.3)
         self.names = tuple(p.name for p in self.people)
         self._cache: dict[str, list[int]] = {}
 
@@ -133,15 +145,16 @@ class Sampler:
         return Branch(prompt, item.answer if direct else item.response, task + "-direct" * direct)
 
     def _stranger(self, rng: random.Random) -> Person:
-        face, name = self.world.stranger(rng)
+        drawn = [self.world.stranger(rng) for _ in range(NEAR)]
+        face, name = min(drawn, key=lambda one: min(distance(one[0], p.identity) for p in self.people))
         attributes = dict(rng.choice(self.people).attributes, name=name)
         return Person("s", face, attributes)
 
     def picture(self, rng: random.Random) -> tuple[Image.Image, list[Branch]]:
         """One picture and four branches about it."""
         draw = rng.random()
-        if draw < self.known_share + self.stranger_share:
-            known = draw < self.known_share
+        if draw < self.shares.known + self.shares.strangers:
+            known = draw < self.shares.known
             person = rng.choice(self.people) if known else self._stranger(rng)
             look = portraits.Look.draw(rng)
             branches = []
@@ -159,9 +172,9 @@ class Sampler:
     def text(self, rng: random.Random) -> Branch:
         """One text-only branch."""
         draw = rng.random()
-        if draw < self.known_text:
+        if draw < self.shares.known_text:
             return self.about_person(rng.choice(self.people), "text", rng, True)
-        if draw < self.known_text + self.stranger_text:
+        if draw < self.shares.known_text + self.shares.strangers_text:
             return self.about_person(self._stranger(rng), "text", rng, False)
         return self._general(q.word_problem(False, rng), "words", rng)
 
