@@ -35,7 +35,7 @@ def demo(
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 96,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    max_new_tokens: o.MaxNewTokens = 64,
+    max_new_tokens: o.MaxNewTokens = 48,
     device: o.Device = None,
     dtype: o.Dtype = None,
     overwrite: o.Overwrite = False,

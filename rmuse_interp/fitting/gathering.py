@@ -8,8 +8,10 @@ from typing import Any, Final
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
-from rmuse_interp.collect import Query, pooled_states, trajectories
+from rmuse_interp.activations import Pooled
+from rmuse_interp.collect import Query, Span, pooled_states, trajectories
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits import Modality
 from rmuse_interp.errors import RMuseError
@@ -25,6 +27,9 @@ EACH: Final = 12
 TRAJECTORIES: Final = 32
 """Most refusals followed token by token, per kind of query and form (stepwise, direct): the prototypes of
 `calibrated` are their states."""
+READOUTS: Final[tuple[Span, ...]] = ("last", "question", "draft")
+"""What gates may read. Never the image tokens alone: they come before the question and can't know what is asked about a
+person."""
 SHORT: Final = frozenset({"classification", "cloze"})
 """Kinds of question that are answered without reasoning."""
 
@@ -72,6 +77,7 @@ class _Gatherer:
         self.model, self.benchmark, self.modality, self.limit = model, benchmark, modality, limit
         self.seed, self.photographs = seed, photographs
         self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        self._read: dict[Span, dict[tuple[Any, ...], Tensor]] = {span: {} for span in READOUTS}
         self.forget = self._some(benchmark.fit_forget, {"generation"})
         self.people = self._some(benchmark.fit_retain, {"generation"})
         self.reasoning = [
@@ -111,10 +117,10 @@ class _Gatherer:
             **self.settings,
         )
         return Evidence(
-            own=self._responses(self.forget, "own responses"),
+            own=self._responses(self.forget, "own responses", for_gates=True),
             refusal=self._pool(refusing, "refusals"),
             refused_with=refused_with,
-            step=self._responses(retained, "stepwise"),
+            step=self._responses(retained, "stepwise", for_gates=True),
             direct=self._responses(retained, "direct", direct=True),
             step_prefixed=self._responses(retained, "stepwise, prefixed", prefix=prefixes[0]),
             direct_prefixed=self._responses(retained, "direct, prefixed", direct=True, prefix=prefixes[0]),
@@ -164,17 +170,29 @@ class _Gatherer:
             found.append(replace(query, response=response.text) if own else query)
         return found
 
-    def _pool(self, queries: list[Query], label: str) -> Any:
-        spans = ("cot", "answer") if all(q.stepwise for q in queries) else ("answer",)
+    def _pool(self, queries: list[Query], label: str, readouts: Sequence[Span] = ()) -> Any:
+        spans: tuple[Span, ...] = ("cot", "answer") if all(q.stepwise for q in queries) else ("answer",)
+        return self._states(queries, (*spans, *readouts), label)
+
+    def _states(self, queries: list[Query], spans: Sequence[Span], label: str) -> Any:
         return pooled_states(
-            self.model, queries, spans, delimiters=self.benchmark.delimiters,  # type: ignore[arg-type]
+            self.model, queries, spans, delimiters=self.benchmark.delimiters,
             label=f"{label}, {self.modality}", **self.settings,
         )  # fmt: skip
 
     def _responses(
-        self, examples: Sequence[Example], label: str, *, direct: bool = False, prefix: str = ""
+        self,
+        examples: Sequence[Example],
+        label: str,
+        *,
+        direct: bool = False,
+        prefix: str = "",
+        for_gates: bool = False,
     ) -> Any:
-        """Pooled states of the reference responses; prefixed ones keep q as it is (`g ⊕ q`)."""
+        """Pooled states of the reference responses; prefixed ones keep q as it is (`g ⊕ q`).
+
+        `for_gates`: what gates read is kept from the same pass, for `_gate` to find.
+        """
         lead = f"{prefix} " if prefix else ""
         delimiters = self.benchmark.delimiters
         queries = [
@@ -187,7 +205,26 @@ class _Gatherer:
             )
             for e in examples
         ]
-        return self._pool(queries, label)
+        if not for_gates:
+            return self._pool(queries, label)
+        pooled = self._pool(queries, label, READOUTS)
+        text_of = {query.id: _text(query) for query in queries}
+        for span in READOUTS:
+            found = zip(pooled[span].ids, pooled[span].states, strict=True)
+            self._read[span] |= {text_of[i]: state for i, state in found}
+        return pooled
+
+    def _read_out(self, queries: list[Query]) -> dict[Span, Pooled]:
+        """What gates read of the queries; a text that was read before is not read again."""
+        rest = self._states([q for q in queries if _text(q) not in self._read["last"]], READOUTS, "prompts")
+        found: dict[Span, Pooled] = {}
+        for span in READOUTS:
+            known = self._read[span]
+            states = dict(zip(rest[span].ids, rest[span].states, strict=True))
+            states |= {q.id: known[_text(q)] for q in queries if _text(q) in known}
+            ids = tuple(q.id for q in queries if q.id in states)
+            found[span] = Pooled(torch.stack([states[i] for i in ids]), ids, rest[span].layers, span)
+        return found
 
     def _gate(self) -> dict[str, Any]:
         """Prompt states of what must and must not be steered, in every form that questions take.
@@ -232,24 +269,12 @@ class _Gatherer:
             for e, image, n in (*forget, *others)
         ]
         several = any(n for _, _, n in forget)
-        # Never the image tokens alone: they come before the question and can't know what is asked about a person.
-        readouts = ["last", "question", "draft"]
-        pooled = pooled_states(
-            self.model,
-            queries,
-            readouts,  # type: ignore[arg-type]
-            delimiters=benchmark.delimiters,
-            label=f"prompts, {self.modality}",
-            **self.settings,
-        )
         some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
                 *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
         prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
         return {
-            "readouts": pooled,
-            "prefixed": pooled_states(
-                self.model, prefixed, ("last",), label=f"prefixed prompts, {self.modality}", **self.settings
-            )["last"],
+            "readouts": self._read_out(queries),
+            "prefixed": self._states(prefixed, ("last",), "prefixed prompts")["last"],
             "forget": {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget},
             # Harmless questions about those to forget are held out one by one, not all of a person's at once.
             "others": {
@@ -268,6 +293,11 @@ class _Gatherer:
                 if mine and example.person is not None and example.image is not None:
                     found.setdefault(example.person, []).append(example.image)
         return found
+
+
+def _text(query: Query) -> tuple[Any, ...]:
+    """All that the states of a query depend on."""
+    return query.prompt, query.image, query.response, query.stepwise
 
 
 def _cluster(example: Example) -> str:
