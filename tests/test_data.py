@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from parquet_fixture import CITY, NAME, chain, person_row, png, question_row, write_benchmark, write_split
+from parquet_fixture import (
+    CITY,
+    NAME,
+    chain,
+    person_row,
+    picture,
+    png,
+    question_row,
+    write_benchmark,
+    write_split,
+)
 
 from rmuse_interp.data import SPLITS, Example, load_benchmark, sample
 from rmuse_interp.data.fields import biography
@@ -324,11 +334,18 @@ def test_settings_are_checked_by_key(own):
     assert all(r.startswith("Reasoning: ") for r in b.refusals_cot)
 
 
-def test_a_person_may_have_several_rows(own):
-    write_split(own, "forget_5", [person_row("p0"), person_row("p0")])
+def test_a_person_may_have_several_rows_but_none_twice(own):
+    another = {**person_row("p0"), "image": picture(33)}
+    write_split(own, "forget_5", [person_row("p0"), another])
     ids = [e.id for e in load_benchmark(own).fit_forget]
     assert len(set(ids)) == len(ids) == 12
     assert "forget_5/p0~2/generation/0/image" in ids
+    write_split(own, "forget_5", [person_row("p0"), another, person_row("p0")])
+    with pytest.raises(RMuseError, match=r"row 2, field 'ID': required rows that differ, got .*row 0 again"):
+        _ = load_benchmark(own).fit_forget
+    skipping = load_benchmark(own, skip_bad_rows=True)
+    assert [e.id for e in skipping.fit_forget] == ids
+    assert [problem.row for problem in skipping.skipped] == [2]
 
 
 def test_a_file_per_part_continues_the_count(own):

@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rmuse_interp.data.benchmark import SPLITS, Benchmark, Split, load_benchmark, sample
+    from rmuse_interp.data.benchmark import SPLITS, Benchmark, Split, load_benchmark
     from rmuse_interp.data.example import Example, Kind, Modality
+    from rmuse_interp.data.sampling import sample
 
 __all__ = ["SPLITS", "Benchmark", "Example", "Kind", "Modality", "Split", "load_benchmark", "sample"]
 
@@ -14,5 +15,6 @@ def __getattr__(name: str) -> Any:
     # Late, so that the question texts (`data.prompts`) can be had without torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = "example" if name in ("Example", "Kind", "Modality") else "benchmark"
+    homes = {"Example": "example", "Kind": "example", "Modality": "example", "sample": "sampling"}
+    home = homes.get(name, "benchmark")
     return getattr(importlib.import_module(f"{__name__}.{home}"), name)

@@ -3,15 +3,17 @@
 import copy
 import importlib
 import json
-import random
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from rmuse_interp.data import formats, hub, rtofu
 from rmuse_interp.data.example import Example
-from rmuse_interp.data.rmllmu import Reader, Skipped
+from rmuse_interp.data.pictures import Stored
+from rmuse_interp.data.reader import Reader
+from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
+from rmuse_interp.data.rows import Problem
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.spans import DEFAULT_DELIMITERS
 
@@ -57,8 +59,8 @@ class Settings:
             object.__setattr__(self, "refusals_cot", filled)
 
     @classmethod
-    def read(cls, path: Path) -> "Settings":
-        """Settings from a ``benchmark.json``; all defaults where there is none.
+    def read(cls, path: Path, name: str | None = None) -> "Settings":
+        """Settings from a ``benchmark.json``; all defaults where there is none (the id's is `name`, if given).
 
         Raises:
             RMuseError: no JSON object, or a key of the wrong shape (names the key).
@@ -73,7 +75,7 @@ class Settings:
                 raise RMuseError(f"{path}: required a JSON object, got {type(raw).__name__}")
         known = {f.name for f in fields(cls)}
         values = {k: _shaped(path, k, v) for k, v in raw.items() if k in known and v is not None}
-        return cls(**{"id": path.parent.name, **values})
+        return cls(**{"id": name or path.parent.name, **values})
 
 
 def _shaped(path: Path, key: str, value: Any) -> Any:
@@ -104,29 +106,35 @@ def _shaped(path: Path, key: str, value: Any) -> Any:
 class Benchmark:
     """A benchmark folder at one forget rate; splits are read when first asked for, and kept.
 
-    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget``
-    and ``retain`` (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is
-    forgotten), ``celebrity``, ``reasoning``, ``benign`` (about forgotten people). All views hold every kind
-    of question, in file order; a split whose optional folder is missing is empty.
+    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget`` and ``retain``
+    (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is forgotten), ``celebrity``,
+    ``reasoning``, ``benign`` (about forgotten people). All views hold every kind of question, in file order; a split
+    whose optional folder is missing is empty.
     """
 
-    def __init__(self, folder: Path, forget: int, skip_bad_rows: bool = False) -> None:
+    def __init__(
+        self, folder: Path, forget: int, skip_bad_rows: bool = False, name: str | None = None
+    ) -> None:
         if not folder.is_dir():
             raise RMuseError(
-                f"required a benchmark folder or 'organism', got {str(folder)!r}: no such folder"
+                f"required a benchmark folder, 'organism', or a data set of the hub as owner/name@revision, got "
+                f"{str(folder)!r}: no such folder"
             )
         self.folder, self.forget_rate = folder, forget
-        self.settings = Settings.read(folder / "benchmark.json")
-        self._reader = Reader(folder, self.settings.direct_instruction, skip_bad_rows)
+        self.settings = Settings.read(folder / "benchmark.json", name)
+        self._reader = Reader(folder, self.settings.direct_instruction, skip_bad_rows, forget)
         self._cache: dict[str, list[Example]] = {}
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
-        self._reader.files("Test_Set")
-        self._ids = {name: self._reader.ids(name) for name in (self._forget, self._retain)}
+        files = {split: self._reader.files(split) for split in (self._forget, self._retain)}
+        self.format = self._one_format([path for paths in files.values() for path in paths])
+        if self.format.has_test:
+            self._reader.files("Test_Set")
+        self._ids = {split: self._reader.ids(split) for split in files}
         self.forget_people = frozenset(self._ids[self._forget])
         retained = frozenset(self._ids[self._retain])
-        for name, people in ((self._forget, self.forget_people), (self._retain, retained)):
+        for split, people in ((self._forget, self.forget_people), (self._retain, retained)):
             if not people:
-                raise RMuseError(f"{folder}/{name}: required at least one person, got an empty set")
+                raise RMuseError(f"{folder}/{split}: required at least one person, got an empty set")
         both = sorted(self.forget_people & retained)
         if both:
             shown = ", ".join(both[:3]) + (" …" if len(both) > 3 else "")
@@ -134,6 +142,21 @@ class Benchmark:
                 f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(both)} people in "
                 f"both (ID {shown}); remove them from {self._retain}"
             )
+        asked = rtofu.shared(*files.values()) if self.format is formats.RTOFU else []
+        if asked:
+            raise RMuseError(
+                f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(asked)} questions in both "
+                f"({asked[0]!r:.80}); remove them from {self._retain}"
+            )
+
+    def _one_format(self, files: list[Path]) -> formats.Format:
+        found = {self._reader.format(path): path for path in files}
+        if len(found) > 1:
+            which = " and ".join(
+                f"{layout.name} ({self._reader.name(path)})" for layout, path in found.items()
+            )
+            raise RMuseError(f"{self.folder}: required one format in what is fitted on, got {which}")
+        return next(iter(found))
 
     def __repr__(self) -> str:
         return f"Benchmark({self.id!r}, forget={self.forget_rate}, people={len(self.forget_people)})"
@@ -184,7 +207,7 @@ class Benchmark:
         return self.settings.entails
 
     @property
-    def skipped(self) -> list[Skipped]:
+    def skipped(self) -> list[Problem]:
         """Rows left out so far (with ``skip_bad_rows=True``); grows as splits are read."""
         return list(self._reader.skipped)
 
@@ -219,30 +242,45 @@ class Benchmark:
         Raises:
             RMuseError: unknown split, missing file or bad row.
         """
+        if split not in self._cache:
+            self._cache[split] = list(self.stream(split))
+        return list(self._cache[split])
+
+    def stream(self, split: str) -> Iterator[Example]:
+        """As `scoring`, one question after the other: memory does not grow with the rows, and nothing is kept.
+
+        Raises:
+            RMuseError: as `scoring`; an unknown split at once, the others where they are met.
+        """
         read = self._reader
         forgotten = self.forget_people.__contains__
 
         def kept(person: str) -> bool:
             return person not in self.forget_people
 
-        def fitting(split: str, wanted: Callable[[str], bool]) -> list[Example]:
+        def fitting(split: str, wanted: Callable[[str], bool]) -> Iterator[Example]:
             folders = [folder for folder, people in self._ids.items() if any(map(wanted, people))]
-            return [e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip()))]
+            return (e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip())))
 
-        loaders: dict[str, Callable[[], list[Example]]] = {
+        def optional(
+            folder: str, split: str, wanted: Callable[[str], bool] | None = None
+        ) -> Iterator[Example]:
+            # A folder without its file is a fault, no folder is a benchmark without this split.
+            there = self._has(folder) or read.found(folder)
+            return read.people(folder, split, wanted) if there else iter(())
+
+        loaders: dict[str, Callable[[], Iterator[Example]]] = {
             "forget": lambda: fitting("forget", forgotten),
-            "test": lambda: read.people("Test_Set", "test", forgotten),
+            "test": lambda: optional("Test_Set", "test", forgotten),
             "retain": lambda: fitting("retain", kept),
-            "retain_test": lambda: read.people("Test_Set", "retain_test", kept),
-            "celebrity": lambda: read.people("Retain_Set", "celebrity") if self._has("Retain_Set") else [],
-            "reasoning": lambda: self._questions("Reasoning", "test", "reasoning"),
-            "benign": lambda: self._questions("Benign", "test", "benign"),
+            "retain_test": lambda: optional("Test_Set", "retain_test", kept),
+            "celebrity": lambda: optional("Retain_Set", "celebrity"),
+            "reasoning": lambda: self._streamed("Reasoning", "test", "reasoning"),
+            "benign": lambda: self._streamed("Benign", "test", "benign"),
         }
         if split not in loaders:
             raise RMuseError(f"required one of the splits {', '.join(SPLITS)}, got {split!r}")
-        if split not in self._cache:
-            self._cache[split] = loaders[split]()
-        return list(self._cache[split])
+        return loaders[split]()
 
     def forgetting(self, people: Iterable[str]) -> "Benchmark":
         """The same benchmark with these people to forget and all others of forget_X and retain_X to retain.
@@ -294,35 +332,46 @@ class Benchmark:
             if bare:
                 raise RMuseError(
                     f"{self.folder}/{folder}: required a 'Reasoning' for every generation question, got "
-                    f"{len(bare)} of {len(asked)} without, the first is {bare[0].id}; fit on the model's own with "
-                    "traces='own' (`rmuse fit --traces own`), or use a benchmark with reasoning spans (RMLLMU-Bench "
-                    "format)"
+                    f"{len(bare)} of {len(asked)} without, the first is {bare[0].id}; write it with `rmuse data "
+                    "annotate`, or fit on the model's own with traces='own' (`rmuse fit --traces own`)"
                 )
+
+    def require_attributes(self) -> None:
+        """Checks that RIL finds values to look for in what the people to forget are asked.
+
+        Raises:
+            RMuseError: no question about them has `attributes` (says what would give some).
+        """
+        if not any(e.attributes for e in self.stream("forget")):
+            raise RMuseError(
+                f"{self.folder}/{self._forget} ({self.format.name}): required 'Forget_Attributes' or a biography whose "
+                "facts the answers state, got neither, so leakage cannot be told by rules; `rmuse data annotate` writes "
+                "both"
+            )
 
     def check_images(self, examples: Iterable[Example]) -> None:
         """Decodes every picture once, so that an unreadable one is found before any long work."""
-        seen: set[int] = set()
+        seen: set[int | Stored] = set()
         for example in examples:
-            if example.image is not None and id(example.image) not in seen:
-                seen.add(id(example.image))
+            picture = example.picture
+            known = picture if isinstance(picture, Stored) else id(picture)
+            if picture is not None and known not in seen:
+                seen.add(known)
                 example.load_image()
 
     def _has(self, folder: str) -> bool:
         return (self.folder / folder).is_dir()
 
     def _questions(self, folder: str, part: str, split: str) -> list[Example]:
-        kinds: dict[str, Literal["reasoning", "benign", "stranger"]] = {
-            "Reasoning": "reasoning", "Benign": "benign", "Strangers": "stranger",
-        }  # fmt: skip
         if split not in self._cache:
-            wanted = self.forget_people.__contains__ if split == "benign" else None
-            found = (
-                self._reader.questions(folder, part, split, kinds[folder], wanted)
-                if self._has(folder)
-                else []
-            )
-            self._cache[split] = found
+            self._cache[split] = list(self._streamed(folder, part, split))
         return list(self._cache[split])
+
+    def _streamed(self, folder: str, part: str, split: str) -> Iterator[Example]:
+        if not self._has(folder):
+            return iter(())
+        wanted = self.forget_people.__contains__ if split == "benign" else None
+        return self._reader.questions(folder, part, split, QUESTION_FOLDERS[folder], wanted)
 
 
 def load_benchmark(
@@ -331,13 +380,15 @@ def load_benchmark(
     """The benchmark in a folder of parquet splits, or the small world's own.
 
     Args:
-        path: a folder in RMLLMU-Bench (or MLLMU-Bench) format, or ``"organism"``.
+        path: a folder in one of the five formats (told by its files' columns), a data set of the hub as
+            ``"owner/name@revision"``, or ``"organism"``.
         forget: percentage of the people to forget; reads ``forget_X`` and ``retain_{100-X}``.
         skip_bad_rows: go on past faulty rows and list them in ``benchmark.skipped``.
         render_seed: which renderings of the organism's test portraits; for ``"organism"`` alone.
 
     Raises:
-        RMuseError: a folder or split that is not there, an empty forget set, people in both sets, a bad row.
+        RMuseError: a folder or split that is not there, an empty forget set, people in both sets, a bad row, files of
+            no known format or of several, a hub that cannot be reached or lacks the revision.
     """
     if str(path) == "organism":
         # By name: the data room knows the small world only when it is asked for it.
@@ -347,36 +398,7 @@ def load_benchmark(
         raise RMuseError(
             f"required 'organism' for a render_seed, got {str(path)!r}: a folder's pictures are fixed"
         )
+    if not Path(path).exists() and hub.is_id(str(path)):
+        found = hub.fetch(str(path), unread=("Full_Set/*", "full_data/*", "ft_Data/*"))
+        return Benchmark(found.folder, forget, skip_bad_rows, found.name)
     return Benchmark(Path(path), forget, skip_bad_rows)
-
-
-def sample(examples: Iterable[Example], limit: int | None, seed: int = 0) -> list[Example]:
-    """At most `limit` examples, spread evenly over kinds, modalities and people; the same for the same seed.
-
-    Does not depend on the order of `examples`; what is returned keeps it. ``None`` keeps all.
-
-    >>> rows = [Example(f"x/{p}/{k}", "forget", "generation", "text", "?", "!", person=p)
-    ...         for p in "ab" for k in range(3)]
-    >>> sorted(e.person for e in sample(rows, 2))
-    ['a', 'b']
-    """
-    rows = list(examples)
-    if limit is None or limit >= len(rows):
-        return rows
-    if limit < 1:
-        raise RMuseError(f"required a limit of at least 1, got {limit}")
-    shuffled = sorted(rows, key=lambda e: e.id)
-    random.Random(seed).shuffle(shuffled)
-    strata: dict[tuple[str, str], dict[str, list[Example]]] = defaultdict(lambda: defaultdict(list))
-    for example in shuffled:
-        strata[example.kind, example.modality][example.person or example.id].append(example)
-    taken: dict[str, int] = defaultdict(int)
-    chosen: set[str] = set()
-    while len(chosen) < limit:
-        for key in sorted(strata):
-            people = {p: queue for p, queue in strata[key].items() if queue}
-            if people and len(chosen) < limit:
-                person = min(people, key=lambda p: taken[p])  # ties: the shuffled order
-                taken[person] += 1
-                chosen.add(people[person].pop().id)
-    return [e for e in rows if e.id in chosen]

@@ -4,6 +4,7 @@ import io
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.spans import DEFAULT_DELIMITERS, render_response
@@ -15,14 +16,34 @@ Kind = Literal["generation", "classification", "cloze", "reasoning", "benign", "
 Modality = Literal["image", "text"]
 
 
+class Encoded:
+    """The attribute `Example.image`: encoded bytes, read from the file they stand in where they are only `Stored`."""
+
+    def __get__(self, example: "Example | None", owner: type) -> bytes | None:
+        held = None if example is None else example.picture
+        return held.read() if isinstance(held, Stored) else held
+
+    def __set__(self, example: "Example", value: bytes | Stored | None) -> None:
+        example.__dict__["image"] = value
+
+
+# To a type checker the field is the descriptor; at run time its annotation says what may be given.
+if TYPE_CHECKING:
+    Picture = Encoded
+else:
+    Picture = bytes | Stored | None
+
+
 @dataclass(frozen=True)
 class Example:
     """A question, its reference answer and chain, and the person and picture it is about.
 
     ``question`` is the benchmark's own text; ``prompt()`` is what the model is asked (options and
-    instructions added where the task has them). ``image`` stays encoded; ``load_image()`` decodes it.
-    ``attributes`` are the forgettable facts this question touches, the values that RIL looks for.
-    For ``classification`` the ``answer`` is the letter of the correct option.
+    instructions added where the task has them). ``image`` stays encoded, and in a large benchmark on disk
+    until it is asked for; ``load_image()`` decodes it. ``attributes`` are the forgettable facts this question
+    touches, the values that RIL looks for. For ``classification`` the ``answer`` is the letter of the correct
+    option. ``paraphrased_answer`` and ``perturbed_answers`` are a right answer in other words and wrong ones in the
+    same words, what truth ratios compare (R-TOFU has them).
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo",
     ...             reasoning="She lives in Oslo.")
@@ -37,12 +58,14 @@ class Example:
     question: str
     answer: str
     person: str | None = None
-    image: bytes | None = field(default=None, repr=False)
+    image: Picture = field(default=None, repr=False)  # type: ignore[assignment]
     reasoning: str | None = None
     direct_question: str | None = None
     direct_answer: str | None = None
     attributes: dict[str, str] = field(default_factory=dict)
     options: dict[str, str] | None = None
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
     source: str = field(default="", compare=False, repr=False)
     """File and row the example was read from, for error messages."""
 
@@ -76,21 +99,31 @@ class Example:
             return self.direct_answer
         return render_response(None if direct else self.reasoning, self.answer, delimiters)
 
+    @property
+    def picture(self) -> bytes | Stored | None:
+        """What `image` is read from: the same for all questions about one picture, and never read to tell."""
+        held: bytes | Stored | None = self.__dict__["image"]
+        return held
+
     def load_image(self) -> "Image.Image | None":
         """The decoded RGB picture, ``None`` for a text-only question.
 
         Raises:
             RMuseError: the bytes are no readable picture; names file and row.
         """
-        if self.image is None:
+        encoded = self.image
+        if encoded is None:
             return None
         from PIL import Image
 
         try:
-            with Image.open(io.BytesIO(self.image)) as picture:
+            with Image.open(io.BytesIO(encoded)) as picture:
                 return picture.convert("RGB")
         except Exception as error:
             raise RMuseError(
                 f"{self.source or self.id}, field 'image': required a picture that Pillow can read, got "
-                f"{len(self.image)} bytes that it cannot ({type(error).__name__}); mend the file"
+                f"{len(encoded)} bytes that it cannot ({type(error).__name__}); mend the file"
             ) from error
+
+
+Example.image = Encoded()  # not in the class's body, where `field` would take it for the default

@@ -1,8 +1,30 @@
 """Single fields of a benchmark row, read whatever way they are nested; a fault says which field and why."""
 
 import json
+import re
+import unicodedata
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final, NamedTuple
+
+from rmuse_interp.data.example import Kind, Modality
+
+_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
+"""Scripts that put no blanks between words (or, as Hangul does, hang particles on them), by Unicode names."""
+
+
+class Asked(NamedTuple):
+    """One question of a row, whatever the format: what a format's own file makes of its columns.
+
+    `task` is the part of the example's id between the person and the modality, `place` where it stands in its row, and
+    `record` holds it under the names of RMLLMU-Bench (``Question``, ``Ground_Truth`` or ``Options`` and
+    ``Correct_Answer``, optionally ``Reasoning``, ``Forget_Attributes``, ``Direct_Question``, ``Direct_Answer``).
+    """
+
+    task: str
+    kind: Kind
+    place: str
+    modality: Modality
+    record: Mapping[str, Any]
 
 
 class Fault(Exception):
@@ -41,6 +63,24 @@ def biography(value: Any) -> dict[str, str]:
     if isinstance(plain, Mapping):
         walk("", plain)
     return facts
+
+
+def states(text: str, value: str) -> bool:
+    """Whether a text holds a value as words of its own, whatever the case, the script or the accents' encoding.
+
+    A boundary is asked for only where blanks mark one: Japanese, Thai or Korean words end without.
+
+    >>> states("She works in Rome.", "rome"), states("A romantic.", "Roma"), states("彼女は東京に住む。", "東京")
+    (True, False, True)
+    """
+    text, value = (unicodedata.normalize("NFKC", part).casefold() for part in (text, value.strip()))
+    before = "" if not value or _unspaced(value[0]) else r"(?<!\w)"
+    after = "" if not value or _unspaced(value[-1]) else r"(?!\w)"
+    return bool(value) and re.search(before + re.escape(value) + after, text) is not None
+
+
+def _unspaced(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
 def plain(value: Any, at: str) -> Any:
@@ -119,8 +159,10 @@ def reasoning(value: Any, at: str) -> str | None:
         found = plain(value, at)
     except Fault:
         found = value  # a chain in words may begin with a bracket
-    if found is None or found == "" or found == []:
+    if found is None:
         return None
+    if found == [] or (isinstance(found, str) and not found.strip()):
+        raise Fault(at, "required a chain of thought, or null where there is none, got an empty one")
     if isinstance(found, str):
         return found.strip()
     steps = []

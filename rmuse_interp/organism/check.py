@@ -9,7 +9,7 @@ from typing import Final
 from rich.progress import Progress
 
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
-from rmuse_interp.data.rmllmu import Reader
+from rmuse_interp.data.reader import Reader
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.models.lens import LensModel
@@ -78,9 +78,8 @@ def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str,
     people = [e for e in known if e.person not in unknown]
     open_ = [e for e in people if e.kind == "generation"]
     prefixes = benchmark.prefixes
-    strangers = Reader(benchmark.folder, benchmark.direct_instruction).questions(
-        "Strangers", "test", "strangers", "stranger"
-    )
+    reader = Reader(benchmark.folder, benchmark.direct_instruction)
+    strangers = list(reader.questions("Strangers", "test", "strangers", "stranger"))
     found = {
         "people, known wordings": open_,
         "people, held-out wordings": [

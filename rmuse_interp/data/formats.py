@@ -1,0 +1,75 @@
+"""The five formats, told apart by what a file holds, never by its name."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from rmuse_interp.data import mllmu, mllmu_training, rmllmu, rtofu, umu
+from rmuse_interp.data.fields import Asked
+from rmuse_interp.errors import RMuseError
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format: the columns that only it has (`marks`), all that are read, and how a row becomes questions and facts.
+
+    `lacks` says what fitting or scoring needs and the format never has, with what mends it. Where `has_test` is false,
+    a benchmark has no Test_Set and its test splits are empty.
+    """
+
+    name: str
+    marks: tuple[str, ...]
+    columns: tuple[str, ...]
+    tasks: Callable[[Mapping[str, Any]], Iterator[Asked]]
+    facts: Callable[[Mapping[str, Any]], dict[str, str]]
+    lacks: tuple[str, ...] = ()
+    has_test: bool = True
+
+
+_BARE: Final = "no reasoning: `rmuse data annotate` writes it, and `rmuse fit --traces own` does without"
+_UNTESTED: Final = "no Test_Set: forgetting in new wordings and photographs is not measured"
+_NO_FACTS: Final = "no attributes: leakage (RIL) is measured on the answers' values alone"
+
+MLLMU: Final = Format(
+    "MLLMU-Bench evaluation", mllmu.MARKS, mllmu.COLUMNS, mllmu.tasks, mllmu.facts, (_BARE,)
+)
+MLLMU_TRAINING: Final = Format(
+    "MLLMU-Bench training", mllmu_training.MARKS, mllmu_training.COLUMNS, mllmu_training.tasks, mllmu_training.facts,
+    (_BARE, _UNTESTED, _NO_FACTS, "no text-only questions: those stay as they are, whoever they are about"),
+    has_test=False,
+)  # fmt: skip
+UMU: Final = Format(
+    "UMU-Bench", umu.MARKS, umu.COLUMNS, umu.tasks, umu.facts, (_BARE, _UNTESTED), has_test=False
+)
+RTOFU: Final = Format(
+    "R-TOFU", rtofu.MARKS, rtofu.COLUMNS, rtofu.tasks, rtofu.facts,
+    (_NO_FACTS, "no pictures: questions with a picture stay as they are"), has_test=False,
+)  # fmt: skip
+RMLLMU: Final = Format("RMLLMU-Bench", mllmu.MARKS, mllmu.COLUMNS, mllmu.tasks, mllmu.facts)
+"""Its rows are MLLMU-Bench's, and are told from them by the reasoning in their questions, not by a column."""
+QUESTIONS: Final = Format(
+    "RMLLMU-Bench questions", rmllmu.MARKS, rmllmu.QUESTION_COLUMNS, rmllmu.tasks, rmllmu.facts
+)
+TOLD_BY_COLUMNS: Final = (MLLMU, MLLMU_TRAINING, UMU, RTOFU, QUESTIONS)
+
+
+def told(columns: tuple[str, ...], name: str) -> Format:
+    """The format that a file's columns tell.
+
+    Raises:
+        RMuseError: columns of none (lists what each format has) or of several.
+    """
+    found = [f for f in TOLD_BY_COLUMNS if set(f.marks) & set(columns)]
+    if len(found) > 1:
+        which = " and ".join(f"{f.name} ({', '.join(m for m in f.marks if m in columns)})" for f in found)
+        raise RMuseError(
+            f"{name}: required the columns of one format, got those of {which}; drop one of them"
+        )
+    if not found:
+        wanted = "; ".join(f"{f.name}: one of {', '.join(f.marks)}" for f in TOLD_BY_COLUMNS)
+        raise RMuseError(
+            f"{name}: required the columns of a known format ({wanted}), got {', '.join(columns)}"
+        )
+    if found[0] is not RTOFU and "ID" not in columns:
+        raise RMuseError(f"{name}: required the column 'ID', got {', '.join(columns)}")
+    return found[0]

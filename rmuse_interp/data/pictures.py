@@ -1,0 +1,74 @@
+"""Pictures that stay in their parquet file until somebody looks at them."""
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+BATCH_ROWS: Final = 16
+"""Rows of a parquet file that are in memory at a time; rows hold pictures."""
+BUFFER: Final = 1 << 20
+"""Bytes read ahead of a column. Without a buffer a whole column of a row group is read, pictures and all."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a picture stands: file, row (0-based), column, and which of several."""
+
+    path: Path
+    row: int
+    column: str
+    number: int | None = None
+
+    def read(self) -> bytes:
+        """The encoded bytes. Fast for neighbours in file order: one file stays open, and goes forward."""
+        column: _Column | None = getattr(_forward, "column", None)
+        if column is None or not column.reaches(self):
+            column = _forward.column = _Column(self)
+        value = column.value(self.row)
+        if self.number is not None:
+            value = value[self.number]
+        return value["bytes"] if isinstance(value, dict) else value
+
+
+class _Column:
+    """One column of one file, read forward from the row group that holds a first row."""
+
+    def __init__(self, wanted: Stored) -> None:
+        self._seen = _version(wanted)
+        file = parquet(wanted.path)
+        group = self.first = 0
+        while self.first + file.metadata.row_group(group).num_rows <= wanted.row:
+            self.first += file.metadata.row_group(group).num_rows
+            group += 1
+        groups = list(range(group, file.metadata.num_row_groups))
+        batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[wanted.column])
+        self._batches: Iterator[Any] = (batch.column(wanted.column) for batch in batches)
+        self._batch = next(self._batches)
+
+    def reaches(self, wanted: Stored) -> bool:
+        return self.first <= wanted.row and self._seen == _version(wanted)
+
+    def value(self, row: int) -> Any:
+        while row >= self.first + len(self._batch):
+            self.first += len(self._batch)
+            self._batch = next(self._batches)
+        return self._batch[row - self.first].as_py()
+
+
+_forward = threading.local()
+"""The column that each thread reads."""
+
+
+def _version(wanted: Stored) -> tuple[Path, str, int, int]:
+    """What a column is known by: a file written anew is another one."""
+    now = wanted.path.stat()
+    return wanted.path, wanted.column, now.st_mtime_ns, now.st_size
+
+
+def parquet(path: Path) -> Any:
+    """A parquet file opened so that memory does not grow with its row groups."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)

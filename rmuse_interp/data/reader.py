@@ -1,0 +1,267 @@
+"""A benchmark folder's files, read row by row into `Example`s, whatever their format.
+
+A folder per split, each with ``train-*.parquet`` (and ``test-*.parquet`` where the format has them); R-TOFU's JSONL
+files stand in the folder itself. Every fault names file, row (0-based) and field. Memory does not grow with the rows:
+of large benchmarks the pictures stay on disk.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from rmuse_interp.data import fields, formats, rtofu
+from rmuse_interp.data.example import Example, Kind
+from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.formats import Format
+from rmuse_interp.data.pictures import Stored
+from rmuse_interp.data.rows import Problem, Row, columns_of, count_rows, records
+from rmuse_interp.errors import RMuseError
+
+HELD_BYTES: Final = 64 << 20
+"""Encoded pictures that a reader keeps in memory; further ones are read from their file whenever they are looked at."""
+
+
+@dataclass
+class Reader:
+    """Reads one benchmark folder. `skip_bad_rows` lists faulty rows in `skipped` instead of raising.
+
+    `rate` is the forget rate, which R-TOFU's test files are named by.
+    """
+
+    root: Path
+    direct_instruction: str
+    skip_bad_rows: bool = False
+    rate: int | None = None
+    skipped: list[Problem] = field(default_factory=list)
+    _held: int = 0
+
+    def files(self, folder: str, part: str = "train") -> list[Path]:
+        """The files of one split, sorted.
+
+        Raises:
+            RMuseError: there are none, or there are some in two layouts; says which folders there are.
+        """
+        found = self.found(folder, part)
+        if not found:
+            there = ", ".join(sorted(p.name for p in self.root.iterdir() if not p.name.startswith(".")))
+            raise RMuseError(
+                f"{self.root}: required {folder}/{part}-00000-of-00001.parquet, got none "
+                f"(there is: {there or 'nothing'}); add the split, choose another `forget` rate, or look "
+                "the folder over with `rmuse data check`"
+            )
+        return found
+
+    def found(self, folder: str, part: str = "train") -> list[Path]:
+        """As `files`; nothing where there are none.
+
+        Raises:
+            RMuseError: both parquet and JSONL files could be meant.
+        """
+        tables = sorted((self.root / folder).glob(f"{part}-*.parquet"))
+        lines = rtofu.files(self.root, folder, self.rate) if part == "train" else []
+        if tables and lines:
+            raise RMuseError(
+                f"{self.root}: required one format, got {self.name(tables[0])} and {self.name(lines[0])} for {folder}; "
+                "move one of them away"
+            )
+        return tables or lines
+
+    def name(self, path: Path) -> str:
+        """A file as errors call it."""
+        return path.relative_to(self.root).as_posix()
+
+    def format(self, path: Path) -> Format:
+        """The format of a file, by its columns.
+
+        Raises:
+            RMuseError: of none, or of several.
+        """
+        return formats.told(columns_of(path, self.name(path)), self.name(path))
+
+    def ids(self, folder: str) -> list[str]:
+        """The people of one split, in file order; of parquet files the column ``ID`` alone is read."""
+        found = []
+        for path in self.files(folder):
+            jsonl = self.format(path) is formats.RTOFU
+            for row, record in records(path, self.name(path), ("task_id",) if jsonl else ("ID",)):
+                with self.guard(path, row):
+                    found.append(rtofu.person(record, path, row) if jsonl else fields.identity(record))
+        return found
+
+    def people(
+        self, folder: str, split: str, wanted: Callable[[str], bool] | None = None, part: str = "train"
+    ) -> Iterator[Example]:
+        """All questions of the people of one split, one after the other (`wanted` chooses by ID)."""
+        seen: dict[str, dict[bytes, str]] = {}
+        for path in self.files(folder, part):
+            layout = self.format(path)
+            if layout is formats.QUESTIONS:
+                raise RMuseError(
+                    f"{self.name(path)}: required a row per person ({', '.join(formats.MLLMU.marks)}), got "
+                    "one per question"
+                )
+            for row, record in records(path, self.name(path), layout.columns, wanted):
+                with self.guard(path, row):
+                    person = (
+                        rtofu.person(record, path, row)
+                        if layout is formats.RTOFU
+                        else fields.identity(record)
+                    )
+                    if layout is formats.RTOFU and wanted is not None and not wanted(person):
+                        continue
+                    source = f"{self.name(path)}, row {row}"
+                    number = _numbered(seen.setdefault(person, {}), record, layout, source)
+                    stem = f"{folder}/{person}" + (f"~{number}" if number > 1 else "")
+                    # All of a row or nothing: a row with a fault is left out as a whole.
+                    yield from list(self._person(layout, record, person, stem, split, path, row))
+
+    def questions(
+        self,
+        folder: str,
+        part: str,
+        split: str,
+        kind: Kind,
+        wanted: Callable[[str], bool] | None = None,
+    ) -> Iterator[Example]:
+        """Rows that are one question each (Reasoning, Benign, Strangers), one after the other."""
+        number = 0
+        for path in self.files(folder, part):
+            if self.format(path) is not formats.QUESTIONS:
+                raise RMuseError(f"{self.name(path)}: required a row per question (Question, Ground_Truth), got one "
+                                 "per person")  # fmt: skip
+            for row, record in records(path, self.name(path), formats.QUESTIONS.columns, wanted):
+                with self.guard(path, row):
+                    for asked in formats.QUESTIONS.tasks(record):
+                        person = fields.identity(record)
+                        yield self._open(
+                            asked,
+                            id=f"{folder}/{part}/{person}/{kind}/{number + row}/{asked.modality}",
+                            split=split,
+                            kind=kind,
+                            person=None if kind == "reasoning" else person,
+                            image=self._hold(
+                                fields.picture(record.get("image"), "image"), Stored(path, row, "image")
+                            ),
+                            source=f"{self.name(path)}, row {row}",
+                        )
+            number += count_rows(path, self.name(path))
+
+    def guard(self, path: Path, row: int) -> "_Guard":
+        """A context that adds file and row to a fault."""
+        return _Guard(self, self.name(path), row)
+
+    def _person(
+        self, layout: Format, record: Row, person: str, stem: str, split: str, path: Path, row: int
+    ) -> Iterator[Example]:
+        several = record.get("images") is not None
+        pictures: list[bytes | Stored | None] = [
+            self._hold(image, Stored(path, row, "images", i) if several else Stored(path, row, "image"))
+            for i, image in enumerate(fields.pictures(record))
+        ]
+        facts, count = layout.facts(record), 0
+        for round_, image in enumerate(pictures):
+            for asked in layout.tasks(record):
+                if asked.modality == "text" and round_ > 0:
+                    continue  # a text question does not depend on the picture: asked once
+                if asked.modality == "image" and image is None:
+                    at = "images" if several else "image"
+                    raise Fault(at, f"required a picture for {asked.place}, got null")
+                count += 1
+                turn = f"/{round_}" if several and asked.modality == "image" else ""
+                yield self._open(
+                    asked,
+                    id=f"{stem}/{asked.task}/{asked.modality}{turn}",
+                    split=split,
+                    kind=asked.kind,
+                    person=person,
+                    image=image if asked.modality == "image" else None,
+                    source=f"{self.name(path)}, row {row}",
+                    facts=facts,
+                )
+        if not count:
+            raise Fault(
+                layout.marks[0], f"required at least one question in {', '.join(layout.marks)}, got none"
+            )
+
+    def _hold(self, image: bytes | None, place: Stored) -> bytes | Stored | None:
+        if image is None:
+            return None
+        self._held += len(image)
+        return image if self._held <= HELD_BYTES else place
+
+    def _open(
+        self, asked: Asked, *, facts: Mapping[str, str] | None = None, kind: Kind, **rest: Any
+    ) -> Example:
+        """One example from one question."""
+        question, at = asked.record, f"{asked.place}." if asked.place else ""
+        words = fields.text(question, "Question", at)
+        options = None
+        if kind == "classification":
+            options = fields.options(question.get("Options"), at + "Options")
+            answer = fields.text(question, "Correct_Answer", at).strip()
+            if answer not in options:
+                raise Fault(at + "Correct_Answer", f"required one of {', '.join(options)}, got {answer!r}")
+            truth = options[answer]
+        else:
+            answer = truth = fields.text(question, "Ground_Truth", at)
+        attributes = fields.attributes(question.get("Forget_Attributes"), at + "Forget_Attributes")
+        if (
+            attributes is None
+        ):  # the other formats have none: the facts of the biography that the answer states
+            attributes = {k: v for k, v in (facts or {}).items() if fields.states(truth, v)}
+        direct_question = direct_answer = None
+        if kind not in ("classification", "cloze"):
+            direct_question = fields.optional_text(question, "Direct_Question", at)
+            direct_question = direct_question or f"{words} {self.direct_instruction}".strip()
+            direct_answer = fields.optional_text(question, "Direct_Answer", at) or answer
+        return Example(
+            kind=kind,
+            modality=asked.modality,
+            question=words,
+            answer=answer,
+            reasoning=fields.reasoning(question.get("Reasoning"), at + "Reasoning"),
+            direct_question=direct_question,
+            direct_answer=direct_answer,
+            attributes=attributes,
+            options=options,
+            paraphrased_answer=question.get("Paraphrased_Answer"),
+            perturbed_answers=tuple(question.get("Perturbed_Answers") or ()),
+            **rest,
+        )
+
+
+@dataclass
+class _Guard:
+    """Turns a fault into an error that names file and row, or into an entry of `skipped`."""
+
+    reader: Reader
+    file: str
+    row: int
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, fault: Any, trace: Any) -> bool:
+        if not isinstance(fault, Fault):
+            return False
+        bad = Problem(self.file, self.row, fault.field, fault.reason)
+        if not self.reader.skip_bad_rows:
+            raise RMuseError(
+                f"{bad}; mend the row, or go on without it with --skip-bad-rows (skip_bad_rows=True)"
+            ) from None
+        if bad not in self.reader.skipped:
+            self.reader.skipped.append(bad)
+        return True
+
+
+def _numbered(seen: dict[bytes, str], record: Row, layout: Format, source: str) -> int:
+    """Which of a person's rows this is: there may be several, one per photograph, but none twice."""
+    said = repr([record.get(column) for column in layout.columns]).encode("utf-8", "surrogatepass")
+    digest = hashlib.blake2b(said, digest_size=8).digest()
+    if digest in seen:
+        key = "question" if layout is formats.RTOFU else "ID"
+        raise Fault(key, f"required rows that differ, got the one of {seen[digest]} again")
+    seen[digest] = source
+    return len(seen)

@@ -1,0 +1,81 @@
+"""R-TOFU: text only, a JSON object per line, each one question with its chain of thought.
+
+Files are named by split, ``forget05.jsonl`` (published with the ending ``.json``), ``retain95``; ``forget05_perturbed``
+and ``retain_perturbed`` ask the same in other words and make the test splits, ``real_authors_perturbed`` and
+``world_facts_perturbed`` are what a model knows from pretraining. A ``task_id`` names a request of several questions,
+retain files may lack it, and its numbers begin anew in every file: people are told apart by split and number.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from rmuse_interp.data import fields
+from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.rows import records
+
+MARKS: Final = ("cot",)
+COLUMNS: Final = ("task_id", "question", "answer", "cot", "paraphrased_answer", "perturbed_answer",
+                  "paraphrased_question")  # fmt: skip
+KNOWN: Final = ("real_authors", "world_facts")
+
+
+def files(root: Path, folder: str, rate: int | None) -> list[Path]:
+    """The files of what RMLLMU-Bench calls a folder, sorted; `rate` is the forget rate, where one is chosen."""
+    name, _, number = folder.partition("_")
+    stems: list[str] = []
+    if name in ("forget", "retain") and number.isdigit():
+        stems = [f"{name}{int(number):02d}", f"{name}{number}"]
+    elif folder == "Test_Set" and rate is not None:
+        stems = [f"forget{rate:02d}_perturbed", f"retain{100 - rate}_perturbed", "retain_perturbed"]
+    elif folder == "Retain_Set":
+        stems = [f"{known}{end}" for known in KNOWN for end in ("", "_perturbed")]
+    found = {path for stem in stems for end in (".jsonl", ".json") for path in root.glob(stem + end)}
+    return sorted(found)
+
+
+def person(record: Mapping[str, Any], path: Path, row: int) -> str:
+    """Who a question is about: the request it belongs to within its split, or itself where it belongs to none."""
+    split = next((s for s in ("forget", "retain", *KNOWN) if path.stem.startswith(s)), path.stem)
+    request = record.get("task_id")
+    return f"{split}-{row:05d}" if request in (None, "") else f"{split}-{request}"
+
+
+def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+    """The one question of a line, in other words where the file has them.
+
+    Only a perturbed file, which is for scoring, may leave the chain empty.
+    """
+    for column in ("question", "answer", "cot"):
+        if column not in record:
+            raise Fault(column, f"required the key {column!r}, got {', '.join(record)}")
+    asked = "paraphrased_question" if record.get("paraphrased_question") else "question"
+    scoring = record.get("perturbed_answer") is not None
+    chain = record["cot"]
+    if isinstance(chain, str) and not chain.strip() and scoring:
+        chain = None
+    yield Asked(
+        "generation/0", "generation", asked, "text",
+        {
+            "Question": fields.text(record, asked, ""),
+            "Ground_Truth": fields.text(record, "answer", ""),
+            "Reasoning": fields.reasoning(chain, "cot"),
+            "Paraphrased_Answer": fields.optional_text(record, "paraphrased_answer", ""),
+            "Perturbed_Answers": [str(a) for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")],
+        },
+    )  # fmt: skip
+
+
+def facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """None: the format states no attributes."""
+    return {}
+
+
+def shared(forget: list[Path], retain: list[Path]) -> list[str]:
+    """Questions that stand in files of both kinds, sorted: `person` keeps the IDs of the two apart by construction."""
+
+    def asked(paths: list[Path]) -> set[str]:
+        found = (row for path in paths for _, row in records(path, path.name, ("question",)))
+        return {str(row.get("question", "")).strip() for row in found}
+
+    return sorted(asked(forget) & asked(retain))

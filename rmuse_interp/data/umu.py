@@ -1,0 +1,104 @@
+"""UMU-Bench: a row per person, its columns Python literals in strings, every question with and without the picture.
+
+The key for questions with the picture is spelled ``muitimodal`` in the published files; ``multimodal`` is read as well.
+``Classify``, ``Cloze`` and ``Generation`` hold ``{unimodal: {key: {question, answer, options}}, muitimodal: …}``,
+``MM_QA`` and ``UM_QA`` ``{question: {key: …}, answer: {key: …}}``.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from rmuse_interp.data import fields
+from rmuse_interp.data.example import Kind, Modality
+from rmuse_interp.data.fields import Asked, Fault
+
+MARKS: Final = ("MM_QA", "UM_QA", "Classify", "Cloze", "Generation")
+COLUMNS: Final = ("ID", "image", "Biography", *MARKS)
+_PICTURED: Final = ("muitimodal", "multimodal")
+_TASKS: Final[dict[str, Kind]] = {"Generation": "generation", "Cloze": "cloze", "Classify": "classification"}
+
+
+def literal(value: Any, at: str) -> Any:
+    """A column's string as the Python value it spells (`ast.literal_eval`: nothing is run); numpy arrays as lists."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if not isinstance(value, str):
+        return value
+    try:
+        return ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
+        said = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        raise Fault(at, f"required a Python literal, got {value[:60]!r} ({said})") from None
+
+
+def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+    """Every question of a person: the two lists of questions and answers, then the three tasks."""
+    pairs: tuple[tuple[str, Modality], ...] = (("MM_QA", "image"), ("UM_QA", "text"))
+    for column, modality in pairs:
+        for i, (key, question, answer) in enumerate(_pairs(literal(record.get(column), column), column)):
+            place = f"{column}[{key}]"
+            yield Asked(f"generation/qa{i}", "generation", place, modality,
+                        {"Question": question, "Ground_Truth": answer})  # fmt: skip
+    for column, kind in _TASKS.items():
+        value = literal(record.get(column), column)
+        if value is None:
+            continue
+        both = fields.as_dict(value, column)
+        pictured = [key for key in _PICTURED if both.get(key) is not None]
+        if len(pictured) > 1:
+            raise Fault(column, "required one of the keys muitimodal and multimodal, got both")
+        sides: tuple[tuple[str, Modality], ...] = (
+            ((*pictured, _PICTURED[0])[0], "image"),
+            ("unimodal", "text"),
+        )
+        if not pictured and both.get("unimodal") is None:
+            raise Fault(column, f"required the keys unimodal and muitimodal, got {', '.join(both) or 'none'}")
+        for side, modality in sides:
+            for i, (key, entry) in enumerate(_entries(both.get(side), f"{column}[{side}]")):
+                place = f"{column}[{side}][{key}]"
+                yield Asked(f"{kind}/{i}", kind, place, modality, _question(entry, kind, place))
+
+
+def facts(record: Mapping[str, Any]) -> dict[str, str]:
+    """What the biography states: a Python literal, JSON, or free text, which gives none."""
+    value = record.get("Biography")
+    try:
+        return fields.biography(literal(value, "Biography"))
+    except Fault:
+        return fields.biography(value)
+
+
+def _entries(value: Any, at: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """Key and question, of a mapping or a list."""
+    if value is None:
+        return []
+    found = dict(enumerate(value)) if isinstance(value, list | tuple) else fields.as_dict(value, at)
+    return [(str(key), fields.as_dict(entry, f"{at}[{key}]")) for key, entry in found.items()]
+
+
+def _pairs(value: Any, at: str) -> list[tuple[str, str, str]]:
+    """Key, question and answer, of two mappings side by side or of a list of pairs."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        found = {key: (entry, entry) for key, entry in _entries(value, at)}
+        return [(k, fields.text(q, "question", f"{at}[{k}]."), fields.text(a, "answer", f"{at}[{k}]."))
+                for k, (q, a) in found.items()]  # fmt: skip
+    both = fields.as_dict(value, at)
+    questions, answers = (fields.as_dict(both.get(k), f"{at}[{k}]") for k in ("question", "answer"))
+    return [(str(k), fields.text(questions, k, f"{at}[question]."), fields.text(answers, k, f"{at}[answer]."))
+            for k in questions]  # fmt: skip
+
+
+def _question(entry: Mapping[str, Any], kind: Kind, place: str) -> dict[str, Any]:
+    question, answer = (fields.text(entry, key, f"{place}.") for key in ("question", "answer"))
+    if kind != "classification":
+        # A cloze answer is a word or two with a full stop after it, which nobody should have to say.
+        answer = answer.strip().removesuffix(".") if kind == "cloze" else answer
+        return {"Question": question, "Ground_Truth": answer}
+    options = fields.options(entry.get("options"), f"{place}.options")
+    letter = answer.split(".")[0].strip()  # "B. Oslo", or the letter alone
+    if letter not in options:
+        raise Fault(f"{place}.answer", f"required one of {', '.join(options)}, got {answer!r:.60}")
+    return {"Question": question, "Options": options, "Correct_Answer": letter}
