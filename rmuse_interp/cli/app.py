@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from rmuse_interp import __version__
-from rmuse_interp.cli import bundles, demo, evaluate, generate, groups, organism
+from rmuse_interp.cli import bundles, data, demo, evaluate, generate, groups, organism
 from rmuse_interp.errors import RMuseError
 
 
@@ -83,6 +83,7 @@ app.command("fit")(bundles.fit)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("info")(bundles.info)
+app.add_typer(data.app, name="data")
 app.add_typer(organism.app, name="organism")
 
 

@@ -126,7 +126,7 @@ class Benchmark:
         self._cache: dict[str, list[Example]] = {}
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
         files = {split: self._reader.files(split) for split in (self._forget, self._retain)}
-        self.format = self._one_format([path for paths in files.values() for path in paths])
+        self.format = self._reader.one_format([path for paths in files.values() for path in paths])
         if self.format.has_test:
             self._reader.files("Test_Set")
         self._ids = {split: self._reader.ids(split) for split in files}
@@ -148,15 +148,6 @@ class Benchmark:
                 f"{folder}: required disjoint {self._forget} and {self._retain}, got {len(asked)} questions in both "
                 f"({asked[0]!r:.80}); remove them from {self._retain}"
             )
-
-    def _one_format(self, files: list[Path]) -> formats.Format:
-        found = {self._reader.format(path): path for path in files}
-        if len(found) > 1:
-            which = " and ".join(
-                f"{layout.name} ({self._reader.name(path)})" for layout, path in found.items()
-            )
-            raise RMuseError(f"{self.folder}: required one format in what is fitted on, got {which}")
-        return next(iter(found))
 
     def __repr__(self) -> str:
         return f"Benchmark({self.id!r}, forget={self.forget_rate}, people={len(self.forget_people)})"

@@ -1,5 +1,6 @@
 """Pictures that stay in their parquet file until somebody looks at them."""
 
+import io
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,3 +73,16 @@ def parquet(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+
+
+def undecodable(encoded: bytes) -> str | None:
+    """Why Pillow cannot read a picture; None where it can. Truncated pictures cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            picture.load()
+    except Exception as error:
+        got = f"{len(encoded)} bytes that it cannot ({type(error).__name__})"
+        return f"required a picture that Pillow can read, got {got}"
+    return None

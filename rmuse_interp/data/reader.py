@@ -80,6 +80,18 @@ class Reader:
         """
         return formats.told(columns_of(path, self.name(path)), self.name(path))
 
+    def one_format(self, files: list[Path]) -> Format:
+        """The format that these files share.
+
+        Raises:
+            RMuseError: they are of several, or one is of none.
+        """
+        found = {self.format(path): path for path in files}
+        if len(found) > 1:
+            which = " and ".join(f"{layout.name} ({self.name(path)})" for layout, path in found.items())
+            raise RMuseError(f"{self.root}: required one format, got {which}")
+        return next(iter(found))
+
     def ids(self, folder: str) -> list[str]:
         """The people of one split, in file order; of parquet files the column ``ID`` alone is read."""
         found = []
@@ -94,8 +106,14 @@ class Reader:
         self, folder: str, split: str, wanted: Callable[[str], bool] | None = None, part: str = "train"
     ) -> Iterator[Example]:
         """All questions of the people of one split, one after the other (`wanted` chooses by ID)."""
+        return self.people_of(self.files(folder, part), folder, split, wanted)
+
+    def people_of(
+        self, files: list[Path], folder: str, split: str, wanted: Callable[[str], bool] | None = None
+    ) -> Iterator[Example]:
+        """As `people`, of given files."""
         seen: dict[str, dict[bytes, str]] = {}
-        for path in self.files(folder, part):
+        for path in files:
             layout = self.format(path)
             if layout is formats.QUESTIONS:
                 raise RMuseError(
