@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp.errors import RMuseError
@@ -88,12 +88,14 @@ class ACSAngles:
         theta_tar: `∠(u(h), ẑ*)`, radians.
         theta_dir: `∠(u(h), v̂)`, radians.
         fraction: `λ = min(1, θ_tar/θ_dir)`, 0 where θ_dir = 0 or h = 0.
+        nearest: index of ẑ* among the prototypes; None where it is the Fréchet mean of all.
     """
 
     target: Float[Tensor, "*tokens d"]
     theta_tar: Float[Tensor, "*tokens"]
     theta_dir: Float[Tensor, "*tokens"]
     fraction: Float[Tensor, "*tokens"]
+    nearest: Int[Tensor, "*tokens"] | None
 
     @property
     def rotation(self) -> Float[Tensor, "*tokens"]:
@@ -129,16 +131,18 @@ class ACS(Angle):
         """Targets, both angles and λ per token; the direction is one for all tokens or one per token."""
         exact = working(h)
         point, aim = unit(exact), unit(working(direction).to(exact.dtype))
+        nearest = None
         if self.mean is not None:
             target = self.mean.to(exact.dtype).expand_as(point)
         else:
             points = self.prototypes.points.to(exact.dtype)
-            target = points[semi_relaxed_nearest(point, points)]
+            nearest = semi_relaxed_nearest(point, points)
+            target = points[nearest]
         theta_tar, theta_dir = geodesic(point, target), geodesic(point, aim)
         turns = (theta_dir > 0) & (exact != 0).any(dim=-1)
         ratio = theta_tar / torch.where(turns, theta_dir, torch.ones_like(theta_dir))
         fraction = torch.where(turns, ratio.clamp(max=1.0), torch.zeros_like(ratio))
-        return ACSAngles(target, theta_tar, theta_dir, fraction)
+        return ACSAngles(target, theta_tar, theta_dir, fraction, nearest)
 
     def fraction(
         self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]

@@ -266,9 +266,9 @@ class Plan(Part):
         """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.models.native.attach`."""
         return importlib.import_module("rmuse_interp.models.native").attach(hf_model, self, **settings)
 
-    def install(self, lens: Any) -> Any:
+    def install(self, lens: Any, **settings: Any) -> Any:
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
-        return lens.install(self)
+        return lens.install(self, **settings)
 
     def fwd_hooks(self, bridge: Any, **settings: Any) -> Any:
         """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.models.bridge.fwd_hooks`."""

@@ -1,14 +1,14 @@
 """Transcripts of a run and its scores: plain records, and the folder they are kept in.
 
-A run folder holds ``transcripts.jsonl`` (one `Transcript` per line) and ``scores.json`` (schema
-``rmuse-scores/1``). Both are written whole or not at all, the scores last: where they are, the run is
-finished.
+A run folder holds ``transcripts.jsonl`` (one `Transcript` per line), ``scores.json`` (schema ``rmuse-scores/1``) and,
+where steering was recorded, ``traces.safetensors`` (see `rmuse_interp.models.trace_store`). All are written whole or
+not at all, the scores last: where they are, the run is finished.
 """
 
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +18,7 @@ from rmuse_interp.errors import RMuseError
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
 TRANSCRIPTS: Final = "transcripts.jsonl"
+TRACES: Final = "traces.safetensors"
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,20 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
 
 
 def write_run(
-    folder: Path, scores: Mapping[str, Any], transcripts: Iterable[Transcript], overwrite: bool = False
+    folder: Path,
+    scores: Mapping[str, Any],
+    transcripts: Iterable[Transcript],
+    overwrite: bool = False,
+    beside: Callable[[Path], None] | None = None,
 ) -> None:
     """Writes a run folder; the scores come last and mark it finished.
+
+    Args:
+        folder: the run's.
+        scores: of the schema ``rmuse-scores/1``.
+        transcripts: all that the scores are of.
+        overwrite: replace a finished run, its traces included.
+        beside: writes what else belongs to the run (its traces) into the folder.
 
     Raises:
         RMuseError: as `claim`, or scores of another schema.
@@ -116,7 +128,10 @@ def write_run(
         )
     claim(folder, overwrite)
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
+    (folder / TRACES).unlink(missing_ok=True)  # those of another run
     write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
+    if beside is not None:
+        beside(folder)
     text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / SCORES, [text + "\n"])
 

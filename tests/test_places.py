@@ -16,6 +16,7 @@ from rmuse_interp import Plan, RMuseError
 from rmuse_interp.calibration import ACS, FixedFraction
 from rmuse_interp.edits import as_plan
 from rmuse_interp.maths.sphere import unit
+from rmuse_interp.models.tracing import Recorder
 from rmuse_interp.prototypes import Prototypes
 
 STEPS = 7
@@ -481,9 +482,10 @@ def test_token_traces_follow_the_beams_that_won():
     gate = plan[0].gate
     prompts, images = questions()
     more = {"num_beams": 4, "max_new_tokens": 6, "do_sample": False, "return_dict_in_generate": True}
-    with plan.attach(lens.hf) as handle:
+    recorder = Recorder()
+    with plan.attach(lens.hf, recorder=recorder):
         out = lens.hf.generate(**lens.encode(prompts, images), **more)
-        trace = handle.token_trace(0, beam_indices=out.beam_indices)
+    trace = recorder.trace(beam_indices=out.beam_indices)
     assert len(set(out.beam_indices.flatten().tolist())) > len(prompts), "some beam was to change places"
     for row, prompt in enumerate(prompts):
         # Alone and without beams, the same tokens give the same states.
@@ -498,27 +500,10 @@ def test_token_traces_follow_the_beams_that_won():
             lens.hf(**{**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)})
             hook.remove()
         length = int(trace.valid[row].sum())
-        assert torch.equal(trace.fired[row, :length], gate.fires(states[0][0, n - 1 : n - 1 + length]))
+        assert torch.equal(trace.fired[row, 0, :length], gate.fires(states[0][0, n - 1 : n - 1 + length]))
+        assert trace.ids[row, 1:length].tolist() == out.sequences[row, -6:][: length - 1].tolist()
     assert trace.fired.any()
-    assert not trace.fired[trace.valid].all()
-
-
-def test_token_traces_mask_rows_that_have_ended():
-    lens = lens_of(tiny_llava())
-    plan = plans(lens)["per token"]
-    prompts, images = questions()
-    end = early_end(lens, plan)
-    with plan.attach(lens.hf) as handle:
-        result = lens.hf.generate(
-            **lens.encode(prompts, images), **SETTINGS, eos_token_id=end, pad_token_id=0
-        )
-        trace = handle.token_trace(generated=new_tokens(result), stop=[end])
-    for row, tokens in enumerate(new_tokens(result).tolist()):
-        length = tokens.index(end) + 1 if end in tokens else len(tokens)
-        assert trace.valid[row].tolist() == [t < length for t in range(trace.valid.shape[1])]
-    assert not trace.fired[~trace.valid].any()
-    with as_plan(turn()).attach(lens.hf) as handle, pytest.raises(RMuseError, match="per token"):
-        handle.token_trace()
+    assert not trace.fired[:, 0][trace.valid].all()
 
 
 def test_each_turn_decides_anew():

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.cli.evaluate import answered
+from rmuse_interp.cli.evaluate import answered, save_run
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import SCORES, claim, write_run
+from rmuse_interp.results import SCORES, claim
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
@@ -38,6 +38,7 @@ def demo(
     max_new_tokens: o.MaxNewTokens = 48,
     device: o.Device = None,
     dtype: o.Dtype = None,
+    record: o.SteeringTraces = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -60,17 +61,28 @@ def demo(
     fitted = both_presets(lens, benchmark, out / "bundles", seed, batch_size, seconds)
     methods = [running.Method("vanilla", lens)]
     methods += [running.Method("gold", gold)] if gold is not None else []
-    methods += [running.Method(f"rmuse/{preset}", lens, rmuse.plan) for preset, rmuse in fitted.items()]
-    scores, transcripts = answered(
-        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
+    methods += [
+        running.Method(f"rmuse/{preset}", lens, rmuse.plan, rmuse.subspaces)
+        for preset, rmuse in fitted.items()
+    ]
+    scores, answers = answered(
+        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, traces=record,
     )  # fmt: skip
+    scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
-    write_run(out, scores, transcripts, overwrite)
+    save_run(out, scores, answers, overwrite)
     figures = before_after.save(scores, out)
     running.finish(out)
     tables.before_after(scores)
-    tables.side_by_side(transcripts, "vanilla", "rmuse/calibrated")
-    names = ["scores.json", "transcripts.jsonl", *(path.name for path in figures), "bundles/"]
+    tables.side_by_side(answers.transcripts, "vanilla", "rmuse/calibrated")
+    names = [
+        "scores.json",
+        "transcripts.jsonl",
+        *(["traces.safetensors"] if answers.traces else []),
+        *(path.name for path in figures),
+        "bundles/",
+    ]
     support.out.print(f"{escape(str(out))}: {', '.join(names)}; {scores['seconds']['total']:.0f} s")
 
 

@@ -1,5 +1,6 @@
 """`rmuse eval`: bundles, rivals and the model as it is, on every split of a benchmark."""
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support, tables, traces
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import SCORES, Transcript, claim, write_run
+from rmuse_interp.results import SCORES, TRACES, claim, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rmuse_interp.fitting.tuning import Tuning
     from rmuse_interp.models.lens import LensModel
     from rmuse_interp.rmuse import RMuse
-    from rmuse_interp.running import Method
+    from rmuse_interp.running import Answers, Method
 
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, as the help gives them without opening `steering`."""
@@ -80,6 +81,7 @@ def evaluate(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
+    record: o.SteeringTraces = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -99,10 +101,9 @@ def evaluate(
     questions = running.choose(benchmark, limit, seed)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
-    methods += [
-        running.Method(n, lens, support.open_bundle(f, lens).plan)
-        for n, f in zip(names, folders, strict=True)
-    ]
+    for name, folder in zip(names, folders, strict=True):
+        fitted = support.open_bundle(folder, lens)
+        methods.append(running.Method(name, lens, fitted.plan, fitted.subspaces))
     running.probe(lens, questions["forget"][0])
     seconds: dict[str, float] = {}
     rivals = None
@@ -117,12 +118,14 @@ def evaluate(
         methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
     for line in running.unsteered(methods, questions):
         support.notes.print(f"[yellow]note[/yellow] {escape(line)}")
-    scores, transcripts = answered(
-        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size, max_new_tokens=max_new_tokens
+    scores, answers = answered(
+        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
+        max_new_tokens=max_new_tokens, traces=record,
     )  # fmt: skip
+    scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
-    write_run(out, scores, transcripts, overwrite)
+    save_run(out, scores, answers, overwrite)
     before_after.save(scores, out, "figure")
     running.finish(out)
     support.tell_skipped(benchmark)
@@ -185,7 +188,8 @@ def answered(
     seed: int,
     batch_size: int,
     max_new_tokens: int,
-) -> tuple[dict[str, Any], list[Transcript]]:
+    traces: bool,
+) -> tuple[dict[str, Any], "Answers"]:
     """Every method's answers to every question, and the scores of all; `seconds` learns how long both took.
 
     Args:
@@ -197,18 +201,28 @@ def answered(
         seed: of the intervals.
         batch_size: questions per batch.
         max_new_tokens: most tokens per response.
+        traces: record how every token was steered.
     """
     from rmuse_interp import running
 
     with support.bars("answered", seconds, "generate") as progress:
         answers = running.run(
             methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, folder=folder, progress=progress,
+            batch_size=batch_size, folder=folder, progress=progress, traces=traces,
         )  # fmt: skip
     with support.bars("scored", seconds, "score"):
         scores = running.scores_of(methods, answers, benchmark, methods[0].model, seconds=seconds, seed=seed)
     scores["seconds"]["score"] = round(seconds["score"], 6)
-    return scores, answers.transcripts
+    return scores, answers
+
+
+def save_run(folder: Path, scores: dict[str, Any], answers: "Answers", overwrite: bool) -> None:
+    """Writes the run folder: transcripts, steering traces where there are any, and scores."""
+    from rmuse_interp.models.trace_store import write_traces
+
+    write_run(
+        folder, scores, answers.transcripts, overwrite, lambda to: write_traces(to / TRACES, answers.traces)
+    )
 
 
 def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:

@@ -1,5 +1,6 @@
 """`rmuse generate`: one question, answered as one watches, and what the gate made of it."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.models.respond import Response
+    from rmuse_interp.models.tracing import SteeringTrace
     from rmuse_interp.running import Method
 
 
@@ -41,12 +43,14 @@ def generate(
     lens = support.open_model(model, device, dtype, blocks)
     from rmuse_interp.running import Method, stream
 
-    plan = None
+    plan, recorder = None, None
     if bundle is not None:
         from rmuse_interp.elicit import asked_with
+        from rmuse_interp.models.tracing import Recorder
 
         fitted = support.open_bundle(bundle, lens)
         plan, template = fitted.plan, asked_with(fitted.report)
+        recorder = Recorder(fitted.subspaces)
         if template is not None and template.stepwise:
             prompt = template.put(prompt)
             support.notes.print(
@@ -54,7 +58,7 @@ def generate(
             )
     response = stream(
         lens, prompt, None if image is None else str(image), plan, max_new_tokens=max_new_tokens,
-        write=lambda words: typer.echo(words, nl=False),
+        write=lambda words: typer.echo(words, nl=False), recorder=recorder,
     )  # fmt: skip
     typer.echo()
     if plan is not None:
@@ -62,6 +66,28 @@ def generate(
         support.out.print(
             escape(verdict_line(Method("rmuse", lens, plan), modality, response)), style="dim", soft_wrap=True
         )
+        if response.fired and response.trace is not None:
+            for line in trace_lines(response.trace):
+                support.out.print(escape(line), style="dim", soft_wrap=True)
+
+
+def trace_lines(trace: "SteeringTrace") -> list[str]:
+    """What steering did to the response's tokens, a line per block that it acted on; medians over those tokens."""
+    found = []
+    for i, site in enumerate(trace.sites):
+        acted = trace.acted[0, i]
+        if not bool(acted.any()):
+            continue
+        angle, share, before, after = (
+            getattr(trace, name)[0, i][acted].nanmedian().item()
+            for name in ("angle", "rrs_share", "norm_before", "norm_after")
+        )
+        inside = "" if math.isnan(share) else f", {100 * share:.2g} % of the update inside the RRS"
+        found.append(
+            f"block {site.layer}: {int(acted.sum())} of {acted.numel()} tokens steered, turned by "
+            f"{math.degrees(angle):.0f}°, norm {before:.3g} → {after:.3g}{inside} (medians)"
+        )
+    return found
 
 
 def require_picture(path: Path) -> None:

@@ -45,4 +45,11 @@ Auto = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Go on past faulty rows, and list them.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+SteeringTraces = Annotated[
+    bool,
+    typer.Option(
+        "--traces/--no-traces",
+        help="Keep how every token was steered in traces.safetensors: score, angles, share in the RRS, and more.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for scores and transcripts.")]

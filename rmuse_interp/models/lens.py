@@ -25,6 +25,7 @@ from rmuse_interp.models.loading import load_checkpoint
 from rmuse_interp.models.respond import Response, drafts, respond
 from rmuse_interp.models.runtime import announce
 from rmuse_interp.models.state import Decision
+from rmuse_interp.models.tracing import Recorder
 from rmuse_interp.sites import Site
 
 
@@ -128,6 +129,7 @@ class LensModel:
         max_new_tokens: int = 128,
         prefill: str | None = None,
         batch_size: int = 32,
+        recorder: Recorder | None = None,
     ) -> list[Response]:
         """Greedy responses, the fast native way; see `rmuse_interp.models.respond.respond`."""
         return respond(
@@ -138,6 +140,7 @@ class LensModel:
             max_new_tokens=max_new_tokens,
             prefill=prefill,
             batch_size=batch_size,
+            recorder=recorder,
         )
 
     def decide(
@@ -178,6 +181,7 @@ class LensModel:
         *,
         plan: Plan | Edit | None = None,
         decision: Decision | None = None,
+        recorder: Recorder | None = None,
         **kwargs: Any,
     ) -> Any:
         """nnsight's context of one forward pass, in which `plan` runs.
@@ -192,13 +196,14 @@ class LensModel:
                 end all the same.
             plan: what to run.
             decision: what `plan.decide` gave, for two-pass plans.
+            recorder: keeps a trace of the plan's steering, to be had after the block.
             kwargs: for the model's forward.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, or one that runs on the model already.
+            RMuseError: a two-pass plan without a decision, one that runs on the model already, a recorder alone.
         """
         encoding = self.encode(prompts, images, responses)
-        return self._planned(encoding, plan, decision).trace(**encoding, **kwargs)
+        return self._planned(encoding, plan, decision, recorder).trace(**encoding, **kwargs)
 
     def generate(
         self,
@@ -207,6 +212,7 @@ class LensModel:
         *,
         plan: Plan | Edit | None = None,
         decision: Decision | None = None,
+        recorder: Recorder | None = None,
         prefill: str | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -217,12 +223,13 @@ class LensModel:
             images: one picture or None per row.
             plan: what to run.
             decision: what `plan.decide` gave, for two-pass plans.
+            recorder: keeps a trace of the plan's steering, to be had after the block.
             prefill: words put into the assistant's mouth.
             kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
         """
         rows = 1 if isinstance(prompts, str) else len(prompts)
         encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
-        twin = self._planned(encoding, plan, decision)
+        twin = self._planned(encoding, plan, decision, recorder, native.ends_of(self.hf, kwargs))
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
         return twin.trace(**encoding, fn=twin.generate, **kwargs)
 
@@ -267,12 +274,21 @@ class LensModel:
         logits = kept.pop("logits")
         return logits, ActivationCache(kept, self)
 
-    def install(self, plan: Plan | Edit) -> "Installed":
+    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> "Installed":
         """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
-        return Installed(self, self._checked(plan))
+        return Installed(self, self._checked(plan), recorder)
 
-    def _planned(self, encoding: Encoding, plan: Plan | Edit | None, decision: Decision | None) -> Any:
+    def _planned(
+        self,
+        encoding: Encoding,
+        plan: Plan | Edit | None,
+        decision: Decision | None,
+        recorder: Recorder | None = None,
+        stop: frozenset[int] = frozenset(),
+    ) -> Any:
         """A twin of the nnsight model whose stored edits know these very queries."""
+        if recorder is not None and plan is None:
+            raise RMuseError("a plan was required to record its steering, got none; pass plan= beside it")
         twin = self.nn._shallow_copy()
         expression = None if plan is None else self._checked(plan)
         if expression is not None:
@@ -284,16 +300,25 @@ class LensModel:
             if handle is None:
                 twin._edits.append(mediator)
             else:
-                self._store(twin, self._session(handle.plan, encoding, handle.session.decision))
+                own = handle.session
+                session = self._session(handle.plan, encoding, own.decision, own.recorder, stop)
+                self._store(twin, session)
         if expression is not None:
-            self._store(twin, self._session(expression, encoding, decision))
+            self._store(twin, self._session(expression, encoding, decision, recorder, stop))
         return twin
 
-    def _session(self, plan: Plan, encoding: Encoding, decision: Decision | None) -> native.Session:
-        session = native.Session(plan.to(self.device), self.layout, decision)
+    def _session(
+        self,
+        plan: Plan,
+        encoding: Encoding,
+        decision: Decision | None,
+        recorder: Recorder | None,
+        stop: frozenset[int],
+    ) -> native.Session:
+        session = native.Session(plan.to(self.device), self.layout, decision, recorder)
         vocabulary = self.layout.vocabulary
         said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
-        session.say(said)
+        session.say(said, stop)
         session.require_decision()
         return session
 
@@ -339,16 +364,17 @@ class Installed:
     Args:
         lens: the model.
         plan: what runs in each of its traces and generations.
+        recorder: keeps a trace of its steering.
 
     Raises:
         RMuseError: a plan that runs on the model already, or layers it does not have.
     """
 
-    def __init__(self, lens: LensModel, plan: Plan):
+    def __init__(self, lens: LensModel, plan: Plan, recorder: Recorder | None = None):
         lens._require_new(plan)
         self.lens = lens
         self.plan = plan
-        self.session = native.Session(plan.to(lens.device), lens.layout)
+        self.session = native.Session(plan.to(lens.device), lens.layout, recorder=recorder)
         self._undo = ExitStack()
         self._undo.enter_context(native.listening(lens.hf, self.session))
         self.mediator = lens._store(lens.nn, self.session)

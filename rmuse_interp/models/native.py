@@ -25,7 +25,8 @@ from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layouts import Layout, find_layout
 from rmuse_interp.models.runtime import Interpreter, announce
-from rmuse_interp.models.state import Decision, Query, State, TokenTrace
+from rmuse_interp.models.state import Decision, Query, State
+from rmuse_interp.models.tracing import Recorder
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
 """The plans attached to each model, so that none is attached twice and scoring passes go without them."""
@@ -41,21 +42,29 @@ class Session:
         plan: the plan.
         layout: where the model keeps its blocks, and its vocabulary.
         decision: what the gates said in a pass of their own, for the batches that follow.
+        recorder: what keeps a trace of the steering; None keeps none.
 
     Raises:
         RMuseError: an edit or gate at a layer the model does not have.
     """
 
-    def __init__(self, plan: Plan, layout: Layout, decision: Decision | None = None):
+    def __init__(
+        self,
+        plan: Plan,
+        layout: Layout,
+        decision: Decision | None = None,
+        recorder: Recorder | None = None,
+    ):
         self.plan = plan
         self.interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
         self.decision = decision
+        self.recorder = recorder
         self._arguments = layout.arguments
         self.state: State | None = None
         self.paused = False
-        self._past: list[State] = []
         self._said: Query | None = None
         self._heard: Query | None = None
+        self._stop: frozenset[int] = frozenset()
 
     @contextmanager
     def expecting(
@@ -79,30 +88,33 @@ class Session:
         finally:
             self._said = outer
 
-    def say(self, queries: Query) -> None:
-        """Announce the queries of every call that follows."""
-        self._said = queries
+    def say(self, queries: Query, stop: frozenset[int] = frozenset()) -> None:
+        """Announce the queries of every call that follows, and the ids that end a row."""
+        self._said, self._stop = queries, stop
 
     def require_decision(self) -> None:
         """Nothing, or the error that a two-pass plan has not been decided."""
         if self.decision is None:
             self.interpreter.require_single_pass()
 
-    def hear(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> None:
-        """Take note of the prompt that `generate` has just been given; None when it is done."""
+    def hear(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        stop: frozenset[int] = frozenset(),
+    ) -> None:
+        """Take note of the prompt that `generate` has just been given, and of what ends a row; None when it is done."""
         vocabulary = self.interpreter.vocabulary
         self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
+        self._stop = stop
 
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Start a forward call of the model with its arguments."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         announced = self._said if self._said is not None else self._heard
-        before = self.state
-        self.state = self.interpreter.begin(before, inputs, announced, self.decision)
-        if self.state.calls == 0 or before is None:
-            self._past.clear()
-        elif before.token_fired:
-            self._past.append(before)
+        self.state = self.interpreter.begin(self.state, inputs, announced, self.decision)
+        if self.recorder is not None:
+            self.recorder.begin(self.plan, self.state, inputs.get("input_ids"), self._stop)
 
     def apply(self, layer: int, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
         """The edited output of decoder block `layer`."""
@@ -110,52 +122,8 @@ class Session:
             raise RMuseError(
                 "a plan sees its queries through the whole model: call the model, not a part of it"
             )
-        out, self.state = self.interpreter.apply(layer, h, self.state)
+        out, self.state = self.interpreter.apply(layer, h, self.state, self.recorder)
         return out
-
-    def token_trace(
-        self,
-        edit: int = 0,
-        *,
-        generated: Int[Tensor, "rows tokens"] | None = None,
-        stop: Sequence[int] = (),
-        beam_indices: Int[Tensor, "rows tokens"] | None = None,
-    ) -> TokenTrace:
-        """What the gate of a per-token edit said along the latest generation.
-
-        Args:
-            edit: index of the edit in the plan.
-            generated: the generated ids; with `stop`, what comes after a row's end is masked.
-            stop: ids that end a row.
-            beam_indices: of `generate(..., return_dict_in_generate=True)` under beam search: the trace follows the
-                beams that won, back through every step.
-
-        Raises:
-            RMuseError: an edit that does not decide per token, or nothing generated yet.
-        """
-        states = [
-            state for state in [*self._past, self.state] if state is not None and edit in state.token_fired
-        ]
-        if not states:
-            raise RMuseError(
-                f"a generation under an edit with a gate per token was required, edit {edit} has none"
-            )
-        steps = torch.cat([s.call.position - s.query.prompt_end.unsqueeze(-1) for s in states], dim=1)
-        real = torch.cat([s.call.real for s in states], dim=1)
-        fired = torch.cat([s.token_fired[edit] for s in states], dim=1)
-        columns = (real & (steps >= 0)).any(dim=0)
-        fired, valid = fired[:, columns], (real & (steps >= 0))[:, columns]
-        if beam_indices is not None:
-            width = min(beam_indices.shape[1], fired.shape[1])
-            beams = beam_indices[:, :width]
-            valid = beams >= 0
-            fired = fired[:, :width].gather(0, beams.clamp_min(0))
-        if generated is not None and stop:
-            ends = torch.isin(generated, torch.tensor(list(stop), device=generated.device)).long()
-            over = (ends.cumsum(dim=1) - ends > 0)[:, : valid.shape[1]]
-            valid = valid[:, : over.shape[1]] & ~over
-            fired = fired[:, : over.shape[1]]
-        return TokenTrace(fired & valid, valid)
 
 
 @contextmanager
@@ -185,7 +153,7 @@ def _wrap_generate(hf_model: Any) -> None:
             mask = ids.ne(pad).long()  # as generate itself infers it
         sessions = list(_LISTENERS.get(hf_model, ()))
         for session in sessions:
-            session.hear(ids, mask)
+            session.hear(ids, mask, ends_of(hf_model, kwargs))
         try:
             return original(inputs, *args, **kwargs)
         finally:
@@ -196,6 +164,15 @@ def _wrap_generate(hf_model: Any) -> None:
     hf_model.generate = generate
 
 
+def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end a row of `generate(**settings)`."""
+    config = settings.get("generation_config") or hf_model.generation_config
+    ends = settings.get("eos_token_id", config.eos_token_id)
+    if isinstance(ends, Tensor):
+        ends = ends.flatten().tolist()
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
 def _unwrap_generate(hf_model: Any) -> None:
     earlier = hf_model.generate.earlier
     del hf_model.generate  # the class's own shows again
@@ -204,7 +181,12 @@ def _unwrap_generate(hf_model: Any) -> None:
 
 
 def attach(
-    hf_model: nn.Module, plan: Plan | Edit, *, decision: Decision | None = None, layout: Layout | None = None
+    hf_model: nn.Module,
+    plan: Plan | Edit,
+    *,
+    decision: Decision | None = None,
+    layout: Layout | None = None,
+    recorder: Recorder | None = None,
 ) -> "Attached":
     """A plan attached to a Hugging Face model until `.detach()`; also a context manager.
 
@@ -215,6 +197,7 @@ def attach(
         plan: what to run.
         decision: for two-pass plans: what `plan.decide` gave, for the batches that follow.
         layout: where the model keeps its blocks; found where absent.
+        recorder: keeps a trace of the steering; its `trace()` is that of the latest batch.
 
     Raises:
         RMuseError: layers out of range, the same plan attached already, an unknown model family, a plan that was
@@ -223,14 +206,21 @@ def attach(
     expression, place = as_plan(plan), layout or find_layout(hf_model)
     if expression.fingerprint is not None:
         fingerprint(hf_model, place).require(expression.fingerprint, "this plan")
-    return Attached(hf_model, expression, place, decision)
+    return Attached(hf_model, expression, place, decision, recorder)
 
 
 class Attached(Session):
     """The handle of a plan attached to a model: after `detach` (or the ``with`` block) the model is as before."""
 
-    def __init__(self, hf_model: nn.Module, plan: Plan, layout: Layout, decision: Decision | None):
-        super().__init__(plan, layout, decision)
+    def __init__(
+        self,
+        hf_model: nn.Module,
+        plan: Plan,
+        layout: Layout,
+        decision: Decision | None,
+        recorder: Recorder | None = None,
+    ):
+        super().__init__(plan, layout, decision, recorder)
         present = _ATTACHED.setdefault(hf_model, [])
         if any(same_plan(plan, other.plan) for other in present):
             raise RMuseError("this plan is attached to the model already; .detach() its handle first")

@@ -12,6 +12,7 @@ from rmuse_interp.errors import RMuseError
 from rmuse_interp.models.encoding import Picture, _per_row
 from rmuse_interp.models.native import attach, paused
 from rmuse_interp.models.state import Decision
+from rmuse_interp.models.tracing import Recorder, SteeringTrace
 
 DRAFT_TOKENS: Final = 96
 """The most tokens of a draft that a gate reads."""
@@ -25,11 +26,13 @@ class Response:
         text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
         score: the gate's score (larger = steer), None where no gate decides per query or it had nothing to read.
+        trace: how it was steered, token by token; None where it was not recorded.
     """
 
     text: str
     fired: bool | None
     score: float | None
+    trace: SteeringTrace | None = None
 
 
 def respond(
@@ -41,6 +44,7 @@ def respond(
     max_new_tokens: int = 128,
     prefill: str | None = None,
     batch_size: int = 32,
+    recorder: Recorder | None = None,
 ) -> list[Response]:
     """Greedy responses in the order of the prompts.
 
@@ -54,6 +58,10 @@ def respond(
         max_new_tokens: the most tokens per response, prefill not counted.
         prefill: words put into the assistant's mouth; the gate and "generated" still count from the prompt's end.
         batch_size: rows per batch.
+        recorder: what keeps the responses' traces.
+
+    Raises:
+        RMuseError: no token or no row asked for; a recorder without a plan.
     """
     questions = [prompts] if isinstance(prompts, str) else list(prompts)
     pictures = _per_row(images, len(questions), "images")
@@ -61,10 +69,14 @@ def respond(
         raise RMuseError(
             f"max_new_tokens and batch_size ≥ 1 were required, got {max_new_tokens} and {batch_size}"
         )
+    if recorder is not None and plan is None:
+        raise RMuseError("a plan was required to record its steering, got none; leave the recorder out")
     order = sorted(range(len(questions)), key=lambda i: (pictures[i] is None, len(questions[i])))
     found: dict[int, Response] = {}
     with ExitStack() as undo:
-        handle = None if plan is None else undo.enter_context(attach(lens.hf, plan, layout=lens.layout))
+        handle = None
+        if plan is not None:
+            handle = undo.enter_context(attach(lens.hf, plan, layout=lens.layout, recorder=recorder))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             asked, seen = [questions[i] for i in rows], [pictures[i] for i in rows]
@@ -75,8 +87,9 @@ def respond(
             if handle is not None and handle.state is not None:
                 query = handle.state.query
                 verdicts = verdict(handle.plan, query.decision, query.has_image.tolist())
-            for i, text, (fired, score) in zip(rows, texts, verdicts, strict=True):
-                found[i] = Response(text, fired, score)
+            trace = None if recorder is None else recorder.trace()
+            for row, (i, text, (fired, score)) in enumerate(zip(rows, texts, verdicts, strict=True)):
+                found[i] = Response(text, fired, score, None if trace is None else trace.row(row))
     return [found[i] for i in range(len(questions))]
 
 

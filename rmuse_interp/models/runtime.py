@@ -17,6 +17,7 @@ from rmuse_interp.edits import Edit, Plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.gates import Gate
 from rmuse_interp.models.state import Call, Decision, Query, QueryState, Reading, State, Vocabulary
+from rmuse_interp.models.tracing import Recorder
 from rmuse_interp.operators import Operator
 
 
@@ -89,7 +90,7 @@ class Interpreter:
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
         call = _of_prompt(call, prompt_end)
-        return State(query, call, announced, width, {}, {}, self._acts(query), past >= width)
+        return State(query, call, announced, width, {}, {}, {}, self._acts(query), past >= width)
 
     def _carried(self, previous: State, call: Call, past: int, query: QueryState) -> State:
         """The state of a further call about the same queries."""
@@ -103,7 +104,7 @@ class Interpreter:
         # Without a cache each step repeats the prompt: its states are read again from the start.
         readings = previous.readings if past > 0 else {}
         calls = previous.calls + 1
-        return State(query, call, previous.announced, previous.width, readings, {}, acts, behind, calls)
+        return State(query, call, previous.announced, previous.width, readings, {}, {}, acts, behind, calls)
 
     def _acts(self, query: QueryState) -> tuple[bool | None, ...]:
         """Per edit, whether it acts on any row; None while undecided. Waits for the device: asked at prefill only."""
@@ -154,7 +155,7 @@ class Interpreter:
         return Decision(~gated, score, ~asked.expand(batch, -1))
 
     def apply(
-        self, layer: int, h: Float[Tensor, "batch tokens d"], state: State
+        self, layer: int, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "batch tokens d"], State]:
         """The output of decoder block `layer` after gates have read it and edits have acted, and the new state."""
         if h.shape[:2] != state.call.position.shape:
@@ -169,11 +170,12 @@ class Interpreter:
             operator = edit.operator_at(layer)
             if operator is None:
                 continue
-            chosen = self._chosen(index, edit, state, step)
-            if chosen is None:
-                continue
-            out = steer(operator, out, chosen, step, gather=not state.behind)
-            if edit.per == "token" and edit.gate is not None:
+            chosen, before = self._chosen(index, edit, state, step), out
+            if chosen is not None:
+                out = steer(operator, before, chosen, step, gather=not state.behind)
+            if recorder is not None:
+                recorder.keep(index, layer, before, out, chosen, state)
+            if chosen is not None and edit.per == "token" and edit.gate is not None:
                 state = _acted(state, index, chosen.any(dim=1))
         return out, state
 
@@ -184,8 +186,9 @@ class Interpreter:
             if gate is None or gate.layer != layer:
                 continue
             if edit.per == "token":
-                fired = {**state.token_fired, index: gate.fires(h)}
-                state = replace(state, token_fired=fired)
+                scores = {**state.token_score, index: gate.score(h)}
+                fired = {**state.token_fired, index: scores[index] > gate.threshold}
+                state = replace(state, token_fired=fired, token_score=scores)
             elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
         return state

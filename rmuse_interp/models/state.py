@@ -144,6 +144,7 @@ class State:
         width: columns of the prompts' batch.
         readings: read-outs under way, by edit.
         token_fired: what gates per token said in this call, by edit.
+        token_score: the scores they said it by.
         acts: per edit, whether it acts on any row; None while a gate is undecided.
         behind: whether every token of this call lies behind its prompt.
         calls: how many calls there were about these queries before this one.
@@ -155,24 +156,10 @@ class State:
     width: int
     readings: Mapping[int, Reading]
     token_fired: Mapping[int, Bool[Tensor, "batch tokens"]]
+    token_score: Mapping[int, Float[Tensor, "batch tokens"]]
     acts: tuple[bool | None, ...]
     behind: bool
     calls: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class TokenTrace:
-    """What a gate per token said along each sequence, from the last prompt token on.
-
-    Column t is the state from which generated token t was predicted.
-
-    Args:
-        fired: whether the gate fired there; False where not valid.
-        valid: whether the row was still being generated.
-    """
-
-    fired: Bool[Tensor, "rows tokens"]
-    valid: Bool[Tensor, "rows tokens"]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ back their dtype.
 """
 
 from rmuse_interp.operators.linear import Ablate, Add, Affine, PerCoordinate
-from rmuse_interp.operators.operator import Operator, layerwise
+from rmuse_interp.operators.operator import Explanation, Operator, layerwise
 from rmuse_interp.operators.plane import Confidence, RotateInPlane
 from rmuse_interp.operators.rotation import SlerpToward, Transport
 
@@ -20,6 +20,7 @@ __all__ = [
     "Add",
     "Affine",
     "Confidence",
+    "Explanation",
     "Operator",
     "PerCoordinate",
     "RotateInPlane",

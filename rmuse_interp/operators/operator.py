@@ -3,6 +3,7 @@
 import importlib
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float, Int
@@ -14,6 +15,23 @@ from rmuse_interp.subspace import Subspace
 
 if TYPE_CHECKING:
     from rmuse_interp.edits import Edit
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """What an operator decides about each state before it edits it; None where it has no such quantity.
+
+    Attributes:
+        theta_tar: `∠(u(h), ẑ*)`, radians: how far the refusal target is away; NaN where the operator leaves the state.
+        theta_dir: `∠(u(h), v̂)`, radians: how far the direction is away; likewise.
+        fraction: λ, the share of the angle that h is rotated by; 0 where the operator leaves the state.
+        prototype: index of the chosen refusal prototype among the operator's own, −1 where none was.
+    """
+
+    theta_tar: Float[Tensor, "*tokens"] | None = None
+    theta_dir: Float[Tensor, "*tokens"] | None = None
+    fraction: Float[Tensor, "*tokens"] | None = None
+    prototype: Int[Tensor, "*tokens"] | None = None
 
 
 class Operator(Part):
@@ -30,6 +48,12 @@ class Operator(Part):
             step: position − prompt_end of each state (0 at the last prompt token); only operators that know
                 the position read it.
         """
+
+    def explain(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Explanation:
+        """What `forward` decides about the same states, by the same functions; nothing, where it decides nothing."""
+        return Explanation()
 
     def at(self, layers: Sequence[int]) -> "Edit":
         """The edit that applies this operator to the outputs of decoder blocks `layers` (0-based)."""

@@ -1,17 +1,18 @@
 """Rotations, which keep the norm: toward a direction (`SlerpToward`), or to refusal states (`Transport`)."""
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rmuse_interp.calibration import Angle
+from rmuse_interp.calibration import ACS, Angle
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.maths.linalg import working
-from rmuse_interp.maths.sphere import norm, slerp, unit
-from rmuse_interp.operators.operator import Operator
+from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
+from rmuse_interp.operators.operator import Explanation, Operator
 from rmuse_interp.subspace import Subspace
 
 Beyond = Literal["keep", "nearest"]
@@ -21,28 +22,77 @@ _VANISHING: Final = 1e-6
 """Share of ‖h‖ below which the complement of the RRS is rounding: nothing is there to rotate."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Bearing:
+    """Where a state, or the part of it that may move, heads, and what it is rotated toward.
+
+    Attributes:
+        states: h in the precision of the geometry.
+        moved: h, or its part outside the RRS.
+        length: ‖moved‖.
+        heading: `u(moved)`.
+        goal: unit vector to rotate toward; zero: no edit.
+        share: of the way, per state or for all.
+        able: where there is something to rotate, and something to rotate it toward.
+    """
+
+    states: Tensor
+    moved: Tensor
+    length: Tensor
+    heading: Tensor
+    goal: Tensor
+    share: Tensor | float
+    able: Tensor
+
+
 class _Rotation(Operator):
     """A norm-keeping operator: rotates `u(h)`, or the part of it outside the RRS, and restores the length."""
 
     rrs: Subspace | None
 
-    def _rotated(self, h: Tensor, step: Tensor | None) -> Tensor:
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        at = self._bearing(h, step)
+        turned = at.length * slerp(at.heading, at.goal, at.share)
+        if self.rrs is None:
+            return torch.where(at.able, turned, at.states).to(h.dtype)
+        # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
+        change = self.rrs.remove(turned - at.moved)
+        return torch.where(at.able, at.states + change, at.states).to(h.dtype)
+
+    def explain(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Explanation:
+        """Both angles and λ as `forward` has them: inside the RRS complement where the rotation is protected."""
+        at = self._bearing(h, step)
+        theta_tar, theta_dir, prototype = self._angles(at, step)
+        share = torch.as_tensor(at.share, dtype=at.states.dtype, device=h.device).expand(h.shape[:-1])
+        able = at.able.squeeze(-1)
+        theta_tar, theta_dir = (
+            None if x is None else torch.where(able, x, torch.nan) for x in (theta_tar, theta_dir)
+        )
+        chosen = None if prototype is None else torch.where(able, prototype, -1)
+        return Explanation(theta_tar, theta_dir, torch.where(able, share, 0.0), chosen)
+
+    def _bearing(self, h: Tensor, step: Tensor | None) -> _Bearing:
         states = working(h)
         moved = states if self.rrs is None else self.rrs.remove(states)
-        length = norm(moved)
-        goal, share = self._goal(unit(moved), states, step)
-        turned = length * slerp(unit(moved), goal, share)
+        length, heading = norm(moved), unit(moved)
+        goal, share = self._goal(heading, states, step)
         # A goal of length 0 stands for "no edit". Strictly greater: the zero state stays as it is.
         able = (length > _VANISHING * norm(states)) & (goal.square().sum(dim=-1, keepdim=True) > 0)
-        if self.rrs is None:
-            return torch.where(able, turned, states).to(h.dtype)
-        # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
-        change = self.rrs.remove(turned - moved)
-        return torch.where(able, states + change, states).to(h.dtype)
+        return _Bearing(states, moved, length, heading, goal, share, able)
 
     @abstractmethod
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """Unit vector to rotate toward (zero: no edit) and the share of the way, per state."""
+
+    @abstractmethod
+    def _angles(
+        self, at: _Bearing, step: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """θ_tar, θ_dir and the chosen prototype, per state; None where there is no such thing."""
 
 
 class SlerpToward(_Rotation):
@@ -103,16 +153,17 @@ class SlerpToward(_Rotation):
         """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
         return SlerpToward(self.direction, self.angle, self.signed, shield=self.shield, rrs=rrs)
 
-    def forward(
-        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
-    ) -> Float[Tensor, "*tokens d"]:
-        return self._rotated(h, step)
-
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
         goal = self.toward.to(states.dtype).expand_as(heading)
         if self.signed:
             goal = goal * (states @ self.direction.to(states.dtype)).sign().unsqueeze(-1)
         return goal, self._angle.fraction(heading, goal)
+
+    def _angles(self, at: _Bearing, step: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        if isinstance(self._angle, ACS):
+            found = self._angle.angles(at.heading, at.goal)
+            return found.theta_tar, found.theta_dir, found.nearest
+        return None, geodesic(at.heading, at.goal), None
 
     def describe(self) -> str:
         goal = "sign(vᵀh) v̂" if self.signed else "v̂"
@@ -173,16 +224,16 @@ class Transport(_Rotation):
         """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
         return Transport(self.points, self.positions, self.window, self.fraction, self.beyond, rrs=rrs)
 
-    def forward(
-        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
-    ) -> Float[Tensor, "*tokens d"]:
-        return self._rotated(h, step)
-
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, float]:
-        targets = self.targets.to(states.dtype)
-        nearness = heading @ targets.mT
+        nearest, past = self._nearest(heading, step)
+        goal = self.targets.to(states.dtype)[nearest]
+        return (goal if past is None else torch.where(past, 0.0, goal)), self.fraction
+
+    def _nearest(self, heading: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Index of each state's prototype, and which states are kept for being past all trajectories."""
+        nearness = heading @ self.targets.to(heading.dtype).mT
         if self.positions is None:
-            return targets[nearness.argmax(dim=-1)], self.fraction
+            return nearness.argmax(dim=-1), None
         if step is None:
             raise RMuseError(
                 "a position-aware transport needs each state's step: run it in a plan, or pass step="
@@ -190,8 +241,11 @@ class Transport(_Rotation):
         gap = (self.positions - step.unsqueeze(-1)).abs()
         reach = gap.amin(dim=-1, keepdim=True).clamp_min(self.window)
         past = (step > self.positions.max()).unsqueeze(-1)
-        goal = targets[torch.where((gap <= reach) | past, nearness, -torch.inf).argmax(dim=-1)]
-        return (torch.where(past, 0.0, goal) if self.beyond == "keep" else goal), self.fraction
+        index = torch.where((gap <= reach) | past, nearness, -torch.inf).argmax(dim=-1)
+        return index, past if self.beyond == "keep" else None
+
+    def _angles(self, at: _Bearing, step: Tensor | None) -> tuple[Tensor, None, Tensor]:
+        return geodesic(at.heading, at.goal), None, self._nearest(at.heading, step)[0]
 
     def describe(self) -> str:
         share = "" if self.fraction == 1.0 else f" by {self.fraction:g} of the angle"

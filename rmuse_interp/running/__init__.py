@@ -25,10 +25,16 @@ from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import score, transcribe
 from rmuse_interp.gates import Gate
 from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.native import attach
-from rmuse_interp.models.respond import Response, verdict
+from rmuse_interp.models.trace_store import Key, read_traces, write_traces
+from rmuse_interp.models.tracing import Recorder, SteeringTrace
 from rmuse_interp.parts import to_record
 from rmuse_interp.results import Transcript
+from rmuse_interp.rmuse import Subspaces
+from rmuse_interp.running.streaming import stream
+
+__all__ = [
+    "UNFINISHED", "Answers", "Method", "choose", "finish", "probe", "run", "scores_of", "stream", "unsteered",
+]  # fmt: skip
 
 UNFINISHED: Final = ".unfinished"
 """Subfolder of a run that holds the batches answered so far; gone once the run is finished."""
@@ -36,11 +42,15 @@ UNFINISHED: Final = ".unfinished"
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A model, and the plan that runs on it (None: as it is), under its name in ``scores.json``."""
+    """A model, and the plan that runs on it (None: as it is), under its name in ``scores.json``.
+
+    `subspaces` are those of the plan's bundle, for traces: the share of each update in an RRS that is not protected.
+    """
 
     name: str
     model: LensModel
     plan: Plan | None = None
+    subspaces: Subspaces | None = None
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -72,10 +82,11 @@ def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Exampl
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run gave: transcripts (their ``gate_score`` is the gate's margin) and seconds by method."""
+    """What a run gave: transcripts (their ``gate_score`` is the gate's margin), seconds by method, steering traces."""
 
     transcripts: list[Transcript]
     seconds: dict[str, float] = field(default_factory=dict)
+    traces: dict[Key, SteeringTrace] = field(default_factory=dict)
 
 
 def choose(benchmark: Benchmark, limit: int | None, seed: int = 0) -> dict[str, list[Example]]:
@@ -143,6 +154,7 @@ def run(
     batch_size: int = 32,
     folder: Path | None = None,
     progress: Progress | None = None,
+    traces: bool = False,
 ) -> Answers:
     """Greedy answers of every method to every question.
 
@@ -155,6 +167,7 @@ def run(
         folder: the run's; batches are kept there until `finish`, and those of an interrupted run are not asked
             again. None keeps nothing.
         progress: a running progress bar to add one line per method to.
+        traces: record the steering of every response of a method with a plan.
 
     Raises:
         RMuseError: two methods of one name.
@@ -164,25 +177,29 @@ def run(
         raise RMuseError(f"required methods with distinct names, got {', '.join(names)}")
     transcripts: list[Transcript] = []
     seconds: dict[str, float] = {}
+    steered: dict[Key, SteeringTrace] = {}
     total = sum(len(examples) for examples in questions.values())
     for method in methods:
+        traced = traces and method.plan is not None
         task = None if progress is None else progress.add_task(method.name, total=total)
         for split, examples in questions.items():
             kept = None
             if folder is not None:
-                digest = _digest(method, examples, delimiters, max_new_tokens, batch_size)
-                kept = _Kept(folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl", digest)
+                digest = _digest(method, examples, delimiters, max_new_tokens, batch_size, traced)
+                path = folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl"
+                kept = _Kept(path, digest, traced)
             for number, batch in enumerate(_batches(examples, batch_size)):
                 found = kept.batches[number] if kept is not None and number < len(kept.batches) else None
                 if found is None:
-                    found = _ask(method, batch, delimiters, max_new_tokens)
+                    found = _ask(method, batch, delimiters, max_new_tokens, traced)
                     if kept is not None:
                         kept.add(found)
                 transcripts += found.transcripts
+                steered |= found.traces
                 seconds[method.name] = seconds.get(method.name, 0.0) + found.seconds[method.name]
                 if progress is not None and task is not None:
                     progress.advance(task, len(batch))
-    return Answers(transcripts, seconds)
+    return Answers(transcripts, seconds, steered)
 
 
 def scores_of(
@@ -230,85 +247,6 @@ def finish(folder: Path) -> None:
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 
-def stream(
-    model: LensModel,
-    prompt: str,
-    image: Any = None,
-    plan: Plan | None = None,
-    *,
-    max_new_tokens: int = 128,
-    write: Callable[[str], None],
-) -> Response:
-    """The greedy response to one question; its words are handed to `write` as they come.
-
-    Args:
-        model: the model.
-        prompt: the plain question.
-        image: a picture (see `LensModel.encode`) or None.
-        plan: what to run.
-        max_new_tokens: the most tokens.
-        write: gets each new piece of text.
-    """
-    encoding = model.encode(prompt, image)
-    words = _Words(model, write)
-    fired, found = None, None
-    with ExitStack() as undo:
-        handle = None
-        if plan is not None:
-            handle = undo.enter_context(attach(model.hf, plan, layout=model.layout))
-            if not handle.plan.single_pass:
-                handle.decision = model.decide(handle.plan, prompt, image)
-            undo.enter_context(
-                handle.expecting(encoding["input_ids"], encoding["attention_mask"], encoding.prompt_end)
-            )
-        undo.enter_context(torch.inference_mode())
-        model.hf.generate(
-            **encoding, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, temperature=None, top_p=None,
-            top_k=None, pad_token_id=model.tokenizer.pad_token_id, streamer=words,
-        )  # fmt: skip
-        if handle is not None and handle.state is not None:
-            query = handle.state.query
-            fired, found = verdict(handle.plan, query.decision, query.has_image.tolist())[0]
-    return Response(words.text.strip(), fired, found)
-
-
-class _Words:
-    """transformers' streamer: new ids in, whole words out; delimiters stay, special tokens do not."""
-
-    def __init__(self, model: LensModel, write: Callable[[str], None]) -> None:
-        own = model.tokenizer
-        ends = model.hf.generation_config.eos_token_id
-        self._drop = {own.pad_token_id, own.bos_token_id, own.eos_token_id, model.image_token_id}
-        self._drop |= set(ends) if isinstance(ends, list) else {ends}
-        self._tokenizer, self._write = own, write
-        self._ids: list[int] = []
-        self._prompt_seen = False
-        self.text = ""
-
-    def put(self, value: torch.Tensor) -> None:
-        """Take the prompt (first call, left out) or the next ids."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
-            return
-        self._ids += [i for i in value.flatten().tolist() if i not in self._drop]
-        text = self._text()
-        if not text.endswith("\ufffd"):  # half a character: the rest of its bytes is still to come
-            self._say(text)
-
-    def end(self) -> None:
-        """What was held back is said after all."""
-        self._say(self._text())
-
-    def _text(self) -> str:
-        return self._tokenizer.decode(
-            self._ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
-        ).lstrip()
-
-    def _say(self, text: str) -> None:
-        self._write(text[len(self.text) :])
-        self.text = text
-
-
 def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
     """Batches of questions of one modality and similar length; the same for the same questions."""
     ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
@@ -319,7 +257,9 @@ def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
     return found
 
 
-def _ask(method: Method, batch: list[Example], delimiters: tuple[str, str], max_new_tokens: int) -> Answers:
+def _ask(
+    method: Method, batch: list[Example], delimiters: tuple[str, str], max_new_tokens: int, traced: bool
+) -> Answers:
     began = time.monotonic()
     responses = method.model.respond(
         [e.prompt() for e in batch],
@@ -327,38 +267,53 @@ def _ask(method: Method, batch: list[Example], delimiters: tuple[str, str], max_
         method.plan,
         max_new_tokens=max_new_tokens,
         batch_size=len(batch),
+        recorder=Recorder(method.subspaces) if traced else None,
     )
     rows = [
         transcribe(e, method.name, r.text, delimiters, method.margin(e.modality, r.score), r.fired)
         for e, r in zip(batch, responses, strict=True)
     ]
-    return Answers(rows, {method.name: time.monotonic() - began})
+    traces = {
+        (method.name, e.id): r.trace for e, r in zip(batch, responses, strict=True) if r.trace is not None
+    }
+    return Answers(rows, {method.name: time.monotonic() - began}, traces)
 
 
 class _Kept:
-    """The answered batches of one method and split in a file: a digest, then one line per batch."""
+    """The answered batches of one method and split in a file: a digest, then one line per batch.
 
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path = path
+    The traces of a batch have a file of their own, written before its line.
+    """
+
+    def __init__(self, path: Path, digest: str, traced: bool) -> None:
+        self.path, self._traced = path, traced
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         self.batches: list[Answers] = []
         if lines[:1] == [digest]:
             for line in lines[1:]:
                 try:
                     record = json.loads(line)
-                except ValueError:
+                    traces = read_traces(self._beside(len(self.batches))) if traced else {}
+                except (ValueError, RMuseError):
                     break  # cut off while it was written
-                self.batches.append(
-                    Answers([Transcript(**t) for t in record["transcripts"]], record["seconds"])
-                )
+                rows = [Transcript(**t) for t in record["transcripts"]]
+                self.batches.append(Answers(rows, record["seconds"], traces))
+        self._written = len(self.batches)
         path.parent.mkdir(parents=True, exist_ok=True)
         # Written anew, so that nothing is ever appended to a torn line.
         with path.open("w", encoding="utf-8") as file:
             file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
 
     def add(self, batch: Answers) -> None:
+        if self._traced:
+            write_traces(self._beside(self._written), batch.traces)
+        record = {"transcripts": [asdict(t) for t in batch.transcripts], "seconds": batch.seconds}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(batch), ensure_ascii=False) + "\n")
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._written += 1
+
+    def _beside(self, number: int) -> Path:
+        return self.path.with_suffix(f".{number}.safetensors")
 
 
 def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
