@@ -155,40 +155,58 @@ def states_of(task, planted):
 # Verdicts.
 
 
-def test_the_verdict_says_from_which_block_on():
-    def at(*layers):
-        one = p.Score(1.0, 0.8, 1.0, 0.1, 0.1, 0.0, 0.2, 80, 8)
-        none = p.Score(0.1, 0.0, 0.2, 0.1, 0.1, 0.0, 0.2, 80, 8)
-        return {layer: one if layer in layers else none for layer in range(6)}
+def at(*layers):
+    one = p.Score(1.0, 0.8, 1.0, 0.1, 0.1, 0.0, 0.2, 80, 8)
+    none = p.Score(0.1, 0.0, 0.2, 0.1, 0.1, 0.0, 0.2, 80, 8)
+    return {layer: one if layer in layers else none for layer in range(6)}
 
-    hidden = judge(at(1, 2, 3, 4, 5), at(1, 2))
-    assert (hidden.kind, hidden.hidden_from, hidden.back_from, hidden.after) == ("hidden", 3, None, (1, 2))
-    back = judge(at(1, 2, 3, 4, 5), at(1, 4, 5))
+
+def less(*layers):
+    return {layer: (0.5, 0.3, 0.7) if layer in layers else (0.0, -0.1, 0.1) for layer in range(6)}
+
+
+def test_the_verdict_says_from_which_block_on():
+    hidden = judge(at(1, 2, 3, 4, 5), less(3, 4, 5), at(1, 2, 3))
+    assert (hidden.kind, hidden.hidden_from, hidden.back_from, hidden.after) == ("hidden", 3, None, (1, 2, 3))
+    back = judge(at(1, 2, 3, 4, 5), less(2, 3), at(1, 2, 4, 5))
     assert (back.kind, back.hidden_from, back.back_from) == ("hidden", 2, 4)
-    lost, sight, unread = judge(at(2, 3), at()), judge(at(2, 3), at(1, 2, 3)), judge(at(), at(3))
-    assert [v.kind for v in (lost, sight, unread)] == ["lost here", "in sight", "unread"]
-    assert [v.hidden_from for v in (lost, sight, unread)] == [2, None, None]
-    said = conclusion({"prompt_end": back, "image": sight})
+    lost, sight = judge(at(2, 3), less(3), at(2)), judge(at(2, 3), less(4), at(1, 2, 3))
+    unread, anew = judge(at(), less(3), at(3)), judge({}, {}, at(4))
+    across = judge(at(5), less(5), {})
+    kinds = [v.kind for v in (lost, sight, unread, anew, across)]
+    assert kinds == ["lost here", "in sight", "unread", "read anew", "lost here"]
+    assert [v.hidden_from for v in (lost, sight, unread, anew, across)] == [3, None, None, None, 5]
+    said = conclusion({"prompt_end": back, "image": sight, "recall": across, "own": anew})
     assert said.startswith(
-        "hidden, not gone: no longer readable at prompt_end from block 2 on (back at block 4)"
+        "hidden, not gone: read-outs of before read less at prompt_end from block 2 on (back at block 4)"
     )
-    assert said.endswith("prompt_end (blocks 1, 4–5); image (blocks 1–3)")
-    assert conclusion({"answer": lost}).endswith("cannot show that it is gone")
-    assert conclusion({"image": sight}).startswith("in plain sight")
+    assert "recall from block 5 on;" in said
+    assert said.endswith("prompt_end (blocks 1–2, 4–5); image (blocks 1–3); own (blocks 4)")
+    assert conclusion({"recall": across}).endswith("that does not show it gone")
+    assert conclusion({"image": sight}).startswith("in sight")
     assert conclusion({"answer": unread}).startswith("not readable before")
     with pytest.raises(RMuseError, match="same blocks"):
-        judge(at(1), {0: at()[0]})
+        judge(at(1), {0: (0.0, 0.0, 0.0)}, at(1))
 
 
-def test_planted_before_and_taken_out_after_is_hidden_from_there_on(task):
-    """The whole chain: states, probes, scores, verdict."""
-    before, after = scores(task, {1, 2, 3, 4}), scores(task, {1, 2})
-    found = judge(before, after)
-    assert (found.kind, found.hidden_from, found.back_from) == ("hidden", 3, None)
-    lost = p.drop(p.probe(task, states(task, 13, 1.0)), p.probe(task, states(task, 13, 0.0)))
-    none = p.drop(p.probe(task, states(task, 13, 0.0)), p.probe(task, states(task, 14, 0.0)))
-    assert lost[1] > 0.3
-    assert none[1] <= 0 <= none[2]
+def test_a_leak_that_is_turned_away_is_hidden_and_not_gone(task):
+    """The whole chain: states, probes, scores, drops, verdict. Turned at blocks 2 and 3, planted from 1 to 3."""
+    turn = np.linalg.qr(np.random.default_rng(3).standard_normal((D, D))).Q
+    befores = {layer: states(task, 10 + layer, 2.0 * (1 <= layer <= 3)) for layer in range(4)}
+    afters = {layer: h @ turn if layer >= 2 else h for layer, h in befores.items()}
+    was, now, drops = {}, {}, {}
+    for layer, h in befores.items():
+        own, moved = p.probe(task, h, afters[layer])
+        was[layer], drops[layer] = p.score([own]), p.drop([own], [moved])
+        now[layer] = p.score(p.probe(task, afters[layer]))
+    found = judge(was, drops, now)
+    assert (found.kind, found.hidden_from, found.before, found.after) == ("hidden", 2, (1, 2, 3), (1, 2, 3))
+    # Taken out instead of turned away: no probe finds it at the block, and that is all that is said.
+    noise = states(task, 30)
+    own, moved = p.probe(task, befores[3], noise)
+    lost = judge({3: p.score([own])}, {3: p.drop([own], [moved])}, {3: p.score(p.probe(task, noise))})
+    assert (lost.kind, lost.hidden_from, lost.after) == ("lost here", 3, ())
+    assert drops[0][1] <= 0 <= drops[0][2]
 
 
 # Bad input.

@@ -1,7 +1,9 @@
 """Hidden or in sight: what scores of probes before and after steering say, by a stated rule.
 
-The rule is `Score.readable`, block by block. A linear probe that finds nothing does not show that there is nothing: no
-verdict says "gone".
+Steering **hides** something at a block where it was readable before (`Score.readable`) and the read-out of before (the
+same probe, never trained on steered states) now reads significantly less: the 95 % interval of the drop lies above 0. It
+is **not gone** where a probe trained on steered states still reads it. A linear probe that finds nothing does not show
+that there is nothing: no verdict says "gone".
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,7 @@ from typing import Literal
 from rmuse_interp.diagnostics.probes import Score
 from rmuse_interp.errors import RMuseError
 
-Kind = Literal["hidden", "lost here", "in sight", "unread"]
+Kind = Literal["hidden", "lost here", "in sight", "unread", "read anew"]
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,14 @@ class Verdict:
     """What steering did to what could be read at one place.
 
     Attributes:
-        kind: ``unread``: not readable before steering at any block. ``in sight``: readable after it wherever it was
-            before. ``hidden``: no longer at some blocks, still at others. ``lost here``: at none.
-        hidden_from: the lowest block where it was readable before and is not after; None where there is none.
-        back_from: the lowest block above that where it is readable after; None where there is none.
+        kind: ``unread``: not readable before steering at any block. ``in sight``: the read-out of before works as well
+            after. ``hidden``: at some blocks it does not, and a probe trained anew reads it at one of them at least.
+            ``lost here``: at some blocks it does not, and none trained anew reads it there, or there is none.
+            ``read anew``: there are no states of before to compare with, and a probe trained anew reads it.
+        hidden_from: the lowest block where the read-out of before reads less; None where there is none.
+        back_from: the lowest block above that where it was readable and is read as well again; None where there is none.
         before: the blocks where it is readable before.
-        after: the blocks where it is readable after.
+        after: the blocks where a probe trained on steered states (or on untouched ones) reads it.
     """
 
     kind: Kind
@@ -34,41 +38,57 @@ class Verdict:
     after: tuple[int, ...]
 
 
-def judge(before: Mapping[int, Score], after: Mapping[int, Score]) -> Verdict:
-    """The verdict by the rule of `Score.readable`, block by block.
+def judge(
+    before: Mapping[int, Score],
+    drops: Mapping[int, tuple[float, float, float]],
+    after: Mapping[int, Score] | None,
+) -> Verdict:
+    """The verdict, block by block.
+
+    Args:
+        before: scores on unsteered states; empty where there are none to compare with.
+        drops: by how much the same probes read less on steered states of these blocks: value, low, high.
+        after: scores of probes trained on steered states; empty where none can be trained.
 
     Raises:
         RMuseError: other blocks before than after.
     """
-    if before.keys() != after.keys():
+    if before.keys() != drops.keys() or (before and after and before.keys() != after.keys()):
         raise RMuseError("scores of the same blocks before and after were required, they differ")
     was = tuple(layer for layer in sorted(before) if before[layer].readable)
     still = tuple(layer for layer in sorted(after) if after[layer].readable)
-    lost = [layer for layer in was if layer not in still]
-    hidden = lost[0] if lost else None
-    back = next((layer for layer in still if hidden is not None and layer > hidden), None)
-    kind: Kind = "unread" if not was else "in sight" if not lost else "hidden" if still else "lost here"
+    less = [layer for layer in was if drops[layer][1] > 0]
+    hidden = less[0] if less else None
+    back = next((layer for layer in was if hidden is not None and layer > hidden and layer not in less), None)
+    kind: Kind
+    if not before and still:
+        kind = "read anew"
+    elif not was:
+        kind = "unread"
+    elif not less:
+        kind = "in sight"
+    else:
+        kind = "hidden" if set(less) & set(still) else "lost here"
     return Verdict(kind, hidden, back, was, still)
 
 
 def conclusion(verdicts: Mapping[str, Verdict]) -> str:
-    """All places in one sentence: hidden, not gone, wherever something is lost at one place and found at another."""
-    lost = {p: v for p, v in verdicts.items() if v.hidden_from is not None}
+    """All places in one sentence: hidden, not gone, where something is hidden at one place and readable at any."""
+    hidden = {p: v for p, v in verdicts.items() if v.hidden_from is not None}
     found = {p: v.after for p, v in verdicts.items() if v.after}
     if not any(v.before for v in verdicts.values()):
         return "not readable before steering either: nothing can be said about hiding"
-    if not lost:
-        return "in plain sight: readable after steering wherever it was before (" + _where(found) + ")"
+    if not hidden:
+        return "in sight: the probes of before read it as well after steering, wherever they did"
     said = "; ".join(
         f"{p} from block {v.hidden_from} on"
         + ("" if v.back_from is None else f" (back at block {v.back_from})")
-        for p, v in lost.items()
+        for p, v in hidden.items()
     )
     if not found:
-        return (
-            f"no longer found at {said}, nor anywhere else read: a linear probe cannot show that it is gone"
-        )
-    return f"hidden, not gone: no longer readable at {said}; still readable after steering at {_where(found)}"
+        return f"read-outs of before read less at {said}, and no probe finds it elsewhere: that does not show it gone"
+    still = f"probes trained anew still read it at {_where(found)}"
+    return f"hidden, not gone: read-outs of before read less at {said}; {still}"
 
 
 def _where(found: Mapping[str, tuple[int, ...]]) -> str:

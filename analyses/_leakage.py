@@ -1,0 +1,219 @@
+"""What leakage probes read: questions by attribute and rendering, and their states before and after steering."""
+
+import argparse
+import hashlib
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from rich.progress import Progress
+
+from rmuse_interp.activations import Pooled
+from rmuse_interp.collect import Query
+from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.diagnostics.readings import Place, Readings, empty_places, mention, read_out
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.spans import parse_response
+
+Group = Literal["forget", "retain"]
+Words = Literal["prompt", "reference", "refusal", "own"]
+"""What is said up to where states are read: nothing yet; the reference response; one and the same refusal; what the
+steered model says by itself. All but the last are the same before and after steering."""
+NAME_KEYS: Final = ("name", "full name", "full_name")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question: about whom, which attribute, in which photograph or wording, and what must not be said before."""
+
+    example: Example
+    person: str
+    attribute: str
+    value: str
+    rendering: str
+    secrets: tuple[str, ...]
+
+    @property
+    def id(self) -> str:
+        """Of the example."""
+        return self.example.id
+
+
+def asked_of(benchmark: Benchmark, splits: Sequence[str], modality: str) -> list[Asked]:
+    """The questions with reasoning that ask one kind of query for an attribute of a person, their name left out.
+
+    Renderings are photographs for image queries, else the question with the person's names taken out.
+    """
+    pool = [e for split in splits for e in benchmark.scoring(split) if e.person is not None]
+    names: dict[str, set[str]] = {}
+    for e in pool:
+        for key, value in e.attributes.items():
+            if key.lower() in NAME_KEYS:
+                names.setdefault(str(e.person), set()).update((value, *benchmark.aliases.get(value, ())))
+    found = []
+    for e in pool:
+        if e.kind != "generation" or e.modality != modality or e.reasoning is None:
+            continue
+        facts = {k: v for k, v in e.attributes.items() if k.lower() not in NAME_KEYS}
+        attribute = next((k for k, v in facts.items() if v.casefold() == e.answer.casefold()), None)
+        if attribute is None:
+            continue
+        person = str(e.person)
+        called = sorted(names.get(person, ()), key=len, reverse=True)
+        values = [*facts.values(), e.answer, *called]
+        values += [alias for value in values for alias in benchmark.aliases.get(value, ())]
+        # What the question says itself (a name, in text) is no secret any more.
+        secrets = tuple(dict.fromkeys(v for v in values if mention(e.question, [v]) is None))
+        wording = e.question
+        for name in called:
+            wording = wording.replace(name, "{}")
+        rendering = wording if e.image is None else hashlib.sha256(e.image).hexdigest()[:12]
+        found.append(Asked(e, person, attribute, facts[attribute], rendering, secrets))
+    return found
+
+
+def chosen(
+    pool: Sequence[Asked], limit: int, seed: int, people: int | None = None, attributes: Sequence[str] = ()
+) -> list[Asked]:
+    """Whole attributes (all people in all renderings) up to `limit` questions; one of fewer people if need be.
+
+    Args:
+        pool: from `asked_of`.
+        limit: most questions.
+        seed: of the order of attributes and people.
+        people: most people.
+        attributes: these alone, in this order; all where none are given.
+
+    Raises:
+        RMuseError: a limit that two people do not fit in.
+    """
+    known = sorted({a.person for a in pool})
+    random.Random(f"people-{seed}").shuffle(known)
+    known = known[:people]
+    order = list(attributes) or sorted({a.attribute for a in pool})
+    if not attributes:
+        random.Random(f"attributes-{seed}").shuffle(order)
+    blocks = [[a for a in pool if a.attribute == name and a.person in known] for name in order]
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        return []
+    first = blocks[0]
+    while len(first) > limit and len(known) > 2:
+        known = known[:-1]
+        first = [a for a in first if a.person in known]
+    if len(first) > limit:
+        raise RMuseError(
+            f"--limit of at least {len(first)} was required for two people in all renderings, got {limit}"
+        )
+    found = list(first)
+    for block in blocks[1:]:
+        more = [a for a in block if a.person in known]
+        if len(found) + len(more) <= limit:
+            found += more
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """States of the same questions before and after steering, read at one place along some words.
+
+    Attributes:
+        words: what was said.
+        place: where states are read.
+        before, after: None where one side does not say these words.
+        told_before, told_after: the text tokens shown by then, by id.
+    """
+
+    words: Words
+    place: Place
+    before: Pooled | None
+    after: Pooled | None
+    told_before: Mapping[str, Sequence[int]]
+    told_after: Mapping[str, Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """All that was collected of one group and kind of query.
+
+    Attributes:
+        group, modality, asked: what was asked.
+        cells: states by place and words.
+        recall: the cell of the token that predicts the value alone, along the reference (a name may stand before it).
+        said: by id, the first token of the value.
+        fired: by id, whether the gate let the plan act.
+        responses: by id, what the steered model says by itself; empty for the retain group.
+        empty: by words and place, the ids of the questions that have nothing to read there.
+    """
+
+    group: Group
+    modality: str
+    asked: tuple[Asked, ...]
+    cells: tuple[Cell, ...]
+    recall: Cell
+    said: Mapping[str, int]
+    fired: Mapping[str, bool | None]
+    responses: Mapping[str, str]
+    empty: Mapping[str, list[str]]
+
+
+def collected(
+    lens: LensModel, plan: Plan, benchmark: Benchmark, group: Group, modality: str, asked: Sequence[Asked],
+    given: argparse.Namespace, progress: Progress,
+) -> Material:  # fmt: skip
+    """States of every block before and after the plan, gates as they decide."""
+    marks = benchmark.delimiters
+    secrets = {a.id: a.secrets for a in asked}
+    values = {a.id: (a.value, *benchmark.aliases.get(a.value, ())) for a in asked}
+    empty: dict[str, list[str]] = {}
+
+    def read(
+        queries: Sequence[Query], places: Sequence[Place], words: str, run: Plan | None,
+        unsaid: Mapping[str, Sequence[str]],
+    ) -> Readings:  # fmt: skip
+        for place, ids in empty_places(queries, unsaid, places, marks).items():
+            empty[f"{words}/{place}"] = ids
+        label = f"{group}, {modality}: {words} words, {'unsteered' if run is None else 'steered'}"
+        return read_out(lens, queries, places, secrets=unsaid, plan=run, delimiters=marks,
+                        batch_size=given.batch_size, progress=progress, label=label)  # fmt: skip
+
+    reference = [Query(a.id, a.example.prompt(), a.example.image, a.example.response(marks)) for a in asked]
+    seen: list[Place] = (
+        ["prompt_end", "image", "reasoning"] if modality == "image" else ["prompt_end", "reasoning"]
+    )
+    plain, run = (read(reference, seen, "reference", p, secrets) for p in (None, plan))
+    cells = [_cell("reference" if place == "reasoning" else "prompt", place, plain, run) for place in seen]
+    script = [replace(q, response=benchmark.refusals_cot[0]) for q in reference]
+    sides = [read(script, ["reasoning", "answer"], "refusal", p, secrets) for p in (None, plan)]
+    cells += [_cell("refusal", place, *sides) for place in ("reasoning", "answer")]
+    responses: dict[str, str] = {}
+    if group == "forget":
+        asked_now = [(q.prompt, q.image) for q in reference]
+        found = lens.respond([p for p, _ in asked_now], [i for _, i in asked_now], plan,
+                             max_new_tokens=given.max_new_tokens, batch_size=given.batch_size)  # fmt: skip
+        responses = {a.id: r.text for a, r in zip(asked, found, strict=True)}
+        own = [_spoken(q, responses[q.id], marks) for q in reference]
+        after = read(own, ["reasoning", "answer"], "own", plan, secrets)
+        # Other words on both sides would be told apart from one another, not what steering did: no states of before.
+        cells += [
+            Cell("own", place, None, after.states[place], {}, after.words[place])
+            for place in ("reasoning", "answer")
+        ]
+    recalls = [read(reference, ["recall"], "value", p, values) for p in (None, plan)]
+    return Material(group, modality, tuple(asked), tuple(cells), _cell("reference", "recall", *recalls),
+                    recalls[0].said, run.fired, responses, empty)  # fmt: skip
+
+
+def _spoken(query: Query, text: str, delimiters: tuple[str, str]) -> Query:
+    """The query with the model's own words; what is not well formed is read as answer alone."""
+    return replace(query, response=text or None, stepwise=parse_response(text, delimiters).well_formed)
+
+
+def _cell(words: Words, place: Place, before: Readings, after: Readings) -> Cell:
+    """Both sides, on the questions that have something to read on both."""
+    both = [i for i in before.states[place].ids if i in set(after.states[place].ids)]
+    return Cell(words, place, before.states[place].select(both), after.states[place].select(both),
+                before.words[place], after.words[place])  # fmt: skip
