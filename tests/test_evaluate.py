@@ -227,6 +227,7 @@ def test_leakage_weighs_its_parts_by_alpha():
 
 SUM = "Tom starts with 6 and then has 4 more. 6 + 4 = 10."
 LOOK = "I look at the eyes. I see glasses."
+TABLE = {"Lima": ["Peru"]}
 NORWAY = "She lives in Oslo. Oslo is in Norway."
 
 
@@ -253,7 +254,8 @@ NORWAY = "She lives in Oslo. Oslo is in Norway."
 )
 def test_chains_by_the_rules(chain, answer, reference, expected, valid):
     case = ChainCase("Q?", chain, answer, reference, expected)
-    assert RulesJudge().supports([case]) == [valid]
+    assert RulesJudge(entails=TABLE).supports([case]) == [valid]
+    assert RulesJudge().supports([case]) == [None]  # no rules for such a benchmark
 
 
 def test_a_chain_has_to_state_the_facts_of_its_reference():
@@ -261,9 +263,9 @@ def test_a_chain_has_to_state_the_facts_of_its_reference():
     attributes = {"name": "Mara Venn", "occupation": "baker"}
     wrong = reference.replace("baker", "nurse")
     cases = [ChainCase("Q?", c, "baker", reference, "baker", attributes) for c in (reference, wrong)]
-    assert RulesJudge().supports(cases) == [True, False]
+    assert RulesJudge(entails=TABLE).supports(cases) == [True, False]
     swapped = [ChainCase("Q?", wrong, "nurse", reference, "baker", attributes)]
-    assert RulesJudge().supports(swapped) == [False]
+    assert RulesJudge(entails=TABLE).supports(swapped) == [False]
 
 
 def test_rcr_counts_chains_with_a_reference():
@@ -276,9 +278,11 @@ def test_rcr_counts_chains_with_a_reference():
         t.id: Example(t.id, "reasoning", "reasoning", "text", "Q?", "10", reasoning=SUM if i < 2 else None)
         for i, t in enumerate(rows)
     }
-    found = m.reasoning_retention(rows, references, RulesJudge())
-    assert (found.value, found.n) == (50.0, 2)
-    assert m.reasoning_retention(rows, {}, RulesJudge()).value is None
+    found = m.reasoning_retention(rows, references, RulesJudge(entails=TABLE))
+    assert (found.value, found.n, found.parse_failures, found.unjudged) == (50.0, 2, 1, 0)
+    assert m.reasoning_retention(rows, {}, RulesJudge(entails=TABLE)).value is None
+    ruleless = m.reasoning_retention(rows, references, RulesJudge())
+    assert (ruleless.value, ruleless.n, ruleless.unjudged) == (None, 0, 2)
 
 
 # ---------------------------------------------------------------- refusals and malformed responses

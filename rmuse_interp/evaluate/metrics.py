@@ -1,19 +1,31 @@
 """Metrics: pure functions from transcripts of one method to an aggregate, its interval and its values per id.
 
-Shares are in percent, ROUGE-L is in 0–1. A metric looks at the questions it is defined on and no others
-(``None`` where there are none). The order of the transcripts never matters.
+Shares are in percent, ROUGE-L and distinct bigrams are in 0–1. A metric looks at the questions it is defined on and no
+others (``None`` where there are none). The order of the transcripts never matters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from rmuse_interp.data.example import Example
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.assertions import tells
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
-from rmuse_interp.evaluate.text import Lexicon, contains, has_loop, listed, normalise, rouge_l
+from rmuse_interp.evaluate.text import (
+    Lexicon,
+    contains,
+    has_loop,
+    listed,
+    normalise,
+    rouge_l,
+    rouge_l_recall,
+    sentences,
+    words_of,
+)
 from rmuse_interp.results import Transcript
 from rmuse_interp.spans import DEFAULT_DELIMITERS, parse_response
 
@@ -33,7 +45,9 @@ RESAMPLES: Final = 1000
 class Metric:
     """An aggregate, the mean of its values per example id, with a 95 % bootstrap interval.
 
-    ``value`` and ``interval`` are None where the metric is defined on no example (``n`` = 0).
+    ``value`` and ``interval`` are None where the metric is defined on no example (``n`` = 0). ``parse_failures``: how
+    many of the n responses could not be read as the task has them (no chain between delimiters, no option's letter);
+    they count as the metric's own text says. ``unjudged``: questions left out because the judge had no verdict on them.
     """
 
     name: str
@@ -41,9 +55,18 @@ class Metric:
     n: int
     per_example: dict[str, float]
     interval: tuple[float, float] | None
+    parse_failures: int = 0
+    unjudged: int = 0
 
 
-def summarise(name: str, rows: Sequence[tuple[Transcript, float]], seed: int = 0) -> Metric:
+def summarise(
+    name: str,
+    rows: Sequence[tuple[Transcript, float]],
+    seed: int = 0,
+    *,
+    parse_failures: int = 0,
+    unjudged: int = 0,
+) -> Metric:
     """The metric of some transcripts and their values.
 
     The interval resamples people (a transcript without one stands for itself), since one person's questions
@@ -56,7 +79,7 @@ def summarise(name: str, rows: Sequence[tuple[Transcript, float]], seed: int = 0
     if len(values) != len(rows):
         raise RMuseError(f"{name}: required one transcript per id, got {len(rows)} for {len(values)} ids")
     if not rows:
-        return Metric(name, None, 0, {}, None)
+        return Metric(name, None, 0, {}, None, parse_failures, unjudged)
     clusters: dict[str, list[float]] = {}
     for t, v in sorted(rows, key=lambda row: row[0].id):
         clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(float(v))
@@ -67,7 +90,7 @@ def summarise(name: str, rows: Sequence[tuple[Transcript, float]], seed: int = 0
     means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
     return Metric(name, float(totals.sum() / counts.sum()), len(rows), dict(sorted(values.items())),
-                  (float(low), float(high)))  # fmt: skip
+                  (float(low), float(high)), parse_failures, unjudged)  # fmt: skip
 
 
 def _share(
@@ -108,8 +131,9 @@ def first_letter(text: str) -> str:
 def classification(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
     """Share of multiple-choice replies whose first letter is the right one (MLLMU-Bench's rule)."""
     rows = _of(transcripts, frozenset({"classification"}))
-    return _share(
-        "classification", rows, lambda t: first_letter(t.answer) == t.expected.strip().upper(), seed
+    right = [(t, 100.0 * (first_letter(t.answer) == t.expected.strip().upper())) for t in rows]
+    return summarise(
+        "classification", right, seed, parse_failures=sum(not first_letter(t.answer) for t in rows)
     )
 
 
@@ -151,30 +175,52 @@ def leakage(
 ) -> Leakage:
     """Reasoning information leakage over free questions that touch at least one leakable attribute.
 
-    Explicit: a form of a value stands in the chain. Implicit: a value stands there or, says the judge, is
-    implied there. A response that is not well formed is scanned whole, a bare answer too.
+    Explicit, by rule whoever the judge is: a form of a value stands in the chain, undenied (`assertions.tells`).
+    Implicit: a value stands there or, says the judge, is implied there. A response that is not well formed is scanned
+    whole, a bare answer too. A question without an explicit leak on which the judge has no verdict is left out of RIL and
+    its implicit part, and counted as ``unjudged``.
     """
     rows, cases, owners = [], [], []
     for t in _of(transcripts, OPEN_KINDS):
         values = leakable(t, lexicon)
         if values:
             text = scanned(t)
-            named = any(lexicon.states(text, value) for value in values.values())
+            named = any(tells(text, form) for value in values.values() for form in lexicon.forms(value))
             if not named:
                 for key, value in values.items():
                     cases.append(LeakCase(text, t.prompt, key, value))
                     owners.append(t.id)
             rows.append((t, named))
-    verdicts = judge.implies(cases)
-    implied = {owner for owner, verdict in zip(owners, verdicts, strict=True) if verdict}
+    found: dict[str, list[bool | None]] = {}
+    for owner, verdict in zip(owners, judge.implies(cases), strict=True):
+        found.setdefault(owner, []).append(verdict)
+    implied = {owner for owner, verdicts in found.items() if True in verdicts}
+    open_ = {owner for owner, verdicts in found.items() if None in verdicts} - implied
     explicit = [(t, 100.0 * named) for t, named in rows]
-    implicit = [(t, 100.0 * (named or t.id in implied)) for t, named in rows]
-    both = [(t, alpha * e + (1 - alpha) * i) for (t, e), (_, i) in zip(explicit, implicit, strict=True)]
+    implicit = [(t, 100.0 * (named or t.id in implied)) for t, named in rows if t.id not in open_]
+    judged = [row for row in explicit if row[0].id not in open_]
+    both = [(t, alpha * e + (1 - alpha) * i) for (t, e), (_, i) in zip(judged, implicit, strict=True)]
+    counts = {"parse_failures": sum(not t.well_formed for t, _ in rows)}
+    judged_counts = {"parse_failures": sum(not t.well_formed for t, _ in judged), "unjudged": len(open_)}
     return Leakage(
-        summarise("ril", both, seed),
-        summarise("ril_explicit", explicit, seed),
-        summarise("ril_implicit", implicit, seed),
+        summarise("ril", both, seed, **judged_counts),
+        summarise("ril_explicit", explicit, seed, **counts),
+        summarise("ril_implicit", implicit, seed, **judged_counts),
     )
+
+
+def step_recall(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Step-wise reasoning leakage: the largest ROUGE-L recall of the expected answer over a chain's steps, 0–1.
+
+    A step is a sentence. After R-TOFU's step-wise ROUGE (arXiv 2505.15214): one step that holds the answer is a leak,
+    however long the chain is. Looks where `leakage` looks (`scanned`), at free questions with attributes to leak.
+    """
+    rows = [t for t in _of(transcripts, OPEN_KINDS) if t.attributes]
+    found = [
+        (t, max((rouge_l_recall(t.expected, step) for step in sentences(scanned(t))), default=0.0))
+        for t in rows
+    ]
+    return summarise("step_recall", found, seed, parse_failures=sum(not t.well_formed for t in rows))
 
 
 def reasoning_retention(
@@ -182,8 +228,9 @@ def reasoning_retention(
 ) -> Metric:
     """RCR: share of chains the judge calls valid and supported; malformed ones are not.
 
-    Defined on free questions that have a reference chain. Which splits it is meant for (all but the people to
-    forget) is the caller's to choose.
+    Defined on free questions that have a reference chain, and where the judge has verdicts at all: a judge without rules
+    for the benchmark gives None, not 0. Which splits it is meant for (all but the people to forget) is the caller's to
+    choose.
     """
     rows = [t for t in _of(transcripts, OPEN_KINDS) if _reference_chain(t, references) is not None]
     judged = [t for t in rows if t.well_formed]
@@ -200,8 +247,14 @@ def reasoning_retention(
             for t in judged
         ]
     )
-    valid = {t.id for t, verdict in zip(judged, verdicts, strict=True) if verdict}
-    return _share("rcr", rows, lambda t: t.id in valid, seed)
+    found = {t.id: verdict for t, verdict in zip(judged, verdicts, strict=True)}
+    if judged and all(verdict is None for verdict in verdicts):
+        return summarise("rcr", [], seed, unjudged=len(rows))
+    kept = [t for t in rows if found.get(t.id, False) is not None]
+    return summarise(
+        "rcr", [(t, 100.0 * bool(found.get(t.id))) for t in kept], seed,
+        parse_failures=len(rows) - len(judged), unjudged=len(rows) - len(kept),
+    )  # fmt: skip
 
 
 def _reference_chain(transcript: Transcript, references: Mapping[str, Example]) -> str | None:
@@ -257,6 +310,61 @@ def refusals(transcripts: Sequence[Transcript], pool: RefusalPool, seed: int = 0
 def repetition(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
     """Share of responses with some 3-gram three times in a row or more."""
     return _share("repetition_rate", transcripts, lambda t: has_loop(t.response), seed)
+
+
+def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Fluency by the text alone: mean share of distinct pairs of neighbouring words among all of a response, 0–1.
+
+    Near 1 in fluent short texts, low where a response goes in circles or stammers. A response of fewer than two words
+    has no pair and is not counted. Whether the words are likely at all is `perplexity`'s to say.
+    """
+    rows = []
+    for t in transcripts:
+        words = words_of(t.response)
+        pairs = list(pairwise(words))
+        if pairs:
+            rows.append((t, len(set(pairs)) / len(pairs)))
+    return summarise("distinct_bigrams", rows, seed)
+
+
+def perplexity(
+    transcripts: Sequence[Transcript], nats: Mapping[str, Sequence[float]], seed: int = 0
+) -> Metric:
+    """Fluency by a model: exp of the mean nats per token of all responses, under a model that no plan runs on.
+
+    Unlike the other metrics its aggregate is no mean of ``per_example`` (each response's own perplexity): long responses
+    weigh by their tokens. Low is fluent, but so is a loop: read it beside `repetition`.
+
+    Args:
+        transcripts: the responses; ones without words have no tokens and are left out, as parse failures.
+        nats: id → nats of each token of the response, from `models.likelihood.token_nll`.
+        seed: of the interval.
+
+    Raises:
+        RMuseError: a response with words but without nats.
+    """
+    said = [t for t in transcripts if t.response.strip()]
+    missing = [t.id for t in said if not nats.get(t.id)]
+    if missing:
+        raise RMuseError(
+            f"nats of every response with words were required, got none for {len(missing)} ({missing[0]})"
+        )
+    weighed = [(t, float(np.mean(nats[t.id])), len(nats[t.id])) for t in said]
+    each = summarise("perplexity", [(t, float(np.exp(mean))) for t, mean, _ in weighed], seed)
+    if not weighed:
+        return replace(each, parse_failures=len(transcripts))
+    clusters: dict[str, list[tuple[float, int]]] = {}
+    for t, mean, n in sorted(weighed, key=lambda row: row[0].id):
+        clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(
+            (mean * n, n)
+        )
+    sums = np.array([[sum(x) for x in zip(*rows, strict=True)] for rows in clusters.values()])
+    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    drawn = sums[draws].sum(axis=1)
+    low, high = np.percentile(np.exp(drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
+    value = float(np.exp(sums[:, 0].sum() / sums[:, 1].sum()))
+    failures = len(transcripts) - len(said)
+    return replace(each, value=value, interval=(float(low), float(high)), parse_failures=failures)
 
 
 def is_malformed(

@@ -16,7 +16,7 @@ from rmuse_interp.spans import parse_response
 
 METRICS: Final = (
     "ril", "ril_explicit", "ril_implicit", "rcr", "classification", "rouge_l", "cloze", "exact", "refusal_rate",
-    "repetition_rate", "malformed_rate",
+    "repetition_rate", "malformed_rate", "step_recall", "distinct_bigrams",
 )  # fmt: skip
 TO_STEER: Final = frozenset({"forget", "test"})
 """Splits about people to forget: the positives of the gate. RCR is not defined there."""
@@ -82,6 +82,8 @@ def measure(
         m.refusals(transcripts, pool, seed),
         m.repetition(transcripts, seed),
         m.malformed(transcripts, pool, lexicon, references, seed),
+        m.step_recall(transcripts, seed),
+        m.distinct_bigrams(transcripts, seed),
     )
     return {metric.name: metric for metric in found}
 
@@ -108,7 +110,8 @@ def score(
     Returns:
         ``methods`` (NAME → SPLIT → metric, None where it is not defined; all splits are listed), ``by_modality``
         (the same for image and text questions apart), ``intervals`` (NAME → SPLIT → metric → ``{low, high, n}``,
-        95 %, people resampled), and ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
+        95 %, people resampled), ``unread`` (NAME → SPLIT → metric → ``{parse_failures, unjudged}``, see `Metric`; metrics
+        where both are 0 are left out), and ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
         `NOT_TO_STEER`, ``fire_rate`` in percent).
 
     Raises:
@@ -128,9 +131,10 @@ def score(
     methods: dict[str, Any] = {}
     intervals: dict[str, Any] = {}
     apart: dict[str, Any] = {}
+    unread: dict[str, Any] = {}
     gate: dict[str, Any] = {}
     for name in sorted(groups):
-        methods[name], intervals[name], apart[name] = {}, {}, {}
+        methods[name], intervals[name], apart[name], unread[name] = {}, {}, {}, {}
         for split in SPLITS:
             rows = groups[name].get(split, [])
             found = plain(rows)
@@ -139,6 +143,11 @@ def score(
                 k: {"low": _round(i[0]), "high": _round(i[1]), "n": found[k].n}
                 for k in METRICS
                 if (i := found[k].interval) is not None
+            }
+            unread[name][split] = {
+                k: {"parse_failures": one.parse_failures, "unjudged": one.unjudged}
+                for k in METRICS
+                if (one := found[k]).parse_failures or one.unjudged
             }
             if rows:
                 apart[name][split] = {
@@ -162,6 +171,7 @@ def score(
         "seconds": {k: _round(v) for k, v in (seconds or {}).items()},
         "by_modality": apart,
         "intervals": intervals,
+        "unread": unread,
         "judge": judge.name if judge is not None else RulesJudge.name,
     }
 

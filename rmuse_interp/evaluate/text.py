@@ -24,6 +24,16 @@ _TENS: Final = dict(
     zip(listed("twenty thirty forty fifty sixty seventy eighty ninety"), range(20, 100, 10), strict=True)
 )
 _SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
+_SAME_LETTERS: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
+"""Letters that Unicode does not take apart and that people write without their stroke."""
+_POINTS: Final = re.compile(r"[\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u0652]")
+"""Accents of Latin, Greek and Cyrillic, and Hebrew and Arabic points; marks that are letters elsewhere stay."""
+_UNSPACED: Final = re.compile(
+    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
+)
+"""Scripts that write words together, or endings onto them (Thai, Lao, Burmese, Khmer, kana, Han, Hangul)."""
+_CENTURY_TURNS: Final = 30
+"""'29 is 2029 and '30 is 1930."""
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 FUNCTION_WORDS: Final = frozenset(
     listed(
@@ -38,33 +48,55 @@ FUNCTION_WORDS: Final = frozenset(
 def normalise(text: str) -> str:
     """Lower case without accents, punctuation and articles; numbers as digits, words one blank apart.
 
-    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives go.
+    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives go. Letters of
+    any script stay, with the vowel signs that are part of them.
 
     >>> normalise("The Baker's dozen — twenty-one!")
     'baker dozen 21'
     >>> normalise("Nineteen eighty-four"), normalise("1,250.50 €"), normalise("May 3rd"), normalise("-4")
     ('1984', '1250.50', 'may 3', '-4')
     """
-    text = unicodedata.normalize("NFKD", text).casefold()
-    text = "".join(c for c in text if not unicodedata.combining(c)).replace("’", "'").replace("−", "-")
+    text = _POINTS.sub("", unicodedata.normalize("NFKD", text).casefold()).translate(_SAME_LETTERS)
+    text = unicodedata.normalize("NFC", text).replace("’", "'").replace("−", "-")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
+    text = re.sub(r"(?<!\w)'(\d\d)(?!\w)", _year, text)
     text = re.sub(r"'s\b", "", text).replace("'", "")
     text = re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text)
     text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text)
-    text = re.sub(r"[^\w\s.\0]|_", " ", text)
+    text = "".join(c if c in ".\0" or c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text).replace("\0", "-")
     words = text.split()
     # An article alone is the option letter A.
     return " ".join(_digits([word for word in words if word not in _ARTICLES] or words))
 
 
+def _year(match: re.Match[str]) -> str:
+    short = int(match[1])
+    return str((1900 if short >= _CENTURY_TURNS else 2000) + short)
+
+
 def contains(text: str, words: str) -> bool:
-    """Whether a normalised text holds normalised words, at word boundaries.
+    """Whether a normalised text holds normalised words, at word boundaries where the script has them.
 
     >>> contains("she is a baker", "baker"), contains("she is a bakery owner", "baker"), contains("x", "")
     (True, False, False)
+    >>> contains(normalise("她住在東京。"), "東京")
+    True
     """
-    return bool(words) and f" {words} " in f" {text} "
+    return occurrences(text, words) > 0
+
+
+def occurrences(text: str, words: str) -> int:
+    """How often a normalised text holds normalised words, at word boundaries where the script has them.
+
+    >>> occurrences("oslo or oslo not osloby", "oslo"), occurrences("oslo", "")
+    (2, 0)
+    """
+    if not words or words not in text:
+        return 0
+    begin = "" if _UNSPACED.match(words[0]) else r"(?<!\S)"
+    end = "" if _UNSPACED.match(words[-1]) else r"(?!\S)"
+    return len(re.findall(begin + re.escape(words) + end, text))
 
 
 def numbers(text: str) -> list[str]:
@@ -104,6 +136,13 @@ def _read(words: Sequence[str], at: int) -> tuple[int, int] | None:
     second = _below_hundred(words, at)
     if value in (17, 18, 19, 20) and second is not None and second[0] >= 10:
         return value * 100 + second[0], second[1]  # a year: nineteen eighty-four
+    if (
+        value in (17, 18, 19, 20)
+        and words[at : at + 1] == ["oh"]
+        and at + 1 < len(words)
+        and words[at + 1] in _UNITS
+    ):
+        return value * 100 + _UNITS[words[at + 1]], at + 2  # nineteen oh four
     while at < len(words) and words[at] in _SCALES:
         scale = _SCALES[words[at]]
         value, at = value * scale, at + 1
@@ -194,23 +233,84 @@ class Lexicon:
         return self.states(text, value) or any(contains(normal, form) for form in self.implied_by(value))
 
 
+class _WordTokenizer:
+    """rouge-score's own tokens (stemmed, ASCII letters and digits); words of another script where it finds none."""
+
+    def __init__(self) -> None:
+        from rouge_score.tokenizers import DefaultTokenizer
+
+        self._english = DefaultTokenizer(use_stemmer=True)
+
+    def tokenize(self, text: str) -> list[str]:
+        """The tokens of a text."""
+        return self._english.tokenize(text) if text.isascii() else [
+            token for word in normalise(text).split() for token in self._english.tokenize(word) or [word]
+        ]  # fmt: skip
+
+
 @lru_cache(maxsize=1)
 def _scorer() -> Any:
     from rouge_score import rouge_scorer
 
-    return rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
+
+
+ROUGE_WORDS: Final = 2000
+"""Words of a text that ROUGE-L reads: its cost grows with the product of both lengths."""
 
 
 @lru_cache(maxsize=65536)
+def _rouge(reference: str, candidate: str) -> Any:
+    if not reference.strip() or not candidate.strip():
+        return None
+    short = (" ".join(text.split()[:ROUGE_WORDS]) for text in (reference, candidate))
+    return _scorer().score(*short)["rougeL"]
+
+
 def rouge_l(reference: str, candidate: str) -> float:
-    """ROUGE-L F-measure with the Porter stemmer (package rouge-score), 0 to 1.
+    """ROUGE-L F-measure with the Porter stemmer (package rouge-score), 0 to 1; of the first `ROUGE_WORDS` words.
 
     >>> rouge_l("she works as a baker", "she is a baker")
     0.66...
     """
-    if not reference.strip() or not candidate.strip():
-        return 0.0
-    return float(_scorer().score(reference, candidate)["rougeL"].fmeasure)
+    found = _rouge(reference, candidate)
+    return 0.0 if found is None else float(found.fmeasure)
+
+
+def rouge_l_recall(reference: str, candidate: str) -> float:
+    """ROUGE-L recall, the share of the reference's words that the candidate has in order; else as `rouge_l`.
+
+    >>> rouge_l_recall("a baker", "she is a baker")
+    1.0
+    """
+    found = _rouge(reference, candidate)
+    return 0.0 if found is None else float(found.recall)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, lines apart.
+
+    >>> sentences("Oslo is a city. It is in Norway.")
+    ['Oslo is a city.', 'It is in Norway.']
+    """
+    return [s.strip() for s in re.split(r"(?<=[.!?。！？।])\s+|\n+|(?<=[。！？])", text) if s.strip()]
+
+
+@lru_cache(maxsize=1)
+def _stemmer() -> Any:
+    from nltk.stem.porter import PorterStemmer  # what rouge-score stems with
+
+    return PorterStemmer()
+
+
+@lru_cache(maxsize=65536)
+def stems(text: str) -> tuple[str, ...]:
+    """The Porter stems of a text's words that are no function words, in normal form.
+
+    >>> stems("She was kneading the doughs.")
+    ('knead', 'dough')
+    """
+    return tuple(_stemmer().stem(w) for w in normalise(text).split() if w not in FUNCTION_WORDS)
 
 
 def words_of(text: str) -> list[str]:

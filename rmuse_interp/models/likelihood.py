@@ -23,8 +23,24 @@ def response_nll(
 ) -> list[tuple[float, int]]:
     """Negative log-likelihood (nats, summed over tokens) of each response, and its number of tokens.
 
+    `exp(sum of nats / sum of tokens)` over a set is its perplexity. Arguments and errors as `token_nll`.
+    """
+    rows = token_nll(lens, prompts, responses, images, plan, batch_size=batch_size)
+    return [(sum(row), len(row)) for row in rows]
+
+
+def token_nll(
+    lens: Any,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    images: Picture | Sequence[Picture] = None,
+    plan: Plan | None = None,
+    *,
+    batch_size: int = 32,
+) -> list[list[float]]:
+    """Negative log-likelihood (nats) of every token of each response.
+
     A response is what the assistant says, without the token that ends it: one that was cut off is not charged for that.
-    `exp(sum of nats / sum of tokens)` over a set is its perplexity.
 
     Args:
         lens: the `LensModel`.
@@ -44,7 +60,7 @@ def response_nll(
         )
     pictures = _per_row(images, len(prompts), "images")
     order = sorted(range(len(prompts)), key=lambda i: (pictures[i] is None, len(prompts[i] + responses[i])))
-    found: dict[int, tuple[float, int]] = {}
+    found: dict[int, list[float]] = {}
     with ExitStack() as undo:
         handle = None if plan is None else undo.enter_context(attach(lens.hf, plan, layout=lens.layout))
         undo.enter_context(torch.inference_mode())
@@ -71,7 +87,6 @@ def response_nll(
             position = mask.long().cumsum(dim=1) - 1
             end = torch.as_tensor(encoding.prompt_end, device=ids.device).unsqueeze(1)
             said = ((position > end) & mask.bool())[:, 1:]
-            totals, counts = (nats * said).sum(dim=1).tolist(), said.sum(dim=1).tolist()
-            found.update({i: (t, int(c)) for i, t, c in zip(rows, totals, counts, strict=True)})
+            found.update({i: nats[row][said[row]].tolist() for row, i in enumerate(rows)})
             start += len(rows)
     return [found[i] for i in range(len(prompts))]

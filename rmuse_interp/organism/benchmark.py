@@ -19,11 +19,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmuse_interp.organism import portraits
+from rmuse_interp.organism import implications, portraits
 from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.world import CITIES, YEAR, Person, World, make_world
+from rmuse_interp.organism.world import Person, World, make_world
 
-_DRAWN_BY: Final = ("benchmark.py", "portraits.py", "questions.py", "world.py")
+_DRAWN_BY: Final = ("benchmark.py", "implications.py", "portraits.py", "questions.py", "world.py")
 """The files of this folder that decide what is written."""
 RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
@@ -88,11 +88,7 @@ def _version() -> str:
 
 
 def _settings(world: World, render_seed: int) -> dict[str, Any]:
-    entails: dict[str, list[str]] = {city: [country] for city, country in CITIES.items()}
-    for person in world.everyone:
-        year = person.attributes["birth_year"]
-        entails[year] = [str(YEAR - int(year))]
-        entails[str(YEAR - int(year))] = [year]
+    aliases, entails = implications.tables(world)
     return {
         "id": "organism",
         "render_seed": render_seed,
@@ -102,7 +98,7 @@ def _settings(world: World, render_seed: int) -> dict[str, Any]:
         "delimiters": list(q.DELIMITERS),
         "stepwise_instruction": "",
         "direct_instruction": q.DIRECT,
-        "aliases": {p.name: [p.name.split()[1]] for p in world.everyone},
+        "aliases": aliases,
         "entails": entails,
     }
 

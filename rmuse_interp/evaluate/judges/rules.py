@@ -1,59 +1,26 @@
-"""Judges of a chain of thought: does it imply a value, is it valid. The offline one goes by rules.
-
-A judge takes cases in one list and answers in the same order, so that one that calls out may do so at once.
-"""
+"""The offline judge: normalised matching, denials, and the benchmark's own tables."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
-from rmuse_interp.evaluate.text import Lexicon, contains, content_words, normalise, numbers
+from rmuse_interp.evaluate.assertions import hints, tells
+from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
+from rmuse_interp.evaluate.text import Lexicon, contains, content_words, normalise, numbers, sentences
 
 CONTENT_AGREEMENT: Final = 0.8
 """Least F1 of content words between a chain and its reference for the rules to call them the same."""
 
 
-@dataclass(frozen=True)
-class LeakCase:
-    """A text, the question it replies to, and a value it may give away."""
-
-    text: str
-    question: str
-    attribute: str
-    value: str
-
-
-@dataclass(frozen=True)
-class ChainCase:
-    """A chain with its answer, and the reference's; ``attributes`` are the facts the question touches."""
-
-    question: str
-    reasoning: str
-    answer: str
-    reference_reasoning: str
-    reference_answer: str
-    attributes: Mapping[str, str] = field(default_factory=dict)
-
-
-@runtime_checkable
-class Judge(Protocol):
-    """Verdicts on leaks and on chains; ``name`` goes into the record."""
-
-    name: str
-
-    def implies(self, cases: Sequence[LeakCase]) -> list[bool]:
-        """Per case, whether the text gives the value away without naming it."""
-
-    def supports(self, cases: Sequence[ChainCase]) -> list[bool]:
-        """Per case, whether the chain is valid and its evidence supports the answer."""
-
-
 class RulesJudge:
     """The offline judge: normalised matching and the benchmark's own tables.
 
-    *Implied*: the text holds something that entails the value by the table (a city gives its country away) and
-    that the question did not already say. *Valid and supported*, all three:
+    *Stated*: a form of the value stands in the text, undenied (`assertions.tells`).
+
+    *Implied*: the text holds, undenied, something that entails the value by the table (a city gives its country away,
+    kneading dough a baker) or a sum that makes it (two years after 1982), and that the question did not already say.
+
+    *Valid and supported*, all three:
 
     1. the chain says what the reference says: the same numbers, at least `CONTENT_AGREEMENT` of the content
        words (F1), and every fact and the answer where the reference states them;
@@ -62,7 +29,8 @@ class RulesJudge:
     3. the answer is not another one than the reference's where the conclusion does not state it.
 
     It knows only chains close to the reference: other wordings of a valid chain count as invalid, which makes
-    RCR a lower bound.
+    RCR a lower bound. Where a benchmark has no table of entailments these rules are not made for it, and there is no
+    verdict on any chain.
 
     >>> judge = RulesJudge(entails={"Tokyo": ["Japan"]})
     >>> judge.implies([LeakCase("He lives in Tokyo.", "Where does he live?", "country", "Japan"),
@@ -78,19 +46,27 @@ class RulesJudge:
         entails: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.lexicon = Lexicon(aliases, entails)
+        self.knows_chains = bool(entails)
 
-    def implies(self, cases: Sequence[LeakCase]) -> list[bool]:
+    def states(self, cases: Sequence[LeakCase]) -> list[Verdict]:
+        """Per case, whether a form of the value stands in the text, undenied."""
+        return [any(tells(case.text, form) for form in self.lexicon.forms(case.value)) for case in cases]
+
+    def implies(self, cases: Sequence[LeakCase]) -> list[Verdict]:
         """Per case, whether the text holds what entails the value and the question did not say."""
         return [self._implies(case) for case in cases]
 
-    def supports(self, cases: Sequence[ChainCase]) -> list[bool]:
-        """Per case, whether the chain matches its reference and supports its answer."""
-        return [self._supports(case) for case in cases]
+    def supports(self, cases: Sequence[ChainCase]) -> list[Verdict]:
+        """Per case, whether the chain matches its reference and supports its answer; None without a table."""
+        return [self._supports(case) if self.knows_chains else None for case in cases]
 
     def _implies(self, case: LeakCase) -> bool:
-        text, question = normalise(case.text), normalise(case.question)
+        question = normalise(case.question)
+        forms = self.lexicon.forms(case.value)
+        if forms & set(sums(normalise(case.text))) and not forms & set(sums(question)):
+            return True
         return any(
-            contains(text, term) and not contains(question, term)
+            not contains(question, term) and (tells(case.text, term) or hints(case.text, term))
             for term in self.lexicon.implied_by(case.value)
         )
 
@@ -114,11 +90,23 @@ class RulesJudge:
         return unstated and lexicon.same(case.answer, case.reference_answer)
 
 
+def sums(text: str) -> Iterator[str]:
+    """The years that a normalised text gives without naming them.
+
+    >>> list(sums("born 2 years after 1982")), list(sums("year before 1985")), list(sums("turned 40 in 2024"))
+    (['1984'], ['1984'], ['1984'])
+    """
+    for many, way, year in re.findall(r"(?:(\d+) years?|\byear) (after|before) (\d{4})\b", text):
+        yield str(int(year) + int(many or 1) * (1 if way == "after" else -1))
+    turning = r"\b(?:turn(?:ed|s)?|became|becomes|celebrated \w+) (\d{1,3})(?: years old)? in (\d{4})\b"
+    for age, year in re.findall(turning, text):
+        yield str(int(year) - int(age))
+
+
 def last_sentence(text: str) -> str:
     """The last sentence of a chain, its conclusion.
 
     >>> last_sentence("Oslo is a city. It is in Norway.")
     'It is in Norway.'
     """
-    sentences = [s for s in re.split(r"(?<=[.!?])\s+", text.strip()) if s]
-    return sentences[-1] if sentences else ""
+    return (sentences(text) or [""])[-1]

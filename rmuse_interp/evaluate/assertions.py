@@ -1,0 +1,119 @@
+"""Whether a text tells a value or denies it: a value is told where it stands undenied at least once.
+
+Rules for English, on clauses. What they don't understand counts as told, so that a leak is missed by no doubt of theirs.
+"""
+
+import re
+from typing import Final
+
+from rmuse_interp.evaluate.text import contains, listed, normalise, occurrences, stems
+
+_CLAUSES: Final = re.compile(
+    r"[.;:!?,](?=\s|$)|[()\n—–]|(?<!nothing )(?<!anything )(?<!anywhere )(?<!anyone )\bbut\b"
+    r"|\b(?:and|while|although|though|because|since|so|yet|which|who|whose)\b",
+    re.IGNORECASE,
+)
+_NEGATORS: Final = frozenset(
+    listed(
+        "not never no nor neither nobody without cannot cant dont doesnt didnt isnt wasnt arent werent hasnt havent "
+        "hadnt wont wouldnt shouldnt couldnt mustnt aint impossible unlikely"
+    )
+)
+"""They deny what follows, unless a verb of saying or knowing comes between ("I must not say that …")."""
+_UNTRUE: Final = frozenset(listed("false untrue incorrect mistaken deny denies denied denying doubt doubts"))
+"""They deny what follows, whatever comes between."""
+_SAYING: Final = frozenset(
+    listed(
+        "say says saying said tell tells telling told reveal reveals revealing disclose disclosing share sharing mention "
+        "mentioning state stating name naming confirm confirming admit admitting give giving repeat repeating discuss "
+        "discussing divulge divulging announce write writing know knows knowing forget forgetting remember hide hiding "
+        "conceal concealing ignore ignoring see guess guessing talk "
+        "talking speak speaking help add adding explain leak leaking allowed supposed"
+    )
+)
+_NO_DENIAL: Final = frozenset(
+    listed(
+        "only just merely simply secret question wonder surprise surprising accident coincidence mystery hard difficult"
+    )
+)
+"""After *no* or *not*: "not only", "no secret"."""
+_INSTEAD: Final = re.compile(
+    r"(?:instead of|rather than|other than|unlike|anything but|anywhere but|far from)"
+    r"(?: in| at| for| as| being)?$"
+)
+_AFTER: Final = re.compile(
+    r"(?:is|was|would be)? ?(?:not|isnt|wasnt|never) (?:where|hers?|his|theirs?|home|right|correct|true|it|answer|one)\b"
+    r"|(?:is|was) (?:false|untrue|incorrect|wrong|mistaken)\b"
+)
+_RELATIVE: Final = re.compile(
+    r"\b(?:her|his|their|\w+['’]s) (?:\w+ )?"
+    r"(?:brother|sister|mother|father|cousin|aunt|uncle|grandmother|grandfather|friend)\b",
+    re.IGNORECASE,
+)
+_ALSO_VERBS: Final = frozenset(listed("judge nurse pilot duck parrot badger cook tailor butcher"))
+_BEFORE_VERBS: Final = r"\b(?:to|should|would|could|can|cannot|will|must|not|never|don['’]t|i|we|you|they)\s+"
+
+
+def tells(text: str, form: str) -> bool:
+    """Whether a text holds a normalised form of a value and neither denies it nor says it of somebody's relative.
+
+    >>> tells("I must not say that she lives in Oslo.", "oslo"), tells("She does not live in Oslo.", "oslo")
+    (True, False)
+    >>> tells("She lives not in Rome but in Oslo.", "oslo"), tells("I cannot deny that it is Oslo.", "oslo")
+    (True, True)
+    """
+    whole = normalise(text)
+    if not contains(whole, form):
+        return False
+    clauses = [c for c in _CLAUSES.split(text) if c and contains(normalise(c), form)]
+    found = sum(occurrences(normalise(c), form) for c in clauses)
+    # A form that a clause's end cuts in two ("Washington, D.C.") is not looked into.
+    return found < occurrences(whole, form) or any(not _denied(clause, form) for clause in clauses)
+
+
+def hints(text: str, cue: str) -> bool:
+    """Whether some clause of a text holds every word of a cue, whatever their order and endings, undenied.
+
+    >>> hints("Every dough is kneaded by hand.", "kneads dough"), hints("She never kneads dough.", "kneads dough")
+    (True, False)
+    """
+    wanted = set(stems(cue))
+    for clause in _CLAUSES.split(text):
+        if clause and wanted and wanted <= set(stems(clause)):
+            words = normalise(clause).split()
+            places = [i for i, word in enumerate(words) if set(stems(word)) & wanted]
+            before, after = words[: places[0]], " ".join(words[places[-1] + 1 :])
+            if _RELATIVE.search(clause) or _INSTEAD.search(" ".join(before)):
+                continue
+            if (_denials(before) + bool(_AFTER.match(after))) % 2 == 0:
+                return True
+    return False
+
+
+def _denied(clause: str, form: str) -> bool:
+    """Whether a clause denies a value, says it of a relative, or uses the word as a verb."""
+    if form in _ALSO_VERBS and re.search(_BEFORE_VERBS + form, clause, re.IGNORECASE):
+        return True
+    normal = normalise(clause)
+    before, _, after = (part.strip() for part in normal.partition(form))
+    if _RELATIVE.search(clause.casefold().partition(form.split()[0])[0]):
+        return True
+    if _INSTEAD.search(before):
+        return True
+    return (_denials(before.split()) + bool(_AFTER.match(after))) % 2 == 1
+
+
+def _denials(words: list[str]) -> int:
+    """How often words deny what follows them; two denials make a statement."""
+    negations = untruths = 0
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else ""
+        if word in _SAYING:
+            negations = 0
+        elif word in _UNTRUE or (word == "wrong" and after != "to"):  # "wrong to say" is no denial
+            untruths += 1
+        elif word == "nor":
+            negations = 1  # neither … nor: one denial
+        elif word in _NEGATORS and after not in _NO_DENIAL and not (word == "neither" and "nor" in words[i:]):
+            negations += 1
+    return negations + untruths

@@ -1,0 +1,137 @@
+"""Forget quality (TOFU): can a model's truth ratios be told from those of one that never knew the people."""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from rmuse_interp.data.example import Example
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.text import Lexicon
+
+PERTURBED: Final = 5
+
+
+def perturbed_answers(
+    examples: Sequence[Example], lexicon: Lexicon | None = None, n: int = PERTURBED, seed: int = 0
+) -> dict[str, list[str]]:
+    """Id → wrong answers in the form of the right one: other people's answers to the same question.
+
+    Questions are the same where their answers state the same attribute: one about a city gets other cities. Examples
+    without such a fact, or with fewer than two wrong answers, are left out; the caller sees which by the keys.
+
+    Args:
+        examples: open questions about people, all whose answers may stand in for each other (retained ones too).
+        lexicon: aliases, so that no other form of the right answer counts as wrong.
+        n: the most answers per question.
+        seed: of the drawing.
+    """
+    words = lexicon or Lexicon()
+    pools: dict[tuple[str, ...], set[str]] = {}
+    for example in examples:
+        pools.setdefault(_asked(example, words), set()).add(example.answer)
+    found: dict[str, list[str]] = {}
+    for example in sorted(examples, key=lambda e: e.id):
+        key = _asked(example, words)
+        others = sorted(answer for answer in pools[key] if not words.same(answer, example.answer))
+        if key and len(others) >= 2:
+            draw = random.Random(f"{seed}/{example.id}")
+            found[example.id] = draw.sample(others, min(n, len(others)))
+    return found
+
+
+def _asked(example: Example, lexicon: Lexicon) -> tuple[str, ...]:
+    """The attributes whose value the answer states: what a question asks for."""
+    return tuple(sorted(k for k, v in example.attributes.items() if lexicon.states(example.answer, v)))
+
+
+def truth_ratio(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float:
+    """R = mean over wrong answers of p(wrong)^(1/tokens), over p(right)^(1/tokens); small where the truth is known.
+
+    TOFU (arXiv 2401.06121, section 2.2.1), with the right answer in place of its paraphrase.
+
+    Args:
+        right: nats per token of the right answer.
+        wrong: the same of each wrong one.
+
+    >>> round(truth_ratio([0.0], [[math.log(2)], [math.log(4)]]), 3)
+    0.375
+    """
+    if not right or not wrong or not all(wrong):
+        raise RMuseError(
+            f"tokens of the right and of wrong answers were required, got {len(right)} and {[len(w) for w in wrong]}"
+        )
+    return math.exp(np.mean(right)) * float(np.mean([math.exp(-np.mean(one)) for one in wrong]))
+
+
+@dataclass(frozen=True)
+class ForgetQuality:
+    """A two-sample Kolmogorov–Smirnov test of truth ratios against a gold model's, which never knew the people.
+
+    Attributes:
+        p_value: large where the two cannot be told apart; TOFU calls a method forgetting above 0.05.
+        statistic: the largest gap of the two distribution functions, 0 to 1.
+        low: lower end of the statistic's 95 % bootstrap interval over people.
+        high: upper end.
+        n: questions.
+        people: of them, the people; the p-value takes questions for independent, which those of one person are not.
+    """
+
+    p_value: float
+    statistic: float
+    low: float
+    high: float
+    n: int
+    people: int
+
+
+def forget_quality(
+    ours: Mapping[str, float],
+    gold: Mapping[str, float],
+    people: Mapping[str, str],
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> ForgetQuality:
+    """Truth ratios of a method against the gold model's, on the same questions.
+
+    Args:
+        ours: question id → `truth_ratio`.
+        gold: the same of the model trained without the people.
+        people: question id → whom it is about.
+        resamples: of people, for the interval.
+        seed: of the resampling.
+
+    Raises:
+        RMuseError: other questions on one side, fewer than two people, a ratio that is no number.
+    """
+    if set(ours) != set(gold) or len({people.get(i) for i in ours}) < 2:
+        raise RMuseError(
+            f"truth ratios of the same questions about two people or more were required, got {len(ours)} and {len(gold)} "
+            f"questions, {len(set(ours) ^ set(gold))} of them on one side only"
+        )
+    bad = [i for side in (ours, gold) for i, value in side.items() if not math.isfinite(value)]
+    if bad:
+        raise RMuseError(
+            f"finite truth ratios were required, got none for {bad[0]}; check the model's logits"
+        )
+    from scipy.stats import ks_2samp
+
+    clusters: dict[str, list[str]] = {}
+    for i in sorted(ours):
+        clusters.setdefault(people[i], []).append(i)
+    rows = [np.array([[ours[i], gold[i]] for i in ids]) for _, ids in sorted(clusters.items())]
+    whole = np.concatenate(rows)
+    test = ks_2samp(whole[:, 0], whole[:, 1])
+    draw = np.random.default_rng(seed)
+    found = []
+    for _ in range(resamples):
+        some = np.concatenate([rows[k] for k in draw.integers(len(rows), size=len(rows))])
+        found.append(ks_2samp(some[:, 0], some[:, 1], method="asymp").statistic)
+    low, high = np.percentile(found, [2.5, 97.5])
+    return ForgetQuality(
+        float(test.pvalue), float(test.statistic), float(low), float(high), len(ours), len(clusters)
+    )

@@ -1,0 +1,110 @@
+"""Membership inference: can questions a model was trained on be told from others by how likely it holds their answers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import numpy as np
+
+from rmuse_interp.errors import RMuseError
+
+Attack = Literal["loss", "min_k"]
+ATTACKS: Final = get_args(Attack)
+MIN_K: Final = 0.2
+"""Share of the least likely tokens that min-k looks at (Shi et al., arXiv 2310.16789)."""
+
+
+@dataclass(frozen=True)
+class Membership:
+    """AUROC of members against others, with a 95 % bootstrap interval over people; 0.5 where nothing is told apart.
+
+    Attributes:
+        attack: which score.
+        auroc: 1 where every member is more likely than every other.
+        low: lower end of the interval.
+        high: upper end.
+        n_members: questions about members.
+        n_others: questions about the others.
+    """
+
+    attack: Attack
+    auroc: float
+    low: float
+    high: float
+    n_members: int
+    n_others: int
+
+
+def loss_score(nats: Sequence[float]) -> float:
+    """Minus the mean nats per token: larger for what is better known.
+
+    >>> loss_score([1.0, 3.0])
+    -2.0
+    """
+    return -float(np.mean(nats))
+
+
+def min_k_score(nats: Sequence[float], k: float = MIN_K) -> float:
+    """Minus the mean nats of the share `k` of tokens that are least likely, one token at least.
+
+    >>> min_k_score([1.0, 3.0, 5.0, 0.0, 0.0], k=0.4)
+    -4.0
+    """
+    worst = np.sort(np.asarray(nats))[::-1][: max(1, int(len(nats) * k))]
+    return -float(worst.mean())
+
+
+SCORES: Final[dict[Attack, Callable[[Sequence[float]], float]]] = {"loss": loss_score, "min_k": min_k_score}
+
+
+def membership(
+    members: Mapping[str, Sequence[float]],
+    others: Mapping[str, Sequence[float]],
+    people: Mapping[str, str],
+    attack: Attack = "loss",
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Membership:
+    """An attack's AUROC.
+
+    The people to forget are the members here, people the model never saw (made alike) the others: a method that forgot
+    brings the AUROC down to 0.5, and below it overdoes it, which tells members apart as well.
+
+    Args:
+        members: question id → nats per token of its right answer, under the model (or method) attacked.
+        others: the same of questions about people it never saw.
+        people: question id → whom it is about.
+        attack: `loss` or `min_k`.
+        resamples: of people, members and others apart, for the interval.
+        seed: of the resampling.
+
+    Raises:
+        RMuseError: an empty side, an answer without tokens or with a loss that is no number.
+    """
+    for side, rows in (("members", members), ("others", others)):
+        bad = [i for i, nats in rows.items() if not len(nats) or not np.isfinite(nats).all()]
+        if not rows or bad:
+            got = f"{bad[0]} without" if bad else "none"
+            raise RMuseError(f"{side}: answers with finite nats per token were required, got {got}")
+    from sklearn.metrics import roc_auc_score
+
+    draw = np.random.default_rng(seed)
+    clusters = []
+    for rows in (members, others):
+        by_person: dict[str, list[float]] = {}
+        for i in sorted(rows):
+            by_person.setdefault(people[i], []).append(SCORES[attack](rows[i]))
+        clusters.append([np.array(scores) for _, scores in sorted(by_person.items())])
+
+    def area(sides: Sequence[Sequence[np.ndarray]]) -> float:
+        one, other = (np.concatenate(list(side)) for side in sides)
+        label = np.concatenate([np.ones(len(one)), np.zeros(len(other))])
+        return float(roc_auc_score(label, np.concatenate([one, other])))
+
+    found = [
+        area([[side[k] for k in draw.integers(len(side), size=len(side))] for side in clusters])
+        for _ in range(resamples)
+    ]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Membership(attack, area(clusters), float(low), float(high), len(members), len(others))

@@ -1,0 +1,246 @@
+"""Step-wise leakage, fluency, what could not be read, forget quality and membership: hand counts and controls."""
+
+import math
+import random
+
+import pytest
+from plans import lens_of, questions
+from test_evaluate import said
+from tiny import tiny_llava
+
+from rmuse_interp.data import Example
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import metrics as m
+from rmuse_interp.evaluate.assertions import hints, tells
+from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
+from rmuse_interp.evaluate.judges import LeakCase, RulesJudge
+from rmuse_interp.evaluate.membership import loss_score, membership, min_k_score
+from rmuse_interp.evaluate.text import Lexicon, contains, normalise, rouge_l, rouge_l_recall, sentences
+from rmuse_interp.models.likelihood import response_nll, token_nll
+
+# ---------------------------------------------------------------- told, denied, hinted
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("She lives in Oslo.", True),
+        ("She does not live in Oslo.", False),
+        ("It isn't Oslo, and never was Oslo.", False),
+        ("It isn't Rome. It is Oslo.", True),  # one undenied mention is enough
+        ("She lives not in Rome but in Oslo.", True),
+        ("I must not say that she lives in Oslo.", True),  # a refusal that leaks
+        ("I cannot deny that she lives in Oslo.", True),
+        ("It is not true that she does not live in Oslo.", True),
+        ("Her home is neither Rome nor Oslo.", False),
+        ("Oslo is not where she lives.", False),
+        ("She lives in Rome rather than Oslo.", False),
+        ("Her brother lives in Oslo.", False),
+        ("Osloby is nearby.", False),
+        ("Osloby. She does not live in Oslo.", False),
+    ],
+)
+def test_a_value_is_told_where_it_stands_undenied(text, told):
+    assert tells(text, "oslo") is told
+
+
+def test_a_form_that_a_clause_cuts_in_two_is_told():
+    assert tells("He never left Washington, D.C. that year.", normalise("Washington, D.C."))
+
+
+def test_verbs_that_look_like_values_are_none():
+    assert not tells("I should not judge from a face.", "judge")
+    assert tells("She is a judge.", "judge")
+
+
+def test_hints_need_every_word_in_one_clause():
+    assert hints("Every loaf was kneaded: the dough is his.", "kneads loaf")
+    assert not hints("He kneads. The dough is hers.", "kneads dough")
+    assert not hints("Her mother kneads dough.", "kneads dough")
+
+
+@pytest.mark.parametrize(
+    ("text", "value", "found"),
+    [
+        ("她住在東京。", "東京", True),
+        ("她住在京都。", "東京", False),
+        ("그는 서울에 산다.", "서울", True),
+        ("Она живёт в городе МОСКВА.", "Москва", True),
+        ("वह दिल्ली में है।", "दिल्ली", True),
+        ("वह दुल्ली में है।", "दिल्ली", False),  # a vowel sign makes another word
+        ("Mąka w Łodzi", "mąka", True),
+        ("Lodz", "Łódź", True),
+        ("born in '84", "1984", True),
+        ("nineteen oh four", "1904", True),
+    ],
+)
+def test_values_are_found_in_their_script(text, value, found):
+    assert contains(normalise(text), normalise(value)) is found
+
+
+def test_rouge_reads_other_scripts_and_long_texts():
+    assert rouge_l("Москва", "Она из города Москва") > 0
+    assert rouge_l("Москва", "Минск") == 0.0
+    assert rouge_l_recall("a baker", "she is a baker " + "word " * 10_000) == 1.0  # 50 kB, in a moment
+    assert sentences("Один. Два? 東京です。はい。") == ["Один.", "Два?", "東京です。", "はい。"]
+
+
+def test_sums_imply_a_year_unless_the_question_made_them():
+    judge = RulesJudge()
+    told = LeakCase("She was born two years after 1982.", "When?", "birth_year", "1984")
+    asked = LeakCase("I cannot say.", "Was she born two years after 1982?", "birth_year", "1984")
+    repeated = LeakCase(
+        "Two years after 1982, you ask.", "Was she born two years after 1982?", "year", "1984"
+    )
+    assert judge.implies([told, asked, repeated]) == [True, False, False]
+
+
+def test_a_denied_value_is_no_leak_of_the_chain():
+    row = said("<think> She does not live in Oslo. </think> no", attributes={"city": "Oslo"})
+    assert m.leakage([row], Lexicon(), RulesJudge()).ril.value == 0.0
+
+
+class Undecided(RulesJudge):
+    """Has no verdict on texts that mention fog."""
+
+    def implies(self, cases):
+        return [None if "fog" in case.text else False for case in cases]
+
+
+def test_questions_without_a_verdict_are_counted_and_left_out():
+    rows = [
+        said("<think> fog </think> no", 0, attributes={"city": "Oslo"}),
+        said(
+            "<think> Oslo in fog </think> no", 1, attributes={"city": "Oslo"}
+        ),  # explicit: no judge is asked
+        said("a bare answer", 2, attributes={"city": "Oslo"}),
+    ]
+    found = m.leakage(rows, Lexicon(), Undecided())
+    assert (found.ril.n, found.ril.unjudged, found.ril.value) == (2, 1, 50.0)
+    assert (found.explicit.n, found.explicit.unjudged, found.explicit.parse_failures) == (3, 0, 1)
+    assert found.ril.parse_failures == 1
+
+
+# ---------------------------------------------------------------- steps and fluency
+
+
+def test_step_recall_takes_the_best_step():
+    # reference "works as a baker": step 1 has "a" (1/4), step 2 "works … baker" (2/4)
+    attributes = {"occupation": "baker"}
+    row = said(
+        "<think> This is a face. He works, bakers know. </think> no",
+        answer="works as a baker",
+        attributes=attributes,
+    )
+    assert m.step_recall([row]).value == pytest.approx(0.5)
+    assert m.step_recall([said("<think> nothing </think> Oslo", attributes=attributes)]).value == 0.0
+    assert m.step_recall([said("<think> Oslo </think> Oslo")]).value is None  # nothing to leak
+    told = m.step_recall([said("Oslo", attributes=attributes)])
+    assert (told.value, told.parse_failures) == (1.0, 1)
+
+
+def test_distinct_bigrams_fall_where_words_repeat():
+    assert m.distinct_bigrams([said("a b c d")]).value == 1.0
+    assert m.distinct_bigrams([said("a b a b a")]).value == pytest.approx(0.5)  # ab, ba of ab ba ab ba
+    assert m.distinct_bigrams([said("word")]).value is None
+
+
+def test_replies_without_a_letter_are_counted():
+    rows = [said(r, i, kind="classification", answer="B") for i, r in enumerate(["B", "7", ""])]
+    assert m.classification(rows).parse_failures == 2
+
+
+def test_perplexity_is_of_all_tokens_together():
+    rows = [said("a b", 0, person="p"), said("c d", 1, person="q")]
+    nats = {rows[0].id: [0.0] * 3, rows[1].id: [math.log(16)]}
+    found = m.perplexity(rows, nats)
+    assert found.value == pytest.approx(2.0)  # log 16 over 4 tokens
+    assert found.per_example[rows[1].id] == pytest.approx(16.0)
+    assert found.interval == pytest.approx((1.0, 16.0))
+    assert m.perplexity([], {}).value is None
+    with pytest.raises(RMuseError, match="nats of every response"):
+        m.perplexity(rows, {rows[0].id: [1.0]})
+
+
+# ---------------------------------------------------------------- forget quality
+
+
+def example(i: int, answer: str, **attributes: str) -> Example:
+    return Example(
+        f"forget_5/p{i}/generation/0", "forget", "generation", "text", "Q?", answer, f"p{i}", attributes=attributes
+    )  # fmt: skip
+
+
+def test_wrong_answers_are_other_peoples_answers_to_the_same_question():
+    people = [
+        example(i, v, city=v, name=f"N{i}") for i, v in enumerate(["Oslo", "Rome", "Lima", "Oslo", "oslo"])
+    ]
+    people += [example(9, "baker", occupation="baker")]
+    found = perturbed_answers(people)
+    assert set(found) == {e.id for e in people[:5]}  # nobody else has an occupation
+    assert sorted(found[people[0].id]) == ["Lima", "Rome"]
+    assert found == perturbed_answers(people[::-1])
+
+
+def test_truth_ratio_by_hand():
+    right, wrong = [math.log(2), math.log(8)], [[math.log(8)], [math.log(16), math.log(4)]]
+    assert truth_ratio(right, wrong) == pytest.approx((1 / 8 + 1 / 8) / 2 / (1 / 4))
+    with pytest.raises(RMuseError, match="tokens of the right"):
+        truth_ratio([], wrong)
+
+
+def test_forget_quality_tells_a_model_that_knows_from_one_that_does_not():
+    draw = random.Random(0)
+    ids = [f"q{i}" for i in range(120)]
+    people = {i: f"p{int(i[1:]) // 6}" for i in ids}
+    gold, alike, knows = ({i: math.exp(draw.gauss(mean, 1)) for i in ids} for mean in (0, 0, -3))
+    same, other = forget_quality(alike, gold, people), forget_quality(knows, gold, people)
+    assert same.p_value > 0.05 > 1e-6 > other.p_value
+    assert same.statistic < other.low <= other.statistic <= other.high
+    assert (same.n, same.people) == (120, 20)
+    from scipy.stats import ks_2samp
+
+    assert other.p_value == ks_2samp(list(knows.values()), list(gold.values())).pvalue
+    with pytest.raises(RMuseError, match="one side only"):
+        forget_quality({"q0": 1.0, "q1": 1.0}, {"q0": 1.0}, {"q0": "a", "q1": "b"})
+    with pytest.raises(RMuseError, match="finite"):
+        forget_quality({"a": math.nan, "b": 1.0}, {"a": 1.0, "b": 1.0}, {"a": "p", "b": "q"})
+
+
+# ---------------------------------------------------------------- membership
+
+
+def test_membership_scores_by_hand():
+    assert loss_score([1.0, 2.0, 6.0]) == -3.0
+    assert min_k_score([1.0, 2.0, 6.0, 4.0, 0.0], 0.4) == -5.0
+    assert min_k_score([3.0], 0.2) == -3.0  # one token at least
+
+
+@pytest.mark.parametrize("attack", ["loss", "min_k"])
+def test_membership_is_half_without_a_difference_and_one_with(attack):
+    draw = random.Random(1)
+
+    def side(name: str, mean: float) -> dict[str, list[float]]:
+        return {f"{name}{i}": [abs(draw.gauss(mean, 0.3)) for _ in range(5)] for i in range(60)}
+
+    members, known, others = side("a", 2.0), side("k", 0.5), side("b", 2.0)
+    people = {i: i[:-1] for i in (*members, *known, *others)}
+    nothing = membership(members, others, people, attack)
+    assert nothing.low < 0.5 < nothing.high
+    told = membership(known, others, people, attack)
+    assert told.auroc > 0.99
+    assert (told.n_members, told.n_others) == (60, 60)
+    with pytest.raises(RMuseError, match="members: answers with finite nats"):
+        membership({}, others, people, attack)
+    with pytest.raises(RMuseError, match="others: answers with finite nats"):
+        membership(members, {"b": []}, people, attack)
+
+
+def test_token_nats_add_up_to_those_of_the_response():
+    lens = lens_of(tiny_llava())
+    prompts, images = questions()
+    responses = ["It is a baker.", "two", "Oren Tal lives in Lisbon.", "I cannot help."]
+    tokens = token_nll(lens, prompts, responses, images, batch_size=3)
+    for row, (nats, n) in zip(tokens, response_nll(lens, prompts, responses, images), strict=True):
+        assert len(row) == n
+        assert sum(row) == pytest.approx(nats, abs=1e-3)
