@@ -241,6 +241,10 @@ def test_run_with_cache_speaks_transformerlens():
         )
     assert list(cache)[:2] == ["blocks.0.hook_resid_pre", "blocks.0.hook_attn_out"]
     assert len(cache) == 5 * N_LAYERS
+    # Its own methods read the sizes of the model.
+    stream, labels = cache.accumulated_resid(layer=-1, return_labels=True)
+    assert labels == [*(f"{layer}_pre" for layer in range(N_LAYERS)), "final_post"]
+    assert torch.equal(stream[-1], cache["resid_post", N_LAYERS - 1])
 
 
 def test_names_choose_sites_in_any_form():

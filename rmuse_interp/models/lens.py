@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
@@ -95,6 +95,15 @@ class LensModel:
     def d_model(self) -> int:
         """Width of the residual stream."""
         return self.layout.d_model
+
+    @cached_property
+    def cfg(self) -> SimpleNamespace:
+        """Sizes under TransformerLens' names, which the methods of its `ActivationCache` read."""
+        text = self.hf.config.get_text_config()
+        return SimpleNamespace(
+            n_layers=self.n_layers, d_model=self.d_model, n_heads=text.num_attention_heads,
+            d_mlp=text.intermediate_size, d_vocab=text.vocab_size, attn_only=False, model_name=self.name,
+        )  # fmt: skip
 
     @property
     def device(self) -> torch.device:
