@@ -45,8 +45,9 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def options(
-    doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None
-) -> argparse.ArgumentParser:
+    doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None,
+    small: Mapping[str, Any] | None = None,
+) -> argparse.ArgumentParser:  # fmt: skip
     """The command line that all analyses have.
 
     Args:
@@ -55,6 +56,8 @@ def options(
         what: what `--limit` counts, for the help.
         fit_limit: default of `--fit-limit`.
         max_new_tokens: default of `--max-new-tokens`; None where nothing is answered.
+        small: name of an option → its default under `--small`, for an analysis that has a figure: `make figures` runs
+            it at these sizes, with what is fitted shared in the folder `--fits`. None takes neither option.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
@@ -75,6 +78,18 @@ def options(
     add("--device")
     add("--dtype")
     add("--debug", action="store_true", help="show the traceback of an error")
+    if small is not None:
+        sizes = ", ".join(
+            f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list | tuple) else value}"
+            for name, value in small.items()
+        )
+        add("--small", action="store_const", const=dict(small), help=f"a first look: {sizes}, unless given")
+        add(
+            "--fits",
+            type=Path,
+            metavar="DIR",
+            help="keep here what is fitted, for analyses of the same settings",
+        )
     return parser
 
 
@@ -87,8 +102,11 @@ def command(
 ) -> int:
     """Run an analysis and write `STEM.json`, whole or not at all; returns the exit code (2 with an error in one line)."""
     given = parser.parse_args(argv)
+    if getattr(given, "small", None):
+        parser.set_defaults(**given.small)
+        given = parser.parse_args(argv)  # again: what is given counts more, wherever it stands
     try:
-        for name in ("limit", "fit_limit", "batch_size", "max_new_tokens"):
+        for name in ("limit", "fit_limit", "batch_size", "max_new_tokens", "resamples", "queries"):
             if getattr(given, name, 1) < 1:
                 flag = name.replace("_", "-")
                 raise RMuseError(f"--{flag} of at least 1 was required, got {getattr(given, name)}")

@@ -43,12 +43,12 @@ from analyses._common import (
     rebuilt,
     rows_of,
 )
+from analyses._fits import evidence_of, preset_of
 from rmuse_interp.calibration import FixedFraction
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
 from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import SPANS, Evidence, RMuse, calibrated_edit, paper_edit
+from rmuse_interp.rmuse import PRESETS, SPANS, Evidence, RMuse, calibrated_edit, paper_edit
 from rmuse_interp.running import Method, choose
 from rmuse_interp.spans import span_masks
 
@@ -74,7 +74,8 @@ class Variant:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="questions per split", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=24, what="questions per split", fit_limit=64, max_new_tokens=64,
+                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48})  # fmt: skip
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     return command(STEM, parser, run, show, argv)
 
@@ -123,10 +124,8 @@ def variants(
     lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress | None = None
 ) -> list[Variant]:
     """Both presets and their ablations, all from the same evidence."""
-    settings: dict[str, Any] = {"seed": given.seed, "progress": progress}
-    evidence = gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, **settings)
-    paper = assemble(lens, benchmark, evidence, "paper", **settings)
-    calibrated = assemble(lens, benchmark, evidence, "calibrated", **settings)
+    evidence = evidence_of(given, lens, benchmark, progress)
+    paper, calibrated = (preset_of(given, lens, benchmark, evidence, preset, progress) for preset in PRESETS)
     begins = {m: answer_begins(lens, benchmark, found.refusals) for m, found in evidence.items()}
     return [
         *of_paper(paper, evidence, benchmark.prefixes[0]),

@@ -27,13 +27,13 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 
 from analyses._common import Record, answered, bars, command, opened, options, provenance, rows_of, short
 from analyses._composed import composed, fires, probes, scored
+from analyses._fits import evidence_of, preset_of
 from rmuse_interp.calibration import FixedFraction
 from rmuse_interp.collect import Query, pooled_states
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
-from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.operators import SlerpToward
 from rmuse_interp.rmuse import calibrated_gate
@@ -48,7 +48,9 @@ SPLITS_ASKED = ("test", "retain_test", "reasoning")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=16, what="open questions per split", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=16, what="open questions per split", fit_limit=64, max_new_tokens=64,
+                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48, "forget": [5, 10],
+                            "fractions": [0.25, 0.5, 0.75, 1.0]})  # fmt: skip
     parser.add_argument(
         "--forget", type=int, nargs="+", default=[5, 10, 15], help="percent of the people to forget"
     )
@@ -116,15 +118,8 @@ def at_rate(
     progress: Progress,
 ) -> tuple[list[Record], list[Record]]:
     """Rows of every strength and gate at one forget rate, and the λ of ACS."""
-    evidence = gather(
-        lens,
-        benchmark,
-        limit=given.fit_limit,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=progress,
-    )
-    fitted = assemble(lens, benchmark, evidence, "paper", seed=given.seed)
+    evidence = evidence_of(given, lens, benchmark, progress)
+    fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
     gates = {
         "paper": fitted.gates,
         "calibrated": {m: calibrated_gate(one).gate for m, one in evidence.items()},

@@ -33,10 +33,10 @@ from analyses._common import (
     rebuilt,
     rows_of,
 )
+from analyses._fits import evidence_of, preset_of
 from rmuse_interp.data import SPLITS
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.maths.transport import k_medoids
 from rmuse_interp.operators import Operator
@@ -52,7 +52,8 @@ OperatorT = TypeVar("OperatorT", bound=Operator)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=32, what="questions per split", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=32, what="questions per split", fit_limit=64, max_new_tokens=64,
+                     small={"limit": 12, "fit_limit": 32, "max_new_tokens": 48, "caps": [8, 32, 128, 512]})  # fmt: skip
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS_ASKED, help="splits to answer")
     parser.add_argument(
@@ -73,15 +74,8 @@ def run(given: argparse.Namespace) -> Record:
     questions = {s: v for s, v in choose(benchmark, given.limit, given.seed).items() if s in given.splits}
     began = time.monotonic()
     with bars() as progress:
-        evidence = gather(
-            lens,
-            benchmark,
-            limit=given.fit_limit,
-            batch_size=given.batch_size,
-            seed=given.seed,
-            progress=progress,
-        )
-        plan = assemble(lens, benchmark, evidence, "calibrated", seed=given.seed, progress=progress).plan
+        evidence = evidence_of(given, lens, benchmark, progress)
+        plan = preset_of(given, lens, benchmark, evidence, "calibrated", progress).plan
         most = max(counts(plan).values())
         plans = {cap: capped(plan, cap, given.seed) for cap in sorted(set(given.caps)) if cap < most}
         # 0 stands for no cap: a key in JSON that sorts and draws apart.

@@ -32,13 +32,13 @@ from rich.table import Table
 
 from analyses import _common as common
 from analyses._common import short
+from analyses._fits import evidence_of, preset_of
 from rmuse_interp import __version__, running
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD, GOLD_RATE, MODEL
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import measure
-from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.results import Transcript
@@ -72,8 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = common.options(
-        __doc__, limit=96, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64
-    )
+        __doc__, limit=96, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64,
+        small={"limit": 12, "fit_limit": 32, "methods": "vanilla,rmuse/calibrated,rmuse/paper,caa,ablation"},
+    )  # fmt: skip
     parser.add_argument("--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; all by default")
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--render-seed", type=int, help="of the organism's test portraits")
@@ -168,11 +169,10 @@ def fitted(
     missing += [name for name in rivals if not tuning.finished(name)]
     evidence = None
     if missing:
-        evidence = gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, seed=given.seed,
-                          progress=progress)  # fmt: skip
+        evidence = evidence_of(given, lens, benchmark, progress)
     for preset in (p for p in PRESETS if f"rmuse/{p}" in missing):
         assert evidence is not None
-        bundle = assemble(lens, benchmark, evidence, preset, seed=given.seed, progress=progress)
+        bundle = preset_of(given, lens, benchmark, evidence, preset, progress)
         bundle.report["provenance"] = origin
         bundle.save(folder / preset)
         plans[f"rmuse/{preset}"] = bundle.plan

@@ -32,10 +32,10 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 
 from analyses._common import Record, answered, bars, command, opened, options, provenance, rows_of, short
 from analyses._composed import composed, fires, probes, scored
+from analyses._fits import evidence_of, preset_of
 from analyses._gates import Gates, curve, gates_of, rate
 from rmuse_interp.data import SPLITS, Benchmark, Example
 from rmuse_interp.edits import Plan
-from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.running import Answers, Method, choose
 
@@ -47,7 +47,8 @@ LITERAL = "literal"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="questions per split to answer", fit_limit=64, max_new_tokens=64)
+    parser = options(__doc__, limit=24, what="questions per split to answer", fit_limit=64, max_new_tokens=64,
+                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48, "queries": 32})  # fmt: skip
     parser.add_argument("--queries", type=int, default=72, help="most questions per split for the gates (72)")
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     return command(STEM, parser, run, show, argv)
@@ -64,15 +65,8 @@ def run(given: argparse.Namespace) -> Record:
     known = choose(benchmark, max(given.limit, given.queries), given.seed)
     began = time.monotonic()
     with bars() as progress:
-        evidence = gather(
-            lens,
-            benchmark,
-            limit=given.fit_limit,
-            batch_size=given.batch_size,
-            seed=given.seed,
-            progress=progress,
-        )
-        fitted = assemble(lens, benchmark, evidence, "paper", seed=given.seed)
+        evidence = evidence_of(given, lens, benchmark, progress)
+        fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
         learned, chosen = gates_of(evidence, given.seed)
         gates: Gates = {LITERAL: fitted.gates, **learned}
         plan = fitted.plan

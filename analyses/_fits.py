@@ -1,0 +1,148 @@
+"""What analyses fit, fitted once: evidence and presets, kept in a folder for every analysis of the same settings.
+
+`--fits DIR` names the folder; without it everything is fitted anew and nothing is kept. Each entry's name is a digest of
+all that it depends on: model, benchmark down to its questions and pictures, settings, and the package's own sources. So
+an entry is never stale, and a change of any of them makes another.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+import rmuse_interp
+from rmuse_interp.activations import Pooled
+from rmuse_interp.data import Benchmark
+from rmuse_interp.edits import Modality
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting import assemble, gather
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.rmuse import Evidence, PresetName, RMuse
+
+
+def evidence_of(
+    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, progress: Progress | None = None
+) -> dict[Modality, Evidence]:
+    """`gather` with the settings of the command line; from the folder where it holds it."""
+
+    def fresh() -> dict[Modality, Evidence]:
+        return gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, seed=given.seed,
+                      progress=progress)  # fmt: skip
+
+    if given.fits is None:
+        return fresh()
+    place = _place(given, lens, benchmark) / "evidence.pt"
+    if not place.is_file():
+        found = {modality: _packed(one) for modality, one in fresh().items()}
+        with tempfile.NamedTemporaryFile(dir=_made(place.parent), delete=False) as file:
+            torch.save(found, file)
+        os.replace(file.name, place)  # whole or not at all, whoever else writes
+    kept = torch.load(place, weights_only=True)
+    return {modality: _unpacked(one) for modality, one in kept.items()}
+
+
+def preset_of(
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    preset: PresetName,
+    progress: Progress | None = None,
+) -> RMuse:
+    """`assemble` of a preset at the blocks that are its own choice; from the folder where it holds it."""
+
+    def fresh() -> RMuse:
+        return assemble(lens, benchmark, evidence, preset, seed=given.seed, progress=progress)
+
+    if given.fits is None:
+        return fresh()
+    place = _place(given, lens, benchmark) / preset
+    if not (place / "rmuse.json").is_file():
+        made = Path(tempfile.mkdtemp(dir=_made(place.parent)))
+        fresh().save(made)
+        try:
+            made.rename(place)
+        except OSError:  # another analysis was faster
+            shutil.rmtree(made)
+    return RMuse.load(place, lens)
+
+
+def presets_of(
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    names: Sequence[PresetName],
+    progress: Progress | None = None,
+) -> dict[str, RMuse]:
+    """The bundle of `--bundle` alone where one is given, else these presets from one evidence."""
+    if given.bundle is not None:
+        bundle = bundle_of(given.bundle, lens, benchmark)
+        return {bundle.preset: bundle}
+    evidence = evidence_of(given, lens, benchmark, progress)
+    return {name: preset_of(given, lens, benchmark, evidence, name, progress) for name in names}
+
+
+def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
+    """The bundle that `--bundle` names, for this model and the people this benchmark forgets.
+
+    Raises:
+        RMuseError: no bundle, one of another model, one fitted at another forget rate.
+    """
+    found = RMuse.load(path, lens)
+    rate = found.report.get("benchmark", {}).get("forget")
+    if rate is not None and rate != benchmark.forget_rate:
+        raise RMuseError(
+            f"{path}: a bundle fitted at --forget {benchmark.forget_rate} was required, got one fitted at {rate}; "
+            f"add --forget {rate}"
+        )
+    return found
+
+
+def _place(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Path:
+    digest = hashlib.sha256()
+    dtype = str(next(lens.hf.parameters()).dtype)
+    digest.update(repr((str(lens.fingerprint), lens.name, dtype, benchmark.id, benchmark.forget_rate,
+                        benchmark.render_seed, given.fit_limit, given.batch_size, given.seed)).encode())  # fmt: skip
+    for view in (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
+        for example in view:
+            digest.update(repr(example).encode() + (example.image or b"") + repr(example.reasoning).encode())
+    root = Path(rmuse_interp.__file__).parent
+    for source in sorted(root.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return Path(given.fits) / digest.hexdigest()[:16]
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _packed(evidence: Evidence) -> dict[str, Any]:
+    """Tensors, texts and plain containers alone: what torch loads without running code."""
+    return {f.name: _plain(getattr(evidence, f.name)) for f in fields(evidence)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Pooled):
+        return {"states": value.states, "ids": value.ids, "layers": value.layers, "span": value.span}
+    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def _unpacked(kept: Mapping[str, Any]) -> Evidence:
+    return Evidence(**{name: _back(value) for name, value in kept.items()})
+
+
+def _back(value: Any) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    if value.keys() == {"states", "ids", "layers", "span"}:
+        return Pooled(**value)
+    return {k: _back(v) for k, v in value.items()}
