@@ -12,46 +12,63 @@ Writes `orthogonality.json`, which `figures/orthogonality.py` draws. For every p
   `protection`: `none`; `direction` (v̂ cleared of the RRS, eq. 4.10); `rotation` (inside the RRS complement only).
   `gate`: forced `open`, or as `gated`. `measure`: the `update` at an edited block, or what has `arrived` at any block
   of all edits below it: steered minus unsteered state of the same token.
+* **stability**: both subspaces refitted on resamples of their fitting examples (people drawn again, no new passes): the
+  range of kernel, principal angles and ranks, and the angle to the subspaces of all data. A bundle does not hold the
+  states it was fitted on: with `--bundle` there is none.
 
 The words are given (the reference response to each query), so that all variants are measured on the same tokens.
 """
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtyping import Float
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analyses._common import bars, command, options, provenance, short
+from analyses._fits import bundle_of, evidence_of, preset_of
 from analyses._updates import Case, pair, unsteered, updates_of
 from rmuse_interp.collect import Query
 from rmuse_interp.data import Benchmark, load_benchmark, sample
 from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_overlap
-from rmuse_interp.edits import Plan
+from rmuse_interp.diagnostics.stability import RESAMPLES, Side, sides_at, stability
+from rmuse_interp.edits import Modality, Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import assemble, check, gather
+from rmuse_interp.fitting import assemble, check
 from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.rmuse import PRESETS, RMuse
+from rmuse_interp.rmuse import PRESETS, Evidence, RMuse
 
-SCHEMA = "rmuse-orthogonality/1"
+SCHEMA = "rmuse-orthogonality/2"
+STEM = "orthogonality"
+RANGE = (0.025, 0.5, 0.975)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=60, what="reasoning queries per kind of query")
+    parser = options(__doc__, limit=60, what="reasoning queries per kind of query",
+                     small={"limit": 16, "fit_limit": 32, "resamples": 40})  # fmt: skip
     parser.add_argument("--forget", type=int, help="percent of the people to forget (5, or the bundle's own)")
     parser.add_argument(
         "--bundle", type=Path, metavar="B", help="measure this bundle instead of fitting both presets"
     )
-    return command("orthogonality", parser, run, show, argv)
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=RESAMPLES,
+        help=f"of the fitting examples, for stability ({RESAMPLES})",
+    )
+    return command(STEM, parser, run, show, argv)
 
 
 def run(given: argparse.Namespace) -> dict[str, Any]:
@@ -60,15 +77,8 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     Raises:
         RMuseError: bad arguments, a missing file, a bundle for another model; all before the first long pass.
     """
-    if given.bundle is not None and not (given.bundle / "rmuse.json").is_file():
-        raise RMuseError(
-            f"required a bundle with rmuse.json in {given.bundle}, got none; write one with `rmuse fit`"
-        )
-    bundle = None if given.bundle is None else RMuse.load(given.bundle)
-    own = None if bundle is None else bundle.report.get("benchmark", {}).get("forget")
-    if own is not None and given.forget not in (None, own):
-        raise RMuseError(f"the bundle was fitted at --forget {own}, got {given.forget}; leave --forget out")
-    benchmark = load_benchmark(given.data, forget=int(own or given.forget or 5))
+    own = None if given.bundle is None else RMuse.load(given.bundle).report.get("benchmark", {}).get("forget")
+    benchmark = load_benchmark(given.data, forget=int(given.forget or own or 5))
     queries = {
         kind: reasoning_queries(benchmark, kind, given.limit, given.seed) for kind in ("image", "text")
     }
@@ -77,13 +87,20 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             f"{given.data}: the test file of Reasoning was required for held-out queries, got none"
         )
     lens = load_model(given.model, device=given.device, dtype=given.dtype)
+    bundle = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
     if bundle is None:
         check(lens, benchmark)
-    else:
-        bundle = RMuse.load(given.bundle, lens)
     began = time.monotonic()
     with bars() as progress:
-        cases = [Case(bundle.preset, bundle, bundle)] if bundle else fitted(lens, benchmark, given, progress)
+        if bundle is None:
+            evidence = evidence_of(given, lens, benchmark, progress)
+            cases = fitted(lens, benchmark, evidence, given, progress)
+            stable, missing = resampled(cases, evidence, given, progress)
+        else:
+            cases, stable = [Case(bundle.preset, bundle, bundle)], []
+            missing = {
+                "all": "the states of the fit are needed, which a bundle does not hold; leave --bundle out"
+            }
         geometry = [row for case in cases for row in geometry_of(case)]
         updates: list[dict[str, Any]] = []
         for modality, asked in queries.items():
@@ -97,22 +114,26 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             bundle=None if bundle is None else bundle.report,
             layers={case.preset: steered_blocks(case.fitted.plan) for case in cases},
             fit_limit=None if bundle else given.fit_limit,
-            n={kind: len(asked) for kind, asked in queries.items()},
+            n={kind: len(asked) for kind, asked in queries.items()}, resamples=None if bundle else given.resamples,
         ),
         "geometry": geometry,
+        "stability": stable,
+        "not_resampled": missing,
         "updates": updates,
     }  # fmt: skip
 
 
 def fitted(
-    lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress
+    lens: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    given: argparse.Namespace,
+    progress: Progress,
 ) -> list[Case]:
     """Both presets, from the same evidence."""
-    evidence = gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, seed=given.seed,
-                      progress=progress)  # fmt: skip
     cases = []
     for preset in PRESETS:
-        own = assemble(lens, benchmark, evidence, preset, seed=given.seed, progress=progress)
+        own = preset_of(given, lens, benchmark, evidence, preset, progress)
         blocks = range(lens.n_layers)
         everywhere = assemble(
             lens, benchmark, evidence, preset, layers=blocks, seed=given.seed, progress=progress
@@ -162,6 +183,57 @@ def geometry_of(case: Case) -> list[dict[str, Any]]:
     return rows
 
 
+def resampled(
+    cases: Sequence[Case],
+    evidence: Mapping[Modality, Evidence],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Ranges over resamples at every block that was fitted, and kind of query → why it has none."""
+    rows: list[dict[str, Any]] = []
+    missing: dict[str, str] = {}
+    keys = [
+        (case, str(key).rpartition("-")) for case in cases for key in case.everywhere.subspaces.unlearning
+    ]
+    task = progress.add_task("resamples", total=len(keys))
+    for case, (modality, _, number) in keys:
+        try:
+            sides = sides_at(evidence[modality], int(number), literal=case.preset == "paper")
+        except RMuseError as error:  # a single example of this kind
+            missing[modality] = str(error)
+        else:
+            rows.append(stability_of(case, modality, int(number), *sides, given))
+        progress.advance(task)
+    return rows, missing
+
+
+def stability_of(
+    case: Case, modality: Modality, layer: int, forget: Side, kept: Side, given: argparse.Namespace
+) -> dict[str, Any]:
+    """Ranges over resamples at one block."""
+    unlearning, retain = case.everywhere.subspaces.at(modality, layer)
+    found = stability(unlearning, retain, forget, kept, resamples=given.resamples, seed=given.seed)
+    return {
+        "preset": case.preset, "modality": modality, "layer": layer,
+        "n_forget": len(forget.ans), "n_retain": len(kept.ans),
+        "clusters_forget": len(set(forget.clusters)), "clusters_retain": len(set(kept.clusters)),
+        "kernel_normalised": reach(found.kernel), "direction_share": reach(found.share),
+        "rank_unlearning": reach(found.ranks[:, 0]), "rank_rrs": reach(found.ranks[:, 1]),
+        "angles_degrees": [reach(column) for column in found.angles.rad2deg().unbind(dim=1)],
+        "unlearning_angle_degrees": reach(found.unlearning_angle.rad2deg()),
+        "direction_angle_degrees": reach(found.direction_angle.rad2deg()),
+        "rrs_angle_degrees": reach(found.retain_angle.rad2deg()),
+        "chance_degrees": [short(math.degrees(angle)) for angle in found.chance],
+    }  # fmt: skip
+
+
+def reach(values: Float[Tensor, " resamples"]) -> dict[str, Any]:
+    """Median and 95 % range over the resamples that have a value, and how many have one."""
+    there = values[~values.isnan()]
+    low, median, high = (short(float(there.quantile(q))) for q in RANGE)
+    return {"low": low, "median": median, "high": high, "n": len(there)}
+
+
 def show(record: Mapping[str, Any]) -> None:
     """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
     table = Table(
@@ -181,6 +253,20 @@ def show(record: Mapping[str, Any]) -> None:
         )  # fmt: skip
     Console(width=max(100, Console().width)).print(table)
     print("*: the form of protection the plan has")
+    for kind, why in record["not_resampled"].items():
+        print(f"stability, {kind}: {why}")
+    moved = Table(
+        title="degrees between a fit on resampled people and the fit on all, median [95 %]", box=None
+    )
+    kinds = ("unlearning", "direction", "rrs")
+    for heading in ("preset", "queries", "block", "U_un", "v_un", "U_rrs"):
+        moved.add_column(heading, no_wrap=True)
+    for r in record["stability"]:
+        cells = (r[f"{kind}_angle_degrees"] for kind in kinds)
+        said = (f"{c['median']:.0f} \\[{c['low']:.0f}, {c['high']:.0f}]" for c in cells)
+        moved.add_row(r["preset"], r["modality"], str(r["layer"]), *said)
+    if record["stability"]:
+        Console(width=max(100, Console().width)).print(moved)
 
 
 def percent(share: float | None) -> str:

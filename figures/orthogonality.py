@@ -2,8 +2,9 @@
 
 python figures/orthogonality.py [--results results/] [--out results/]
 
-Writes `orthogonality` (text width: geometry and updates at every block) and `orthogonality_plan` (column width: the
-plans as they are run), each as PDF, PNG and a caption.
+Writes `orthogonality` (text width: geometry and updates at every block), `orthogonality_plan` (column width: the plans as
+they are run) and `orthogonality_stability` (text width: refits on resampled people, where the results hold some), each as
+PDF, PNG and a caption.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-SCHEMA = "rmuse-orthogonality/1"
+SCHEMA = "rmuse-orthogonality/2"
 LINES = {"none": "-", "direction": "--", "rotation": ":"}
 SAID = {"none": "no protection", "direction": "direction protected", "rotation": "rotation protected"}
 Row = dict[str, Any]
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = given.out or given.results
     written = style.save(everywhere(record), folder, "orthogonality", caption(record))
     written += style.save(plans(record), folder, "orthogonality_plan", plan_caption(record))
+    if record["stability"]:
+        written += style.save(stability(record), folder, "orthogonality_stability", stability_caption(record))
     print("\n".join(map(str, written)))
     return 0
 
@@ -196,6 +199,90 @@ def plans(record: Row) -> Figure:
         handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.3
     )
     return figure
+
+
+MOVED = (
+    ("unlearning_angle_degrees", 0, "b  $U_{un}$, refit to fit"),
+    ("direction_angle_degrees", None, "c  $v_{un}$, refit to fit"),
+    ("rrs_angle_degrees", 1, "d  $U_{rrs}$, refit to fit"),
+)
+"""Angle, its place among the angles of chance, title."""
+
+
+def stability(record: Row) -> Figure:
+    """One row of panels per method: the kernel, and the angles between refits and the fit, over resamples."""
+    names = presets(record)
+    figure, axes = plt.subplots(
+        len(names), 4, figsize=(style.TEXT, 0.7 + 1.5 * len(names)), sharex=True, squeeze=False
+    )
+    kinds = modalities(record["stability"])
+    for line, name in zip(axes, names, strict=True):
+        for place, kind in enumerate(kinds):
+            mine = picked(record["stability"], preset=name, modality=kind)
+            whole = {r["layer"]: r for r in picked(record["geometry"], preset=name, modality=kind)}
+            colour, marker = style.MODALITY[kind]
+            layers = [r["layer"] for r in mine]
+            shift = 0.16 * (place - (len(kinds) - 1) / 2)
+            ranges(line[0], mine, "kernel_normalised", shift, colour, marker)
+            line[0].plot([x + shift for x in layers], [whole[x]["kernel_normalised"] for x in layers], "_", ms=6, mew=1.1,
+                         color=style.BLACK, zorder=4)  # fmt: skip
+            for axis, (key, chance, _) in zip(line[1:], MOVED, strict=True):
+                ranges(axis, mine, key, shift, colour, marker)
+                if chance is not None:
+                    at = [r["chance_degrees"][chance] for r in mine]
+                    axis.plot(layers, at, ":", color=colour, lw=0.8, zorder=-1)
+        line[0].set_ylim(bottom=0)
+        line[0].set_ylabel(f"{name}\ncosine of projections")
+        line[1].set_ylabel("degrees")
+        for axis in line[1:]:
+            axis.set_ylim(0, 92)
+            axis.set_yticks([0, 30, 60, 90])
+    for axis, title in zip(axes[0], ("a  overlap of both", *(title for *_, title in MOVED)), strict=True):
+        axis.set_title(title, loc="left")
+    for axis in axes[-1]:
+        axis.set_xlabel("block")
+        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    handles = [
+        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], label=f"{k} queries")
+        for k in kinds
+    ]
+    handles.append(
+        Line2D([], [], color=style.BLACK, marker="_", mew=1.1, ms=6, ls="", label="fit on all data")
+    )
+    handles.append(Line2D([], [], color=style.GREY, ls=":", label="random subspaces"))
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handlelength=1.8
+    )
+    return figure
+
+
+def ranges(axis: Axes, rows: list[Row], key: str, shift: float, colour: str, marker: str) -> None:
+    """Medians over resamples with their 95 % ranges, block by block."""
+    cells = [r[key] for r in rows]
+    spread = [[c["median"] - c["low"] for c in cells], [c["high"] - c["median"] for c in cells]]
+    axis.errorbar([r["layer"] + shift for r in rows], [c["median"] for c in cells], spread, color=colour, marker=marker,
+                  elinewidth=0.7)  # fmt: skip
+
+
+def stability_caption(record: Row) -> str:
+    """What the figure of resamples shows."""
+    origin, rows = record["provenance"], record["stability"]
+    kinds = {r["modality"]: r for r in rows}
+    counted = "; ".join(
+        f"{kind}: {r['n_forget']} forget examples about {r['clusters_forget']} people and {r['n_retain']} retain examples "
+        f"in {r['clusters_retain']} clusters"
+        for kind, r in kinds.items()
+    )
+    benchmark = origin["benchmark"]
+    return (
+        f"Both subspaces refitted on {origin['resamples']} bootstrap resamples of their fitting examples, people drawn with "
+        "all of their examples: median and 95 % range. (a) Cosine between the projections on U_un and U_rrs; black: the fit "
+        "on all data (a resample holds fewer distinct people, so that the fit may lie outside the range). (b to d) Angle "
+        "between the refit and the fit on all data: of U_un and U_rrs the angle whose squared cosine is the mean over their "
+        "principal angles, of v_un the angle itself; dotted: random subspaces of the same ranks. "
+        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
+        f"{benchmark['forget']} % forgotten; n = {counted}; seed {origin['seed']}."
+    )
 
 
 def about(record: Row) -> str:

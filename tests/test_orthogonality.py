@@ -332,7 +332,7 @@ def results(tmp_path_factory):
 def test_the_record_says_where_it_comes_from(results):
     _, _, record = results
     origin = record["provenance"]
-    assert record["schema"] == "rmuse-orthogonality/1"
+    assert record["schema"] == "rmuse-orthogonality/2"
     assert origin["model"]["fingerprint"].startswith("LlavaForConditionalGeneration:4x32x")
     assert origin["benchmark"] == {"id": "tiny", "forget": 5, "render_seed": 3}
     assert (origin["seed"], origin["limit"], origin["n"]) == (4, 3, {"image": 1, "text": 3})
@@ -375,6 +375,61 @@ def test_protection_shows_in_the_record(results):
     arrived = [r for r in record["updates"] if r["measure"] == "arrived"]
     assert arrived
     assert all(r["layer"] >= own[r["preset"]][r["modality"]][0] for r in arrived)
+
+
+def test_a_single_example_cannot_be_resampled_and_is_named(results):
+    _, _, record = results
+    assert record["stability"] == []
+    assert record["not_resampled"].keys() == {"image", "text"}
+    assert all("at least 2 clusters" in why for why in record["not_resampled"].values())
+
+
+@pytest.fixture(scope="module")
+def resampled(results, tmp_path_factory):
+    """At 10 % two people are to be forgotten: enough to draw them again."""
+    _, data, _ = results
+    out = tmp_path_factory.mktemp("ten")
+    argv = [
+        "--model",
+        str(tiny_llava()),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--limit",
+        "3",
+        "--forget",
+        "10",
+    ]
+    assert analysis.main([*argv, "--resamples", "20"]) == 0
+    return out, json.loads((out / "orthogonality.json").read_text())
+
+
+def test_resamples_are_told_by_preset_kind_and_block(resampled):
+    _, record = resampled
+    assert record["not_resampled"] == {}
+    geometry = {(r["preset"], r["modality"], r["layer"]): r for r in record["geometry"]}
+    stable = {(r["preset"], r["modality"], r["layer"]): r for r in record["stability"]}
+    assert stable.keys() == geometry.keys()
+    for key, row in stable.items():
+        assert row["clusters_forget"] == 2
+        for name in ("kernel_normalised", "direction_share", "unlearning_angle_degrees", "rrs_angle_degrees"):
+            cell = row[name]
+            assert cell["low"] <= cell["median"] <= cell["high"]
+            assert cell["n"] == 20
+        assert 1 <= len(row["angles_degrees"]) <= max(geometry[key]["rank_unlearning"], 2)
+        assert 0 < row["chance_degrees"][0] < 90
+        # Half of the resamples of two people hold both: those are the fit itself.
+        assert row["direction_angle_degrees"]["low"] < 1
+
+
+def test_the_figure_shows_resamples_where_there_are_some(resampled, results, tmp_path):
+    for (out, *_), there in ((resampled, True), (results, False)):
+        folder = tmp_path / str(there)
+        argv = [sys.executable, "figures/orthogonality.py", "--results", str(out), "--out", str(folder)]
+        run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        assert (folder / "orthogonality_stability.pdf").exists() is there
 
 
 def test_the_same_seed_gives_the_same_record(results, tmp_path):
@@ -465,6 +520,6 @@ def test_a_bundle_is_measured_as_it_is(results, tmp_path, capsys):
     ]
     assert mine["geometry"] == same
     assert analysis.main([*argv, "--forget", "10"]) == 2
-    assert "fitted at --forget 5" in capsys.readouterr().err
+    assert "add --forget 5" in capsys.readouterr().err
     assert analysis.main([*argv[:1], str(tiny_llava(seed=1)), *argv[2:]]) == 2
     assert "fitted on another model" in capsys.readouterr().err

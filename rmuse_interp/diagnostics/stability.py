@@ -1,0 +1,261 @@
+"""How far do `U_un` and `U_rrs` depend on who happened to be in the fitting data? Refits on bootstrap resamples.
+
+People, not questions, are drawn again: questions about one person are no independent examples. A refit on a resample is
+a weighted fit on the examples that were drawn at all, so that no model is run and every Gram matrix stays small.
+
+What it is not: a confidence interval of an overlap in the population. A resample holds fewer distinct people than the
+fitting data, so that its ranks are lower and its subspaces noisier: read the range as what the fit would have been on
+data of the same kind, and a wide one as "this subspace is not pinned down".
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths.linalg import energy_rank
+from rmuse_interp.maths.sphere import unit
+from rmuse_interp.retain import RetainSubspace
+from rmuse_interp.rmuse import Evidence
+from rmuse_interp.unlearning import UnlearningSubspace, span_hybrid
+
+RESAMPLES: Final = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """The differences that one subspace is fitted on, at one block.
+
+    Args:
+        ans: `Δ_ans` of each example.
+        cot: `Δ_cot` likewise.
+        clusters: whom each example is about; what is drawn again together.
+        groups: what the examples are balanced by (`people`, `reasoning`); each is resampled within itself and weighs the
+            same. None for one group.
+
+    Raises:
+        RMuseError: lengths that disagree, fewer than two clusters.
+    """
+
+    ans: Float[Tensor, "examples d"]
+    cot: Float[Tensor, "examples d"]
+    clusters: Sequence[str]
+    groups: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.ans), len(self.cot), len(self.clusters), len(self.groups or self.clusters)}
+        if len(lengths) > 1:
+            raise RMuseError(
+                f"one cluster and one group per example were required, got {sorted(lengths)} of them"
+            )
+        if len(set(self.clusters)) < 2:
+            raise RMuseError(
+                f"at least 2 clusters of examples were required to resample them, got {len(set(self.clusters))}; "
+                "fit on more people, or give each example a cluster of its own"
+            )
+
+    @cached_property
+    def members(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of each group: its rows, and the number of the cluster that each of them belongs to."""
+        groups = np.array(self.groups if self.groups is not None else [""] * len(self.clusters))
+        clusters = np.array(self.clusters)
+        rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+        return [(mine, np.unique(clusters[mine], return_inverse=True)[1]) for mine in rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Refit:
+    """Both subspaces of one resample, float64.
+
+    Attributes:
+        unlearning: orthonormal basis of `U_un`.
+        direction: `v_un`, of length 1, its sign by the fit on all data.
+        retain: orthonormal basis of `U_rrs`.
+    """
+
+    unlearning: Float[Tensor, "d k"]
+    direction: Float[Tensor, " d"]
+    retain: Float[Tensor, "d j"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """What both subspaces of one block are over the resamples; arrays have one entry per resample.
+
+    Attributes:
+        angles: principal angles between `U_un` and `U_rrs`, radians, ascending; one row per resample, NaN where a
+            resample has fewer angles.
+        kernel: their projection kernel over the geometric mean of the ranks, in [0, 1].
+        share: `‖P_rrs v_un‖²` before any protection.
+        ranks: of `U_un` and of `U_rrs`.
+        unlearning_angle: between the `U_un` of the resample and that of all data, radians: the angle whose squared
+            cosine is the mean over their principal angles. 0 where one contains the other.
+        direction_angle: between their `v_un`, radians in [0, π/2].
+        retain_angle: as `unlearning_angle`, of `U_rrs`.
+        chance: `unlearning_angle` and `retain_angle` of random subspaces of the ranks fitted.
+    """
+
+    angles: Float[Tensor, "resamples k"]
+    kernel: Float[Tensor, " resamples"]
+    share: Float[Tensor, " resamples"]
+    ranks: Float[Tensor, "resamples 2"]
+    unlearning_angle: Float[Tensor, " resamples"]
+    direction_angle: Float[Tensor, " resamples"]
+    retain_angle: Float[Tensor, " resamples"]
+    chance: tuple[float, float]
+
+
+def sides_at(evidence: Evidence, layer: int, literal: bool) -> tuple[Side, Side]:
+    """The differences that `subspaces_at` fits `U_un` and `U_rrs` of a block on, clustered by person.
+
+    Where all forget examples are about one person, each example is its own cluster.
+    """
+    people = {name.rpartition("@")[0]: who for name, who in evidence.people.items()}
+
+    def clusters(ids: Sequence[str]) -> list[str]:
+        found = [people.get(name, name) for name in ids]
+        return found if len(set(found)) > 1 else list(ids)
+
+    ids = evidence.refusal["answer"].ids
+    ans, cot = (
+        (evidence.refusal[s].select(ids).at(layer).double() - evidence.own[s].select(ids).at(layer).double())
+        for s in ("answer", "cot")
+    )
+    step = evidence.step_prefixed if literal else evidence.step
+    direct = (evidence.direct_prefixed if literal else evidence.direct)["answer"]
+    kept = step["answer"].ids
+    whole = direct.select(kept).at(layer).double()
+    steps = [step[span].select(kept).at(layer).double() - whole for span in ("answer", "cot")]
+    groups = [evidence.groups[name] for name in kept]
+    return Side(ans, cot, clusters(ids)), Side(*steps, clusters(kept), groups)
+
+
+def stability(
+    unlearning: UnlearningSubspace,
+    retain: RetainSubspace,
+    forget: Side,
+    kept: Side,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Stability:
+    """Both subspaces refitted on resamples of their examples, compared with each other and with the fit on all data.
+
+    Args:
+        unlearning: fitted on all of `forget`; its settings (standardisation, energy, cap) are those of the refits.
+        retain: fitted on all of `kept`, likewise.
+        forget: what `unlearning` was fitted on.
+        kept: what `retain` was fitted on.
+        resamples: how many.
+        seed: of the drawing.
+
+    Raises:
+        RMuseError: no resamples.
+    """
+    if resamples < 1:
+        raise RMuseError(f"at least 1 resample was required, got {resamples}")
+    whole = Refit(
+        unlearning.subspace.basis.double(), unlearning.direction.double(), retain.subspace.basis.double()
+    )
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(resamples):
+        rows.append(_compared(refit(unlearning, retain, forget, kept, rng), whole))
+    most = max(len(row["angles"]) for row in rows)
+    angles = torch.full((resamples, most), math.nan, dtype=torch.float64)
+    for place, row in enumerate(rows):
+        angles[place, : len(row["angles"])] = row["angles"]
+    d = whole.retain.shape[0]
+    names = ("kernel", "share", "ranks", "unlearning_angle", "direction_angle", "retain_angle")
+    columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
+    chance = tuple(math.acos(math.sqrt(basis.shape[1] / d)) for basis in (whole.unlearning, whole.retain))
+    return Stability(angles=angles, chance=chance, **columns)  # type: ignore[arg-type]
+
+
+def refit(
+    unlearning: UnlearningSubspace,
+    retain: RetainSubspace,
+    forget: Side,
+    kept: Side,
+    rng: np.random.Generator | None = None,
+) -> Refit:
+    """Both subspaces on one resample, with the settings of the fits given; without `rng`, on the examples as they are."""
+    un = _directions(forget, unlearning, rng)
+    first = un[:, 0]
+    sign = -1.0 if bool(first @ unlearning.direction.double() < 0) else 1.0
+    return Refit(_basis(un), sign * unit(first), _basis(_directions(kept, retain, rng)))
+
+
+def _directions(
+    side: Side, fitted: UnlearningSubspace | RetainSubspace, rng: np.random.Generator | None
+) -> Float[Tensor, "d k"]:
+    """The leading directions of a resample in the coordinates of the states, the principal one first."""
+    counts = torch.ones(len(side.ans), dtype=torch.float64) if rng is None else drawn(side, rng)
+    there = counts > 0
+    weights = counts.clone()
+    if side.groups is not None:
+        for rows, _ in side.members:
+            weights[rows] /= weights[rows].sum()
+    weights = weights[there] * int(there.sum()) / weights.sum()
+    hybrid = span_hybrid(
+        side.ans[there], side.cot[there], fitted.standardise, shared_scale=fitted.map_back, weights=weights
+    )
+    found = _leading(hybrid.rows, fitted.energy, fitted.cap)
+    return hybrid.scale.unsqueeze(1) * found if fitted.map_back else found
+
+
+def _leading(rows: Float[Tensor, "examples d"], energy: float, cap: int | None) -> Float[Tensor, "d k"]:
+    """`leading_directions` from the smaller Gram matrix alone: those that hold most of the energy are accurate there."""
+    wide = rows.shape[0] < rows.shape[1]
+    values, vectors = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)
+    s, vectors = values.flip(0).clamp_min(0.0).sqrt(), vectors.flip(1)
+    rank = max(1, min(energy_rank(s, energy), cap or len(s)))
+    return rows.mT @ vectors[:, :rank] / s[:rank].clamp_min(1e-300) if wide else vectors[:, :rank]
+
+
+def drawn(side: Side, rng: np.random.Generator) -> Float[Tensor, " examples"]:
+    """How often each example is in a resample: clusters drawn with replacement within their group.
+
+    A group of one cluster stays as it is; that it has no spread shows in the other one's numbers.
+    """
+    counts = np.zeros(len(side.ans))
+    for rows, member in side.members:
+        size = int(member.max()) + 1
+        counts[rows] = np.bincount(rng.integers(size, size=size), minlength=size)[member]
+    return torch.from_numpy(counts)
+
+
+def _basis(directions: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
+    return torch.linalg.qr(directions).Q
+
+
+def _compared(mine: Refit, whole: Refit) -> dict[str, object]:
+    cosines = torch.linalg.svdvals(mine.unlearning.mT @ mine.retain).clamp(0.0, 1.0)
+    ranks = (mine.unlearning.shape[1], mine.retain.shape[1])
+    return {
+        "angles": cosines.arccos().sort().values,
+        "kernel": float(cosines.square().sum()) / math.sqrt(ranks[0] * ranks[1]),
+        "share": float((mine.retain.mT @ mine.direction).square().sum()),
+        "ranks": ranks,
+        "unlearning_angle": mean_angle(mine.unlearning, whole.unlearning),
+        "direction_angle": math.acos(min(1.0, abs(float(mine.direction @ whole.direction)))),
+        "retain_angle": mean_angle(mine.retain, whole.retain),
+    }
+
+
+def mean_angle(first: Float[Tensor, "d k"], second: Float[Tensor, "d j"]) -> float:
+    """The angle whose squared cosine is the mean over the principal angles of two orthonormal bases, radians.
+
+    >>> eye = torch.eye(4, dtype=torch.float64)
+    >>> mean_angle(eye[:, :1], eye[:, :2]), round(math.degrees(mean_angle(eye[:, :2], eye[:, 1:3])))
+    (0.0, 45)
+    """
+    shared = float((first.mT @ second).square().sum()) / min(first.shape[1], second.shape[1])
+    return math.acos(math.sqrt(min(1.0, shared)))
