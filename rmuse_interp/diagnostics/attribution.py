@@ -1,0 +1,224 @@
+"""Where a leaked token comes from: three attributions to spans of one log-probability, and how far they agree.
+
+* ``gradients``: integrated gradients from the average query to this one (`gradients`): what a span's words and pixels
+  bring in, by whatever way it reaches the prediction. Nats; with ``here`` they add up to the difference.
+* ``knockout``: what is lost where a span's states are held at the average query's (`knockout`): what passes through the
+  span, its own or taken over from earlier ones. Nats; spans may share or stand in for each other, nothing adds up.
+* ``direct``: what heads move from the span's tokens straight into the token's logit (`direct`). Logits.
+
+They answer three questions, so they need not agree; where they do, the answer does not hang on the question.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+from rich.progress import Progress
+
+from rmuse_interp.diagnostics.direct import Direct, direct_effects
+from rmuse_interp.diagnostics.gradients import Gradients, integrated_gradients
+from rmuse_interp.diagnostics.knockout import Knockout, knock_out
+from rmuse_interp.diagnostics.leaks import Leak, embedded
+from rmuse_interp.diagnostics.reference import Reference
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.state import Decision
+
+Way = Literal["gradients", "knockout", "direct"]
+WAYS: Final[tuple[Way, ...]] = get_args(Way)
+RESAMPLES: Final = 1000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """One leak's sources.
+
+    Attributes:
+        leak: what was explained.
+        knockout: its log-probability, and what is left without each span.
+        direct: shares of its logit.
+        gradients: integrated gradients; None where they were not asked for.
+        steered: whether the plan acted on the query; False without a plan.
+    """
+
+    leak: Leak
+    knockout: Knockout
+    direct: Direct
+    gradients: Gradients | None
+    steered: bool
+
+    @property
+    def by_way(self) -> dict[Way, dict[str, float]]:
+        """Attributions by way and span; a span without tokens is absent, and so is a way that was not asked for."""
+        found: dict[Way, dict[str, float]] = {}
+        if self.gradients is not None:
+            found["gradients"] = self.leak.summed(self.gradients.tokens)
+        return {**found, "knockout": self.knockout.drops, "direct": self.direct.attention}
+
+
+def attribute(
+    lens: LensModel,
+    leaks: Sequence[Leak],
+    reference: Callable[[Leak], Reference],
+    bridge: Any,
+    plan: Plan | None = None,
+    *,
+    gradients: Callable[[Leak], bool] = lambda leak: True,
+    before: Sequence[Attribution] | None = None,
+    progress: Progress | None = None,
+    label: str = "spans",
+) -> list[Attribution]:
+    """The sources of some leaks, all three ways.
+
+    Args:
+        lens: the model.
+        leaks: what to explain.
+        reference: the average query to compare a leak with, of the same kind of query and under the same plan.
+        bridge: from `direct.folded_bridge`, of the same model.
+        plan: what runs; its gates decide on each query once, before.
+        gradients: of which leaks integrated gradients are taken: by far the longest part.
+        before: the same leaks without a plan; taken over where no edit acts on a query.
+        progress: a running progress bar to add a line to.
+        label: of that line.
+
+    Raises:
+        RMuseError: a reference about a person who is explained, or without a span that a leak has.
+    """
+    for leak in leaks:
+        if leak.placed.statement.person in reference(leak).people:
+            raise RMuseError(
+                f"{leak.id}: a reference about other people was required, its person is among them; leave "
+                f"{leak.placed.statement.person} out of mean_query(...)"
+            )
+        reference(leak).of(leak.placed.places)
+    found: list[Attribution] = []
+    task = progress.add_task(label, total=len(leaks)) if progress is not None else None
+    for i, leak in enumerate(leaks):
+        decision = None if plan is None else decided(lens, plan, leak)
+        acts = plan is not None and decision is not None and acting(plan, decision, leak)
+        if before is not None and plan is not None and not acts:
+            found.append(before[i])
+        else:
+            asked = gradients(leak)
+            found.append(_one(lens, leak, reference(leak), bridge, plan if acts else None, decision, asked))
+        if progress is not None and task is not None:
+            progress.advance(task)
+    return found
+
+
+def _one(
+    lens: LensModel, leak: Leak, reference: Reference, bridge: Any, plan: Plan | None, decision: Decision | None,
+    asked: bool,
+) -> Attribution:  # fmt: skip
+    own = embedded(lens, leak.placed)
+    means = reference.of(leak.placed.places).to(own)
+    with ExitStack() as undo:
+        if plan is not None:
+            handle = undo.enter_context(plan.attach(lens.hf, layout=lens.layout, decision=decision))
+            undo.enter_context(handle.expecting(leak.placed.ids, None, [leak.placed.prompt_end]))
+        knockout = knock_out(lens, leak, own, means)
+        slopes = integrated_gradients(lens, leak, own, means[None, :, 0]) if asked else None
+    shares = direct_effects(bridge, leak, plan, decision if plan is not None else None)
+    return Attribution(leak, knockout, shares, slopes, plan is not None)
+
+
+def decided(lens: LensModel, plan: Plan, leak: Leak) -> Decision:
+    """What the plan's gates say of a leak's query."""
+    query = leak.placed.statement.query
+    return lens.decide(plan, [query.prompt], [query.image])
+
+
+def acting(plan: Plan, decision: Decision, leak: Leak) -> bool:
+    """Whether any edit may act on a leak's query."""
+    has_image = leak.placed.statement.query.image is not None
+    fired = decision.fired[0].tolist()
+    return any(
+        (edit.gate is None or edit.per == "token" or fired[i])
+        and edit.modality in (None, "image" if has_image else "text")
+        for i, edit in enumerate(plan)
+    )
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over examples with its 95 % bootstrap interval, people resampled; None where there is no example."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+    n: int
+
+
+def clustered_mean(values: Sequence[float], people: Sequence[str], seed: int = 0) -> Mean:
+    """The mean of some values; the interval resamples whole people, whose examples are not independent.
+
+    >>> clustered_mean([1.0, 3.0], ["a", "b"]).value
+    2.0
+    """
+    if not values:
+        return Mean(None, None, 0)
+    names = sorted({*people})
+    index = np.array([names.index(person) for person in people])
+    totals = np.bincount(index, weights=np.array(values, dtype=np.float64))
+    counts = np.bincount(index).astype(np.float64)
+    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
+    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Mean(float(totals.sum() / counts.sum()), (float(low), float(high)), len(values))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far two ways agree on the spans that leaks come from, ``here`` left out.
+
+    Attributes:
+        first, second: the ways.
+        correlation: Spearman's over the spans of one leak, mean over leaks with at least three spans that differ.
+        top: share of leaks whose largest span is the same.
+        chance: what `top` would be by drawing one of a leak's spans at random.
+    """
+
+    first: Way
+    second: Way
+    correlation: Mean
+    top: Mean
+    chance: float | None
+
+
+def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int = 0) -> Agreement:
+    """How far two ways agree, over the leaks that have both."""
+    from scipy.stats import spearmanr
+
+    ranks: list[tuple[float, str]] = []
+    tops: list[tuple[float, str]] = []
+    chances: list[float] = []
+    for one in found:
+        ways, person = one.by_way, one.leak.placed.statement.person
+        if first not in ways or second not in ways:
+            continue
+        spans = [s for s in one.leak.sources if s in ways[first] and s in ways[second]]
+        a, b = ([ways[way][span] for span in spans] for way in (first, second))
+        if len(spans) > 1:
+            tops.append((float(int(np.argmax(a)) == int(np.argmax(b))), person))
+            chances.append(1 / len(spans))
+        if len(spans) > 2 and len({*a}) > 1 and len({*b}) > 1:
+            ranks.append((float(spearmanr(a, b).statistic), person))
+
+    def mean(rows: list[tuple[float, str]]) -> Mean:
+        return clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
+
+    return Agreement(first, second, mean(ranks), mean(tops), float(np.mean(chances)) if chances else None)
+
+
+def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> Mapping[str, Mean]:
+    """Mean attribution to each span over the leaks that have it."""
+    spans = (*dict.fromkeys(span for one in found for span in one.by_way.get(way, {})),)
+    means: dict[str, Mean] = {}
+    for span in spans:
+        rows = [(one.by_way[way][span], one.leak.placed.statement.person) for one in found
+                if span in one.by_way.get(way, {})]  # fmt: skip
+        means[span] = clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
+    return means

@@ -1,0 +1,113 @@
+"""Direct logit attribution by source span: which tokens' values the heads move straight into the leaked logit.
+
+At the token that predicts, the residual stream is a sum: its embedding, every block's attention and MLP, and what the
+edits added. Read through the final norm (its scale frozen) and the unembedding, each is a share of the logit. That is
+TransformerLens' `direct_logit_attribution`; attention is then taken apart by the token it comes from,
+
+    attn_l = Σ_t Σ_head A_l[head, here, t] · v_l[t, head] W_O[head],
+
+and summed by span. What MLPs make of it at the predicting token is nobody's share: `mlp`. The logit is the token's less
+the mean over the vocabulary (the folded bridge centres its unembedding) and without bias; it differs from the
+log-probability by what all tokens have in common. These are direct effects alone: what a span did to the states of other
+spans counts as theirs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.diagnostics.leaks import Leak
+from rmuse_interp.edits import Plan
+from rmuse_interp.models.bridge import fwd_hooks, to_bridge
+from rmuse_interp.models.encoding import Encoding
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.state import Decision
+
+_KEPT: Final = (
+    "hook_embed", "attn.hook_pattern", "attn.hook_v", "hook_attn_out", "hook_mlp_out", "ln_final.hook_scale",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Direct:
+    """Shares of one logit; all of them together are `logit`.
+
+    Attributes:
+        logit: of the leaked token, without the unembedding's bias.
+        attention: moved by heads, by source span, the predicting token's own under ``here``.
+        embedding: of the predicting token itself.
+        mlp: of all blocks.
+        edits: what the plan added to the predicting token's states; 0 without one.
+    """
+
+    logit: float
+    attention: dict[str, float]
+    embedding: float
+    mlp: float
+    edits: float
+
+
+def folded_bridge(lens: LensModel) -> Any:
+    """A TransformerLens bridge of the model with the final norm folded into the unembedding, as DLA needs it.
+
+    The model is loaded a second time (see `to_bridge`); residual streams stay those of the original.
+    """
+    bridge = to_bridge(lens)
+    bridge.enable_compatibility_mode()
+    return bridge
+
+
+def direct_effects(
+    bridge: Any, leak: Leak, plan: Plan | None = None, decision: Decision | None = None
+) -> Direct:
+    """The leaked logit's shares.
+
+    Args:
+        bridge: from `folded_bridge`.
+        leak: what is explained.
+        plan: what runs; its edits become a share of their own.
+        decision: of the plan's gates on this query.
+    """
+    from transformer_lens.tools.analysis import direct_logit_attribution
+
+    placed = leak.placed
+    encoding = Encoding(dict(placed.inputs))
+    encoding.prompt_end = torch.tensor([placed.prompt_end], device=placed.ids.device)
+    hooks = [] if plan is None else fwd_hooks(plan, bridge, encoding=encoding, decision=decision)
+    more = {key: value for key, value in placed.inputs.items() if key != "input_ids"}
+    with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+        logits, cache = bridge.run_with_cache(
+            placed.ids,
+            names_filter=lambda name: not name.startswith("vision") and name.endswith(_KEPT),
+            **more,
+        )
+        found = direct_logit_attribution(bridge, answer_tokens=leak.token, cache=cache, unit="component")
+        shares = dict(zip(found.labels, found.attribution.flatten().tolist(), strict=True))
+        by_token = moved(bridge, cache, leak.token)
+    logit = float(logits[0, -1, leak.token] - bridge.b_U[leak.token])
+    total = sum(shares.values())
+    # What heads' biases add comes from no token.
+    rest = sum(v for k, v in shares.items() if k.endswith("attn_out")) - float(by_token.sum())
+    mlp = sum(v for k, v in shares.items() if k.endswith("mlp_out"))
+    embedding = sum(v for k, v in shares.items() if not k.endswith(("attn_out", "mlp_out")))
+    return Direct(logit, leak.summed(by_token), embedding + rest, mlp, logit - total)
+
+
+def moved(bridge: Any, cache: Any, token: int) -> Float[Tensor, " tokens"]:
+    """What all heads of all blocks move from each token into the last one's logit of `token`."""
+    scale = cache["ln_final.hook_scale"][0, -1]
+    towards = (bridge.W_U[:, token] / scale).float()
+    total: Tensor | None = None
+    for layer in range(bridge.cfg.n_layers):
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1].float()
+        values = cache[f"blocks.{layer}.attn.hook_v"][0].float()
+        # Fewer key-value heads than heads: each serves a group of neighbours.
+        values = values.repeat_interleave(pattern.shape[0] // values.shape[1], dim=1)
+        reading = bridge.W_O[layer].float() @ towards
+        found = torch.einsum("ht,thd,hd->t", pattern, values, reading)
+        total = found if total is None else total + found
+    assert total is not None
+    return total.cpu()

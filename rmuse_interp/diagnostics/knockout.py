@@ -1,0 +1,118 @@
+"""Causal knockout of spans: their states held at those of the average query, by an edit, and what the leak loses.
+
+The span's tokens enter as the average query's embeddings and leave every block with its mean states: whatever they say or
+pass on is gone, while attention itself is left alone. All spans of one leak are knocked out in one pass, a row of the
+batch for each: the plan has one edit per span, and its decision says which of them acts on which row. The last token,
+`here`, is never held: its state is the prediction.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+import rmuse_interp.operators as op
+from rmuse_interp.diagnostics.leaks import Leak, SourceSpan, log_prob
+from rmuse_interp.edits import Edit, Plan
+from rmuse_interp.gates import Gate
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.native import attach
+from rmuse_interp.models.state import Decision, Vocabulary
+
+
+class Hold(op.Operator):
+    """`h̃ = s_t` at the steps t that are held, `h̃ = h` at all others.
+
+    Args:
+        states: [held, d] s.
+        steps: [held] position − prompt_end of each, distinct.
+    """
+
+    states: Tensor
+    steps: Tensor
+
+    def __init__(self, states: Float[Tensor, "held d"], steps: Int[Tensor, " held"]):
+        super().__init__()
+        self.hold(states=states, steps=steps)
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        assert step is not None, "a plan gives every state its step"
+        same = step.unsqueeze(-1) == self.steps
+        held = self.states.to(h.dtype)[same.int().argmax(dim=-1)]
+        return torch.where(same.any(dim=-1, keepdim=True), held, h)
+
+    def describe(self) -> str:
+        return f"hold {len(self.steps)} tokens at given states"
+
+
+class Row(Gate):
+    """Some rows of a batch. Which, the decision says that comes with the plan: the gate itself is never asked."""
+
+    def __init__(self) -> None:
+        super().__init__(layer=0, readout="last", threshold=0.0)
+
+
+@dataclass(frozen=True)
+class Knockout:
+    """What is left of one leak without a span.
+
+    Attributes:
+        log_prob: of the leaked token with everything in place, nats.
+        without: of the same, by the span that was knocked out.
+    """
+
+    log_prob: float
+    without: dict[SourceSpan, float]
+
+    @property
+    def drops(self) -> dict[str, float]:
+        """How much log-probability each span was worth, nats; negative where it spoke against the token."""
+        return {span: self.log_prob - value for span, value in self.without.items()}
+
+
+def knock_out(
+    lens: LensModel,
+    leak: Leak,
+    own: Float[Tensor, "1 tokens d"],
+    means: Float[Tensor, "tokens sites d"],
+) -> Knockout:
+    """The leak without each of its spans in turn; plans attached to the model act before.
+
+    Args:
+        lens: the model.
+        leak: what is explained.
+        own: its embeddings.
+        means: states of the average query at the leak's places, embedding first; under the same plan.
+    """
+    sources = leak.sources
+    if not sources:
+        with torch.no_grad():
+            return Knockout(float(log_prob(lens, leak, own)), {})
+    means = means.to(own)
+    plan = Plan([held(means, at, leak.placed.prompt_end).named(span) for span, at in sources.items()])
+    rows = own.repeat(len(sources) + 1, 1, 1)
+    for row, at in enumerate(sources.values(), start=1):
+        rows[row, at] = means[at, 0]
+    # The first row is left whole.
+    acts = torch.cat([torch.zeros(1, len(sources)), torch.eye(len(sources))]).bool().to(own.device)
+    decision = Decision(acts, torch.full(acts.shape, torch.nan, device=own.device), torch.ones_like(acts))
+    # To this plan no token is an image's or a special one: "all" are all.
+    bare = replace(lens.layout, vocabulary=Vocabulary(None, frozenset()))
+    ids = leak.placed.ids.expand(len(rows), -1)
+    with ExitStack() as undo, torch.no_grad():
+        handle = undo.enter_context(attach(lens.hf, plan, decision=decision, layout=bare))
+        undo.enter_context(handle.expecting(ids, None, [leak.placed.prompt_end] * len(rows)))
+        found = log_prob(lens, leak, rows).tolist()
+    return Knockout(found[0], dict(zip(sources, found[1:], strict=True)))
+
+
+def held(means: Float[Tensor, "tokens sites d"], at: Sequence[int], prompt_end: int) -> Edit:
+    """The edit that holds the tokens at some positions, at every block but the last, which no later token reads."""
+    steps = torch.tensor(at, device=means.device) - prompt_end
+    blocks = range(means.shape[1] - 2)
+    return op.layerwise({b: Hold(means[at, b + 1], steps) for b in blocks}).on("all").when(Row())

@@ -1,0 +1,297 @@
+"""Where a response gives a value away: the leaked token, and the span that every token before it belongs to.
+
+A leak is one token, predicted at the token before it, the last one kept: what is asked is where its log-probability
+comes from. Spans partition all tokens up to there, delimiters and template included, so that shares add up:
+
+* ``image``: the image tokens;
+* ``prefix``: everything before the question, template and prefix words alike;
+* ``question``: the question's own words;
+* ``turn``: the template behind the question, up to the last prompt token;
+* ``reasoning``: the reasoning so far, its opening delimiter included;
+* ``answer``: the answer so far, with the delimiter that closes the reasoning.
+
+The last token itself is set apart as ``here``: its state *is* the prediction, and no source that could be left out.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp.collect import Query
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.spans import DEFAULT_DELIMITERS, locate, parse_response
+
+SourceSpan = Literal["image", "prefix", "question", "turn", "reasoning", "answer"]
+SOURCES: Final[tuple[SourceSpan, ...]] = get_args(SourceSpan)
+"""In the order of the tokens."""
+Part = Literal["reasoning", "answer"]
+PARTS: Final[tuple[Part, ...]] = get_args(Part)
+"""Where a value can leak."""
+Place = tuple[SourceSpan, int]
+"""A span and how many of its tokens come before."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A query whose response states a value about somebody.
+
+    Args:
+        query: with its response.
+        question: the question's own words, to be found in the prompt.
+        value: what is given away.
+        person: whom it is about: examples about one person are no independent ones.
+        among: the values that it is to be told from; see `find_leaks`.
+    """
+
+    query: Query
+    question: str
+    value: str
+    person: str
+    among: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """One query with its tokens, each at its place.
+
+    Attributes:
+        statement: what was placed.
+        inputs: of the model, one row without padding.
+        prompt_end: position of the last prompt token.
+        places: of every token.
+    """
+
+    statement: Statement
+    inputs: Mapping[str, Tensor]
+    prompt_end: int
+    places: tuple[Place, ...]
+
+    @property
+    def ids(self) -> Int[Tensor, "1 tokens"]:
+        """The tokens."""
+        return self.inputs["input_ids"]
+
+
+@dataclass(frozen=True, eq=False)
+class Leak:
+    """One leaked token and all that comes before it; the last token kept is ``here``.
+
+    Attributes:
+        placed: the query, cut behind the token that predicts.
+        part: where the value leaks.
+        token: id of the leaked token.
+    """
+
+    placed: Placed
+    part: Part
+    token: int
+
+    @property
+    def id(self) -> str:
+        """Of the query."""
+        return self.placed.statement.query.id
+
+    @property
+    def sources(self) -> dict[SourceSpan, list[int]]:
+        """Positions by span, ``here`` left out; a span without tokens is absent."""
+        found: dict[SourceSpan, list[int]] = {}
+        for position, (span, _) in enumerate(self.placed.places[:-1]):
+            found.setdefault(span, []).append(position)
+        return found
+
+    def summed(self, values: Float[Tensor, " tokens"]) -> dict[str, float]:
+        """Values of tokens as sums by span, and that of ``here``; a span without tokens is absent."""
+        sums = {span: float(values[at].sum()) for span, at in self.sources.items()}
+        return {**sums, "here": float(values[-1])}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `find_leaks` found.
+
+    Attributes:
+        leaks: in the order of the statements, the reasoning's before the answer's.
+        missing: of each part, the ids of the queries whose value does not stand in it.
+    """
+
+    leaks: list[Leak] = field(default_factory=list)
+    missing: dict[Part, list[str]] = field(default_factory=lambda: {part: [] for part in PARTS})
+
+
+def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = DEFAULT_DELIMITERS) -> Placed:
+    """A query's tokens at their places.
+
+    Raises:
+        RMuseError: a question that is not in the prompt, a response that is not well formed.
+    """
+    query = statement.query
+    inputs = lens.encode([query.prompt], [query.image], [query.response])
+    tail = f" {query.response}" if query.response else ""
+    ids = inputs["input_ids"][0].tolist()
+    spans = locate(
+        lens.processor,
+        inputs.texts[0].removesuffix(tail),
+        tail,
+        input_ids=ids,
+        question=statement.question,
+        delimiters=delimiters if query.stepwise else None,
+        name=query.id,
+    )
+    assert spans.question is not None
+    closed = spans.prompt_end + 1 if spans.reasoning is None else spans.reasoning[1]
+    counted: dict[SourceSpan, int] = {}
+    places: list[Place] = []
+    for position, token in enumerate(ids):
+        span: SourceSpan
+        if position > spans.prompt_end:
+            span = "answer" if position >= closed else "reasoning"
+        elif token == lens.image_token_id:
+            span = "image"
+        elif position < spans.question[0]:
+            span = "prefix"
+        else:
+            span = "question" if position < spans.question[1] else "turn"
+        places.append((span, counted.get(span, 0)))
+        counted[span] = counted.get(span, 0) + 1
+    return Placed(statement, dict(inputs), spans.prompt_end, tuple(places))
+
+
+def find_leaks(
+    lens: LensModel, statements: Sequence[Statement], delimiters: tuple[str, str] = DEFAULT_DELIMITERS
+) -> Found:
+    """The leaked tokens: where its value first stands in a response's reasoning, and in its answer.
+
+    Of the value's tokens it is the first that tells the value from others: at most half of `Statement.among` begin with
+    the same ones. Every year begins with 19, and those digits give nobody away.
+
+    Raises:
+        RMuseError: no statement, or none whose response holds its value.
+    """
+    pieces = _Pieces(lens.tokenizer)
+    found = Found()
+    for statement in statements:
+        placed = place(lens, statement, delimiters)
+        text = statement.query.response or ""
+        # Counted from the end, where neither image placeholders nor tokens put in front stand between the two.
+        offsets = lens.tokenizer(text=f" {text}", add_special_tokens=False, return_offsets_mapping=True)[
+            "offset_mapping"
+        ]
+        shift = len(placed.places) - len(offsets)
+        for part in PARTS:
+            span = _value_in(text, part, statement, delimiters)
+            covering = [] if span is None else _covering(offsets, span[0] + 1, span[1] + 1)
+            if not covering:
+                found.missing[part].append(statement.query.id)
+                continue
+            at = shift + covering[min(pieces.telling(statement.value, statement.among), len(covering) - 1)]
+            found.leaks.append(Leak(_cut(placed, at), part, int(placed.ids[0, at])))
+    if not found.leaks:
+        raise RMuseError(
+            f"at least one response that states its value was required, got none in {len(statements)}; check the "
+            "attributes and the reference responses of the benchmark"
+        )
+    return found
+
+
+def _value_in(
+    text: str, part: Part, statement: Statement, delimiters: tuple[str, str]
+) -> tuple[int, int] | None:
+    """Characters of the value where it first stands in one part of a response."""
+    parsed = parse_response(text, delimiters if statement.query.stepwise else ("", ""))
+    within = parsed.reasoning if part == "reasoning" else parsed.answer
+    begin = text.find(within) if part == "reasoning" else text.rfind(within)
+    hit = re.search(rf"(?<!\w){re.escape(statement.value)}(?!\w)", within) if within else None
+    return None if hit is None else (begin + hit.start(), begin + hit.end())
+
+
+def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
+    """The tokens that cover at least one of some characters; a blank before them alone is none of theirs."""
+    return [i for i, (a, b) in enumerate(offsets) if b > a and a < end and b > start]
+
+
+def _cut(placed: Placed, at: int) -> Placed:
+    """The same query up to the token before position `at`."""
+    inputs = {key: value[:, :at] if key in ("input_ids", "attention_mask") else value for key, value in
+              placed.inputs.items()}  # fmt: skip
+    return Placed(placed.statement, inputs, placed.prompt_end, placed.places[:at])
+
+
+class _Pieces:
+    """Values as the tokenizer cuts them behind a blank."""
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def of(self, value: str) -> tuple[int, ...]:
+        """The tokens that cover the value."""
+        if value not in self._known:
+            found = self._tokenizer(text=f" {value}", add_special_tokens=False, return_offsets_mapping=True)
+            hit = _covering(found["offset_mapping"], 1, 1 + len(value))
+            self._known[value] = tuple(found["input_ids"][i] for i in hit)
+        return self._known[value]
+
+    def telling(self, value: str, among: Sequence[str]) -> int:
+        """Which token of the value is the first that at most half of the other values share."""
+        own, others = self.of(value), [self.of(other) for other in {*among} - {value}]
+        for length in range(1, len(own)):
+            if 2 * sum(other[:length] == own[:length] for other in others) <= len(others):
+                return length - 1
+        return len(own) - 1
+
+
+def embedded(lens: LensModel, placed: Placed) -> Float[Tensor, "1 tokens d"]:
+    """What enters the language model: embeddings of the tokens, image features in their places."""
+    seen: list[Tensor] = []
+
+    def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        given = kwargs.get("inputs_embeds")
+        seen.append(lens.hf.get_input_embeddings()(placed.ids) if given is None else given)
+
+    handle = _language_model(lens).register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            lens.hf(**placed.inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        handle.remove()
+    return seen[0].detach()
+
+
+@contextmanager
+def entering(lens: LensModel, embeddings: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
+    """The context in which these embeddings enter the language model, whatever ids it was called with.
+
+    The ids still reach the model, and with them the plans attached to it: they know image tokens by their ids.
+    """
+
+    def put(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+
+    handle = _language_model(lens).register_forward_pre_hook(put, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _language_model(lens: LensModel) -> torch.nn.Module:
+    return lens.hf.get_submodule(lens.layout.path.rpartition(".")[0])
+
+
+def log_prob(
+    lens: LensModel, leak: Leak, embeddings: Float[Tensor, "rows tokens d"]
+) -> Float[Tensor, " rows"]:
+    """Log-probability (nats) of the leaked token where these embeddings stand for the leak's own; plans attached act."""
+    ids = leak.placed.ids.expand(len(embeddings), -1)
+    with entering(lens, embeddings):
+        logits = lens.hf(
+            input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1
+        ).logits
+    return logits[:, -1].float().log_softmax(dim=-1)[:, leak.token]

@@ -1,0 +1,117 @@
+"""The average query, which stands for "nothing in particular" in attributions: mean states by place.
+
+A token is compared with what stands at the same place of the same span in queries about other people: the mean of their
+embeddings and of their states at every block. Template tokens are the same in all of them, and so nothing is attributed
+to them but what they carry of the query; a zero embedding, the usual baseline, would be no input of a model with RMSNorm,
+which divides by its length.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from rich.progress import Progress
+from torch import Tensor
+
+from rmuse_interp.diagnostics.leaks import Place, SourceSpan, Statement, embedded, place
+from rmuse_interp.edits import Plan
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.state import Decision
+from rmuse_interp.spans import DEFAULT_DELIMITERS
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Mean states of the embedding (site 0) and of every block's output (site l + 1).
+
+    Attributes:
+        by_place: where at least one query has a token.
+        by_span: over all tokens of a span, for places further on than any query went.
+        people: whom the queries are about.
+    """
+
+    by_place: dict[Place, Float[Tensor, "sites d"]]
+    by_span: dict[SourceSpan, Float[Tensor, "sites d"]]
+    people: frozenset[str]
+
+    def of(self, places: Sequence[Place]) -> Float[Tensor, "tokens sites d"]:
+        """The mean state at each place.
+
+        Raises:
+            RMuseError: a span that no query of the reference has.
+        """
+        unknown = sorted({span for span, _ in places} - set(self.by_span))
+        if unknown:
+            raise RMuseError(
+                f"a reference with the spans {', '.join(unknown)} was required, its queries have "
+                f"{', '.join(self.by_span)} alone; take queries of the same kind (image or text, with reasoning or not)"
+            )
+        return torch.stack([self.by_place.get(at, self.by_span[at[0]]) for at in places])
+
+
+def mean_query(
+    lens: LensModel,
+    statements: Sequence[Statement],
+    plan: Plan | None = None,
+    *,
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+    progress: Progress | None = None,
+    label: str = "average query",
+) -> Reference:
+    """The mean states of some queries and their responses.
+
+    Args:
+        statements: about people none of whom is to be explained; what they state is not looked at.
+        plan: runs with all of its gates open: the states of an average query that is steered.
+        progress: a running progress bar to add a line to.
+        label: of that line.
+
+    Raises:
+        RMuseError: no queries.
+    """
+    if not statements:
+        raise RMuseError("queries about other people were required for a reference, got none")
+    sums: dict[Place, Tensor] = {}
+    counts: dict[Place, int] = {}
+    task = progress.add_task(label, total=len(statements)) if progress is not None else None
+    with ExitStack() as undo, torch.no_grad():
+        handle = None if plan is None else undo.enter_context(plan.attach(lens.hf, layout=lens.layout))
+        seen: list[Tensor] = []
+        for block in lens.layout.blocks:
+            hook = block.register_forward_hook(
+                lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)
+            )
+            undo.callback(hook.remove)
+        for statement in statements:
+            placed = place(lens, statement, delimiters)
+            if handle is not None:
+                handle.decision = opened(handle.plan, placed.ids.device)
+            with ExitStack() as call:
+                if handle is not None:
+                    call.enter_context(handle.expecting(placed.ids, None, [placed.prompt_end]))
+                seen.clear()
+                first = embedded(lens, placed)
+            states = torch.stack([first[0], *(h[0] for h in seen)], dim=1).float().cpu()
+            for at, row in zip(placed.places, states, strict=True):
+                sums[at] = sums[at] + row if at in sums else row.clone()
+                counts[at] = counts.get(at, 0) + 1
+            if progress is not None and task is not None:
+                progress.advance(task)
+    spans: dict[SourceSpan, list[Place]] = {}
+    for at in sums:
+        spans.setdefault(at[0], []).append(at)
+    by_span = {
+        span: torch.stack([sums[at] for at in places]).sum(dim=0) / sum(counts[at] for at in places)
+        for span, places in spans.items()
+    }
+    people = frozenset(statement.person for statement in statements)
+    return Reference({at: total / counts[at] for at, total in sums.items()}, by_span, people)
+
+
+def opened(plan: Plan, device: torch.device) -> Decision:
+    """The decision for one query by which every edit acts."""
+    yes = torch.ones(1, len(plan), dtype=torch.bool, device=device)
+    return Decision(yes, torch.full((1, len(plan)), torch.nan, device=device), yes)
