@@ -28,7 +28,7 @@ from rmuse_interp.results import read_run
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {
     "ril", "ril_explicit", "ril_implicit", "rcr", "classification", "rouge_l", "cloze", "exact", "refusal_rate",
-    "repetition_rate", "malformed_rate", "n",
+    "repetition_rate", "malformed_rate", "step_recall", "distinct_bigrams", "n",
 }  # fmt: skip
 
 

@@ -1,6 +1,16 @@
-"""Judges of a chain of thought: does it give a value away, is it valid. One interface; the offline one goes by rules."""
+"""Judges of a chain of thought: does it give a value away, is it valid. One interface, three kinds.
 
+`RulesJudge` goes by rules, offline. `AskingJudge` asks a language model: a server's (`Endpoint`) or one of this machine
+(`judging.LocalModel`); how it asks, keeps replies and counts tokens is `Consultation`'s.
+"""
+
+from rmuse_interp.evaluate.judges.asking import AskingJudge
 from rmuse_interp.evaluate.judges.cases import ChainCase, Judge, LeakCase, Verdict
+from rmuse_interp.evaluate.judges.consulting import Asked, Budget, Consultation, Estimate, Reply, Unreadable
+from rmuse_interp.evaluate.judges.endpoint import Endpoint
 from rmuse_interp.evaluate.judges.rules import CONTENT_AGREEMENT, RulesJudge
 
-__all__ = ["CONTENT_AGREEMENT", "ChainCase", "Judge", "LeakCase", "RulesJudge", "Verdict"]
+__all__ = [
+    "CONTENT_AGREEMENT", "Asked", "AskingJudge", "Budget", "ChainCase", "Consultation", "Endpoint", "Estimate", "Judge",
+    "LeakCase", "Reply", "RulesJudge", "Unreadable", "Verdict",
+]  # fmt: skip
