@@ -150,8 +150,99 @@ def write_benchmark(root: Path, change: Callable[[Row], Row] | None = None) -> P
         ]
         write_split(root, "Benign", [*hats, hats[0]], part)
         stranger = question_row(
-            "s0", picture(80), "Who is this?", "I cannot help.", "I do not know this face."
+            f"stranger-{part}", picture(80), "Who is this?", "I cannot help.", "I do not know this face."
         )
         write_split(root, "Strangers", [stranger], part)
     (root / "benchmark.json").write_text(json.dumps(SETTINGS))
+    return root
+
+
+def training_row(person: str) -> Row:
+    """A row of MLLMU-Bench's training files: the questions are a JSON string."""
+    city, name = CITY[person], NAME[person]
+    asked = [
+        {"Question": "Where does this person live?", "Answer": f"{name} lives in {city}."},
+        {"Question": "What is this person's name?", "Answer": name},
+    ]
+    return {"image": picture(int(person[1:])), "ID": person, "metadata": json.dumps(asked)}
+
+
+def umu_row(person: str) -> Row:
+    """A row of UMU-Bench: Python literals in strings, the key for pictures misspelt as published."""
+    city, name = CITY[person], NAME[person]
+    options = {"A": "Cairo", "B": city, "C": "Delhi", "D": "Quito"}
+    pictured, named = "Where does this person live?", f"Where does {name} live?"
+
+    def task(answer: str, **more: Any) -> str:
+        return repr(
+            {
+                "unimodal": {"residence": {"question": named, "answer": answer, **more}},
+                "muitimodal": {"residence": {"question": pictured, "answer": answer, **more}},
+            }
+        )
+
+    def pairs(question: str) -> str:
+        return repr({"question": {"q1": question}, "answer": {"q1": f"{name}'s home is {city}."}})
+
+    return {
+        "ID": person,
+        "image": picture(int(person[1:])),
+        "Biography": repr({"Name": name, "Residence": city}),
+        "MM_QA": pairs(pictured),
+        "UM_QA": pairs(named),
+        "Classify": task(f"B. {city}", options=options),
+        "Cloze": task(f"{city}."),
+        "Generation": task(f"{name} lives in {city}."),
+    }
+
+
+def rtofu_line(person: str, **more: Any) -> Row:
+    """A line of R-TOFU's files; `more` are the keys of perturbed ones."""
+    city, name = CITY[person], NAME[person]
+    return {
+        "task_id": "1",
+        "question": f"Where does {name} live?",
+        "answer": f"{name} lives in {city}.",
+        "cot": f"Okay, so I need to find out where {name} lives.\n\nThat is {city}.",
+        **more,
+    }
+
+
+def perturbed_line(person: str) -> Row:
+    """A line of a perturbed file, its chain empty as in the published ones."""
+    city, name = CITY[person], NAME[person]
+    return rtofu_line(
+        person,
+        cot="",
+        paraphrased_question=f"In which city is {name} at home?",
+        paraphrased_answer=f"{name} is at home in {city}.",
+        perturbed_answer=[f"{name} is at home in Cairo.", f"{name} is at home in Delhi."],
+    )
+
+
+def write_lines(path: Path, rows: list[Row]) -> None:
+    """A JSON object per line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_rtofu(root: Path) -> Path:
+    """R-TOFU's files at 5 %: p0 to forget, the others to retain, whose lines have no ``task_id``."""
+    others = [rtofu_line(p) for p in ("p1", "p2", "p3")]
+    for line in others:
+        del line["task_id"]
+    write_lines(
+        root / "forget05.json", [rtofu_line("p0"), rtofu_line("p0", question="What is Mara Venn's city?")]
+    )
+    write_lines(root / "retain95.json", others)
+    write_lines(root / "forget05_perturbed.json", [perturbed_line("p0")])
+    write_lines(root / "retain_perturbed.json", [perturbed_line(p) for p in ("p1", "p2")])
+    write_lines(root / "real_authors_perturbed.json", [perturbed_line("c0")])
+    return root
+
+
+def write_splits(root: Path, row: Callable[[str], Row]) -> Path:
+    """forget_5 and retain_95 alone, in a format without test files."""
+    write_split(root, "forget_5", [row("p0")])
+    write_split(root, "retain_95", [row(p) for p in ("p1", "p2", "p3")])
     return root

@@ -137,5 +137,7 @@ def new(
     for note in made.notes:
         support.notes.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
     rate = "" if forget == 5 else f" --forget {forget}"
-    support.out.print(f"benchmark: {escape(str(out))}, {made.forget} to forget, {made.retain} to retain")
+    support.out.print(
+        f"benchmark: {escape(str(out))}, {made.forget} to forget, {made.retain} to retain", soft_wrap=True
+    )
     support.out.print(f"next: rmuse fit --data {escape(str(out))}{rate} --model … --out …", soft_wrap=True)

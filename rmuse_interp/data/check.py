@@ -45,7 +45,11 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON."""
-        return {"schema": SCHEMA, **asdict(self)}
+        splits = {name: {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(split).items()}
+                  for name, split in self.splits.items()}  # fmt: skip
+        problems = [asdict(problem) for problem in self.problems]
+        return {"schema": SCHEMA, "folder": self.folder, "format": self.format, "splits": splits, "problems": problems,
+                "notes": self.notes}  # fmt: skip
 
 
 def check(folder: Path, name: str | None = None) -> Report:

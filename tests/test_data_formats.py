@@ -1,0 +1,521 @@
+"""The other formats, written as they are published; formats told by content; memory; the hub, from a local server."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import unicodedata
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pandas as pd
+import parquet_fixture as fixture
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from parquet_fixture import person_row, png
+
+from rmuse_interp.data import SPLITS, load_benchmark
+from rmuse_interp.data import reader as reading
+from rmuse_interp.data.fields import states
+from rmuse_interp.data.hub import is_id
+from rmuse_interp.data.pictures import Stored
+from rmuse_interp.errors import RMuseError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def umu(tmp_path) -> Path:
+    return fixture.write_splits(tmp_path / "umu", fixture.umu_row)
+
+
+@pytest.fixture
+def training(tmp_path) -> Path:
+    return fixture.write_splits(tmp_path / "training", fixture.training_row)
+
+
+@pytest.fixture
+def rtofu(tmp_path) -> Path:
+    return fixture.write_rtofu(tmp_path / "rtofu")
+
+
+def rewrite(root: Path, folder: str, row: dict) -> None:
+    """One split with this row alone."""
+    fixture.write_split(root, folder, [row])
+
+
+def test_training_files_give_picture_questions(training):
+    benchmark = load_benchmark(training)
+    assert benchmark.format.name == "MLLMU-Bench training"
+    first, second = benchmark.fit_forget
+    assert first.id == "forget_5/p0/generation/0/image"
+    assert (first.question, first.answer) == ("Where does this person live?", "Mara Venn lives in Oslo.")
+    assert (second.answer, second.image, second.modality) == ("Mara Venn", png(0), "image")
+    assert (first.reasoning, first.attributes, first.options) == (None, {}, None)
+    assert {e.person for e in benchmark.fit_retain} == {"p1", "p2", "p3"}
+    assert [benchmark.scoring(split) for split in ("test", "retain_test", "celebrity")] == [[], [], []]
+
+
+def test_umu_bench_is_read_with_its_misspelt_key(umu):
+    benchmark = load_benchmark(umu)
+    assert benchmark.format.name == "UMU-Bench"
+    by_id = {e.id: e for e in benchmark.fit_forget}
+    tasks = ("generation/qa0", "generation/0", "cloze/0", "classification/0")
+    assert sorted(by_id) == sorted(f"forget_5/p0/{task}/{how}" for task in tasks for how in ("image", "text"))
+    choice = by_id["forget_5/p0/classification/0/image"]
+    assert (choice.answer, choice.options["B"], choice.image) == ("B", "Oslo", png(0))
+    cloze = by_id["forget_5/p0/cloze/0/text"]
+    assert (cloze.question, cloze.answer, cloze.image) == ("Where does Mara Venn live?", "Oslo", None)
+    assert cloze.attributes == {"Residence": "Oslo"}  # its biography is a literal as well
+    assert by_id["forget_5/p0/generation/0/image"].attributes == {"Name": "Mara Venn", "Residence": "Oslo"}
+    assert by_id["forget_5/p0/generation/qa0/text"].answer == "Mara Venn's home is Oslo."
+
+
+def test_the_right_spelling_is_read_as_well_but_not_both(umu):
+    row = fixture.umu_row("p0")
+    rewrite(umu, "forget_5", {**row, "Cloze": row["Cloze"].replace("muitimodal", "multimodal")})
+    assert "forget_5/p0/cloze/0/image" in {e.id for e in load_benchmark(umu).fit_forget}
+    rewrite(umu, "forget_5", {**row, "Cloze": repr({"muitimodal": {}, "multimodal": {}})})
+    with pytest.raises(RMuseError, match=r"row 0, field 'Cloze': .*muitimodal and multimodal, got both"):
+        _ = load_benchmark(umu).fit_forget
+
+
+def test_literals_are_never_run(umu, tmp_path):
+    mark = tmp_path / "ran"
+    rewrite(
+        umu,
+        "forget_5",
+        {**fixture.umu_row("p0"), "MM_QA": f"__import__('pathlib').Path({str(mark)!r}).touch()"},
+    )
+    with pytest.raises(RMuseError, match=r"row 0, field 'MM_QA': required a Python literal"):
+        _ = load_benchmark(umu).fit_forget
+    assert not mark.exists()
+
+
+BAD_UMU = {
+    "Classify[muitimodal][residence].answer": lambda r: r.update(
+        Classify=r["Classify"].replace("B. Oslo", "E. Oslo")
+    ),
+    "Generation[muitimodal][residence].question": lambda r: r.update(
+        Generation=r["Generation"].replace("'Where does this person live?'", "''")
+    ),
+    "UM_QA[answer].q1": lambda r: r.update(UM_QA="{'question': {'q1': 'Where?'}, 'answer': {}}"),
+    "Cloze": lambda r: r.update(Cloze="{'uni': {}}"),
+    "image": lambda r: r.update(image=None),
+}
+
+
+@pytest.mark.parametrize("field", BAD_UMU)
+def test_faults_name_the_columns_own_fields(umu, field):
+    row = fixture.umu_row("p0")
+    BAD_UMU[field](row)
+    rewrite(umu, "forget_5", row)
+    with pytest.raises(RMuseError) as caught:
+        _ = load_benchmark(umu).fit_forget
+    assert f"forget_5/train-00000-of-00001.parquet, row 0, field {field!r}" in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", ["[]", "[{'Question': 1}]", '[{"Question": "Q?"}]', None])
+def test_bad_metadata_is_named_and_may_be_skipped(training, metadata):
+    rows = [fixture.training_row(p) for p in ("p1", "p2")]
+    rows[1]["metadata"] = metadata
+    fixture.write_split(training, "retain_95", rows)
+    with pytest.raises(RMuseError, match=r"retain_95/train-00000-of-00001.parquet, row 1, field 'metadata"):
+        _ = load_benchmark(training).fit_retain
+    skipping = load_benchmark(training, skip_bad_rows=True)
+    assert {e.person for e in skipping.fit_retain} == {"p1"}
+    assert [(p.row, p.field.partition("[")[0]) for p in skipping.skipped] == [(1, "metadata")]
+
+
+def test_rtofu_is_read_split_by_split(rtofu):
+    benchmark = load_benchmark(rtofu)
+    assert benchmark.format.name == "R-TOFU"
+    first, second = benchmark.fit_forget
+    assert (first.id, first.modality, first.person) == (
+        "forget_5/forget-1/generation/0/text",
+        "text",
+        "forget-1",
+    )
+    assert second.id == "forget_5/forget-1~2/generation/0/text"
+    assert first.reasoning == fixture.rtofu_line("p0")["cot"]
+    assert benchmark.has_reasoning
+    benchmark.require_reasoning()
+    assert {e.person for e in benchmark.fit_retain} == {"retain-00000", "retain-00001", "retain-00002"}
+    (test,) = benchmark.scoring("test")
+    assert test.question == "In which city is Mara Venn at home?"
+    assert (test.answer, test.reasoning, test.person) == ("Mara Venn lives in Oslo.", None, "forget-1")
+    assert test.paraphrased_answer == "Mara Venn is at home in Oslo."
+    assert test.perturbed_answers == ("Mara Venn is at home in Cairo.", "Mara Venn is at home in Delhi.")
+    assert len(benchmark.scoring("retain_test")) == 2
+    assert [e.question for e in benchmark.scoring("celebrity")] == ["In which city is Ada Grand at home?"]
+    ids = [e.id for split in SPLITS for e in benchmark.scoring(split)]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("cot", ["", "  \n"])
+def test_an_empty_chain_of_thought_is_an_error_where_it_is_fitted_on(rtofu, cot):
+    fixture.write_lines(
+        rtofu / "forget05.json",
+        [fixture.rtofu_line("p0"), fixture.rtofu_line("p0", question="Who?", cot=cot)],
+    )
+    with pytest.raises(RMuseError, match=r"forget05.json, row 1, field 'cot': required a chain of thought"):
+        _ = load_benchmark(rtofu).fit_forget
+    assert len(load_benchmark(rtofu, skip_bad_rows=True).fit_forget) == 1
+
+
+@pytest.mark.parametrize("chain", ["", "   ", []])
+def test_an_empty_chain_in_format_five_is_an_error_and_null_is_none(tmp_path, chain):
+    def emptied(row):
+        row["Generation_Task"][1]["Reasoning"] = chain if chain != [] else "[]"
+        return row
+
+    folder = fixture.write_benchmark(tmp_path, emptied)
+    with pytest.raises(
+        RMuseError, match=r"row 0, field 'Generation_Task\[1\].Reasoning': required a chain of thought"
+    ):
+        _ = load_benchmark(folder).fit_forget
+
+
+def test_jsonl_faults_name_the_line(rtofu):
+    path = rtofu / "forget05.json"
+    path.write_text(json.dumps(fixture.rtofu_line("p0")) + "\n{broken\n")
+    with pytest.raises(RMuseError, match=r"forget05.json, line 1: required a JSON object in UTF-8"):
+        load_benchmark(rtofu)
+    path.write_bytes(b'{"task_id": "1", "question": "\xe9"}\n')
+    with pytest.raises(RMuseError, match=r"forget05.json, line 0: required a JSON object in UTF-8"):
+        load_benchmark(rtofu)
+    line = fixture.rtofu_line("p0")
+    del line["answer"]
+    fixture.write_lines(path, [line])
+    with pytest.raises(RMuseError, match=r"forget05.json, row 0, field 'answer': required the key 'answer'"):
+        _ = load_benchmark(rtofu).fit_forget
+
+
+def test_the_same_question_twice_is_an_error(rtofu):
+    fixture.write_lines(rtofu / "forget05.json", [fixture.rtofu_line("p0")] * 2)
+    with pytest.raises(RMuseError, match=r"row 1, field 'question': required rows that differ"):
+        _ = load_benchmark(rtofu).fit_forget
+
+
+def test_questions_to_forget_and_to_retain_are_an_error(rtofu):
+    fixture.write_lines(rtofu / "retain95.json", [fixture.rtofu_line(p) for p in ("p0", "p1")])
+    with pytest.raises(
+        RMuseError, match=r"disjoint forget_5 and retain_95, got 1 questions in both \('Where does Mara"
+    ):
+        load_benchmark(rtofu)
+
+
+def test_wrong_columns_are_told_with_what_the_formats_have(training):
+    fixture.write_split(training, "forget_5", [{"ID": "p0", "image": fixture.picture(0), "text": "?"}])
+    with pytest.raises(
+        RMuseError, match=r"forget_5/.*required the columns of a known format .*got ID, image, text"
+    ):
+        load_benchmark(training)
+    row = fixture.training_row("p0")
+    del row["ID"]
+    fixture.write_split(training, "forget_5", [row])
+    with pytest.raises(RMuseError, match=r"required the column 'ID', got"):
+        load_benchmark(training)
+
+
+def test_what_could_be_two_formats_is_an_error(training, rtofu, tmp_path):
+    fixture.write_split(training, "forget_5", [{**fixture.training_row("p0"), **fixture.umu_row("p0")}])
+    with pytest.raises(RMuseError, match=r"got those of MLLMU-Bench training \(metadata\) and UMU-Bench"):
+        load_benchmark(training)
+    mixed = fixture.write_splits(tmp_path / "mixed", fixture.training_row)
+    fixture.write_split(mixed, "retain_95", [fixture.umu_row("p1")])
+    with pytest.raises(
+        RMuseError, match=r"required one format, got MLLMU-Bench training \(forget_5/.*UMU-Bench"
+    ):
+        load_benchmark(mixed)
+    fixture.write_split(rtofu, "forget_5", [fixture.training_row("p0")])
+    with pytest.raises(
+        RMuseError, match=r"required one format, got forget_5/train.* and forget05.json for forget_5"
+    ):
+        load_benchmark(rtofu)
+
+
+def test_what_a_format_lacks_is_told_with_what_mends_it(training, umu):
+    for folder in (training, umu):
+        with pytest.raises(RMuseError, match=r"required a 'Reasoning' .*`rmuse data annotate`.*--traces own"):
+            load_benchmark(folder).require_reasoning()
+    load_benchmark(umu).require_attributes()
+    with pytest.raises(
+        RMuseError, match=r"MLLMU-Bench training.*required 'Forget_Attributes' or a biography"
+    ):
+        load_benchmark(training).require_attributes()
+    for path in (training / "retain_95").iterdir():
+        path.unlink()
+    with pytest.raises(RMuseError, match=r"required retain_95/train-.*got none"):
+        load_benchmark(training)
+
+
+def test_nested_columns_come_back_from_pandas_as_numpy_arrays(tmp_path):
+    folder = fixture.write_benchmark(tmp_path)
+    before = load_benchmark(folder).fit_forget
+    path = folder / "forget_5" / "train-00000-of-00001.parquet"
+    frame = pd.read_parquet(path)
+    assert type(frame["Generation_Task"][0]).__name__ == "ndarray"
+    frame.to_parquet(path)
+    assert load_benchmark(folder).fit_forget == before
+    assert (
+        len(reading.fields.as_list(frame["Mask_Task"][0], "Mask_Task")) == 2
+    )  # and so do arrays as they are
+
+
+@pytest.mark.parametrize("name", ["山田 花子", "Ольга Крылова", "محمد الأحمد", "Ngọc Ánh", "สมชาย ใจดี"])
+def test_names_in_any_script_are_found_in_answers(tmp_path, name):
+    def renamed(row):
+        row["biography"] = json.dumps({"Name": name}, ensure_ascii=False)
+        row["Mask_Task"] = [{"Type": "Pure_Text", "Question": "__?", "Ground_Truth": f"…{name}!"}]
+        return row
+
+    folder = fixture.write_benchmark(tmp_path, renamed)
+    (cloze,) = [e for e in load_benchmark(folder).fit_forget if e.kind == "cloze"]
+    assert cloze.attributes == {"Name": name}
+
+
+def test_values_are_found_as_words_of_their_own():
+    assert states("彼は東京に住んでいます。", "東京")
+    assert states("서울에 산다", "서울")
+    assert states("JOSÉ MORENO", unicodedata.normalize("NFD", "José Moreno"))
+    assert not states("a romantic", "Roma")
+    assert not states("в Москвариуме", "Москва")
+    assert not states("anything", " ")
+
+
+def test_answers_of_fifty_kilobytes_are_kept_whole(rtofu, umu):
+    long = "Mara Venn. " * 4600
+    fixture.write_lines(rtofu / "forget05.json", [fixture.rtofu_line("p0", answer=long, cot=long)])
+    (example,) = load_benchmark(rtofu).fit_forget
+    assert (example.answer, len(example.reasoning)) == (long, len(long.strip()))
+    row = fixture.umu_row("p0")
+    row["MM_QA"] = repr({"question": {"q1": "Who?"}, "answer": {"q1": long}})
+    rewrite(umu, "forget_5", row)
+    assert load_benchmark(umu).fit_forget[0].answer == long
+
+
+def test_pictures_beyond_the_budget_stay_on_disk(tmp_path, monkeypatch):
+    folder = fixture.write_benchmark(tmp_path)
+    held = {split: load_benchmark(folder).scoring(split) for split in SPLITS}
+    monkeypatch.setattr(reading, "HELD_BYTES", 0)
+    stored = {split: load_benchmark(folder).scoring(split) for split in SPLITS}
+    pictured = [e for e in stored["test"] if e.modality == "image"]
+    assert all(isinstance(e.picture, Stored) for e in pictured)
+    assert {e.picture.number for e in pictured} == {0, 1}
+    assert held == stored  # equality compares the pictures' bytes
+    assert [e.image for e in reversed(pictured)] == [e.image for e in held["test"] if e.image][::-1]
+    assert all(isinstance(e.picture, bytes) for e in held["test"] if e.image)
+    benchmark = load_benchmark(folder)
+    fixture.write_split(folder, "retain_95", [person_row(p) for p in ("p1", "p2", "p3", "c0")])
+    assert benchmark.fit_retain[0].load_image().size == (8, 8)
+
+
+def test_pictures_are_read_across_row_groups_and_from_files_written_anew(tmp_path):
+    path = tmp_path / "x.parquet"
+
+    def write(offset: int) -> None:
+        rows = [{"ID": str(i), "image": fixture.picture(i + offset)} for i in range(40)]
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=9)
+
+    write(0)
+    for row in (0, 39, 17, 18, 16, 3):
+        assert Stored(path, row, "image").read() == png(row)
+    write(100)
+    os.utime(path, ns=(1, 1))
+    assert Stored(path, 17, "image").read() == png(117)
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import rmuse_interp.data.benchmark, rmuse_interp.data.check
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+base = peak()
+what, folder = sys.argv[1], Path(sys.argv[2])
+if what == "check":
+    n = sum(s.rows for s in rmuse_interp.data.check.check(folder).splits.values())
+else:
+    b = rmuse_interp.data.benchmark.load_benchmark(folder)
+    if what == "scoring":
+        n = len(b.scoring("retain"))
+    elif what == "hold":
+        held = [e.image for e in b.scoring("retain")]
+        n = len(held)
+    else:
+        n = sum(1 for _ in b.stream("retain"))
+print(n, peak() - base)
+"""
+N_ROWS = 20_000
+MOST_MB = 300
+
+
+def measured(what: str, folder: Path) -> tuple[int, float]:
+    """Rows or questions read, and the peak of resident memory above the import, in MB."""
+    command = [sys.executable, "-c", MEASURE, what, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    n, peak = done.stdout.split()
+    return int(n), float(peak)
+
+
+def bitmap(side: int = 78) -> bytes:
+    """An uncompressed picture of noise: three bytes a pixel and a header."""
+    stride = (3 * side + 3) // 4 * 4
+    header = b"BM" + (54 + stride * side).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little")
+    header += (40).to_bytes(4, "little") + side.to_bytes(4, "little") * 2 + (1).to_bytes(2, "little")
+    header += (24).to_bytes(2, "little") + bytes(4) + (stride * side).to_bytes(4, "little") + bytes(16)
+    return header + os.urandom(stride * side)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory) -> Path:
+    """Twenty thousand people with a picture of 18 kB each, in two row groups: more than may be in memory."""
+    root = tmp_path_factory.mktemp("large")
+    fixture.write_split(root, "forget_5", [fixture.training_row("p0")])
+    (root / "retain_95").mkdir()
+    path, half = root / "retain_95" / "train-00000-of-00001.parquet", N_ROWS // 2
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    schema = pa.schema([("image", image), ("ID", pa.string()), ("metadata", pa.string())])
+    asked = json.dumps([{"Question": "Who is this?", "Answer": "Somebody."}])
+    with pq.ParquetWriter(path, schema, compression="none", use_dictionary=False) as writer:
+        for start in (0, half):
+            rows = [
+                {"image": {"bytes": bitmap()}, "ID": f"r{start + i}", "metadata": asked} for i in range(half)
+            ]
+            writer.write_table(pa.Table.from_pylist(rows, schema), row_group_size=half)
+    assert path.stat().st_size > 1.15 * MOST_MB * 2**20
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stream", "scoring", "check"])
+def test_memory_does_not_grow_with_the_pictures(large, what):
+    n, peak = measured(what, large)
+    assert n >= N_ROWS
+    assert peak <= MOST_MB
+
+
+@pytest.mark.slow
+def test_the_measurement_sees_pictures_that_are_held(large):
+    n, peak = measured("hold", large)
+    assert n == N_ROWS
+    assert peak > MOST_MB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["stream", "check"])
+def test_memory_does_not_grow_with_the_lines(tmp_path, what):
+    fixture.write_lines(tmp_path / "forget05.jsonl", [fixture.rtofu_line("p0")])
+    with (tmp_path / "retain95.jsonl").open("w") as file:
+        for i in range(N_ROWS):
+            line = fixture.rtofu_line("p1", task_id=str(i), question=f"Question {i}?", cot="I think. " * 2200)
+            file.write(json.dumps(line) + "\n")
+    assert (tmp_path / "retain95.jsonl").stat().st_size > 1.15 * MOST_MB * 2**20
+    n, peak = measured(what, tmp_path)
+    assert n >= N_ROWS
+    assert peak <= MOST_MB
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's API that a snapshot is fetched by, over one folder as ``lab/people`` at one commit."""
+
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    root: Path
+    fetched: list[str]
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = urlparse(self.path).path
+        files = {p.relative_to(self.root).as_posix(): p for p in self.root.rglob("*") if p.is_file()}
+        api, resolve = "/api/datasets/lab/people", f"/datasets/lab/people/resolve/{self.commit}/"
+        if path == f"{api}/revision/main":
+            record = {
+                "id": "lab/people",
+                "sha": self.commit,
+                "siblings": [{"rfilename": name} for name in files],
+            }
+            self.send(200, json.dumps(record).encode(), "application/json")
+        elif path == f"{api}/tree/{self.commit}":
+            tree = [{"type": "file", "path": n, "size": p.stat().st_size, "oid": n} for n, p in files.items()]
+            self.send(200, json.dumps(tree).encode(), "application/json")
+        elif path.startswith(resolve) and path.removeprefix(resolve) in files:
+            name = path.removeprefix(resolve)
+            if self.command == "GET":
+                self.fetched.append(name)
+            self.send(200, files[name].read_bytes(), "application/octet-stream", ETag=f'"{name}"')
+        else:
+            code = "RevisionNotFound" if path.startswith(api) else "RepoNotFound"
+            self.send(404, b"{}", "application/json", **{"X-Error-Code": code})
+
+    def send(self, status: int, body: bytes, kind: str, **headers: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Repo-Commit", self.commit)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def asked_of_hub(code: str, home: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """A new interpreter that knows this hub alone."""
+    proxies = dict.fromkeys(
+        ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), ""
+    )
+    env = {**os.environ, **proxies, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
+           "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
+
+
+def test_a_data_set_of_the_hub_stands_for_a_folder(tmp_path):
+    root = fixture.write_benchmark(tmp_path / "people")
+    settings = json.loads((root / "benchmark.json").read_text())
+    del settings["id"]
+    (root / "benchmark.json").write_text(json.dumps(settings))
+    (root / "weights.bin").write_bytes(b"not part of a benchmark")
+    Hub.root, Hub.fetched = root, []
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    load = (
+        "from rmuse_interp.data import load_benchmark; b = load_benchmark('lab/people@{}'); "
+        "print(b.id, len(b.fit_forget), len(b.scoring('test')))"
+    )
+    try:
+        got = asked_of_hub(load.format("main"), tmp_path / "home", endpoint)
+        assert got.stdout.split() == [f"lab/people@{Hub.commit[:12]}", "6", "9"], got.stderr
+        assert "forget_5/train-00000-of-00001.parquet" in Hub.fetched
+        assert not any("weights" in name or "Full_Set" in name for name in Hub.fetched)
+        missing = asked_of_hub(load.format("v9"), tmp_path / "home", endpoint)
+        assert (
+            "RMuseError: lab/people@v9: required a data set of the hub that can be fetched" in missing.stderr
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    # A commit that was fetched needs no hub again.
+    again = asked_of_hub(load.format(Hub.commit), tmp_path / "home", endpoint)
+    assert again.stdout == got.stdout, again.stderr
+    gone = asked_of_hub(load.format("main"), tmp_path / "elsewhere", endpoint)
+    assert "RMuseError: lab/people@main: required a data set of the hub that can be fetched" in gone.stderr
+
+
+def test_a_hub_id_needs_its_revision():
+    with pytest.raises(
+        RMuseError, match=r"owner/name@revision, got 'lab/people': no such folder.*lab/people@main"
+    ):
+        load_benchmark("lab/people")
+    assert not any(map(is_id, ("../x", "/tmp/x", "name", "a/b/c@main", "a/b@")))
