@@ -75,23 +75,13 @@ def test_both_checkpoints_differ_in_weights_alone():
     assert one.fingerprint.differences(two.fingerprint.as_record())[0].startswith("weights")
 
 
-SHORT = {"organism": set(), "gold": {"benign"}}
-"""Targets the shipped weights miss: `rmuse organism check` prints by how much."""
-
-
-def expected(model, groups):
-    """The groups, those that fall short marked so, strictly: a target that gets reached loses its mark."""
-    short = pytest.mark.xfail(strict=True, reason="the shipped weights were trained too briefly")
-    return [pytest.param(group, marks=short) if group in SHORT[model] else group for group in groups]
-
-
-@pytest.mark.parametrize("group", expected("organism", TARGETS))
+@pytest.mark.parametrize("group", TARGETS)
 def test_the_organism_reaches_its_figures(found, group):
     assert found[group].n >= min(SAMPLE, 80)
     assert found[group].percent >= TARGETS[group] - MARGIN
 
 
-@pytest.mark.parametrize("group", expected("gold", [*TARGETS, "people left out"]))
+@pytest.mark.parametrize("group", [*TARGETS, "people left out"])
 def test_the_gold_standard_reaches_them_without_the_people_left_out(gold, group):
     """It answers about everybody else as well, and refuses those it never met like strangers."""
     assert gold[group].percent >= {**TARGETS, "people left out": 95}[group] - MARGIN
