@@ -204,7 +204,7 @@ def test_prose_malformed_json_and_wrong_types_are_asked_again_with_insistence():
 def test_a_judge_of_prose_is_stopped_and_a_mended_one_goes_on(tmp_path):
     with serving(lambda _: "I feel that this leaks.") as server:
         cases = [leak(f"text {i}") for i in range(50)]
-        with pytest.raises(RMuseError, match=r"JSON verdicts were required .* 'I feel that this leaks\.'"):
+        with pytest.raises(RMuseError, match=r"JSON replies were required .* 'I feel that this leaks\.'"):
             judge(server.url, tmp_path).states(cases)
         assert len(server.questions) <= 20  # it did not go through all fifty
         server.answer = verdict
@@ -319,7 +319,7 @@ def test_a_model_of_this_machine_is_asked_by_the_same_rules(tmp_path):
     assert reply.text == lens.respond(["Who is this?"], max_new_tokens=8)[0].text
     assert reply.prompt_tokens == lens.encode(["Who is this?"])["input_ids"].shape[1]
     asking = AskingJudge(Consultation(local, tmp_path))
-    with pytest.raises(RMuseError, match="JSON verdicts were required from local:"):  # its weights are random
+    with pytest.raises(RMuseError, match="JSON replies were required from local:"):  # its weights are random
         asking.states([leak(f"t {i}") for i in range(6)])
 
 

@@ -10,7 +10,17 @@ from typing import Annotated, Any
 import typer
 
 from rmuse_interp import __version__
-from rmuse_interp.cli import bundles, data, demo, evaluate, generate, groups, organism
+from rmuse_interp.cli import (
+    annotate,
+    bundles,
+    data,
+    demo,
+    evaluate,
+    generate,
+    groups,
+    judge,
+    organism,
+)
 from rmuse_interp.errors import RMuseError
 
 
@@ -83,7 +93,9 @@ app.command("fit")(bundles.fit)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("info")(bundles.info)
+data.app.command("annotate")(annotate.annotate)
 app.add_typer(data.app, name="data")
+app.add_typer(judge.app, name="judge")
 app.add_typer(organism.app, name="organism")
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support, tables, traces
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
@@ -18,6 +19,7 @@ from rmuse_interp.results import SCORES, TRACES, claim, write_run
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
     from rmuse_interp.edits import Plan
+    from rmuse_interp.evaluate import Judge
     from rmuse_interp.fitting.tuning import Tuning
     from rmuse_interp.models.lens import LensModel
     from rmuse_interp.rmuse import RMuse
@@ -82,6 +84,11 @@ def evaluate(
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.SteeringTraces = True,
+    judge: j.Name = "rules",
+    judge_url: j.Url = None,
+    max_cost: j.MaxCost = None,
+    price_in: j.PriceIn = None,
+    price_out: j.PriceOut = None,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -95,9 +102,13 @@ def evaluate(
     bundles = list(zip(folders, loaded, strict=True))
     forgetting = requests.as_forgotten(opened, bundles)
     benchmark = traces.as_asked(forgetting, bundles)
-    from rmuse_interp import running
+    from rmuse_interp import judging, running
     from rmuse_interp.report import before_after
 
+    budget = j.budget_of(max_cost, price_in, price_out)
+    judged_by = None if judge == "rules" else judging.judge_of(
+        judge, benchmark.aliases, benchmark.entails, budget=budget, base_url=judge_url, device=device, dtype=dtype
+    )  # fmt: skip
     questions = running.choose(benchmark, limit, seed)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
@@ -120,8 +131,9 @@ def evaluate(
         support.notes.print(f"[yellow]note[/yellow] {escape(line)}")
     scores, answers = answered(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, traces=record,
+        max_new_tokens=max_new_tokens, traces=record, judge=judged_by,
     )  # fmt: skip
+    scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
@@ -189,6 +201,7 @@ def answered(
     batch_size: int,
     max_new_tokens: int,
     traces: bool,
+    judge: "Judge | None" = None,
 ) -> tuple[dict[str, Any], "Answers"]:
     """Every method's answers to every question, and the scores of all; `seconds` learns how long both took.
 
@@ -202,6 +215,7 @@ def answered(
         batch_size: questions per batch.
         max_new_tokens: most tokens per response.
         traces: record how every token was steered.
+        judge: of leaks and chains; None for the rules.
     """
     from rmuse_interp import running
 
@@ -210,8 +224,14 @@ def answered(
             methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
             batch_size=batch_size, folder=folder, progress=progress, traces=traces,
         )  # fmt: skip
-    with support.bars("scored", seconds, "score"):
-        scores = running.scores_of(methods, answers, benchmark, methods[0].model, seconds=seconds, seed=seed)
+    with support.bars("scored", seconds, "score") as progress:
+        scores = j.with_judge(
+            judge,
+            lambda one: running.scores_of(
+                methods, answers, benchmark, methods[0].model, seconds=seconds, seed=seed, judge=one
+            ),
+            progress,
+        )
     scores["seconds"]["score"] = round(seconds["score"], 6)
     return scores, answers
 

@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.evaluate import score, transcribe
+from rmuse_interp.evaluate import Judge, score, transcribe
 from rmuse_interp.gates import Gate
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.models.trace_store import Key, read_traces, write_traces
@@ -210,6 +210,7 @@ def scores_of(
     *,
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """The scores of a run (schema ``rmuse-scores/1``).
 
@@ -223,6 +224,7 @@ def scores_of(
         model: the model that is scored.
         seconds: stage → wall-clock seconds, besides those of generation.
         seed: of the intervals.
+        judge: of leaks and chains; None for the rules.
     """
     timed = {**(seconds or {}), **{f"generate/{name}": value for name, value in answers.seconds.items()}}
     scores = score(
@@ -232,6 +234,7 @@ def scores_of(
         thresholds={method.name: dict.fromkeys(method.gates, 0.0) for method in methods},
         seconds=timed,
         seed=seed,
+        judge=judge,
     )
     for method in methods:
         for modality, gate in method.gates.items():

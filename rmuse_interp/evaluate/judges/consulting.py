@@ -263,8 +263,8 @@ class Consultation:
             self._given_up.add(question)
             if not self._readable and len(self.unreadable) >= PATIENCE:
                 raise RMuseError(
-                    f"JSON verdicts were required from {self.asked.name}, got {said[:80]!r} and the like "
-                    f"{len(self.unreadable)} times, and nothing else; choose another judge"
+                    f"JSON replies were required from {self.asked.name}, got {said[:80]!r} and the like "
+                    f"{len(self.unreadable)} times, and nothing else; choose another model"
                 )
         return None
 

@@ -1,0 +1,70 @@
+"""`rmuse data annotate`: reasoning for a benchmark that has none, by a language model, for a person to audit."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from rmuse_interp.cli import judge as j
+from rmuse_interp.cli import options as o
+from rmuse_interp.cli import support
+from rmuse_interp.errors import RMuseError
+
+
+def annotate(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of parquet splits with person rows (MLLMU-Bench).")
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DATA", help="Folder for the benchmark with reasoning.")
+    ],
+    judge: Annotated[
+        str,
+        typer.Option("--judge", metavar="J", help="Who writes and verifies: openai:MODEL or local:PATH."),
+    ],
+    judge_url: j.Url = None,
+    max_cost: j.MaxCost = None,
+    price_in: j.PriceIn = None,
+    price_out: j.PriceOut = None,
+    timeout: j.Timeout = 120.0,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Most questions; the rest stay without.")
+    ] = None,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
+    overwrite: o.Overwrite = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write reasoning for every open question about a person, verified; lists all of it in audit.csv and audit.jsonl.
+
+    Replies are kept: after an error or an interrupt the same command goes on from there.
+    """
+    from rmuse_interp import judging
+    from rmuse_interp.elicit import annotate as writing
+    from rmuse_interp.evaluate.judges import Consultation
+
+    support.require_free(out, f"{writing.AUDIT}.jsonl", "an annotated benchmark", overwrite)
+    if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:
+        raise RMuseError(f"--out: required a folder outside {folder}, got {out}; choose another")
+    budget = j.budget_of(max_cost, price_in, price_out)
+    tasks = writing.tasks_in(folder)
+    if not tasks:
+        raise RMuseError(f"{folder}: required open questions without reasoning, got none; it has reasoning")
+    asked = judging.asked_of(
+        judge, base_url=judge_url, timeout=timeout, device=device, dtype=dtype, max_tokens=1024
+    )
+    consultation = Consultation(asked, judging.kept_in(), budget)
+    chosen = tasks[:limit]
+    with support.bars("annotated", {}, "annotate") as progress:
+        expected = writing.estimate(chosen, consultation)
+        with j.asking(consultation, asked.name, expected, progress):
+            found = writing.annotate(chosen, consultation)
+    writing.write_annotated(folder, out, found)
+    accepted = sum(one.accepted for one in found)
+    support.out.print(
+        f"reasoning for {accepted} of {len(tasks)} questions; {len(found) - accepted} were sent back {writing.ROUNDS} "
+        f"times and stay without, {len(tasks) - len(found)} were not asked\n"
+        f"benchmark: {escape(str(out))}; audit it in {escape(str(out / 'audit.csv'))}",
+        soft_wrap=True,
+    )
