@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from rich.progress import Progress
 
-from analyses._common import Record, short
+from analyses._common import Record, percent, short
 from analyses._leakage import Asked, Cell, Material
 from rmuse_interp.activations import Pooled
 from rmuse_interp.calibration import wilson

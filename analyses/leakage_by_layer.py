@@ -33,7 +33,7 @@ if not __package__:  # run as a script: its own folder is no place to import fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analyses._common import Record, bars, command, opened, options, percent, provenance
-from analyses._fits import presets_of
+from analyses._fits import bundle_of, presets_of
 from analyses._leakage import Asked, Material, asked_of, chosen, collected
 from analyses._leakage_rows import across_people, lens_rows, probed, sparse_rows, tasks_of
 from rmuse_interp.activations import Pooled
@@ -80,9 +80,11 @@ def run(given: argparse.Namespace) -> Record:
         raise RMuseError(f"--others of at least 1 was required, got {given.others}")
     lens, benchmark = opened(given, given.forget)
     questions, left_out = selected(benchmark, given)
+    fitted = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
     began = time.monotonic()
     with bars() as progress:
-        ((preset, fitted),) = presets_of(given, lens, benchmark, ["calibrated"], progress).items()
+        if fitted is None:
+            fitted = presets_of(given, lens, benchmark, ["calibrated"], progress)["calibrated"]
         read = time.monotonic()
         record: Record = {
             key: [] for key in ("probes", "controls", "sparse", "lens", "verdicts", "conclusions")
@@ -106,7 +108,7 @@ def run(given: argparse.Namespace) -> Record:
         "schema": SCHEMA,
         "provenance": provenance(
             given, lens, benchmark, began,
-            preset=preset,
+            preset=fitted.preset,
             bundle=None if given.bundle is None else fitted.report,
             layers={m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites}) for m in MODALITIES},
             others=given.others,

@@ -83,8 +83,7 @@ def probes(record: Row) -> Figure:
             if i == 0:
                 axis.set_title(title, loc="left")
             if j == 0:
-                what = "who is meant" if target == "identity" else "attribute"
-                axis.set_ylabel(f"{what}, {modality} queries\naccuracy (%)")
+                axis.set_ylabel(f"{target}, {modality}\naccuracy (%)")
             if i == len(shown) - 1:
                 axis.set_xlabel("block")
     handles = [Line2D([], [], color=style.BLACK, ls=line, label=said) for line, said in SIDES.values()]
@@ -103,16 +102,8 @@ def panel(axis: Axes, record: Row, labels: Row) -> None:
     """Accuracy by block with intervals, chance, the bands of shuffled labels and what words alone tell."""
     mine = picked(record["probes"], group="forget", side="before", **labels)
     if not mine:
-        axis.text(0.5, 0.5, "–", transform=axis.transAxes, ha="center", va="center", color=style.GREY)
         axis.text(
-            0.5,
-            0.38,
-            "not read",
-            transform=axis.transAxes,
-            ha="center",
-            va="top",
-            color=style.GREY,
-            fontsize=5.5,
+            0.5, 0.5, "nothing read", transform=axis.transAxes, ha="center", color=style.GREY, fontsize=6
         )
         return
     colour, marker = style.MODALITY[labels["modality"]]
@@ -129,12 +120,18 @@ def panel(axis: Axes, record: Row, labels: Row) -> None:
         zorder=0,
     )
     for step, side in zip((-0.1, 0.0, 0.1), SIDES, strict=True):
-        rows = picked(record["probes"], group="forget", side=side, **labels)
+        rows = apart(picked(record["probes"], group="forget", side=side, **labels))
         curve(axis, [r["layer"] + step for r in rows], *accuracies(rows), colour, marker, side)
     steered(axis, record, labels["modality"])
     axis.set_ylim(-4, 106)
     axis.set_yticks([0, 25, 50, 75, 100])
     axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+
+
+def apart(rows: Sequence[Row]) -> list[Row]:
+    """Rows from the block on, at which they part from those of before; all of a side that is compared with none."""
+    parted = [i for i, r in enumerate(rows) if "drop" not in r or any(r["drop"].values())]
+    return list(rows[max(0, parted[0] - 1) :]) if parted else []
 
 
 def chance(axis: Axes, rows: Sequence[Row]) -> None:
@@ -189,7 +186,9 @@ def recall(record: Row) -> Figure:
         colour, marker = style.MODALITY[modality]
         for token, tone in (("another person's", style.GREY), ("value", colour)):
             for side in ("before", "after"):
-                rows = picked(record["lens"], group="forget", modality=modality, side=side, token=token)
+                rows = apart(
+                    picked(record["lens"], group="forget", modality=modality, side=side, token=token)
+                )
                 cells = [r["log_prob"] for r in rows]
                 spread = [[c["value"] - c["low"] for c in cells], [c["high"] - c["value"] for c in cells]]
                 curve(
@@ -207,7 +206,7 @@ def recall(record: Row) -> Figure:
             ("before", "before"),
             ("moved", "after"),
         ):  # drawn as what it is: the only one after
-            rows = picked(record["probes"], side=name, **labels)
+            rows = apart(picked(record["probes"], side=name, **labels))
             curve(axes[1][j], [r["layer"] for r in rows], *accuracies(rows), colour, marker, side)
         chance(axes[1][j], picked(record["probes"], side="before", **labels))
         axes[1][j].set_ylim(-4, 106)
@@ -248,8 +247,9 @@ def about(record: Row) -> str:
 
 def caption(record: Row) -> str:
     """What the wide figure shows, and what was concluded."""
-    said = " ".join(
-        f"{c['target'].capitalize()}, {c['modality']} queries: {c['says']}."
+    said = "; ".join(
+        f"{c['target']}, {c['modality']} queries: {c['says'].partition(':')[0]}"
+        + ("" if c["hidden_from"] is None else f", from block {c['hidden_from']} on")
         for c in record["conclusions"]
         if c["group"] == "forget"
     )
@@ -259,7 +259,8 @@ def caption(record: Row) -> str:
         "States are means over the tokens of a place, in a response over those before anything secret is said; after "
         "steering gates act as they decide. Solid: probes on unsteered states. Dashed: probes trained anew on steered "
         "states. Dotted: the probes of before on steered states. Shaded: 2.5 to 97.5 % of shuffled labels. Chance: the "
-        "best constant guess. Dash-dotted: probes of the tokens shown by then. " + said + " " + about(record)
+        "best constant guess. Dash-dotted: probes of the tokens shown by then. Curves of after begin where they part "
+        f"from that of before. By the rule of the record: {said}. " + about(record)
     )
 
 
@@ -274,6 +275,7 @@ def lens_caption(record: Row) -> str:
         "The token that predicts the forgotten value along the reference response, before (solid) and after (dashed) "
         "steering. Above: log-probability of the value's first token and, in grey, of another person's value of the same "
         "attribute, when the states of each block are read through the final norm and the unembedding (logit lens). "
+        "Curves of after begin where they part from that of before. "
         "Below: accuracy of probes trained on unsteered states of retained people, on people to forget whose value some "
         f"of them share (n = {counted} queries). " + about(record)
     )

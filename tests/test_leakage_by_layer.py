@@ -201,9 +201,14 @@ def arguments(data, out, *more):
 
 
 @pytest.fixture(scope="module")
-def results(data, tmp_path_factory):
+def fits(tmp_path_factory):
+    return ["--fits", str(tmp_path_factory.mktemp("fits"))]
+
+
+@pytest.fixture(scope="module")
+def results(data, fits, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out)) == 0
+    assert analysis.main(arguments(data, out, *fits)) == 0
     return out, json.loads((out / "leakage_by_layer.json").read_text())
 
 
@@ -268,9 +273,9 @@ def test_the_words_of_a_text_query_tell_the_person_and_those_of_an_image_query_d
     assert ends["image"] <= 0.5
 
 
-def test_the_same_seed_gives_the_same_record(results, data, tmp_path):
+def test_the_same_seed_gives_the_same_record(results, data, fits, tmp_path):
     _, record = results
-    assert analysis.main(arguments(data, tmp_path)) == 0
+    assert analysis.main(arguments(data, tmp_path, *fits)) == 0
     again = json.loads((tmp_path / "leakage_by_layer.json").read_text())
     assert all(
         again[k] == record[k] for k in ("probes", "controls", "sparse", "lens", "verdicts", "conclusions")

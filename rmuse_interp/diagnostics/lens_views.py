@@ -28,14 +28,14 @@ class SparseScore:
     Attributes:
         auroc: 0.5 by chance.
         low, high: 95 % bootstrap interval over classes.
-        shuffled: the same with labels dealt out anew.
+        shuffled: the same with labels dealt out anew; None where none of them fall into two groups.
         n: classes.
     """
 
     auroc: float
     low: float
     high: float
-    shuffled: float
+    shuffled: float | None
     n: int
 
 
@@ -69,7 +69,7 @@ def sparse_probe(
 
     true, dealt = areas(task.labels), areas(task.shuffles[0])
     low, high = interval(true, np.ones(len(true)), seed)
-    return SparseScore(float(true.mean()), low, high, float(dealt.mean()), len(true))
+    return SparseScore(float(true.mean()), low, high, float(dealt.mean()) if len(dealt) else None, len(true))
 
 
 @dataclass(frozen=True, eq=False)
