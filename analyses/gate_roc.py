@@ -1,0 +1,214 @@
+"""Operating curves of gates on queries they have never seen, by kind of query and against every split to leave alone.
+
+    python analyses/gate_roc.py --model organism --data organism --forget 5 --out results/
+    python analyses/gate_roc.py --bundle BUNDLE
+
+Writes `gate_roc.json`, which `figures/gate_roc.py` draws. Gates: `paper`, the literal one, and every kind of gate where
+the fitting data read it best; the one that `calibrated` chooses among them is marked. Queries to steer are those of the
+splits forget and test, queries to leave alone those of retain_test, celebrity, reasoning and benign. For each gate and
+kind of query:
+
+* the curve with a pointwise band, its area (also against each split alone), and the false-positive rate at 99 % true
+  positives: 95 % intervals, people resampled (see `diagnostics/roc.py`);
+* the operating point: both rates at the threshold that the fitting data set (Wilson's intervals), and by split;
+* the margins `(score − threshold)/scale` of every query;
+* the negative control: the area after people were dealt to both sides at random, which is 0.5 but for chance.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+if not __package__:  # run as a script: its own folder is no place to import from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from analyses._common import Record, bars, command, opened, options, percent, provenance, short
+from analyses._composed import fires, probes, scored
+from analyses._fits import bundle_of, evidence_of, preset_of
+from analyses._gates import Gates, gates_of, rate
+from rmuse_interp.calibration import wilson
+from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.diagnostics.roc import RESAMPLES, TPR, Curve, operating_curve
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
+from rmuse_interp.gates import Gate
+from rmuse_interp.rmuse import RMuse
+from rmuse_interp.running import choose
+
+SCHEMA = "rmuse-gate-roc/1"
+STEM = "gate_roc"
+PAPER = "paper"
+GRID = (0.0, *np.logspace(-3, 0, 61).round(6).tolist())
+"""False-positive rates at which the band is given."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = options(__doc__, limit=72, what="questions per split", small={"limit": 32, "fit_limit": 32})
+    parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
+    parser.add_argument(
+        "--bundle",
+        type=Path,
+        metavar="B",
+        help="the gates of this bundle instead of those that fitting chooses from",
+    )
+    return command(STEM, parser, run, show, argv)
+
+
+def run(given: argparse.Namespace) -> Record:
+    """The whole record of `gate_roc.json`.
+
+    Raises:
+        RMuseError: bad arguments, a missing file, a bundle without gates or for another model; before any long pass.
+    """
+    lens, benchmark = opened(given, given.forget)
+    asked = {
+        split: examples
+        for split, examples in choose(benchmark, given.limit, given.seed).items()
+        if split in TO_STEER | NOT_TO_STEER
+    }
+    bundle = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
+    if bundle is not None and not placed(bundle):
+        raise RMuseError(
+            f"{given.bundle}: a bundle with gates was required, got a plan that steers every query"
+        )
+    began = time.monotonic()
+    with bars() as progress:
+        if bundle is None:
+            evidence = evidence_of(given, lens, benchmark, progress)
+            host = preset_of(given, lens, benchmark, evidence, PAPER, progress)
+            learned, chosen = gates_of(evidence, given.seed)
+            gates: Gates = {PAPER: host.gates, **learned}
+        else:
+            host, chosen = bundle, {}
+            gates = {bundle.preset: placed(bundle)}
+        everything = [e for examples in asked.values() for e in examples]
+        scores = scored(lens, probes(host, gates), everything, given.batch_size, progress)
+    rows = [
+        {"gate": name, "modality": modality, "chosen": chosen.get(modality) == name}
+        | row_of(gate, scores[name], asked, modality, benchmark, given.seed)
+        for name, by_modality in gates.items()
+        for modality, gate in by_modality.items()
+    ]
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance(
+            given, lens, benchmark, began, bundle=None if bundle is None else bundle.report,
+            n={split: len(examples) for split, examples in asked.items()}, resamples=RESAMPLES,
+        ),
+        "tpr": TPR,
+        "rows": rows,
+    }  # fmt: skip
+
+
+def placed(bundle: RMuse) -> dict[str, Gate]:
+    """The gates of a bundle by kind of query."""
+    return {str(edit.modality): edit.gate for edit in bundle.plan if edit.gate is not None and edit.modality}
+
+
+def who(example: Example) -> str:
+    """Whom a query is about; a harmless one about somebody is a cluster of its own, one about nobody likewise."""
+    if example.person is None:
+        return example.id
+    return f"benign {example.person}" if example.kind == "benign" else example.person
+
+
+def row_of(
+    gate: Gate, scores: Mapping[str, float], asked: Mapping[str, Sequence[Example]], modality: str,
+    benchmark: Benchmark, seed: int,
+) -> Record:  # fmt: skip
+    """All that is measured of one gate on its kind of query.
+
+    Raises:
+        RMuseError: no query of this kind on a side.
+    """
+    mine = {split: [e for e in examples if e.modality == modality] for split, examples in asked.items()}
+    mine = {split: examples for split, examples in mine.items() if examples}
+    hits = [e for split, examples in mine.items() if split in TO_STEER for e in examples]
+    rest = [e for split, examples in mine.items() if split in NOT_TO_STEER for e in examples]
+    if not hits or not rest:
+        raise RMuseError(
+            f"{benchmark.id}: {modality} queries to steer and to leave alone were required, got {len(hits)} and "
+            f"{len(rest)}; raise --limit"
+        )
+    margin = {e.id: (scores[e.id] - gate.threshold) / gate.scale for e in (*hits, *rest)}
+
+    def curve(first: Sequence[Example], second: Sequence[Example]) -> Curve:
+        sides = ([margin[e.id] for e in side] for side in (first, second))
+        return operating_curve(
+            *sides, *([who(e) for e in side] for side in (first, second)), grid=GRID, seed=seed
+        )
+
+    whole = curve(hits, rest)
+    fired = {split: fires(scores, {modality: gate}, examples) for split, examples in mine.items()}
+    sides = [
+        [decided for split, found in fired.items() if split in names for decided in found.values()]
+        for names in (TO_STEER, NOT_TO_STEER)
+    ]
+    return {
+        "layer": gate.layer, "readout": gate.readout, "kind": type(gate).__name__,
+        "threshold": short(gate.threshold), "scale": short(gate.scale), "expected": gate.expected,
+        "n": list(whole.n), "people": list(whole.people),
+        "auroc": area(whole),
+        "fpr_at_tpr": percent(whole.fpr_at_tpr),
+        "points": [[short(x), short(y)] for x, y in zip(whole.fpr.tolist(), whole.tpr.tolist(), strict=True)],
+        "band": {"fpr": [short(x) for x in whole.grid.tolist()],
+                 "low": [short(y) for y in whole.band[0].tolist()], "high": [short(y) for y in whole.band[1].tolist()]},
+        "operating": dict(zip(("tpr", "fpr"), (percent(wilson(sum(s), len(s))) for s in sides), strict=True)),
+        "fire_rate": {split: rate(found) for split, found in fired.items()},
+        "against": {split: area(curve(hits, mine[split])) | {"n": len(mine[split])}
+                    for split in mine if split in NOT_TO_STEER},
+        "shuffled": area(dealt(curve, hits, rest, seed)),
+        "margins": {split: {e.id: short(margin[e.id]) for e in examples} for split, examples in mine.items()},
+    }  # fmt: skip
+
+
+def area(curve: Curve) -> Record:
+    """An area under the curve as JSON."""
+    low, high = curve.auroc_interval
+    return {"value": short(curve.auroc), "low": short(low), "high": short(high)}
+
+
+def dealt(curve: Any, hits: Sequence[Example], rest: Sequence[Example], seed: int) -> Curve:
+    """The curve after people were dealt to both sides at random, with all of their queries."""
+    both = [*hits, *rest]
+    names = np.random.default_rng(seed).permutation(sorted({who(e) for e in both}))
+    share, taken = len(hits) / len(both), set()
+    for name in names[:-1].tolist():  # somebody is left for the other side
+        taken.add(name)
+        if sum(who(e) in taken for e in both) >= share * len(both):
+            break
+    sides = ([e for e in both if (who(e) in taken) is mine] for mine in (True, False))
+    return curve(*sides)
+
+
+def show(record: Mapping[str, Any]) -> None:
+    """Area, false positives and operating point of every gate."""
+    table = Table(title="unseen queries; percent but for the area", box=None)
+    strict = f"FPR at {100 * record['tpr']:g} % TPR"
+    for heading in ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled"):
+        table.add_column(heading, no_wrap=True)
+    for r in record["rows"]:
+        point = r["operating"]
+        table.add_row(
+            r["gate"] + " *" * r["chosen"], r["modality"], f"block {r['layer']}, {r['readout']}", said(r["auroc"], 3),
+            said(r["fpr_at_tpr"], 1), said(point["tpr"], 1), said(point["fpr"], 1), said(r["shuffled"], 2),
+        )  # fmt: skip
+    Console(width=max(150, Console().width)).print(table)
+    print("*: chosen by `calibrated`")
+
+
+def said(cell: Mapping[str, Any], digits: int) -> str:
+    """A value and its interval."""
+    return f"{cell['value']:.{digits}f} \\[{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Draws `results/activation_dynamics.json`: retain and forget states before and after steering (the paper's figure 4).
+
+    python figures/activation_dynamics.py [--results results/] [--out results/]
+
+Writes `activation_dynamics` (text width) as PDF, PNG and a caption.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _style as style
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+SCHEMA = "rmuse-activation-dynamics/1"
+SIDE = {"retain": (style.BLUE, "o"), "forget": (style.RED, "s")}
+DASHES = {"image": "-", "text": "--"}
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder of activation_dynamics.json"
+    )
+    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
+    given = parser.parse_args(argv)
+    record = style.read(given.results / "activation_dynamics.json", SCHEMA)
+    style.use()
+    written = style.save(draw(record), given.out or given.results, "activation_dynamics", caption(record))
+    print(*written, sep="\n")
+    return 0
+
+
+def presets(record: Row) -> list[str]:
+    """The methods, in the order of the file."""
+    return list(dict.fromkeys(row["preset"] for row in record["rows"]))
+
+
+def shown(record: Row, preset: str, modality: str) -> Row | None:
+    """The block whose plane is drawn: the highest steered one (the highest at all, where none was looked at)."""
+    mine = [r for r in record["rows"] if (r["preset"], r["modality"]) == (preset, modality)]
+    return max(mine, key=lambda r: (r["steered"], r["layer"]), default=None)
+
+
+def draw(record: Row) -> Figure:
+    """One row of panels per method: a plane per kind of query, then how far states move at each block."""
+    names = presets(record)
+    kinds = [k for k in style.MODALITY if any(r["modality"] == k for r in record["rows"])]
+    size = (style.TEXT, 0.6 + 1.9 * len(names))
+    figure, axes = plt.subplots(len(names), len(kinds) + 1, figsize=size, squeeze=False)
+    for line, name in zip(axes, names, strict=True):
+        for axis, kind in zip(line, kinds, strict=False):
+            row = shown(record, name, kind)
+            if row is None:
+                axis.set_axis_off()
+                continue
+            plane(axis, row)
+        line[0].set_ylabel(f"{name}\n{line[0].get_ylabel()}")
+        distances(line[-1], [r for r in record["rows"] if r["preset"] == name])
+    axes[-1][-1].set_xlabel("block (▲: steered)")
+    for letter, axis, title in zip(
+        "abc", axes[0], [*(f"{k} queries" for k in kinds), "displacement"], strict=False
+    ):
+        axis.set_title(f"{letter}  {title}", loc="left")
+    handles = [
+        Line2D([], [], color=c, marker=m, ls="", label=f"{side}, steered") for side, (c, m) in SIDE.items()
+    ]
+    handles += [
+        Line2D([], [], color=c, marker=m, mfc="white", ls="", label=f"{side}, before")
+        for side, (c, m) in SIDE.items()
+    ]
+    handles += [Line2D([], [], color=style.BLACK, ls=DASHES[k], label=f"{k} (c)") for k in kinds]
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0,
+                  handletextpad=0.4, handlelength=1.6)  # fmt: skip
+    return figure
+
+
+def plane(axis: Axes, row: Row) -> None:
+    """States before (hollow) and after (filled), a thin line from one to the other where they moved."""
+    for side, (colour, marker) in SIDE.items():
+        mine = [p for p in row["points"].values() if p["side"] == side]
+        moves = [(p["before"], p["after"]) for p in mine if p["displaced"] > 0]
+        axis.add_collection(LineCollection(moves, colors=colour, linewidths=0.35, alpha=0.45, zorder=1))
+        for when, face in (("before", "white"), ("after", colour)):
+            x, y = zip(*(p[when] for p in mine), strict=True)
+            axis.plot(x, y, marker, ms=2.4, color=colour, mfc=face, mew=0.5, ls="", alpha=0.85,
+                      zorder=2 if when == "before" else 3)  # fmt: skip
+    first, second = row["explained"]
+    axis.set_xlabel(f"axis 1 ({100 * first:.0f} %), block {row['layer']}", labelpad=1.5)
+    axis.set_ylabel(f"axis 2 ({100 * second:.0f} %)", labelpad=1)
+    axis.set_xticks([])
+    axis.set_yticks([])
+    axis.margins(0.06)
+
+
+def distances(axis: Axes, rows: Sequence[Row]) -> None:
+    """Mean displacement of each side at every block, with its interval."""
+    kinds = [k for k in DASHES if any(r["modality"] == k for r in rows)]
+    for place, kind in enumerate(kinds):
+        mine = sorted((r for r in rows if r["modality"] == kind), key=lambda r: r["layer"])
+        shift = 0.1 * (place - (len(kinds) - 1) / 2)
+        for side, (colour, marker) in SIDE.items():
+            cells = [r["displaced"][side] for r in mine]
+            at = [r["layer"] + shift for r in mine]
+            reach = [[100 * max(0.0, c["value"] - c["low"]) for c in cells],
+                     [100 * max(0.0, c["high"] - c["value"]) for c in cells]]  # fmt: skip
+            axis.errorbar(at, [100 * c["value"] for c in cells], reach, color=colour, marker=marker, ls=DASHES[kind],
+                          elinewidth=0.7, clip_on=False)  # fmt: skip
+        there = [r["layer"] + shift for r in mine if r["steered"]]
+        face = style.BLACK if kind == "image" else "white"
+        axis.plot(there, [-0.055] * len(there), "^", ms=4, color=style.BLACK, mfc=face, mew=0.6, clip_on=False, zorder=5,
+                  transform=axis.get_xaxis_transform())  # fmt: skip
+    axis.set_ylabel("moved (% of length)", labelpad=1)
+    axis.set_ylim(bottom=0)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.tick_params(axis="x", pad=7, length=0)
+
+
+def caption(record: Row) -> str:
+    """What the figure shows, with the tests of every plane drawn."""
+    origin = record["provenance"]
+    counted = "; ".join(
+        f"{kind}: {n['forget']} forget and {n['retain']} retain" for kind, n in origin["n"].items()
+    )
+    tests, closed = [], []
+    for name in presets(record):
+        for kind in origin["n"]:
+            row = shown(record, name, kind)
+            if row is None:
+                continue
+            t, moved = row["test"], row["displaced"]
+            low, high = (100 * v for v in t["interval"])
+            tests.append(
+                f"{name}, {kind}: {100 * moved['forget']['value']:.1f} against {100 * moved['retain']['value']:.1f} %, "
+                f"difference {100 * t['difference']:.1f} [{low:.1f}, {high:.1f}], {chance(t)} "
+                f"({t['people'][0]} and {t['people'][1]} people), with people dealt at random p = "
+                f"{row['shuffled']['p']:.2g}"
+            )
+            if row["closed"]["most"] is not None:
+                closed.append(f"{name}, {kind}: {row['closed']['most']:g} (n = {row['closed']['n']})")
+    benchmark = origin["benchmark"]
+    return (
+        "States of retain and forget queries before and after steering. (a, b) Each query's mean over the last prompt "
+        "token and its reference response, at the highest steered block, in the plane of the two principal axes of the "
+        "unsteered states (share of their variance in brackets). (c) Length of the displacement over that of the states, "
+        "in all dimensions; mean and 95 % bootstrap interval, people resampled; filled triangles: blocks steered for "
+        "image queries, open ones for text. One-sided permutation tests over people at these blocks: "
+        f"{'; '.join(tests)}. "
+        + (f"Largest displacement where the gate stayed closed: {'; '.join(closed)}. " if closed else "")
+        + f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
+        f"{benchmark['forget']} % forgotten; n = {counted} queries; seed {origin['seed']}."
+    )
+
+
+def chance(test: Row) -> str:
+    """The p value, as a bound where no permutation was as large."""
+    return f"p = {test['p']:.2g}" if test["p"] > test["least"] * 1.001 else f"p ≤ {test['p']:.2g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

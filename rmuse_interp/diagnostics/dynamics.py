@@ -1,0 +1,221 @@
+"""Where steering moves states: the plane of the unsteered ones, and whether forget states move and retain states stay.
+
+The paper's figure 4. The plane is fitted on unsteered states alone, so that steering cannot draw its own axes; how far
+states move is measured in all d dimensions, not in the plane.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.maths.linalg import compact_svd
+from rmuse_interp.maths.sphere import geodesic, unit
+from rmuse_interp.maths.transport import semi_relaxed_nearest
+
+PERMUTATIONS: Final = 2000
+RESAMPLES: Final = 1000
+"""Of the bootstrap."""
+
+
+@dataclass(frozen=True, eq=False)
+class StatePlane:
+    """The two principal axes of a set of states.
+
+    Attributes:
+        mean: of the states.
+        axes: orthonormal rows, the wider spread first.
+        explained: share of the states' variance along each axis.
+    """
+
+    mean: Float[Tensor, " d"]
+    axes: Float[Tensor, "2 d"]
+    explained: tuple[float, float]
+
+    def place(self, states: Float[Tensor, "examples d"]) -> Float[Tensor, "examples 2"]:
+        """Coordinates of states, those it was fitted on or others."""
+        return (states.double() - self.mean) @ self.axes.mT
+
+
+def state_plane(states: Float[Tensor, "examples d"]) -> StatePlane:
+    """Principal component analysis to two axes.
+
+    Args:
+        states: one per query, unsteered.
+
+    Raises:
+        RMuseError: states that do not span a plane.
+    """
+    exact = states.double()
+    mean = exact.mean(dim=0)
+    axes, s = compact_svd(exact - mean)
+    if len(s) < 2:
+        raise RMuseError(
+            f"states that span a plane were required, at least 3 different ones, got {len(states)}; raise --limit"
+        )
+    share = s.square() / s.square().sum()
+    return StatePlane(mean, axes[:, :2].mT, (float(share[0]), float(share[1])))
+
+
+def displacement(before: Float[Tensor, "_ d"], after: Float[Tensor, "_ d"]) -> float:
+    """`√(Σ‖h̃ − h‖² / Σ‖h‖²)` over the tokens of one query; exactly 0 where nothing was touched.
+
+    Raises:
+        RMuseError: states of other tokens on one side than on the other.
+    """
+    if before.shape != after.shape:
+        raise RMuseError(
+            f"states of the same tokens were required, got {tuple(before.shape)} and {tuple(after.shape)}"
+        )
+    moved, whole = (after.double() - before.double()).norm(), before.double().norm()
+    return float(moved / whole) if float(moved) > 0 else 0.0
+
+
+def along(
+    before: Float[Tensor, "tokens d"], after: Float[Tensor, "tokens d"], direction: Float[Tensor, " d"]
+) -> float | None:
+    """Cosine of a query's mean displacement with a direction; None where nothing was moved."""
+    mean = (after.double() - before.double()).mean(dim=0)
+    length = float(mean.norm())
+    return float(mean @ unit(direction.double())) / length if length > 0 else None
+
+
+def approach(
+    before: Float[Tensor, "tokens d"],
+    after: Float[Tensor, "tokens d"],
+    prototypes: Float[Tensor, "prototypes d"],
+) -> float:
+    """By how much the tokens of a query come nearer to refusal: mean angle to the nearest prototype before, less that
+    after, radians. Negative where they go away from it.
+
+    Args:
+        before: states of one query.
+        after: the same, steered.
+        prototypes: of any length.
+    """
+    points = unit(prototypes.double())
+
+    def away(states: Tensor) -> float:
+        exact = unit(states.double())
+        return float(geodesic(exact, points[semi_relaxed_nearest(exact, points)]).mean())
+
+    return away(before) - away(after)
+
+
+@dataclass(frozen=True)
+class SideTest:
+    """Whether a quantity is larger on the forget side than on the other.
+
+    Attributes:
+        difference: mean over forget queries less mean over the others.
+        interval: its 95 % bootstrap interval, people resampled on each side.
+        p: share of the permutations (the observed labelling among them) whose difference is as large or larger.
+        people: on the forget side and on the other.
+        least: the smallest p that so few people allow, at the number of permutations drawn.
+    """
+
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    people: tuple[int, int]
+    least: float
+
+
+def side_test(
+    values: Mapping[str, float],
+    forget: Collection[str],
+    people: Mapping[str, str],
+    *,
+    permutations: int = PERMUTATIONS,
+    seed: int = 0,
+) -> SideTest:
+    """One-sided permutation test of "larger on the forget side", people exchanged with all of their queries.
+
+    Args:
+        values: of each query, by id.
+        forget: ids of the forget queries among them.
+        people: whom each query is about; nobody stands on both sides.
+        permutations: how many to draw.
+        seed: of the drawing.
+
+    Raises:
+        RMuseError: fewer than two people on a side, a person on both, no permutations.
+    """
+    sides = [[i for i in values if (i in forget) is mine] for mine in (True, False)]
+    mine, rest = ({people[i] for i in side} for side in sides)
+    if mine & rest or min(len(mine), len(rest)) < 2:
+        raise RMuseError(
+            f"at least 2 people on each side and none on both were required, got {len(mine)} to forget and {len(rest)} "
+            f"others, {len(mine & rest)} on both; raise --limit"
+        )
+    if permutations < 1:
+        raise RMuseError(f"at least 1 permutation was required, got {permutations}")
+    rng = np.random.default_rng(seed)
+    names = [*sorted(mine), *sorted(rest)]
+    number = {name: place for place, name in enumerate(names)}
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    for name, value in values.items():
+        sums[number[people[name]]] += value
+        counts[number[people[name]]] += 1
+
+    def difference(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
+        """Of every row: people weighted on one side, and on the other."""
+        return (weights @ sums) / (weights @ counts) - (others @ sums) / (others @ counts)
+
+    label = np.zeros(len(names))
+    label[: len(mine)] = 1.0
+    observed = float(difference(label[None], 1 - label[None])[0])
+    drawn = rng.permuted(np.tile(label, (permutations, 1)), axis=1)
+    # Rounding must not make the observed labelling, drawn again, smaller than itself.
+    as_large = difference(drawn, 1 - drawn) >= observed - 1e-9 * max(1.0, abs(observed))
+    again = [_again(rng, label), _again(rng, 1 - label)]
+    low, high = np.percentile(difference(*again), [2.5, 97.5])
+    least = max(1 / math.comb(len(names), len(mine)), 1 / (permutations + 1))
+    return SideTest(
+        observed,
+        (float(low), float(high)),
+        float((1 + as_large.sum()) / (1 + permutations)),
+        (len(mine), len(rest)),
+        least,
+    )
+
+
+def _again(rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
+    """How often each person is in each resample of the side that the label marks."""
+    size = int(label.sum())
+    found = np.zeros((RESAMPLES, len(label)))
+    found[:, label > 0] = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
+    return found
+
+
+def shuffled(people: Mapping[str, str], forget: Collection[str], seed: int = 0) -> set[str]:
+    """The negative control of `side_test`: ids of the queries about as many people, drawn from both sides."""
+    mine = {people[i] for i in people if i in forget}
+    drawn = np.random.default_rng(seed).permutation(sorted(set(people.values())))[: len(mine)]
+    return {i for i, who in people.items() if who in set(drawn.tolist())}
+
+
+def mean_interval(
+    values: Mapping[str, float], people: Mapping[str, str], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean over queries with its 95 % bootstrap interval, people resampled.
+
+    Raises:
+        RMuseError: no values.
+    """
+    if not values:
+        raise RMuseError("at least one value was required to take the mean, got none")
+    names = sorted({people[i] for i in values})
+    number = {name: place for place, name in enumerate(names)}
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    for name, value in values.items():
+        sums[number[people[name]]] += value
+        counts[number[people[name]]] += 1
+    weights = _again(np.random.default_rng(seed), np.ones(len(names)))
+    low, high = np.percentile((weights @ sums) / (weights @ counts), [2.5, 97.5])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
