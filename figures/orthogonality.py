@@ -171,26 +171,36 @@ def plans(record: Row) -> Figure:
     """The plans as they are run: what of their updates falls into the RRS, and how much of it they alter."""
     rows = picked(record["updates"], run="plan", measure="update", gate="open")
     groups = list(dict.fromkeys((r["preset"], r["protection"]) for r in rows))
-    figure, axis = plt.subplots(figsize=(style.COLUMN, 0.75 + 0.3 * len(groups)))
+    figure, axis = plt.subplots(figsize=(style.COLUMN, 0.75 + 0.42 * len(groups)))
     for place, (preset, protection) in enumerate(groups):
         for kind in modalities(rows):
             colour, marker = style.MODALITY[kind]
             mine = picked(rows, preset=preset, protection=protection, modality=kind)
             for r in (m for m in mine if m["share"] is not None):
-                y = place + (0.16 if kind == "text" else -0.16)
+                y = place + (0.14 if kind == "text" else -0.14)
                 share = 100 * r["share"]
                 spread = [[max(0.0, share - 100 * r["low"])], [max(0.0, 100 * r["high"] - share)]]
-                axis.errorbar(share, y, xerr=spread, color=colour, marker=marker, elinewidth=0.7, ls="")
+                axis.errorbar(
+                    share,
+                    y,
+                    xerr=spread,
+                    color=colour,
+                    marker=marker,
+                    ms=2.6,
+                    elinewidth=0.9,
+                    capsize=2,
+                    ls="",
+                )
                 side = 1 if kind == "text" else -1
                 if share > 1:  # at 0 the numbers would lie on each other
-                    axis.annotate(str(r["layer"]), (share, y), (0, -4 * side), textcoords="offset points", ha="center",
-                                  va="top" if kind == "text" else "bottom", fontsize=5)  # fmt: skip
+                    axis.annotate(str(r["layer"]), (share, y), (0, -3 * side), textcoords="offset points", ha="center",
+                                  va="top" if kind == "text" else "bottom", fontsize=5.5)  # fmt: skip
                 axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
     own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
     labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
     axis.set_yticks(range(len(groups)), labels)
     axis.invert_yaxis()
-    axis.set_xlim(left=-0.5)
+    axis.set_xlim(left=-2)
     axis.set_xlabel("update in the RRS (%)")
     handles = [Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], ls="", label=f"{k} queries")
                for k in modalities(rows)]  # fmt: skip
@@ -269,17 +279,17 @@ def stability_caption(record: Row) -> str:
     origin, rows = record["provenance"], record["stability"]
     kinds = {r["modality"]: r for r in rows}
     counted = "; ".join(
-        f"{kind}: {r['n_forget']} forget examples about {r['clusters_forget']} people and {r['n_retain']} retain examples "
-        f"in {r['clusters_retain']} clusters"
+        f"{kind}: {r['n_forget']} forget examples about {r['clusters_forget']} people and {r['n_retain']} retain "
+        f"examples in {r['clusters_retain']} clusters"
         for kind, r in kinds.items()
     )
     benchmark = origin["benchmark"]
     return (
-        f"Both subspaces refitted on {origin['resamples']} bootstrap resamples of their fitting examples, people drawn with "
-        "all of their examples: median and 95 % range. (a) Cosine between the projections on U_un and U_rrs; black: the fit "
-        "on all data (a resample holds fewer distinct people, so that the fit may lie outside the range). (b to d) Angle "
-        "between the refit and the fit on all data: of U_un and U_rrs the angle whose squared cosine is the mean over their "
-        "principal angles, of v_un the angle itself; dotted: random subspaces of the same ranks. "
+        f"Both subspaces refitted on {origin['resamples']} bootstrap resamples of their fitting examples, people drawn "
+        "with all of their examples: median and 95 % range. (a) Cosine between the projections on U_un and U_rrs; black: "
+        "the fit on all data (a resample holds fewer distinct people, so that the fit may lie outside the range). (b to "
+        "d) Angle between the refit and the fit on all data: of U_un and U_rrs the angle whose squared cosine is the "
+        "mean over their principal angles, of v_un the angle itself; dotted: random subspaces of the same ranks. "
         f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
         f"{benchmark['forget']} % forgotten; n = {counted}; seed {origin['seed']}."
     )
