@@ -12,6 +12,7 @@ from rmuse_interp.data import Example
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.assertions import hints, tells
+from rmuse_interp.evaluate.fluency import distinct_bigrams, perplexity
 from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
 from rmuse_interp.evaluate.judges import LeakCase, RulesJudge
 from rmuse_interp.evaluate.membership import loss_score, membership, min_k_score
@@ -140,9 +141,9 @@ def test_step_recall_takes_the_best_step():
 
 
 def test_distinct_bigrams_fall_where_words_repeat():
-    assert m.distinct_bigrams([said("a b c d")]).value == 1.0
-    assert m.distinct_bigrams([said("a b a b a")]).value == pytest.approx(0.5)  # ab, ba of ab ba ab ba
-    assert m.distinct_bigrams([said("word")]).value is None
+    assert distinct_bigrams([said("a b c d")]).value == 1.0
+    assert distinct_bigrams([said("a b a b a")]).value == pytest.approx(0.5)  # ab, ba of ab ba ab ba
+    assert distinct_bigrams([said("word")]).value is None
 
 
 def test_replies_without_a_letter_are_counted():
@@ -153,13 +154,13 @@ def test_replies_without_a_letter_are_counted():
 def test_perplexity_is_of_all_tokens_together():
     rows = [said("a b", 0, person="p"), said("c d", 1, person="q")]
     nats = {rows[0].id: [0.0] * 3, rows[1].id: [math.log(16)]}
-    found = m.perplexity(rows, nats)
+    found = perplexity(rows, nats)
     assert found.value == pytest.approx(2.0)  # log 16 over 4 tokens
     assert found.per_example[rows[1].id] == pytest.approx(16.0)
     assert found.interval == pytest.approx((1.0, 16.0))
-    assert m.perplexity([], {}).value is None
+    assert perplexity([], {}).value is None
     with pytest.raises(RMuseError, match="nats of every response"):
-        m.perplexity(rows, {rows[0].id: [1.0]})
+        perplexity(rows, {rows[0].id: [1.0]})
 
 
 # ---------------------------------------------------------------- forget quality

@@ -11,6 +11,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -335,19 +336,10 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str,
                 row += 1
 
 
-@dataclass(frozen=True)
-class _named:
+@contextmanager
+def _named(file: Path, row: int) -> Iterator[None]:
     """Turns a fault into an error that names file and row."""
-
-    file: Path
-    row: int
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, fault: Any, trace: Any) -> bool:
-        if isinstance(fault, Fault):
-            raise RMuseError(
-                f"{self.file}, row {self.row}, field {fault.field!r}: {fault.reason}; mend the row"
-            )
-        return False
+    try:
+        yield
+    except Fault as fault:
+        raise RMuseError(f"{file}, row {row}, field {fault.field!r}: {fault.reason}; mend the row") from None

@@ -68,12 +68,13 @@ def membership(
 ) -> Membership:
     """An attack's AUROC.
 
-    The people to forget are the members here, people the model never saw (made alike) the others: a method that forgot
-    brings the AUROC down to 0.5, and below it overdoes it, which tells members apart as well.
+    What the model was trained on are the members; the others are alike and were never shown: other people, or wrong
+    answers to the same questions. A method that forgot brings the AUROC down to that of a model which never saw the
+    members; below it overdoes it, which tells members apart as well.
 
     Args:
         members: question id → nats per token of its right answer, under the model (or method) attacked.
-        others: the same of questions about people it never saw.
+        others: the same of what it never saw.
         people: question id → whom it is about.
         attack: `loss` or `min_k`.
         resamples: of people, members and others apart, for the interval.

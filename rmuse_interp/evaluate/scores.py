@@ -9,6 +9,7 @@ from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.data.example import Example
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
+from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.results import SCHEMA, Transcript
@@ -83,7 +84,7 @@ def measure(
         m.repetition(transcripts, seed),
         m.malformed(transcripts, pool, lexicon, references, seed),
         m.step_recall(transcripts, seed),
-        m.distinct_bigrams(transcripts, seed),
+        distinct_bigrams(transcripts, seed),
     )
     return {metric.name: metric for metric in found}
 

@@ -1,0 +1,67 @@
+"""Fluency: by the text alone, and by what a model makes of it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.metrics import RESAMPLES, Metric, summarise
+from rmuse_interp.evaluate.text import words_of
+from rmuse_interp.results import Transcript
+
+
+def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Fluency by the text alone: mean share of distinct pairs of neighbouring words among all of a response, 0–1.
+
+    Near 1 in fluent short texts, low where a response goes in circles or stammers. A response of fewer than two words
+    has no pair and is not counted. Whether the words are likely at all is `perplexity`'s to say.
+    """
+    rows = []
+    for t in transcripts:
+        words = words_of(t.response)
+        pairs = list(pairwise(words))
+        if pairs:
+            rows.append((t, len(set(pairs)) / len(pairs)))
+    return summarise("distinct_bigrams", rows, seed)
+
+
+def perplexity(
+    transcripts: Sequence[Transcript], nats: Mapping[str, Sequence[float]], seed: int = 0
+) -> Metric:
+    """Fluency by a model: exp of the mean nats per token of all responses, under a model that no plan runs on.
+
+    Unlike the other metrics its aggregate is no mean of ``per_example`` (each response's own perplexity): long responses
+    weigh by their tokens. Low is fluent, but so is a loop: read it beside `repetition`.
+
+    Args:
+        transcripts: the responses; ones without words have no tokens and are left out, as parse failures.
+        nats: id → nats of each token of the response, from `models.likelihood.token_nll`.
+        seed: of the interval.
+
+    Raises:
+        RMuseError: a response with words but without nats.
+    """
+    said = [t for t in transcripts if t.response.strip()]
+    missing = [t.id for t in said if not nats.get(t.id)]
+    if missing:
+        raise RMuseError(
+            f"nats of every response with words were required, got none for {len(missing)} ({missing[0]})"
+        )
+    weighed = [(t, float(np.mean(nats[t.id])), len(nats[t.id])) for t in said]
+    each = summarise("perplexity", [(t, float(np.exp(mean))) for t, mean, _ in weighed], seed)
+    if not weighed:
+        return replace(each, parse_failures=len(transcripts))
+    clusters: dict[str, list[tuple[float, int]]] = {}
+    for t, mean, n in sorted(weighed, key=lambda row: row[0].id):
+        clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(
+            (mean * n, n)
+        )
+    sums = np.array([[sum(x) for x in zip(*rows, strict=True)] for rows in clusters.values()])
+    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
+    drawn = sums[draws].sum(axis=1)
+    low, high = np.percentile(np.exp(drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
+    value = float(np.exp(sums[:, 0].sum() / sums[:, 1].sum()))
+    failures = len(transcripts) - len(said)
+    return replace(each, value=value, interval=(float(low), float(high)), parse_failures=failures)
