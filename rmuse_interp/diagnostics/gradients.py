@@ -30,7 +30,7 @@ from rmuse_interp.models.lens import LensModel
 
 TOLERANCE: Final = 0.02
 """Share of the difference by which the sum may miss it."""
-ROUGHNESS: Final = 0.05
+ROUGHNESS: Final = 0.1
 """Share of the difference that the intervals' errors may have in sum, signs aside: no luck by cancellation."""
 NODES: Final = 4
 """Per interval."""
@@ -38,7 +38,7 @@ INTERVALS: Final = 8
 """At first."""
 FINEST: Final = 2.0**-14
 """Width of an interval that is halved no more."""
-BUDGET: Final = 1536
+BUDGET: Final = 1024
 """The most nodes for one leak."""
 _LEAST: Final = 0.05
 """Nats: a smaller difference is not divided by, so that noise is not called an error."""

@@ -48,6 +48,8 @@ class Statement:
         value: what is given away.
         person: whom it is about: examples about one person are no independent ones.
         among: the values that it is to be told from; see `find_leaks`.
+        attribute: what the value is, in a word.
+        parts: where it is looked for.
     """
 
     query: Query
@@ -55,6 +57,8 @@ class Statement:
     value: str
     person: str
     among: tuple[str, ...] = ()
+    attribute: str = "value"
+    parts: tuple[Part, ...] = PARTS
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +188,7 @@ def find_leaks(
             "offset_mapping"
         ]
         shift = len(placed.places) - len(offsets)
-        for part in PARTS:
+        for part in statement.parts:
             span = _value_in(text, part, statement, delimiters)
             covering = [] if span is None else _covering(offsets, span[0] + 1, span[1] + 1)
             if not covering:
