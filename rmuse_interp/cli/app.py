@@ -15,6 +15,7 @@ from rmuse_interp.cli import (
     bundles,
     data,
     demo,
+    doctor,
     evaluate,
     generate,
     groups,
@@ -93,6 +94,7 @@ app.command("fit")(bundles.fit)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("info")(bundles.info)
+app.command("doctor")(doctor.doctor)
 data.app.command("annotate")(annotate.annotate)
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")

@@ -69,6 +69,7 @@ def demo(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
         max_new_tokens=max_new_tokens, traces=record,
     )  # fmt: skip
+    scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
     save_run(out, scores, answers, overwrite)

@@ -24,11 +24,13 @@ from rmuse_interp.elicit import (
     traces_of,
 )
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting.agreement import subspace_table
 from rmuse_interp.fitting.gathering import LIMIT, enough, gather
 from rmuse_interp.fitting.search import Found, Trial, search, try_layers
 from rmuse_interp.fitting.targets import TARGETS
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.rmuse import (
+    ENERGY,
     PRESETS,
     Evidence,
     PresetName,
@@ -183,6 +185,7 @@ def assemble(
     }
     for modality, found in evidence.items():
         table: dict[str, Any] = {}
+        energy = ENERGY
         if preset == "paper":
             steered = list(layers) if layers is not None else middle_third(model.n_layers)
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
@@ -194,7 +197,8 @@ def assemble(
             if auto:
                 outcome = search(*where, layers, seed, progress)
                 steered, trials = list(outcome.best.layers), outcome.trials
-                settings = {"target": TARGETS[outcome.best.target], "energy": outcome.best.energy}
+                energy = outcome.best.energy
+                settings = {"target": TARGETS[outcome.best.target], "energy": energy}
                 table["chosen"] = {**asdict(outcome.best), "why": list(outcome.why)}
             elif layers is None:
                 trials = try_layers(*where, seed, progress)
@@ -204,6 +208,9 @@ def assemble(
             part = calibrated_edit(found, modality, steered, selection.gate, **settings)
             table["gates"] = [asdict(row) for row in selection.table[:TABLE]]
             table["trials"] = [asdict(trial) for trial in trials]
+        table["subspaces"] = subspace_table(
+            found, steered, literal=preset == "paper", energy=energy, seed=seed
+        )
         parts.append(part)
         report[modality] = table | {"steered": steered, "queries": [len(found.forget), len(found.others)]}
     fitted = together(parts, report)

@@ -1,0 +1,111 @@
+"""How well fitting data determine the subspaces: spectrum, rank, agreement of two halves; for a bundle's report."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import numpy as np
+
+from rmuse_interp.retain import RetainSubspace
+from rmuse_interp.rmuse import ENERGY, SPANS, Evidence, subspaces_at
+
+SPLITS: Final = 8
+"""Random halvings of the fitting examples."""
+LEAST: Final = 4
+"""Fewest examples of a kind that can be halved."""
+SPECTRUM: Final = 16
+"""Leading shares of energy that a report lists."""
+
+
+def subspace_table(
+    evidence: Evidence,
+    layers: Sequence[int],
+    *,
+    literal: bool,
+    spans: Sequence[str] = SPANS,
+    energy: float = ENERGY,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Of each block and subspace: `examples`, `rank`, `cap`, `asked`, `kept`, `spectrum` and `agreement`; plain JSON.
+
+    `kept` is the share of the energy `s²/Σs²` that the rank holds, where `asked` was asked for. `agreement` compares the
+    subspaces of two random halves of the examples: for `U_un` the cosine of the two directions `v_un`, signs aside; for
+    `U_rrs` the share of each half's basis, weighted by its energies, that lies in the other's subspace (random subspaces
+    of rank k share k/d). It is the mean of `SPLITS` halvings with their 2.5 % and 97.5 % percentiles; halves know half
+    as much, so it is a lower bound. None with fewer than `LEAST` examples.
+
+    Args:
+        evidence: of one kind of query.
+        layers: 0-based blocks.
+        literal: the paper's form; see `subspaces_at`.
+        spans: of the unlearning direction.
+        energy: share of the variance that the RRS was asked to hold.
+        seed: of the halvings.
+    """
+    draw = random.Random(seed)
+    forget, kept = evidence.refusal["answer"].ids, evidence.step["answer"].ids
+    halvings = []
+    if min(len(forget), len(kept)) >= LEAST:
+        halvings = [_halves(evidence, draw, literal) for _ in range(SPLITS)]
+    found: dict[str, Any] = {}
+    for layer in layers:
+        whole = subspaces_at(evidence, layer, literal, spans, energy)
+        cosines: tuple[list[float], list[float]] = ([], [])
+        for pair in halvings:
+            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, spans, energy) for h in pair)
+            cosines[0].append(abs(float(un.direction @ other_un.direction)))
+            cosines[1].append((_inside(rrs, other_rrs) + _inside(other_rrs, rrs)) / 2)
+        sizes = len(forget), len(kept if not literal else evidence.step_prefixed["answer"].ids)
+        found[str(layer)] = {
+            name: _entry(one, n, values)
+            for name, one, n, values in zip(("unlearning", "retain"), whole, sizes, cosines, strict=True)
+        }
+    return found
+
+
+def _inside(one: RetainSubspace, other: RetainSubspace) -> float:
+    """Share of one basis, each vector weighted by its energy, that lies in the other subspace."""
+    energy = one.singular_values[: one.rank].square()
+    shares = (other.subspace.basis.mT @ one.subspace.basis).square().sum(dim=0)
+    return float((energy * shares).sum() / energy.sum())
+
+
+def _entry(one: Any, n: int, cosines: Sequence[float]) -> dict[str, Any]:
+    squares = one.singular_values.double().square()
+    shares = squares / squares.sum()
+    agreement = None
+    if cosines:
+        low, high = np.percentile(cosines, [2.5, 97.5])
+        agreement = {
+            "value": float(np.mean(cosines)),
+            "low": float(low),
+            "high": float(high),
+            "n": len(cosines),
+        }
+    return {
+        "examples": n,
+        "rank": one.rank,
+        "cap": one.cap,
+        "asked": one.energy,
+        "kept": float(shares[: one.rank].sum()),
+        "spectrum": [round(x, 6) for x in shares[:SPECTRUM].tolist()],
+        "agreement": agreement,
+    }
+
+
+def _halves(evidence: Evidence, draw: random.Random, literal: bool) -> tuple[Evidence, Evidence]:
+    """The evidence of two disjoint halves of the forget and of the retain examples."""
+    step = "step_prefixed" if literal else "step"
+    sides = {name: list(getattr(evidence, name)["answer"].ids) for name in ("refusal", step)}
+    for ids in sides.values():
+        draw.shuffle(ids)
+    halves = []
+    for half in (0, 1):
+        chosen = {name: ids[half::2] for name, ids in sides.items()}
+        parts: dict[str, Any] = {
+            name: {span: pooled.select(chosen[name]) for span, pooled in getattr(evidence, name).items()}
+            for name in sides
+        }
+        halves.append(replace(evidence, **parts))
+    return halves[0], halves[1]
