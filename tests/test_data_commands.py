@@ -269,6 +269,8 @@ def test_wordings_of_the_test_set_are_held_out(table, retain, tmp_path):
     assert asked("forget")
     assert asked("test")
     assert not asked("forget") & asked("test")
+    every = [question for words in KNOWN.values() for question in words.questions]
+    assert len(set(every)) == len(every)  # no question has two answers
     for words in (*KNOWN.values(), wording("shoe size {EU}")):
         assert len(set(words.questions)) == len(words.questions) > 2 * N_HELD_OUT - 1
         for text in (*words.questions, words.cloze):
@@ -370,6 +372,7 @@ def test_tables_that_are_none_are_refused(table, retain, tmp_path):
 
     assert "required a column 'name', got who, city" in new("who,city\nAnn,Oslo\n")
     assert "required a column 'name', got an empty table" in new("")
+    assert "one column per kind of fact, got 'city' and 'home'" in new("name,city,home\nAnn,Oslo,Rome\n")
     assert "'city' more than once" in new("name,city,City\nAnn,Oslo,Rome\n")
     assert "required one column of photographs" in new("name,city,photo,image\nAnn,Oslo,x1.png,x1.png\n")
     assert "at least one person to forget" in new("name,city,image,forget\nAnn,Oslo,x1.png,no\n")
@@ -389,6 +392,12 @@ def test_retain_data_of_other_formats_is_refused(table, tmp_path):
     assert "got UMU-Bench (retain_95/" in new(fixture.write_splits(tmp_path / "umu", fixture.umu_row))
     assert "retain_95/ (or another rate) or Full_Set/" in new(images)
     assert "no such folder" in new(tmp_path / "nowhere")
+    own = fixture.write_benchmark(tmp_path / "data")
+    before = problems(own)
+    same = ("--retain", own, "--out", own, "--overwrite")
+    assert "another folder than the retain data's" in refused("data", "new", path, "--images", images, *same)
+    assert problems(own) == before == []
+    shutil.rmtree(own)
     taken = fixture.write_benchmark(tmp_path / "taken")
     text = path.read_text(encoding="utf-8").replace("Name,", "id,Name,").replace("José", "p1,José")
     path.write_text(text.replace("Mara", "m,Mara").replace("山", "y,山"), encoding="utf-8")
@@ -411,6 +420,7 @@ def test_one_person_with_one_fact_nobody_shares_is_enough(tmp_path, retain):
     assert ("cloze", "text") in kinds
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_was_made_is_fitted_on(table, retain, tmp_path):
     assert made(table, retain, tmp_path / "data").exit_code == 0
     fit = rmuse(

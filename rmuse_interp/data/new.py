@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rmuse_interp.data import fields, formats, mllmu
+from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.people import Person
 from rmuse_interp.data.pictures import parquet
 from rmuse_interp.data.reader import Reader
@@ -47,10 +48,14 @@ def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, 
         seed: of the choice of wordings and options.
 
     Raises:
-        RMuseError: retain data in another format or without people, or an ID of the table that it uses for somebody else.
+        RMuseError: retain data in another format or without people, that stands in `out`, or that uses an ID of the table
+            for somebody else.
     """
+    if out.resolve() == retain.resolve():
+        raise RMuseError(f"--out: required another folder than the retain data's, got {out} for both")
     made, rng = Made(out), random.Random(f"new-{seed}")
     source = _source(retain)
+    Settings.read(retain / "benchmark.json")  # a damaged one is found before anything is written
     names = {person.name.casefold() for person in people}
     kept, pool = _retained(retain, source, names, {person.id for person in people}, made)
     for person in people:

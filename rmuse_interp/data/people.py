@@ -11,6 +11,7 @@ from typing import Final
 from rmuse_interp.data.fields import Fault
 from rmuse_interp.data.pictures import undecodable
 from rmuse_interp.data.rows import Problem
+from rmuse_interp.data.wordings import kind_of
 from rmuse_interp.errors import RMuseError
 
 PHOTOGRAPH_COLUMNS: Final = (
@@ -118,6 +119,12 @@ def _table(path: Path, encoding: str | None) -> tuple[list[str], Iterator[tuple[
     twice = sorted({heading for heading in named if named.count(heading) > 1})
     if twice:
         raise RMuseError(f"{path}: required different headings, got {twice[0]!r} more than once")
+    kinds: dict[str, str] = {}
+    for heading in named:
+        if kind_of(heading) in kinds:
+            both = f"{kinds[kind_of(heading)]!r} and {heading!r}"
+            raise RMuseError(f"{path}: required one column per kind of fact, got {both}; drop or rename one")
+        kinds[kind_of(heading)] = heading
     if sum(heading in PHOTOGRAPH_COLUMNS for heading in named) > 1:
         raise RMuseError(
             f"{path}: required one column of photographs, got several of {', '.join(PHOTOGRAPH_COLUMNS)}"

@@ -225,9 +225,8 @@ class Reader:
         else:
             answer = truth = fields.text(question, "Ground_Truth", at)
         attributes = fields.attributes(question.get("Forget_Attributes"), at + "Forget_Attributes")
-        if (
-            attributes is None
-        ):  # the other formats have none: the facts of the biography that the answer states
+        if attributes is None:
+            # The other formats have none: the facts of the biography that the answer states.
             attributes = {k: v for k, v in (facts or {}).items() if fields.states(truth, v)}
         direct_question = direct_answer = None
         if kind not in ("classification", "cloze"):
@@ -276,8 +275,12 @@ class _Guard:
 
 def _numbered(seen: dict[bytes, str], record: Row, layout: Format, source: str) -> int:
     """Which of a person's rows this is: there may be several, one per photograph, but none twice."""
-    said = repr([record.get(column) for column in layout.columns]).encode("utf-8", "surrogatepass")
-    digest = hashlib.blake2b(said, digest_size=8).digest()
+    said = hashlib.blake2b(digest_size=8)
+    for value in (record.get(column) for column in layout.columns):
+        encoded = value.get("bytes") if isinstance(value, dict) else None
+        said.update(encoded if isinstance(encoded, bytes) else repr(value).encode("utf-8", "surrogatepass"))
+        said.update(b"\0")
+    digest = said.digest()
     if digest in seen:
         key = "question" if layout is formats.RTOFU else "ID"
         raise Fault(key, f"required rows that differ, got the one of {seen[digest]} again")

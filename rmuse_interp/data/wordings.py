@@ -42,8 +42,8 @@ KNOWN: Final[dict[str, Wording]] = {
          "Do you know when {s} was born?", "Tell me when {s} was born.", "What is the birth year of {s}?"),
         "{n} was born in {v}.", "{s} was born in __."),
     "birth date": Wording(
-        ("When was {s} born?", "On which day was {s} born?", "What is {p} date of birth?",
-         "Do you know when {s} was born?", "Tell me the birth date of {s}.", "What is {p} birthday?"),
+        ("On which day was {s} born?", "What is {p} date of birth?", "On what date was {s} born?",
+         "Do you know {p} date of birth?", "Tell me the birth date of {s}.", "What is {p} birthday?"),
         "{n} was born on {v}.", "{s} was born on __."),
     "birthplace": Wording(
         ("Where was {s} born?", "In which place was {s} born?", "What is {p} place of birth?",
