@@ -2,15 +2,16 @@
 
     python figures/demo.py [RUN] [--out figures]
 
-RUN is a folder that `rmuse demo` or `rmuse eval` wrote. Reads its scores alone.
+RUN is a folder that `rmuse demo` or `rmuse eval` wrote. Reads its scores alone; writes PNG, PDF and a caption.
 """
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.report.before_after import read_scores, save
+from rmuse_interp.report.before_after import caption, read_scores, save
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,10 +23,12 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "figures")
     asked = parser.parse_args()
     try:
-        written = save(read_scores(asked.run / "scores.json"), asked.out)
+        scores = read_scores(asked.run / "scores.json")
+        written = [*save(scores, asked.out), asked.out / "demo.txt"]
     except RMuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    written[-1].write_text(textwrap.fill(caption(scores), 100) + "\n", encoding="utf-8")
     print(*written, sep="\n")
     return 0
 

@@ -6,7 +6,6 @@ Writes `rivals` (column width) as PDF, PNG and a caption.
 """
 
 import argparse
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from _labels import label
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.transforms import Bbox
 
 SCHEMA = "rmuse-rivals/1"
 X, Y, FILL = "ril_test", "exact_retain_test", "malformed"
@@ -98,7 +96,8 @@ def trade_off(record: Row) -> Figure:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2
     )
-    label(axis, places, {name: LOOK[row["kind"]][1] for name, row in rows.items()}, bars)
+    words = {name: NAMES.get(name, name) for name in rows}
+    label(axis, places, words, {name: LOOK[row["kind"]][1] for name, row in rows.items()}, bars)
     return figure
 
 
@@ -108,90 +107,6 @@ def spread(value: Row) -> tuple[float, list[list[float]] | None]:
     if value["low"] is None:
         return middle, None
     return middle, [[max(0.0, middle - value["low"])], [max(0.0, value["high"] - middle)]]
-
-
-def label(
-    axis: Axes, places: dict[str, tuple[float, float]], colours: dict[str, str], bars: Sequence[Any]
-) -> None:
-    """Each point's name where it covers no point, bar or other name; a thin line leads there unless that is plain.
-
-    Args:
-        axis: drawn but for the names.
-        places: method → its point, in data units.
-        colours: method → colour of its name.
-        bars: what else is to stay clear: the intervals, each as two points in data units.
-    """
-    figure = axis.figure
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()
-    figure.set_layout_engine("none")  # what was measured stays where it is
-    points = {name: axis.transData.transform(at) for name, at in places.items()}
-    scale = figure.dpi / 72
-    said: dict[str, list[str]] = {}  # points that coincide share a text, that of the first of them
-    for name, point in points.items():
-        twin = next((n for n in said if math.dist(points[n], point) < 3 * scale), name)
-        said.setdefault(twin, []).append(NAMES.get(name, name))
-    points = {name: points[name] for name in said}
-    words = {
-        n: ",\n".join(", ".join(names[i : i + 2]) for i in range(0, len(names), 2))
-        for n, names in said.items()
-    }
-    taken = [Bbox.from_extents(*(p - 3.5 * scale), *(p + 3.5 * scale)) for p in points.values()]
-    for start, end in bars:
-        (x0, y0), (x1, y1) = axis.transData.transform([start, end])
-        taken.append(Bbox.from_extents(x0 - scale / 2, y0 - scale / 2, x1 + scale / 2, y1 + scale / 2))
-    frame, drawn = axis.get_window_extent(renderer), []
-    rings = [(r, a) for r in (6, 9, 13, 18, 24, 32, 42, 54, 68, 84) for a in range(0, 360, 15)]
-
-    def near(name: str) -> int:
-        return sum(math.dist(points[name], other) < 14 * scale for other in points.values()) - 1
-
-    for name in sorted(points, key=lambda n: (-near(n), n)):
-        x, y = points[name]
-        settings = {"fontsize": 6, "color": colours[name], "ha": "center", "va": "center"}
-        text = axis.annotate(words[name], places[name], (0, 0), textcoords="offset points", **settings)
-        size = text.get_window_extent(renderer)
-        text.remove()
-        distant = [
-            b for p, b in zip(points.values(), taken, strict=False) if math.dist(p, (x, y)) > 14 * scale
-        ]
-        best: tuple[float, Bbox, float, float, bool] | None = None
-        for radius, angle in rings:
-            along, up = math.cos(math.radians(angle)), math.sin(math.radians(angle))
-            # The ring is walked by the nearest edge of the name, not by its middle.
-            dx, dy = along * (radius * scale + size.width / 2), up * (radius * scale + size.height / 2)
-            box = Bbox.from_bounds(x + dx - size.width / 2, y + dy - size.height / 2, size.width, size.height)
-            led = radius > 9 or near(name) > 0
-            # The line ends at the name's nearest edge.
-            foot = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-            outside = box.x0 < frame.x0 or box.x1 > frame.x1 or box.y0 < frame.y0 or box.y1 > frame.y1
-            cost = (
-                radius + 1000 * (outside or any(box.overlaps(other) for other in drawn))
-                + 300 * sum(box.overlaps(other) for other in taken[: len(points)])
-                + 25 * sum(box.overlaps(other) for other in taken[len(points) :])
-                + 150 * (led and any(crosses((x, y), foot, other) for other in drawn))
-                + 40 * (led and any(crosses((x, y), foot, other) for other in distant))
-            )  # fmt: skip
-            if best is None or cost < best[0]:
-                best = (cost, box, dx / scale, dy / scale, led)
-        assert best is not None
-        _, box, dx, dy, led = best
-        drawn.append(box)
-        line = (
-            {"arrowstyle": "-", "lw": 0.4, "color": colours[name], "shrinkA": 0, "shrinkB": 2}
-            if led
-            else None
-        )
-        axis.annotate(
-            words[name], places[name], (dx, dy), textcoords="offset points", arrowprops=line, **settings
-        )  # fmt: skip
-
-
-def crosses(start: tuple[float, float], end: tuple[float, float], box: Bbox) -> bool:
-    """Whether a line runs through a box, by twenty points of it."""
-    return any(
-        box.contains(start[0] + (end[0] - start[0]) * i / 20, start[1] + (end[1] - start[1]) * i / 20) for i in range(20)
-    )  # fmt: skip
 
 
 def caption(record: Row) -> str:

@@ -18,6 +18,8 @@ KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
 LABELS: Final = {"retain_test": "retain, new", "test": "forget, new"}
 """Splits under a name of their own in tables and figures."""
 ORDER: Final = ("vanilla", "gold")
+_PER_LINE: Final = 6
+"""Names per line of the legend."""
 
 # Okabe and Ito's colours: told apart with any colour vision, and in grey by their lightness.
 _COLOURS: Final = {
@@ -27,6 +29,7 @@ _COLOURS: Final = {
     "rmuse/calibrated": "#0072B2",
 }
 _SPARE: Final = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442")
+_HATCHES: Final = ("", "//////", "......", "xxxxxx", "------")
 
 
 def read_scores(path: Path) -> dict[str, Any]:
@@ -105,10 +108,12 @@ def markdown(scores: Scores) -> str:
     return "\n".join(text)
 
 
-def colour(name: str, names: Sequence[str]) -> str:
-    """The method's own colour; methods without one take spare ones in order."""
-    others = [n for n in names if n not in _COLOURS]
-    return _COLOURS.get(name) or _SPARE[others.index(name) % len(_SPARE)]
+def look(name: str, names: Sequence[str]) -> tuple[str, str]:
+    """The method's own colour, or a spare one in order; hatched, each round anew, once the spare ones are used up."""
+    if name in _COLOURS:
+        return _COLOURS[name], ""
+    turn, place = divmod([n for n in names if n not in _COLOURS].index(name), len(_SPARE))
+    return _SPARE[place], _HATCHES[min(turn, len(_HATCHES) - 1)]
 
 
 def draw(scores: Scores) -> "Figure":
@@ -126,7 +131,8 @@ def draw(scores: Scores) -> "Figure":
         ("exact", "Answered exactly (%)", [s for s in KEPT if s in present]),
     ]
     panels = [panel for panel in panels if panel[2]]
-    figure = Figure(figsize=(9.0, 3.3), layout="constrained")
+    # The text width of a two-column page: type keeps its size there.
+    figure = Figure(figsize=(6.75, 2.3 + 0.16 * (len(names) > _PER_LINE)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
         1, len(panels), sharey=True, squeeze=False, gridspec_kw={"width_ratios": [len(p[2]) for p in panels]}
@@ -146,26 +152,51 @@ def draw(scores: Scores) -> "Figure":
                 heights.append(value)
                 below.append(max(0.0, value - around["low"]) if around else 0.0)
                 above.append(max(0.0, around["high"] - value) if around else 0.0)
-            ax.bar(places, heights, 0.92 * width, color=colour(name, names), label=name, yerr=[below, above],
-                   error_kw={"elinewidth": 0.8, "capsize": 1.8, "ecolor": "#222222"})  # fmt: skip
+            colour, hatch = look(name, names)
+            ax.bar(places, heights, 0.92 * width, color=colour, hatch=hatch, edgecolor="white", linewidth=0, label=name,
+                   yerr=[below, above], error_kw={"elinewidth": 0.7, "capsize": min(1.5, 6 * width), "ecolor": "#222222"},
+                   )  # fmt: skip
             # A bar of height zero must not look like one that is missing.
             for place, height in zip(places, heights, strict=True):
                 if height < 1:
-                    ax.plot([place - 0.4 * width, place + 0.4 * width], [0, 0], color=colour(name, names),
-                            linewidth=3, solid_capstyle="butt", clip_on=False, zorder=3)  # fmt: skip
+                    ax.plot([place - 0.4 * width, place + 0.4 * width], [0, 0], color=colour,
+                            linewidth=2.2, solid_capstyle="butt", clip_on=False, zorder=3)  # fmt: skip
             for place in absent:
-                ax.text(place, 2, "n/a", rotation=90, ha="center", va="bottom", fontsize=6, color="#666666")
-        ax.set_title(title.replace("\n", " ") if len(splits) > 2 else title, fontsize=10)
-        ax.set_xticks(range(len(splits)), [LABELS.get(s, s) for s in splits], fontsize=9)
+                ax.text(place, 2, "n/a", rotation=90, ha="center", va="bottom", fontsize=5.5, color="#666666")
+        ax.set_title(title.replace("\n", " ") if len(splits) > 2 else title, fontsize=7.5)
+        ax.set_xticks(range(len(splits)), [LABELS.get(s, s) for s in splits], fontsize=7)
         ax.tick_params(axis="x", length=0)
+        ax.tick_params(axis="y", labelsize=6.5, width=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_ylim(0, 105)
         ax.set_yticks(range(0, 101, 25))
         ax.grid(axis="y", color="#dddddd", linewidth=0.6)
         ax.set_axisbelow(True)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), _PER_LINE), frameon=False,
+                  fontsize=6.5, columnspacing=1.2, handlelength=1.4)  # fmt: skip
     return figure
+
+
+def caption(scores: Scores) -> str:
+    """What the figure shows, with n of every bar."""
+    counts: dict[str, set[int]] = {}
+    for metric, splits in (("ril", FORGOTTEN), ("exact", KEPT)):
+        for split in (s for s in splits if s in splits_of(scores)):
+            spans = (
+                scores.get("intervals", {}).get(n, {}).get(split, {}).get(metric) for n in methods_of(scores)
+            )
+            counts[split] = {around["n"] for around in spans if around}
+    said = "; ".join(
+        f"{LABELS.get(split, split)}: {' or '.join(map(str, sorted(n)))}" for split, n in counts.items() if n
+    )
+    model, benchmark = scores["model"], scores["benchmark"]
+    return (
+        "Leakage while reasoning (RIL) on questions about the people to forget, exact answers on all others; bars are "
+        "95 % bootstrap intervals over people; a flat mark is 0. "
+        f"Model {model['id']} ({model['fingerprint']}), benchmark {benchmark['id']}, {benchmark['forget']} % forgotten; "
+        f"n of open questions = {said or 'not known'}."
+    )
 
 
 def save(scores: Scores, folder: Path, stem: str = "demo") -> list[Path]:
@@ -176,7 +207,7 @@ def save(scores: Scores, folder: Path, stem: str = "demo") -> list[Path]:
     """
     figure = draw(scores)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"{stem}.png", folder / f"{stem}.pdf"]
-    figure.savefig(paths[0], dpi=160, metadata={"Software": None})
+    paths = [folder / f"{stem}.{kind}" for kind in ("png", "pdf")]
+    figure.savefig(paths[0], dpi=300, metadata={"Software": None})
     figure.savefig(paths[1], metadata={"CreationDate": None, "Producer": None, "Creator": None})
     return paths
