@@ -12,7 +12,7 @@ kind of query:
   positives: 95 % intervals, people resampled (see `diagnostics/roc.py`);
 * the operating point: both rates at the threshold that the fitting data set (Wilson's intervals), and by split;
 * the margins `(score − threshold)/scale` of every query;
-* the negative control: the area after people were dealt to both sides at random, which is 0.5 but for chance.
+* the negative control: the area when people are dealt to both sides at random, many times over: 0.5 on average.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from analyses._common import Record, bars, command, opened, options, percent, pr
 from analyses._composed import fires, probes, scored
 from analyses._fits import bundle_of, evidence_of, preset_of
 from analyses._gates import Gates, gates_of, rate
-from rmuse_interp.calibration import wilson
+from rmuse_interp.calibration import auroc, wilson
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.diagnostics.roc import RESAMPLES, TPR, Curve, operating_curve
 from rmuse_interp.errors import RMuseError
@@ -47,6 +47,8 @@ STEM = "gate_roc"
 PAPER = "paper"
 GRID = (0.0, *np.logspace(-3, 0, 61).round(6).tolist())
 """False-positive rates at which the band is given."""
+DEALS = 200
+"""Of the negative control."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,7 +167,7 @@ def row_of(
         "fire_rate": {split: rate(found) for split, found in fired.items()},
         "against": {split: area(curve(hits, mine[split])) | {"n": len(mine[split])}
                     for split in mine if split in NOT_TO_STEER},
-        "shuffled": area(dealt(curve, hits, rest, seed)),
+        "shuffled": dealt(margin, hits, rest, seed),
         "margins": {split: {e.id: short(margin[e.id]) for e in examples} for split, examples in mine.items()},
     }  # fmt: skip
 
@@ -176,17 +178,33 @@ def area(curve: Curve) -> Record:
     return {"value": short(curve.auroc), "low": short(low), "high": short(high)}
 
 
-def dealt(curve: Any, hits: Sequence[Example], rest: Sequence[Example], seed: int) -> Curve:
-    """The curve after people were dealt to both sides at random, with all of their queries."""
+def dealt(
+    margin: Mapping[str, float],
+    hits: Sequence[Example],
+    rest: Sequence[Example],
+    seed: int,
+    deals: int = DEALS,
+) -> Record:
+    """Mean area, and its 95 % range, when people are dealt to both sides at random, with all of their queries."""
     both = [*hits, *rest]
-    names = np.random.default_rng(seed).permutation(sorted({who(e) for e in both}))
-    share, taken = len(hits) / len(both), set()
-    for name in names[:-1].tolist():  # somebody is left for the other side
-        taken.add(name)
-        if sum(who(e) in taken for e in both) >= share * len(both):
-            break
-    sides = ([e for e in both if (who(e) in taken) is mine] for mine in (True, False))
-    return curve(*sides)
+    people = {e.id: who(e) for e in both}
+    names = sorted(set(people.values()))
+    rng = np.random.default_rng(seed)
+    areas = []
+    for _ in range(deals):
+        taken: set[str] = set()
+        n = 0
+        for name in rng.permutation(names)[:-1].tolist():  # somebody is left for the other side
+            taken.add(name)
+            n += sum(person == name for person in people.values())
+            if n >= len(hits):
+                break
+        sides = (
+            [margin[i] for i, person in people.items() if (person in taken) is mine] for mine in (True, False)
+        )
+        areas.append(auroc(*sides))
+    low, high = np.percentile(areas, [2.5, 97.5]).tolist()
+    return {"value": short(float(np.mean(areas))), "low": short(low), "high": short(high), "deals": deals}
 
 
 def show(record: Mapping[str, Any]) -> None:

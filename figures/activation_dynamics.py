@@ -66,6 +66,9 @@ def draw(record: Row) -> Figure:
             plane(axis, row)
         line[0].set_ylabel(f"{name}\n{line[0].get_ylabel()}")
         distances(line[-1], [r for r in record["rows"] if r["preset"] == name])
+    layers = [r["layer"] for r in record["rows"]]
+    for axis in axes[:, -1]:
+        axis.set_xlim(min(layers) - 0.4, max(layers) + 0.4)
     axes[-1][-1].set_xlabel("block (▲: steered)")
     for letter, axis, title in zip(
         "abc", axes[0], [*(f"{k} queries" for k in kinds), "displacement"], strict=False
@@ -99,7 +102,7 @@ def plane(axis: Axes, row: Row) -> None:
     axis.set_ylabel(f"axis 2 ({100 * second:.0f} %)", labelpad=1)
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.margins(0.06)
+    axis.margins(0.06)  # marks keep clear of the frame
 
 
 def distances(axis: Axes, rows: Sequence[Row]) -> None:
@@ -113,16 +116,16 @@ def distances(axis: Axes, rows: Sequence[Row]) -> None:
             at = [r["layer"] + shift for r in mine]
             reach = [[100 * max(0.0, c["value"] - c["low"]) for c in cells],
                      [100 * max(0.0, c["high"] - c["value"]) for c in cells]]  # fmt: skip
-            axis.errorbar(at, [100 * c["value"] for c in cells], reach, color=colour, marker=marker, ls=DASHES[kind],
-                          elinewidth=0.7, clip_on=False)  # fmt: skip
+            axis.errorbar(at, [100 * c["value"] for c in cells], reach, color=colour, marker=marker, ms=2.2,
+                          ls=DASHES[kind], elinewidth=0.7, capsize=2, clip_on=False)  # fmt: skip
         there = [r["layer"] + shift for r in mine if r["steered"]]
         face = style.BLACK if kind == "image" else "white"
-        axis.plot(there, [-0.055] * len(there), "^", ms=4, color=style.BLACK, mfc=face, mew=0.6, clip_on=False, zorder=5,
-                  transform=axis.get_xaxis_transform())  # fmt: skip
+        axis.plot(there, [-0.045] * len(there), "^", ms=3.6, color=style.BLACK, mfc=face, mew=0.6, clip_on=False,
+                  zorder=5, transform=axis.get_xaxis_transform())  # fmt: skip
     axis.set_ylabel("moved (% of length)", labelpad=1)
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.tick_params(axis="x", pad=7, length=0)
+    axis.tick_params(axis="x", pad=9, length=0)
 
 
 def caption(record: Row) -> str:
@@ -141,7 +144,7 @@ def caption(record: Row) -> str:
             low, high = (100 * v for v in t["interval"])
             tests.append(
                 f"{name}, {kind}: {100 * moved['forget']['value']:.1f} against {100 * moved['retain']['value']:.1f} %, "
-                f"difference {100 * t['difference']:.1f} [{low:.1f}, {high:.1f}], {chance(t)} "
+                f"difference {100 * t['difference']:+.1f} [{low:.1f}, {high:.1f}], {chance(t)} "
                 f"({t['people'][0]} and {t['people'][1]} people), with people dealt at random p = "
                 f"{row['shuffled']['p']:.2g}"
             )
@@ -151,10 +154,10 @@ def caption(record: Row) -> str:
     return (
         "States of retain and forget queries before and after steering. (a, b) Each query's mean over the last prompt "
         "token and its reference response, at the highest steered block, in the plane of the two principal axes of the "
-        "unsteered states (share of their variance in brackets). (c) Length of the displacement over that of the states, "
-        "in all dimensions; mean and 95 % bootstrap interval, people resampled; filled triangles: blocks steered for "
-        "image queries, open ones for text. One-sided permutation tests over people at these blocks: "
-        f"{'; '.join(tests)}. "
+        "unsteered states (share of their variance in brackets); a filled mark without a line was not moved. (c) Length "
+        "of the displacement over that of the states, in all dimensions; mean and 95 % bootstrap interval, people "
+        "resampled; filled triangles: blocks steered for image queries, open ones for text. One-sided permutation tests "
+        f"over people at these blocks: {'; '.join(tests)}. "
         + (f"Largest displacement where the gate stayed closed: {'; '.join(closed)}. " if closed else "")
         + f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
         f"{benchmark['forget']} % forgotten; n = {counted} queries; seed {origin['seed']}."

@@ -56,7 +56,7 @@ def draw(record: Row) -> Figure:
     """One row of panels per kind of query: curves, areas against each split, margins."""
     kinds = kinds_of(record)
     figure, axes = plt.subplots(
-        len(kinds), 3, figsize=(style.TEXT, 0.85 + 2.05 * len(kinds)), squeeze=False,
+        len(kinds), 3, figsize=(style.TEXT, 1.1 + 2.0 * len(kinds)), squeeze=False,
         gridspec_kw={"width_ratios": [1.15, 1.15, 1]},
     )  # fmt: skip
     for line, kind in zip(axes, kinds, strict=True):
@@ -75,10 +75,11 @@ def draw(record: Row) -> Figure:
     handles = [Line2D([], [], color=GATE[n][0], marker=GATE[n][1], ls=GATE[n][2], label=n) for n in names]
     shown = [s for s in splits.SPLIT if any(s in r["margins"] for r in record["rows"])]
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=2.0
-    )
+        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=2.0,
+        title="gates (a)", title_fontsize=6.5,
+    )  # fmt: skip
     figure.legend(handles=splits.legend(shown), loc="outside lower center", ncols=len(shown), columnspacing=1.0,
-                  handletextpad=0.2)  # fmt: skip
+                  handletextpad=0.2, title="splits (b, c)", title_fontsize=6.5)  # fmt: skip
     return figure
 
 
@@ -99,7 +100,7 @@ def curves(axis: Axes, rows: Sequence[Row], kind: str) -> None:
         axis.errorbar(at, tpr["value"], xerr=[[at - low], [high - at]], yerr=splits.spread([tpr]), color=colour,
                       marker=marker, ls="", ms=4, mec=style.BLACK, mew=0.4, zorder=4, **splits.BARS)  # fmt: skip
     axis.set_xscale("log")
-    axis.set_xlim(FLOOR * 0.85, 1.08)
+    axis.set_xlim(FLOOR * 0.8, 1.25)
     axis.set_xticks([FLOOR, 0.01, 0.1, 1.0], ["0", "1", "10", "100"])
     axis.minorticks_off()
     splits.percent_axis(axis)
@@ -157,7 +158,7 @@ def caption(record: Row) -> str:
         f"{r['fpr_at_tpr']['value']:.1f} % [{r['fpr_at_tpr']['low']:.1f}, {r['fpr_at_tpr']['high']:.1f}]"
         for r in record["rows"]
     )
-    dealt = [r["shuffled"]["value"] for r in record["rows"]]
+    dealt = [r["shuffled"] for r in record["rows"]]
     counted = "; ".join(
         f"{kind}: {r['n'][0]} to steer ({r['people'][0]} people) and {r['n'][1]} to leave alone ({r['people'][1]} people "
         "or topics)"
@@ -172,8 +173,9 @@ def caption(record: Row) -> str:
         "left edge stands for 0. (b) Area under the curve against each split alone, with 95 % intervals; dotted: chance. "
         "(c) Margin of every query, by split; the gate fires to the right of 0. Bands and intervals of areas: people "
         "resampled, widened to Newcombe's and Wilson's where both sides are told apart without error. Area, and "
-        f"false positives at {100 * record['tpr']:g} % true ones: {told}. With people dealt to the sides at random the "
-        f"areas are {min(dealt):.2f} to {max(dealt):.2f}. Model {origin['model']['id']} "
+        f"false positives at {100 * record['tpr']:g} % true ones: {told}. With people dealt to the sides at random "
+        f"the mean areas are {min(d['value'] for d in dealt):.2f} to {max(d['value'] for d in dealt):.2f} "
+        f"({dealt[0]['deals']} deals each). Model {origin['model']['id']} "
         f"({origin['model']['fingerprint']}), benchmark {benchmark['id']}, {benchmark['forget']} % forgotten; "
         f"n = {counted}; seed {origin['seed']}."
     )
