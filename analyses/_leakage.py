@@ -42,12 +42,25 @@ class Asked:
         return self.example.id
 
 
-def asked_of(benchmark: Benchmark, splits: Sequence[str], modality: str) -> list[Asked]:
+def asked_of(
+    benchmark: Benchmark, splits: Sequence[str], modality: str, people: int | None = None, seed: int = 0
+) -> list[Asked]:
     """The questions with reasoning that ask one kind of query for an attribute of a person, their name left out.
 
     Renderings are photographs for image queries, else the question with the person's names taken out.
+
+    Args:
+        benchmark: whose questions.
+        splits: scoring splits.
+        modality: kind of query.
+        people: most people; all where absent.
+        seed: of which.
     """
     pool = [e for split in splits for e in benchmark.scoring(split) if e.person is not None]
+    known = sorted({str(e.person) for e in pool})
+    random.Random(f"people-{seed}").shuffle(known)
+    taken = set(known[:people])
+    pool = [e for e in pool if e.person in taken]
     names: dict[str, set[str]] = {}
     for e in pool:
         for key, value in e.attributes.items():
@@ -75,16 +88,13 @@ def asked_of(benchmark: Benchmark, splits: Sequence[str], modality: str) -> list
     return found
 
 
-def chosen(
-    pool: Sequence[Asked], limit: int, seed: int, people: int | None = None, attributes: Sequence[str] = ()
-) -> list[Asked]:
+def chosen(pool: Sequence[Asked], limit: int, seed: int, attributes: Sequence[str] = ()) -> list[Asked]:
     """Whole attributes (all people in all renderings) up to `limit` questions; one of fewer people if need be.
 
     Args:
         pool: from `asked_of`.
         limit: most questions.
         seed: of the order of attributes and people.
-        people: most people.
         attributes: these alone, in this order; all where none are given.
 
     Raises:
@@ -92,7 +102,6 @@ def chosen(
     """
     known = sorted({a.person for a in pool})
     random.Random(f"people-{seed}").shuffle(known)
-    known = known[:people]
     order = list(attributes) or sorted({a.attribute for a in pool})
     if not attributes:
         random.Random(f"attributes-{seed}").shuffle(order)

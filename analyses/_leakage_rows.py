@@ -63,19 +63,21 @@ def probed(record: Record, material: Material, left_out: list[Record], seed: int
     """Probes of every cell, held out over renderings."""
     label = f"{material.group}, {material.modality}: probes"
     bar = progress.add_task(label, total=len(material.cells) * len(TARGETS))
+    made: dict[tuple[str, tuple[str, ...]], list[Task]] = {}
     for cell in material.cells:
         for target in TARGETS:
             labels = {"group": material.group, "modality": material.modality, "target": target,
                       "held_out": "rendering", "place": cell.place, "words": cell.words}  # fmt: skip
             there = cell.before or cell.after
             assert there is not None
+            progress.advance(bar)
             try:
-                tasks = tasks_of(target, material.asked, there.ids, seed)
+                if (target, there.ids) not in made:
+                    made[target, there.ids] = tasks_of(target, material.asked, there.ids, seed)
             except RMuseError as error:
                 left_out.append({**labels, "what": "probe", "why": str(error)})
                 continue
-            finally:
-                progress.advance(bar)
+            tasks = made[target, there.ids]
             layer_rows(record, cell, tasks, labels, seed)
 
 

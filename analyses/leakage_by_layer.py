@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = options(
         __doc__,
-        limit=100,
+        limit=60,
         what="questions per group and kind of query",
         max_new_tokens=64,
-        small={"limit": 60, "others": 60},
+        small={"limit": 30, "others": 60},
     )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument(
@@ -143,7 +143,8 @@ def selected(
         found["forget", modality] = asked
         names = list(dict.fromkeys(a.attribute for a in asked))
         people = len({a.person for a in asked})
-        rest = chosen(asked_of(benchmark, SPLITS["retain"], modality), given.limit, given.seed, people, names)
+        others = asked_of(benchmark, SPLITS["retain"], modality, people, given.seed)
+        rest = chosen(others, given.limit, given.seed, names)
         try:
             tasks_of("identity", rest, [a.id for a in rest], given.seed)
             found["retain", modality] = rest
@@ -158,9 +159,9 @@ def learnt(
     lens: LensModel, benchmark: Benchmark, material: Material, given: argparse.Namespace, progress: Progress
 ) -> tuple[list[Asked], dict[str, Pooled]]:
     """Unsteered states of retained people, asked for the same attributes, that values are learnt from."""
-    pool = asked_of(benchmark, ("retain",), material.modality)
+    pool = asked_of(benchmark, ("retain",), material.modality, given.others, given.seed)
     names = list(dict.fromkeys(a.attribute for a in material.asked))
-    asked = chosen(pool, len(pool), given.seed, given.others, names)
+    asked = chosen(pool, len(pool), given.seed, names)
     queries = [
         Query(a.id, a.example.prompt(), a.example.image, a.example.response(benchmark.delimiters))
         for a in asked

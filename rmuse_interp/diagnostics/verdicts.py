@@ -41,7 +41,7 @@ class Verdict:
 def judge(
     before: Mapping[int, Score],
     drops: Mapping[int, tuple[float, float, float]],
-    after: Mapping[int, Score] | None,
+    after: Mapping[int, Score],
 ) -> Verdict:
     """The verdict, block by block.
 
