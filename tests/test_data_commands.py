@@ -153,6 +153,22 @@ def test_overlapping_lines_are_problems(tmp_path):
     assert problems(folder) == [("forget05 and retain95", None, "question")]
 
 
+def test_broken_lines_are_problems_and_do_not_hide_the_others(tmp_path):
+    folder = fixture.write_rtofu(tmp_path)
+    path = folder / "retain95.json"
+    path.write_text(
+        "{broken\n" + path.read_text() + "[1]\n" + json.dumps(fixture.rtofu_line("p0", cot="")) + "\n"
+    )
+    assert problems(folder) == [
+        ("retain95.json", 0, ""),
+        ("retain95.json", 4, ""),
+        ("retain95.json", 5, "cot"),
+        ("forget05 and retain95", None, "question"),
+    ]
+    assert check(folder).splits["retain95"].questions == 3
+    assert "retain95.json, row 4: required a JSON object" in rmuse("data", "check", folder).stdout
+
+
 def test_duplicate_ids_are_problems(bench):
     fixture.write_split(bench, "forget_5", [person_row("p0"), person_row("p0")])
     assert problems(bench) == [(f"forget_5/{FIRST}", 1, "ID")]

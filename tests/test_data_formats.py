@@ -184,6 +184,9 @@ def test_jsonl_faults_name_the_line(rtofu):
     path.write_text(json.dumps(fixture.rtofu_line("p0")) + "\n{broken\n")
     with pytest.raises(RMuseError, match=r"forget05.json, line 1: required a JSON object in UTF-8"):
         load_benchmark(rtofu)
+    skipping = load_benchmark(rtofu, skip_bad_rows=True)
+    assert len(skipping.fit_forget) == 1
+    assert [(p.file, p.row) for p in skipping.skipped] == [("forget05.json", 1)]
     path.write_bytes(b'{"task_id": "1", "question": "\xe9"}\n')
     with pytest.raises(RMuseError, match=r"forget05.json, line 0: required a JSON object in UTF-8"):
         load_benchmark(rtofu)

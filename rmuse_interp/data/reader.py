@@ -16,7 +16,7 @@ from rmuse_interp.data.example import Example, Kind
 from rmuse_interp.data.fields import Asked, Fault
 from rmuse_interp.data.formats import Format
 from rmuse_interp.data.pictures import Stored
-from rmuse_interp.data.rows import Problem, Row, columns_of, count_rows, records
+from rmuse_interp.data.rows import BadLine, Problem, Row, columns_of, count_rows, records
 from rmuse_interp.errors import RMuseError
 
 HELD_BYTES: Final = 64 << 20
@@ -78,7 +78,8 @@ class Reader:
         Raises:
             RMuseError: of none, or of several.
         """
-        return formats.told(columns_of(path, self.name(path)), self.name(path))
+        columns = columns_of(path, self.name(path), self._bad(path))
+        return formats.told(columns, self.name(path))
 
     def one_format(self, files: list[Path]) -> Format:
         """The format that these files share.
@@ -97,7 +98,8 @@ class Reader:
         found = []
         for path in self.files(folder):
             jsonl = self.format(path) is formats.RTOFU
-            for row, record in records(path, self.name(path), ("task_id",) if jsonl else ("ID",)):
+            columns = ("task_id",) if jsonl else ("ID",)
+            for row, record in records(path, self.name(path), columns, bad=self._bad(path)):
                 with self.guard(path, row):
                     found.append(rtofu.person(record, path, row) if jsonl else fields.identity(record))
         return found
@@ -120,7 +122,7 @@ class Reader:
                     f"{self.name(path)}: required a row per person ({', '.join(formats.MLLMU.marks)}), got "
                     "one per question"
                 )
-            for row, record in records(path, self.name(path), layout.columns, wanted):
+            for row, record in records(path, self.name(path), layout.columns, wanted, self._bad(path)):
                 with self.guard(path, row):
                     person = (
                         rtofu.person(record, path, row)
@@ -165,6 +167,17 @@ class Reader:
                             source=f"{self.name(path)}, row {row}",
                         )
             number += count_rows(path, self.name(path))
+
+    def note(self, bad: Problem) -> None:
+        """Lists a row that is left out, once however often its file is read."""
+        if bad not in self.skipped:
+            self.skipped.append(bad)
+
+    def _bad(self, path: Path) -> BadLine | None:
+        """Takes note of lines that are no JSON, where faulty rows are left out."""
+        if not self.skip_bad_rows:
+            return None
+        return lambda line, reason: self.note(Problem(self.name(path), line, "", reason))
 
     def guard(self, path: Path, row: int) -> "_Guard":
         """A context that adds file and row to a fault."""
@@ -268,8 +281,7 @@ class _Guard:
             raise RMuseError(
                 f"{bad}; mend the row, or go on without it with --skip-bad-rows (skip_bad_rows=True)"
             ) from None
-        if bad not in self.reader.skipped:
-            self.reader.skipped.append(bad)
+        self.reader.note(bad)
         return True
 
 

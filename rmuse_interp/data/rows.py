@@ -10,6 +10,8 @@ from rmuse_interp.data.pictures import BATCH_ROWS, parquet
 from rmuse_interp.errors import RMuseError
 
 Row = dict[str, Any]
+BadLine = Callable[[int, str], None]
+"""Is told the number of a line that is no JSON object, and why."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class Problem:
 
     def __str__(self) -> str:
         row = "" if self.row is None else f", row {self.row}"
-        return f"{self.file}{row}, field {self.field!r}: {self.reason}"
+        field = f", field {self.field!r}" if self.field else ""
+        return f"{self.file}{row}{field}: {self.reason}"
 
 
-def columns_of(path: Path, name: str) -> tuple[str, ...]:
-    """The columns of a parquet file, or the keys of a JSONL file's first line.
+def columns_of(path: Path, name: str, bad: BadLine | None = None) -> tuple[str, ...]:
+    """The columns of a parquet file, or the keys of a JSONL file's first line (`bad` as for `records`).
 
     Raises:
         RMuseError: a file that cannot be read as either.
@@ -35,20 +38,24 @@ def columns_of(path: Path, name: str) -> tuple[str, ...]:
     if path.suffix == ".parquet":
         with _readable(name), parquet(path) as file:
             return tuple(file.schema_arrow.names)
-    first = next(_lines(path, name), None)
+    first = next(_lines(path, name, bad), None)
     return () if first is None else tuple(first[1])
 
 
 def count_rows(path: Path, name: str) -> int:
     """How many rows a file has; of a parquet file its footer says so."""
     if path.suffix != ".parquet":
-        return sum(1 for _ in _lines(path, name))
+        return sum(1 for _ in _lines(path, name, lambda _line, _reason: None))
     with _readable(name), parquet(path) as file:
         return int(file.metadata.num_rows)
 
 
 def records(
-    path: Path, name: str, columns: tuple[str, ...], wanted: Callable[[str], bool] | None = None
+    path: Path,
+    name: str,
+    columns: tuple[str, ...],
+    wanted: Callable[[str], bool] | None = None,
+    bad: BadLine | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """Row number and row, of the columns there are; of a parquet row whose ``ID`` is not wanted nothing is decoded.
 
@@ -57,12 +64,13 @@ def records(
         name: how it is called in errors.
         columns: those to read.
         wanted: chooses by ``ID``; None takes all.
+        bad: is told of lines that are no JSON object, which are then passed over.
 
     Raises:
-        RMuseError: a file that cannot be read (names the line where it is JSONL).
+        RMuseError: a file that cannot be read; without `bad`, a line that cannot.
     """
     if path.suffix != ".parquet":
-        for number, row in _lines(path, name):
+        for number, row in _lines(path, name, bad):
             if wanted is None or row.get("ID") is None or wanted(str(row["ID"])):
                 yield number, row
         return
@@ -77,18 +85,22 @@ def records(
                 number += 1
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    number = 0
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            for number, line in enumerate(file):
-                if line.strip():
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"a {type(row).__name__}")
-                    yield number, row
-    except ValueError as error:  # JSON's own, or bytes that are no UTF-8
-        raise RMuseError(f"{name}, line {number}: required a JSON object in UTF-8, got {error}") from None
+def _lines(path: Path, name: str, bad: BadLine | None = None) -> Iterator[tuple[int, Row]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file):
+            try:
+                text = line.decode("utf-8-sig" if number == 0 else "utf-8")
+                row = json.loads(text) if text.strip() else None
+                if not isinstance(row, dict | None):
+                    raise ValueError(f"a {type(row).__name__}")
+            except ValueError as error:  # JSON's own, or bytes that are no UTF-8
+                reason = f"required a JSON object in UTF-8, got {error}"
+                if bad is None:
+                    raise RMuseError(f"{name}, line {number}: {reason}") from None
+                bad(number, reason)
+                continue
+            if row is not None:
+                yield number, row
 
 
 class _readable:

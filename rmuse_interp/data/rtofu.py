@@ -74,8 +74,11 @@ def facts(record: Mapping[str, Any]) -> dict[str, str]:
 def shared(forget: list[Path], retain: list[Path]) -> list[str]:
     """Questions that stand in files of both kinds, sorted: `person` keeps the IDs of the two apart by construction."""
 
+    def told_before(_line: int, _reason: str) -> None:
+        """Whoever reads the files before has been told of a faulty line, or was stopped by it."""
+
     def asked(paths: list[Path]) -> set[str]:
-        found = (row for path in paths for _, row in records(path, path.name, ("question",)))
+        found = (row for path in paths for _, row in records(path, path.name, ("question",), bad=told_before))
         return {str(row.get("question", "")).strip() for row in found}
 
     return sorted(asked(forget) & asked(retain))
