@@ -136,9 +136,9 @@ def caption(record: splits.Row) -> str:
     return (
         "Steering toward the principal direction of an unlearning subspace fitted on one span: the last prompt token, "
         "the reasoning, the answer, or both of them (hybrid, the method's); a random direction is the control. Rotation "
-        "by the adaptive angle, inside the complement of the RRS; gate, blocks and prototypes are the calibrated "
-        "plan's. (a) Reasoning information leakage. (b) Well-formed refusals. (c) Responses that are neither an answer nor "
-        f"a chain with one. (d) Exact free answers. Forget queries fitted on: {fitted}. "
+        "by the adaptive angle, inside the complement of the RRS; gate, blocks and prototypes are the calibrated plan's. "
+        "(a) Reasoning information leakage. (b) Well-formed refusals. (c) Responses that are neither an answer nor a "
+        f"chain with one. (d) Exact free answers. Forget queries fitted on: {fitted}. "
         + splits.about(record, splits.counted(record["provenance"]["n"]))
     )
 
