@@ -277,8 +277,8 @@ def row_of(lens: LensModel, group: str, side: str, one: Attribution) -> Record:
             "difference": short(slopes.difference), "error": short(slopes.error), "roughness": short(slopes.roughness),
             "jumps": short(slopes.jumps), "nodes": slopes.nodes, "reached": slopes.complete,
         },
-        "logit": {"value": short(shares.logit), "embedding": short(shares.embedding), "mlp": short(shares.mlp),
-                  "edits": short(shares.edits)},
+        "logit": {"value": short(shares.logit), "bias": short(shares.bias), "embedding": short(shares.embedding),
+                  "mlp": short(shares.mlp), "edits": short(shares.edits)},
     }  # fmt: skip
 
 

@@ -38,6 +38,7 @@ class Direct:
     Attributes:
         logit: of the leaked token, without the unembedding's bias.
         attention: moved by heads, by source span, the predicting token's own under ``here``.
+        bias: of the heads' outputs, which come from no token; 0 in models without such biases.
         embedding: of the predicting token itself.
         mlp: of all blocks.
         edits: what the plan added to the predicting token's states; 0 without one.
@@ -45,6 +46,7 @@ class Direct:
 
     logit: float
     attention: dict[str, float]
+    bias: float
     embedding: float
     mlp: float
     edits: float
@@ -89,11 +91,10 @@ def direct_effects(
         by_token = moved(bridge, cache, leak.token)
     logit = float(logits[0, -1, leak.token] - bridge.b_U[leak.token])
     total = sum(shares.values())
-    # What heads' biases add comes from no token.
-    rest = sum(v for k, v in shares.items() if k.endswith("attn_out")) - float(by_token.sum())
+    bias = sum(v for k, v in shares.items() if k.endswith("attn_out")) - float(by_token.sum())
     mlp = sum(v for k, v in shares.items() if k.endswith("mlp_out"))
     embedding = sum(v for k, v in shares.items() if not k.endswith(("attn_out", "mlp_out")))
-    return Direct(logit, leak.summed(by_token), embedding + rest, mlp, logit - total)
+    return Direct(logit, leak.summed(by_token), bias, embedding, mlp, logit - total)
 
 
 def moved(bridge: Any, cache: Any, token: int) -> Float[Tensor, " tokens"]:
