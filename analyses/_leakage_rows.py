@@ -32,8 +32,21 @@ TARGETS: Final = ("identity", "attribute")
 Drop = tuple[float, float, float]
 
 
-def tasks_of(target: str, asked: Sequence[Asked], ids: Sequence[str], seed: int) -> list[Task]:
+def tasks_of(
+    target: str,
+    asked: Sequence[Asked],
+    ids: Sequence[str],
+    seed: int,
+    refused: list[RMuseError] | None = None,
+) -> list[Task]:
     """The tasks of one target on these examples: who is meant; or the value, attribute by attribute.
+
+    Args:
+        target: of `TARGETS`.
+        asked: the questions.
+        ids: of those that there are states of.
+        seed: of folds and shuffles.
+        refused: filled with the errors of attributes that cannot be probed while others can.
 
     Raises:
         RMuseError: too few of them for any.
@@ -51,6 +64,8 @@ def tasks_of(target: str, asked: Sequence[Asked], ids: Sequence[str], seed: int)
             errors.append(error)
     if not found:
         raise errors[0] if errors else RMuseError("attribute: at least one example was required, got none")
+    if refused is not None:
+        refused += errors
     return found
 
 
@@ -73,7 +88,9 @@ def probed(record: Record, material: Material, left_out: list[Record], seed: int
             progress.advance(bar)
             try:
                 if (target, there.ids) not in made:
-                    made[target, there.ids] = tasks_of(target, material.asked, there.ids, seed)
+                    refused: list[RMuseError] = []
+                    made[target, there.ids] = tasks_of(target, material.asked, there.ids, seed, refused)
+                    left_out += [{**labels, "what": "attribute", "why": str(error)} for error in refused]
             except RMuseError as error:
                 left_out.append({**labels, "what": "probe", "why": str(error)})
                 continue
@@ -134,18 +151,23 @@ def across_people(
                   "place": cell.place, "words": cell.words}  # fmt: skip
         assert cell.before is not None
         assert cell.after is not None
-        tasks, why = [], None
+        tasks: list[Task] = []
         for attribute in dict.fromkeys(a.attribute for a in material.asked):
             known = {a.id: a for a in others if a.attribute == attribute and a.id in learnt_from.ids}
             new = {a.id: a for a in material.asked if a.attribute == attribute and a.id in cell.before.ids}
             clusters = {i: a.person for i, a in (known | new).items()}
             try:
-                tasks.append(across({i: a.value for i, a in known.items()}, {i: a.value for i, a in new.items()},
-                                    clusters, name=attribute, seed=seed))  # fmt: skip
+                task = across({i: a.value for i, a in known.items()}, {i: a.value for i, a in new.items()},
+                              clusters, name=attribute, seed=seed)  # fmt: skip
             except RMuseError as error:
-                why = str(error)
+                left_out.append({**labels, "what": "attribute", "why": str(error)})
+                continue
+            tasks.append(task)
+            unknown = len(new) - len(task.tested)
+            if unknown:
+                why = f"{attribute}: {unknown} of {len(new)} have a value that under two others share; raise --others"
+                left_out.append({**labels, "what": "examples", "why": why})
         if not tasks:
-            left_out.append({**labels, "what": "probe", "why": why})
             continue
         scores: dict[int, Score] = {}
         drops: dict[int, Drop] = {}

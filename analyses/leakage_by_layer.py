@@ -234,18 +234,9 @@ def about(material: Material) -> Record:
 def show(record: Mapping[str, Any]) -> None:
     """Where what can be read, then what was concluded."""
     table = Table(title="accuracy of linear probes at the last block (%), chance in brackets", box=None)
-    for heading in (
-        "group",
-        "queries",
-        "target",
-        "held out",
-        "place",
-        "words",
-        "before",
-        "after",
-        "readable before",
-        "after",
-    ):
+    headings = ("group", "queries", "target", "held out", "place", "words", "before", "after, same probe",
+                "after, trained anew", "verdict", "hidden from", "read anew at")  # fmt: skip
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
     key = ("group", "modality", "target", "held_out", "place", "words")
     last = record["provenance"]["n_layers"] - 1
@@ -256,7 +247,7 @@ def show(record: Mapping[str, Any]) -> None:
             *(v[k] for k in key), *(cells.get(side, "–") for side in ("before", "moved", "after")), v["kind"],
             "–" if v["hidden_from"] is None else str(v["hidden_from"]), spelled(v["after"]) or "–",
         )  # fmt: skip
-    console = Console(width=max(130, Console().width))
+    console = Console(width=max(150, Console().width))
     console.print(table)
     for line in lines(record):
         console.print(line, highlight=False)
