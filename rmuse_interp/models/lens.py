@@ -5,10 +5,9 @@ interpreter's exception hook. Beartype goes first, or that import fails (nnsight
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from rmuse_interp.errors import RMuseError
 from rmuse_interp.models import native, sitemap
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.installed import Installed
 from rmuse_interp.models.layouts import Layout, find_layout
 from rmuse_interp.models.loading import load_checkpoint
 from rmuse_interp.models.respond import Response, drafts, respond
@@ -283,7 +283,7 @@ class LensModel:
         logits = kept.pop("logits")
         return logits, ActivationCache(kept, self)
 
-    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> "Installed":
+    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> Installed:
         """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
         return Installed(self, self._checked(plan), recorder)
 
@@ -365,44 +365,3 @@ class LensModel:
         if expression.fingerprint is not None:
             self.fingerprint.require(expression.fingerprint, "this plan")
         return expression
-
-
-class Installed:
-    """The handle of a plan stored as an nnsight edit: `remove` (or leave the ``with`` block) and it is gone.
-
-    Args:
-        lens: the model.
-        plan: what runs in each of its traces and generations.
-        recorder: keeps a trace of its steering.
-
-    Raises:
-        RMuseError: a plan that runs on the model already, or layers it does not have.
-    """
-
-    def __init__(self, lens: LensModel, plan: Plan, recorder: Recorder | None = None):
-        lens._require_new(plan)
-        self.lens = lens
-        self.plan = plan
-        self.session = native.Session(plan.to(lens.device), lens.layout, recorder=recorder)
-        self._undo = ExitStack()
-        self._undo.enter_context(native.listening(lens.hf, self.session))
-        self.mediator = lens._store(lens.nn, self.session)
-        lens._installed.append(self)
-        self._undo.callback(self._forget)
-
-    def remove(self) -> None:
-        """Take the edit off the model again; a second call does nothing."""
-        self._undo.close()
-
-    def _forget(self) -> None:
-        # nnsight has no public way to drop one stored edit (`clear_edits` drops all).
-        self.lens.nn._edits[:] = [edit for edit in self.lens.nn._edits if edit is not self.mediator]
-        self.lens._installed.remove(self)
-
-    def __enter__(self) -> "Installed":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
