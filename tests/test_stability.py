@@ -32,7 +32,7 @@ def sides(seed=0, n=20, people=5, planted=0.0):
         spans = [noise(seed + 10 * place + i, n, D) + planted * axis for i in (1, 2)]
         clusters = [f"p{i % people}" for i in range(n)]
         found.append((spans, clusters))
-    groups = ["people" if i < n // 2 else "reasoning" for i in range(n)]
+    groups = ["people" if i < n // 4 else "reasoning" for i in range(n)]  # that they weigh the same shows
     (forget, who), (kept, whom) = found
     return Side(*forget, who), Side(*kept, whom, groups)
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -132,9 +132,9 @@ def sides_at(evidence: Evidence, layer: int, literal: bool) -> tuple[Side, Side]
     direct = (evidence.direct_prefixed if literal else evidence.direct)["answer"]
     kept = step["answer"].ids
     whole = direct.select(kept).at(layer).double()
-    steps = [step[span].select(kept).at(layer).double() - whole for span in ("answer", "cot")]
+    first, second = (step[span].select(kept).at(layer).double() - whole for span in ("answer", "cot"))
     groups = [evidence.groups[name] for name in kept]
-    return Side(ans, cot, clusters(ids)), Side(*steps, clusters(kept), groups)
+    return Side(ans, cot, clusters(ids)), Side(first, second, clusters(kept), groups)
 
 
 def stability(
@@ -236,7 +236,7 @@ def _basis(directions: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
     return torch.linalg.qr(directions).Q
 
 
-def _compared(mine: Refit, whole: Refit) -> dict[str, object]:
+def _compared(mine: Refit, whole: Refit) -> dict[str, Any]:
     cosines = torch.linalg.svdvals(mine.unlearning.mT @ mine.retain).clamp(0.0, 1.0)
     ranks = (mine.unlearning.shape[1], mine.retain.shape[1])
     return {
