@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-prototype-cap/1"
 SHOWN = (
-    ("forget", "ril", "RIL, forget ↓", "-", None), ("test", "ril", "RIL, test ↓", "-", None),
-    ("test", "refusal_rate", "refused, test ↑", "--", style.YELLOW),
-    ("test", "malformed_rate", "malformed, test ↓", ":", "white"),
-    ("retain_test", "exact", "exact, retain, new ↑", "-", None),
+    ("forget", "ril", "RIL, forget ↓", "-", {}), ("test", "ril", "RIL, test ↓", "-", {}),
+    ("test", "refusal_rate", "refused, test ↑", "--", {"color": style.GREEN, "marker": "D"}),
+    ("test", "malformed_rate", "malformed, test ↓", ":", {"color": style.BLACK, "marker": "X"}),
+    ("retain_test", "exact", "exact, retain, new ↑", "-", {}),
 )  # fmt: skip
+"""Split, metric, label, line, and what is drawn unlike the split: three metrics are of one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,15 +40,15 @@ def draw(record: splits.Row) -> Figure:
     rows = [r for r in record["rows"] if r["cap"] is not None]
     caps = list(dict.fromkeys(r["cap"] for r in rows))
     figure, axis = plt.subplots(figsize=(style.COLUMN, 2.7))
-    for i, (split, name, label, dashes, face) in enumerate(SHOWN):
+    for i, (split, name, label, dashes, own) in enumerate(SHOWN):
         colour, marker = splits.SPLIT[split]
         found = [(place, splits.picked(rows, cap=cap, split=split)) for place, cap in enumerate(caps)]
         drawn = [(place, row[name]) for place, row in found if row is not None and row[name] is not None]
         if drawn:
             shift = 0.09 * (i - (len(SHOWN) - 1) / 2)
             axis.errorbar([place + shift for place, _ in drawn], [c["value"] for _, c in drawn],
-                          yerr=splits.spread([c for _, c in drawn]), color=colour, marker=marker, ls=dashes,
-                          label=label, mfc=face or colour, **splits.BARS)  # fmt: skip
+                          yerr=splits.spread([c for _, c in drawn]), ls=dashes, label=label,
+                          **{"color": colour, "marker": marker} | own, **splits.BARS)  # fmt: skip
     axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
     axis.set_xlabel("prototypes kept per transport")
     axis.set_ylabel("percent of the answers")

@@ -22,7 +22,7 @@ GATE = {
 }  # fmt: skip
 TOLD = (
     ("test", "ril", "RIL, test", "-"), ("test", "malformed_rate", "malformed, test", ":"),
-    ("retain_test", "exact", "exact, retain, new", "-"), ("retain_test", "malformed_rate", "malformed, retain, new", ":"),
+    ("retain_test", "exact", "exact, retain, new", "-"), ("retain_test", "malformed_rate", "malformed,\nretain, new", ":"),
 )  # fmt: skip
 FLOOR = 0.004
 """Where a false-positive rate of 0 is drawn on the logarithmic axis."""
@@ -81,7 +81,7 @@ def firing(axis: Axes, record: splits.Row) -> None:
         )
     axis.set_title("a  literal gate: queries it steers", loc="left")
     axis.set_ylabel("gate fires (%)")
-    axis.legend(loc="center left")
+    axis.legend(loc="best", fontsize=6, handlelength=1.4, handletextpad=0.5)  # where curves rise differs by model
 
 
 def told(axis: Axes, record: splits.Row) -> None:
@@ -101,7 +101,7 @@ def told(axis: Axes, record: splits.Row) -> None:
         )
     axis.set_title("b  preset paper: what is told, what breaks", loc="left")
     axis.set_ylabel("percent of the answers")
-    axis.legend(loc="upper left", bbox_to_anchor=(-0.01, 0.8), handlelength=1.4, handletextpad=0.5)
+    axis.legend(loc="best", fontsize=6, handlelength=1.4, handletextpad=0.5)
 
 
 def curves(axis: Axes, record: splits.Row) -> None:
