@@ -22,6 +22,7 @@ import rmuse_interp.organism.train
 from rmuse_interp import running
 from rmuse_interp.cli import app, support
 from rmuse_interp.data import SPLITS
+from rmuse_interp.models.trace_store import read_traces
 from rmuse_interp.organism import check as checking
 from rmuse_interp.results import read_run
 
@@ -88,14 +89,14 @@ def run_of(model, data):
 
 def test_help_names_every_command():
     shown = done("--help").stdout
-    assert all(name in shown for name in ("demo", "fit", "generate", "eval", "info", "organism"))
+    assert all(name in shown for name in ("demo", "fit", "generate", "eval", "info", "doctor", "organism"))
     assert done().stdout == shown
     assert all(name in done("organism").stdout for name in ("train", "benchmark", "check"))
     assert done("--version").stdout.strip() == rmuse_interp.__version__
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "fit", "generate", "eval", "info", "organism train", "organism check"]
+    "command", ["demo", "fit", "generate", "eval", "info", "doctor", "organism train", "organism check"]
 )
 def test_every_command_has_help_and_debug(command):
     assert "--debug" in done(*command.split(), "--help").stdout
@@ -105,9 +106,12 @@ def test_every_command_has_help_and_debug(command):
     ("command", "flags"),
     [
         ("fit", "seed limit device dtype batch-size layers overwrite model data forget preset out"),
-        ("eval", "seed limit device dtype batch-size max-new-tokens overwrite model data bundle forget out"),
+        (
+            "eval",
+            "seed limit device dtype batch-size max-new-tokens overwrite model data bundle forget out traces",
+        ),
         ("generate", "device dtype max-new-tokens model bundle image prompt"),
-        ("demo", "seed limit device dtype batch-size max-new-tokens overwrite forget out"),
+        ("demo", "seed limit device dtype batch-size max-new-tokens overwrite forget out traces"),
     ],
 )
 def test_common_flags(command, flags):
@@ -167,9 +171,16 @@ def test_eval_writes_a_run(bundles, run_of, tmp_path, model):
             "attributes", "gate_score", "fired"}  # fmt: skip
     first = json.loads((out / "transcripts.jsonl").read_text().splitlines()[0])
     assert keys <= set(first)
-    assert {p.name for p in out.iterdir()} == {"scores.json", "transcripts.jsonl", "figure.png", "figure.pdf"}
+    written = {"scores.json", "transcripts.jsonl", "traces.safetensors", "figure.png", "figure.pdf"}
+    assert {p.name for p in out.iterdir()} == written
+    steered = {(t.method, t.id) for t in found.transcripts if t.method != "vanilla"}
+    assert set(read_traces(out)) == steered
+    told = done("doctor", out).stdout  # finds the bundles where the run says they are
+    assert all(f"{name}: " in told for name in names if name != "vanilla")
+    assert "needs the bundle" not in told
     assert "finished run" in refused(*run_of, "--out", out)
-    done(*run_of, "--out", out, "--overwrite")
+    done(*run_of, "--out", out, "--overwrite", "--no-traces")
+    assert {p.name for p in out.iterdir()} == written - {"traces.safetensors"}
     assert set(read_run(out).scores["methods"]) == {"vanilla"}
 
 
@@ -251,9 +262,9 @@ def test_demo_shows_before_and_after(small_world, tmp_path, monkeypatch):
     for word in ("forget, new", "retain", "celebrity", "reasoning", "benign", "before: vanilla"):
         assert word in shown
     assert shown.count("after: rmuse/calibrated") == 3
-    assert {"scores.json", "transcripts.jsonl", "demo.png", "demo.pdf", "bundles"} == {
-        p.name for p in out.iterdir()
-    }
+    written = {"scores.json", "transcripts.jsonl", "traces.safetensors", "demo.png", "demo.pdf", "bundles"}
+    assert written == {p.name for p in out.iterdir()}
+    assert "needs the bundle" not in done("doctor", out).stdout
     assert {"load", "collect", "fit/paper", "fit/calibrated", "generate", "score", "total"} <= set(
         scores["seconds"]
     )
