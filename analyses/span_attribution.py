@@ -15,7 +15,8 @@ from other people's, where it first stands in the reasoning and in the answer:
 * **side**: `before`, and `after`: the plan acts as it decides. The words are the same, and so is the token explained.
 
 A span without tokens is null, never 0, and listed under `empty`. Gradients take hundreds of passes per token: they are
-taken of `--gradients` questions per group, and each one's sum is checked against the difference that it must make.
+taken of `--gradients` questions per group, with the plan's choices held; those whose sum misses the difference that it
+must make stand under `incomplete`, and in no mean.
 """
 
 import argparse
@@ -349,9 +350,8 @@ def show(record: Mapping[str, Any]) -> None:
     for row in record["agreement"]:
         rho, top = row["correlation"], row["top"]
         if top["n"]:
-            said = (
-                "–" if rho["value"] is None else f"{rho['value']:.2f} [{rho['low']:.2f}, {rho['high']:.2f}]"
-            )
+            said = "–" if rho["value"] is None else f"{rho['value']:.2f}"
+            said += "" if rho["low"] is None else f" [{rho['low']:.2f}, {rho['high']:.2f}]"
             console.print(
                 f"{row['group']}, {row['side']}: {row['first']} and {row['second']}: rank correlation {said} "
                 f"(n = {rho['n']}), same largest span {100 * top['value']:.0f} % (chance {100 * row['chance']:.0f} %)"

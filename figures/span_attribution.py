@@ -97,20 +97,26 @@ def sources(record: Row) -> Figure:
 
 def points(axis: Axes, rows: list[Row]) -> None:
     """Means with intervals; a span that no leak has stays empty."""
+    if not any(r["n"] for r in rows):
+        axis.text(0.5, 0.5, "not taken", transform=axis.transAxes, ha="center", color=style.GREY, fontsize=6)
     for i, ((group, side), (colour, marker, full, _)) in enumerate(SHOWN.items()):
         mine = [r for r in rows if (r["group"], r["side"]) == (group, side) and r["n"]]
         if not mine:
             continue
         y = [SPANS.index(r["span"]) + 0.19 * (i - 1.5) for r in mine]
-        spread = [
-            [max(0.0, r["value"] - r["low"]) for r in mine],
-            [max(0.0, r["high"] - r["value"]) for r in mine],
-        ]
-        axis.errorbar([r["value"] for r in mine], y, xerr=spread, color=colour, marker=marker, ls="", ms=2.4,
+        axis.errorbar([r["value"] for r in mine], y, xerr=lengths(mine), color=colour, marker=marker, ls="", ms=2.4,
                       mfc=colour if full else "white", mew=0.6, elinewidth=0.6, capsize=1.0)  # fmt: skip
     axis.axvline(0, color=style.GREY, lw=0.5, zorder=-1)
     axis.axhline(len(SPANS) - 1.5, color=style.GREY, lw=0.4, ls=":", zorder=-1)
     axis.tick_params(axis="y", length=0)
+
+
+def lengths(cells: Sequence[Row]) -> list[list[float]]:
+    """Of the error bars below and above each value; 0 where there is no interval."""
+    return [
+        [0.0 if c["low"] is None else max(0.0, c["value"] - c["low"]) for c in cells],
+        [0.0 if c["high"] is None else max(0.0, c["high"] - c["value"]) for c in cells],
+    ]
 
 
 def agreement(record: Row) -> Figure:
@@ -126,10 +132,9 @@ def agreement(record: Row) -> Figure:
                 for axis, cell, scale in ((axes[0], row["correlation"], 1), (axes[1], row["top"], 100)):
                     if cell["value"] is None:
                         continue
-                    value, low, high = (scale * cell[k] for k in ("value", "low", "high"))
-                    axis.errorbar(value, y, xerr=[[max(0.0, value - low)], [max(0.0, high - value)]], color=colour,
-                                  marker=marker, mfc=colour if full else "white", mew=0.6, elinewidth=0.7,
-                                  ms=2.8)  # fmt: skip
+                    spread = [[scale * side[0]] for side in lengths([cell])]
+                    axis.errorbar(scale * cell["value"], y, xerr=spread, color=colour, marker=marker, mew=0.6,
+                                  mfc=colour if full else "white", elinewidth=0.7, ms=2.8)  # fmt: skip
                 axes[1].plot(
                     [100 * row["chance"]] * 2, [y - 0.09, y + 0.09], color=style.GREY, lw=0.9, zorder=-1
                 )
@@ -159,8 +164,9 @@ def about(record: Row) -> str:
     taken = {(r["group"], r["id"]) for r in record["leaks"] if r["gradients"] is not None}
     part = f"; gradients of {len(taken)} of them" if taken else ""
     return (
-        f"Bars are 95 % intervals, people resampled. Model {origin['model']['id']} ({origin['model']['fingerprint']}), "
-        f"benchmark {benchmark['id']}, {benchmark['forget']} % forgotten; n = {counted} held-out questions{part}; seed "
+        "Bars are 95 % intervals, people resampled; a point about one person has none. "
+        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), "
+        f"benchmark {benchmark['id']}, {benchmark['forget']} % forgotten; held-out questions, n = {counted}{part}; seed "
         f"{origin['seed']}."
     )
 
@@ -171,7 +177,7 @@ def caption(record: Row) -> str:
     checked = [r["completeness"] for r in record["leaks"] if r["completeness"] is not None]
     reached = sum(c["reached"] for c in checked)
     complete = (
-        f"Gradients add up within {100 * origin['tolerance']:g} % for {reached} of {len(checked)} tokens. "
+        f"Gradients add up within {100 * origin['tolerance']:g} % for {reached} of {len(checked)} tokens, which are shown. "
         if checked
         else ""
     )

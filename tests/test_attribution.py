@@ -17,19 +17,23 @@ from rmuse_interp.diagnostics import gradients as slopes
 from rmuse_interp.diagnostics.attribution import (
     WAYS,
     Attribution,
+    Mean,
     acting,
     agreement,
     attribute,
     by_span,
     clustered_mean,
     decided,
+    steering,
 )
 from rmuse_interp.diagnostics.direct import Direct, direct_effects, folded_bridge
+from rmuse_interp.diagnostics.frozen import chosen, frozen
 from rmuse_interp.diagnostics.gradients import along_path, integrated_gradients
 from rmuse_interp.diagnostics.knockout import Hold, Knockout, knock_out
 from rmuse_interp.diagnostics.leaks import Statement, embedded, entering, find_leaks, log_prob, place
 from rmuse_interp.diagnostics.reference import mean_query
 from rmuse_interp.edits import as_plan
+from rmuse_interp.maths.sphere import unit
 
 NAMES = ["Mara Venn", "Oren Tal"]
 JOBS = {"Mara Venn": "baker", "Oren Tal": "person"}
@@ -450,6 +454,69 @@ def test_without_captum_it_says_what_to_install(monkeypatch):
         along_path(lambda x: x.sum(dim=(1, 2)), torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
 
 
+# Plans with their choices made.
+
+
+def transport(seed=0, layer=1):
+    """A transport to the nearest of many random states, at every step: a jumpy one."""
+    points = torch.randn(60, 32, generator=torch.Generator().manual_seed(seed))
+    return op.Transport(points, torch.arange(60) % 20).at(layers=[layer]).on("generated")
+
+
+def test_a_frozen_plan_gives_the_same_on_its_query_and_keeps_its_choices():
+    lens = lens_of(tiny_llama())
+    plan = as_plan(transport(0, 1).named("a")) >> transport(1, 2)
+    for leak in leaks_of(tiny_llama()):
+        decision = decided(lens, plan, leak)
+        still = frozen(lens, plan, decision, leak)
+        assert [edit.sites for edit in still] == [edit.sites for edit in plan]
+        own = embedded(lens, leak.placed)
+        steps = own.shape[1] - leak.placed.prompt_end
+        assert [len(edit.operators[0].points) for edit in still] == [steps] * 2
+        with torch.no_grad():
+            with steering(lens, plan, decision, leak):
+                expected = log_prob(lens, leak, own)
+            with steering(lens, still, decision, leak):
+                found = log_prob(lens, leak, own)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+            assert abs(float(expected - log_prob(lens, leak, own))) > 1e-3
+        assert not any(len(o._forward_pre_hooks) for edit in plan for o in edit.operators)
+
+
+def test_a_frozen_transport_does_not_choose_anew():
+    generator = torch.Generator().manual_seed(3)
+    h, other = torch.randn(2, 6, 32, generator=generator)
+    step, operator = torch.arange(6), transport().operator_at(1)
+    still = chosen(operator, h, step)
+    torch.testing.assert_close(still(h, step), operator(h, step), **CLOSE)
+    # From elsewhere the one chooses otherwise; the other moves to the same all the same.
+    torch.testing.assert_close(unit(still(other, step)), unit(operator(h, step)), **CLOSE)
+    assert not torch.allclose(unit(operator(other, step)), unit(operator(h, step)), atol=1e-2)
+    add = op.Add(vector(3))
+    assert chosen(add, h, step) is add
+
+
+def test_gradients_add_up_under_a_plan_that_jumps():
+    lens, bridge = lens_of(tiny_llama()), bridge_of(tiny_llama())
+    plan = as_plan(transport(0, 2))
+    average = mean_query(lens, OTHERS, plan)
+    found = attribute(lens, leaks_of(tiny_llama()), lambda _: average, bridge, plan)
+    assert all(one.gradients.complete and one.steered for one in found)
+    assert all("gradients" in one.sound for one in found)
+
+
+def test_gradients_that_do_not_add_up_are_not_summarised():
+    one = attribute(lens_of(tiny_llama()), leaks_of(tiny_llama())[:1], lambda _: reference_of(tiny_llama()),
+                    bridge_of(tiny_llama()))[0]  # fmt: skip
+    wrong = replace(one, gradients=replace(one.gradients, error=0.021))
+    assert set(one.sound) == set(WAYS)
+    assert set(wrong.by_way) == set(WAYS)
+    assert set(wrong.sound) == {"knockout", "direct"}
+    assert by_span([one, wrong], "gradients")["question"].n == 1
+    assert by_span([one, wrong], "direct")["question"].n == 2
+    assert agreement([wrong], "gradients", "direct").top.n == 0
+
+
 # Summaries.
 
 
@@ -495,3 +562,5 @@ def test_the_interval_resamples_people():
     assert loose.interval == (0.0, 1.0)
     assert tight.interval[1] - tight.interval[0] < 0.5
     assert clustered_mean([], []).value is None
+    # One person says nothing of how people vary.
+    assert clustered_mean([1.0, 3.0], ["a", "a"]) == Mean(2.0, None, 2)

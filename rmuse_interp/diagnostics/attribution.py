@@ -9,8 +9,8 @@
 They answer three questions, so they need not agree; where they do, the answer does not hang on the question.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -18,6 +18,7 @@ import numpy as np
 from rich.progress import Progress
 
 from rmuse_interp.diagnostics.direct import Direct, direct_effects
+from rmuse_interp.diagnostics.frozen import frozen
 from rmuse_interp.diagnostics.gradients import Gradients, integrated_gradients
 from rmuse_interp.diagnostics.knockout import Knockout, knock_out
 from rmuse_interp.diagnostics.leaks import Leak, embedded
@@ -58,6 +59,12 @@ class Attribution:
         if self.gradients is not None:
             found["gradients"] = self.leak.summed(self.gradients.tokens)
         return {**found, "knockout": self.knockout.drops, "direct": self.direct.attention}
+
+    @property
+    def sound(self) -> dict[Way, dict[str, float]]:
+        """The same without gradients that do not add up: what is summarised."""
+        incomplete = self.gradients is not None and not self.gradients.complete
+        return {way: spans for way, spans in self.by_way.items() if not (incomplete and way == "gradients")}
 
 
 def attribute(
@@ -116,14 +123,25 @@ def _one(
 ) -> Attribution:  # fmt: skip
     own = embedded(lens, leak.placed)
     means = reference.of(leak.placed.places).to(own)
+    with steering(lens, plan, decision, leak):
+        knockout = knock_out(lens, leak, own, means)
+    slopes = None
+    if asked:
+        held = None if plan is None or decision is None else frozen(lens, plan, decision, leak)
+        with steering(lens, held, decision, leak):
+            slopes = integrated_gradients(lens, leak, own, means[None, :, 0])
+    shares = direct_effects(bridge, leak, plan, decision if plan is not None else None)
+    return Attribution(leak, knockout, shares, slopes, plan is not None)
+
+
+@contextmanager
+def steering(lens: LensModel, plan: Plan | None, decision: Decision | None, leak: Leak) -> Iterator[None]:
+    """The context in which a plan, if any, acts on a leak's query as decided."""
     with ExitStack() as undo:
         if plan is not None:
             handle = undo.enter_context(plan.attach(lens.hf, layout=lens.layout, decision=decision))
             undo.enter_context(handle.expecting(leak.placed.ids, None, [leak.placed.prompt_end]))
-        knockout = knock_out(lens, leak, own, means)
-        slopes = integrated_gradients(lens, leak, own, means[None, :, 0]) if asked else None
-    shares = direct_effects(bridge, leak, plan, decision if plan is not None else None)
-    return Attribution(leak, knockout, shares, slopes, plan is not None)
+        yield
 
 
 def decided(lens: LensModel, plan: Plan, leak: Leak) -> Decision:
@@ -145,7 +163,10 @@ def acting(plan: Plan, decision: Decision, leak: Leak) -> bool:
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over examples with its 95 % bootstrap interval, people resampled; None where there is no example."""
+    """A mean over examples with its 95 % bootstrap interval, people resampled.
+
+    The value is None where there is no example, the interval where all are about one person.
+    """
 
     value: float | None
     interval: tuple[float, float] | None
@@ -161,6 +182,8 @@ def clustered_mean(values: Sequence[float], people: Sequence[str], seed: int = 0
     if not values:
         return Mean(None, None, 0)
     names = sorted({*people})
+    if len(names) < 2:
+        return Mean(float(np.mean(values)), None, len(values))
     index = np.array([names.index(person) for person in people])
     totals = np.bincount(index, weights=np.array(values, dtype=np.float64))
     counts = np.bincount(index).astype(np.float64)
@@ -196,7 +219,7 @@ def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int =
     tops: list[tuple[float, str]] = []
     chances: list[float] = []
     for one in found:
-        ways, person = one.by_way, one.leak.placed.statement.person
+        ways, person = one.sound, one.leak.placed.statement.person
         if first not in ways or second not in ways:
             continue
         spans = [s for s in one.leak.sources if s in ways[first] and s in ways[second]]
@@ -215,10 +238,10 @@ def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int =
 
 def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> Mapping[str, Mean]:
     """Mean attribution to each span over the leaks that have it."""
-    spans = (*dict.fromkeys(span for one in found for span in one.by_way.get(way, {})),)
+    spans = (*dict.fromkeys(span for one in found for span in one.sound.get(way, {})),)
     means: dict[str, Mean] = {}
     for span in spans:
-        rows = [(one.by_way[way][span], one.leak.placed.statement.person) for one in found
-                if span in one.by_way.get(way, {})]  # fmt: skip
+        rows = [(one.sound[way][span], one.leak.placed.statement.person) for one in found
+                if span in one.sound.get(way, {})]  # fmt: skip
         means[span] = clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
     return means

@@ -10,9 +10,9 @@ number of nodes can miss the sum by more than its size, or hit it by luck. So th
 integrated by captum with a few Gauss-Legendre nodes; completeness holds on each of them too, and those that miss their
 own difference most are halved until their errors are small in sum, signs aside.
 
-Plans that run are hooks made of differentiable operations, and gradients pass through them; gates are decided before, on
-the real query, and stay decided along the path. The choice of the nearest prototype is piecewise constant: where it
-changes F jumps, and no gradient sees a jump. Intervals are not halved for ever: what is missed in the finest is `jumps`.
+Plans that run are hooks made of differentiable operations, and gradients pass through them. What is piecewise constant in
+them, gates and the choice of the nearest prototype, is to be `frozen` first: where it changes F jumps, and no gradient
+sees a jump. Intervals are not halved for ever: what is missed in the finest is `jumps`.
 """
 
 from collections.abc import Callable, Sequence

@@ -112,7 +112,7 @@ class Leak:
 
     def summed(self, values: Float[Tensor, " tokens"]) -> dict[str, float]:
         """Values of tokens as sums by span, and that of ``here``; a span without tokens is absent."""
-        sums = {span: float(values[at].sum()) for span, at in self.sources.items()}
+        sums: dict[str, float] = {span: float(values[at].sum()) for span, at in self.sources.items()}
         return {**sums, "here": float(values[-1])}
 
 

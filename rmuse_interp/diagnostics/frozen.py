@@ -1,0 +1,68 @@
+"""A plan with its choices made: what is piecewise constant in it is held where it stands on one query.
+
+Gradients see how a steered state moves, never that another prototype becomes the nearest one: there the model's output
+jumps. A frozen plan gives the same output on its own query and has no jumps between that query and any other: gates are
+decided, and every steered token keeps the prototype that it was moved to.
+"""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import rmuse_interp.operators as op
+from rmuse_interp.diagnostics.leaks import Leak
+from rmuse_interp.edits import Plan
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.state import Decision
+
+Call = tuple[Tensor, Tensor]
+"""States that an operator was handed, [n, d], and their steps, [n]."""
+
+
+def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
+    """The plan whose transports have, at each step, the one prototype that they choose on this leak's query.
+
+    Other operators stay as they are: a rotation toward one direction chooses nothing (unless `signed`, by a sign).
+
+    Args:
+        lens: the model; no plan is attached to it.
+        plan: what is frozen.
+        decision: of its gates on the query; to be passed along with the frozen plan too.
+        leak: whose tokens are steered.
+    """
+    calls: dict[op.Operator, list[Call]] = {}
+
+    def look(operator: op.Operator, args: tuple[Any, ...]) -> None:
+        calls.setdefault(operator, []).append((args[0], args[1]))
+
+    with ExitStack() as undo, torch.no_grad():
+        for operator in {operator for edit in plan for operator in edit.operators}:
+            undo.callback(operator.register_forward_pre_hook(look).remove)
+        handle = undo.enter_context(plan.attach(lens.hf, layout=lens.layout, decision=decision))
+        undo.enter_context(handle.expecting(leak.placed.ids, None, [leak.placed.prompt_end]))
+        lens.hf(**leak.placed.inputs, use_cache=False, logits_to_keep=1)
+    edits = []
+    for edit in plan:
+        steer: dict[int, op.Operator] = {}
+        for layer in edit.sites:
+            operator = edit.operator_at(layer)
+            assert operator is not None
+            # An operator that serves several blocks is called in their order.
+            own = calls.get(operator)
+            steer[layer] = chosen(operator, *own.pop(0)) if own else operator
+        changed = op.layerwise(steer).on(edit.tokens).given(edit.modality).when(edit.gate, edit.per)
+        edits.append(changed if edit.name is None else changed.named(edit.name))
+    return Plan(edits, plan.fingerprint)
+
+
+def chosen(operator: op.Operator, h: Tensor, step: Tensor) -> op.Operator:
+    """The operator with what it chooses on these states alone; itself, where it does not choose."""
+    if not isinstance(operator, op.Transport) or operator.fraction == 0:
+        return operator
+    index = operator.explain(h, step).prototype
+    assert index is not None
+    # A zero row is "no edit": the state was not moved here either.
+    points = torch.where((index >= 0).unsqueeze(-1), operator.points[index.clamp_min(0)], 0.0)
+    return op.Transport(points, step, 0, operator.fraction, operator.beyond, operator.rrs)
