@@ -22,7 +22,8 @@ GATE = {
 }  # fmt: skip
 TOLD = (
     ("test", "ril", "RIL, test", "-"), ("test", "malformed_rate", "malformed, test", ":"),
-    ("retain_test", "exact", "exact, retain, new", "-"), ("retain_test", "malformed_rate", "malformed,\nretain, new", ":"),
+    ("retain_test", "exact", "exact, retain, new", "-"),
+    ("retain_test", "malformed_rate", "malformed,\nretain, new", ":"),
 )  # fmt: skip
 FLOOR = 0.004
 """Where a false-positive rate of 0 is drawn on the logarithmic axis."""
