@@ -82,7 +82,8 @@ def firing(axis: Axes, record: splits.Row) -> None:
         )
     axis.set_title("a  literal gate: queries it steers", loc="left")
     axis.set_ylabel("gate fires (%)")
-    axis.legend(loc="best", fontsize=6, handlelength=1.4, handletextpad=0.5)  # where curves rise differs by model
+    # Where curves rise differs by model.
+    axis.legend(loc="best", fontsize=6, handlelength=1.4, handletextpad=0.5)
 
 
 def told(axis: Axes, record: splits.Row) -> None:
