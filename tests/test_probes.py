@@ -57,6 +57,21 @@ def test_wordings_that_people_share_are_kept_together():
         assert not {wording[found.ids[i]] for i in train} & {wording[found.ids[i]] for i in test}
 
 
+def test_the_one_division_that_there_is_is_found():
+    """Every person has one of five known wordings and one of two others: only known against other divides them all."""
+    ids = [f"p{i}/{j}" for i in range(10) for j in ("known", "other")]
+    person = {i: i.split("/")[0] for i in ids}
+    wording = {i: f"other{int(i[1]) % 2}" if i.endswith("other") else f"known{int(i[1]) % 5}" for i in ids}
+    found = p.crossed(person, wording, person)
+    assert {frozenset(found.ids[i].split("/")[1] for i in test) for _, test in found.folds} == {
+        frozenset({"known"}),
+        frozenset({"other"}),
+    }
+    together = {i: "one" if person[i] == "p0" else wording[i] for i in ids}
+    with pytest.raises(RMuseError, match="1 of 'p0'"):
+        p.crossed(person, together, person)
+
+
 def test_shuffled_labels_keep_their_numbers_and_their_groups(task):
     photo = np.unique([i.rpartition("/")[0] for i in task.ids], return_inverse=True)[1]
     assert len(task.shuffles) == p.SHUFFLES
