@@ -177,7 +177,7 @@ def caption(record: Row) -> str:
     checked = [r["completeness"] for r in record["leaks"] if r["completeness"] is not None]
     reached = sum(c["reached"] for c in checked)
     complete = (
-        f"Gradients add up within {100 * origin['tolerance']:g} % for {reached} of {len(checked)} tokens, which are shown. "
+        f"Gradients add up within {100 * origin['tolerance']:g} % for {reached} of {len(checked)} tokens, those shown. "
         if checked
         else ""
     )

@@ -47,11 +47,11 @@ def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
     for edit in plan:
         steer: dict[int, op.Operator] = {}
         for layer in edit.sites:
-            operator = edit.operator_at(layer)
-            assert operator is not None
+            acting = edit.operator_at(layer)
+            assert acting is not None
             # An operator that serves several blocks is called in their order.
-            own = calls.get(operator)
-            steer[layer] = chosen(operator, *own.pop(0)) if own else operator
+            own = calls.get(acting)
+            steer[layer] = chosen(acting, *own.pop(0)) if own else acting
         changed = op.layerwise(steer).on(edit.tokens).given(edit.modality).when(edit.gate, edit.per)
         edits.append(changed if edit.name is None else changed.named(edit.name))
     return Plan(edits, plan.fingerprint)
