@@ -45,9 +45,9 @@ from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_o
 from rmuse_interp.diagnostics.stability import RESAMPLES, Side, sides_at, stability
 from rmuse_interp.edits import Modality, Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import assemble, check
+from rmuse_interp.fitting import check
 from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.rmuse import PRESETS, Evidence, RMuse
+from rmuse_interp.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
 
 SCHEMA = "rmuse-orthogonality/2"
 STEM = "orthogonality"
@@ -134,12 +134,21 @@ def fitted(
     cases = []
     for preset in PRESETS:
         own = preset_of(given, lens, benchmark, evidence, preset, progress)
-        blocks = range(lens.n_layers)
-        everywhere = assemble(
-            lens, benchmark, evidence, preset, layers=blocks, seed=given.seed, progress=progress
-        )
-        cases.append(Case(preset, everywhere, own))
+        cases.append(Case(preset, everywhere(own, evidence, lens.n_layers, benchmark.prefixes[0]), own))
     return cases
+
+
+def everywhere(own: RMuse, evidence: Mapping[Modality, Evidence], n_layers: int, prefix: str) -> RMuse:
+    """The same method at every block, behind the gates it has: choosing those again would take longer than all else."""
+    blocks = range(n_layers)
+    parts = [
+        paper_edit(one, modality, blocks, prefix)
+        if own.preset == "paper"
+        else calibrated_edit(one, modality, blocks, own.gates[modality])
+        for modality, one in evidence.items()
+    ]
+    found = together(parts, own.report)
+    return RMuse(Plan(list(found.plan), own.plan.fingerprint), found.subspaces, own.report)
 
 
 def steered_blocks(plan: Plan) -> dict[str, list[int]]:
