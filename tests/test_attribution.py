@@ -293,6 +293,7 @@ def test_knockout_is_a_plain_hook_that_replaces_states(seen):
     lens = lens_of(tiny_llava())
     leak = leaks_of(tiny_llava(), seen)[-1]
     own, means = embedded(lens, leak.placed), reference_of(tiny_llava(), seen).of(leak.placed.places)
+    hooked = [dict(block._forward_hooks) for block in lens.layout.blocks]
     found = knock_out(lens, leak, own, means)
     assert set(found.without) == set(leak.sources)
     assert "image" in found.without or seen is None
@@ -313,7 +314,7 @@ def test_knockout_is_a_plain_hook_that_replaces_states(seen):
         for hook in hooks:
             hook.remove()
         assert abs(found.without[span] - expected) < 1e-4
-    assert not any(block._forward_hooks for block in lens.layout.blocks)
+    assert [dict(block._forward_hooks) for block in lens.layout.blocks] == hooked
 
 
 def test_states_held_at_their_own_change_nothing():

@@ -202,7 +202,7 @@ def test_too_few_tokens_are_named(organism, world, few, tmp_path):
 
 def test_attached_plans_do_not_act(organism, world, few, tmp_path):
     text = [e for e in few if e.modality == "text"][:2]
-    vector = 50 * torch.randn(organism.d_model, generator=torch.Generator().manual_seed(0))
+    vector = 1000 * torch.randn(organism.d_model, generator=torch.Generator().manual_seed(0))
     plan = op.Add(vector).at(layers=[1]).on("generated")
     asked = [e.prompt() for e in text]
     free = organism.respond(asked, max_new_tokens=96)
