@@ -38,8 +38,9 @@ def with_table(text: str, scores: dict) -> str:
         RMuseError: the comments are not there once each, in this order.
     """
     benchmark, counts = scores["benchmark"], [b["n"] for b in scores["methods"]["vanilla"].values() if b["n"]]
+    size = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{max(counts)}"
     caption = (
-        f"{benchmark['id']}, {benchmark['forget']} % forgotten, {min(counts)} to {max(counts)} questions a split, "
+        f"{benchmark['id']}, {benchmark['forget']} % forgotten, {size} questions a split, "
         "written by `python analyses/readme_table.py` from the scores of `rmuse demo`."
     )
     return between(text, "results", f"{markdown(scores)}\n\n{caption}")
