@@ -6,7 +6,10 @@ import torch
 from jaxtyping import TypeCheckError
 from reference import naive
 
+from rmuse_interp import load_benchmark, load_model
+from rmuse_interp.collect import Query, pooled_states
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.fitting.gathering import READOUTS, gather
 from rmuse_interp.maths.linalg import principal_angles
 from rmuse_interp.maths.sphere import geodesic, unit
 from rmuse_interp.prototypes import Prototypes
@@ -219,3 +222,27 @@ def test_prototypes_refuse_what_is_no_direction():
     with pytest.raises(RMuseError, match="zero"):
         Prototypes.token_level(torch.zeros(2, 3), torch.arange(2), torch.arange(2))
     assert float(geodesic(torch.eye(2)[0], torch.eye(2)[1])) > 1
+
+
+@pytest.mark.slow
+def test_gates_are_given_the_states_of_the_very_text_and_picture():
+    """A text is read once for responses and gates alike; another photograph of the same person is another text."""
+    lens, benchmark = load_model("organism"), load_benchmark("organism", forget=5)
+    found = gather(lens, benchmark, limit=4)["image"]
+    examples = {e.id: e for view in (benchmark.fit_forget, benchmark.fit_benign) for e in view}
+    further: dict[str, list[bytes]] = {}
+    for example in benchmark.fit_benign:
+        if example.image is not None:
+            further.setdefault(example.person, []).append(example.image)
+    queries = []
+    for name in found.forget:
+        example, _, number = name.rpartition("@")
+        e = examples[example]
+        picture = [e.image, *further.get(e.person, [])][int(number)]
+        response = e.response(benchmark.delimiters)
+        queries.append(Query(name, e.prompt(), picture, response, e.reasoning is not None))
+    assert {q.id.rpartition("@")[2] for q in queries} > {"0"}
+    alone = pooled_states(lens, queries, READOUTS, delimiters=benchmark.delimiters)
+    for span in READOUTS:
+        read = found.readouts[span].select(alone[span].ids).states
+        torch.testing.assert_close(read, alone[span].states, rtol=1e-3, atol=0.05)
