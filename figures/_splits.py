@@ -32,6 +32,31 @@ def spread(cells: Sequence[Row]) -> list[list[float]]:
     ]
 
 
+def panel(
+    axis: Axes, title: str, metric: str, shown: Sequence[str], rows: Sequence[Row],
+    lines: Sequence[tuple[float, Row]],
+) -> None:  # fmt: skip
+    """One metric of every line, in percent: a dot with its interval for each of the splits `shown`.
+
+    Args:
+        lines: height of each line, and the labels that pick its rows.
+    """
+    present = [s for s in shown if any(r["split"] == s for r in rows)]
+    for i, split in enumerate(present):
+        colour, marker = SPLIT[split]
+        shift = 0.2 * (i - (len(present) - 1) / 2)
+        cells = [(y, picked(rows, **labels, split=split)) for y, labels in lines]
+        drawn = [(y, row[metric]) for y, row in cells if row is not None and row[metric] is not None]
+        axis.errorbar([c["value"] for _, c in drawn], [y + shift for y, _ in drawn],
+                      xerr=spread([c for _, c in drawn]), color=colour, marker=marker, ls="", ms=2.6,
+                      **BARS)  # fmt: skip
+    percent_axis(axis, "x")
+    axis.set_xticks([0, 50, 100])
+    axis.set_title(title, loc="left")
+    axis.grid(axis="y", color=style.GREY, lw=0.3, alpha=0.4)
+    axis.tick_params(axis="y", length=0)
+
+
 def percent_axis(axis: Axes, which: str = "y") -> None:
     """0 to 100, with room for the markers at both ends."""
     getattr(axis, f"set_{which}lim")(-4, 104)

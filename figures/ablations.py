@@ -46,23 +46,9 @@ def draw(record: splits.Row) -> Figure:
         place[preset, ablation] = y
         y += 1.0
     figure, axes = plt.subplots(1, len(PANELS), figsize=(style.TEXT, 0.8 + 0.21 * y), sharey=True)
+    lines = [(y, {"preset": p, "ablation": a}) for (p, a), y in place.items()]
     for axis, (title, name, shown) in zip(axes, PANELS, strict=True):
-        present = [s for s in shown if any(r["split"] == s for r in rows)]
-        for i, split in enumerate(present):
-            colour, marker = splits.SPLIT[split]
-            shift = 0.2 * (i - (len(present) - 1) / 2)
-            cells = [
-                (y, splits.picked(rows, preset=p, ablation=a, split=split)) for (p, a), y in place.items()
-            ]
-            drawn = [(y, row[name]) for y, row in cells if row is not None and row[name] is not None]
-            axis.errorbar([c["value"] for _, c in drawn], [y + shift for y, _ in drawn],
-                          xerr=splits.spread([c for _, c in drawn]), color=colour, marker=marker, ls="", ms=2.6,
-                          **splits.BARS)  # fmt: skip
-        splits.percent_axis(axis, "x")
-        axis.set_xticks([0, 50, 100])
-        axis.set_title(title, loc="left")
-        axis.grid(axis="y", color=style.GREY, lw=0.3, alpha=0.4)
-        axis.tick_params(axis="y", length=0)
+        splits.panel(axis, title, name, shown, rows, lines)
     labels = [f"{p}: full" if a == "full" else p if a == "none" else a for p, a in place]
     axes[0].set_yticks(list(place.values()), labels)
     for tick, (_, ablation) in zip(axes[0].get_yticklabels(), place, strict=True):

@@ -53,21 +53,9 @@ def answers(record: splits.Row) -> Figure:
     rows = record["rows"]
     names = list(dict.fromkeys(r["span"] for r in rows))
     figure, axes = plt.subplots(1, len(PANELS), figsize=(style.TEXT, 0.8 + 0.24 * len(names)), sharey=True)
+    lines = [(float(y), {"span": name}) for y, name in enumerate(names)]
     for axis, (title, metric, shown) in zip(axes, PANELS, strict=True):
-        present = [s for s in shown if any(r["split"] == s for r in rows)]
-        for i, split in enumerate(present):
-            colour, marker = splits.SPLIT[split]
-            shift = 0.2 * (i - (len(present) - 1) / 2)
-            cells = [(y, splits.picked(rows, span=name, split=split)) for y, name in enumerate(names)]
-            drawn = [(y, row[metric]) for y, row in cells if row is not None and row[metric] is not None]
-            axis.errorbar([c["value"] for _, c in drawn], [y + shift for y, _ in drawn],
-                          xerr=splits.spread([c for _, c in drawn]), color=colour, marker=marker, ls="", ms=2.6,
-                          **splits.BARS)  # fmt: skip
-        splits.percent_axis(axis, "x")
-        axis.set_xticks([0, 50, 100])
-        axis.set_title(title, loc="left")
-        axis.grid(axis="y", color=style.GREY, lw=0.3, alpha=0.4)
-        axis.tick_params(axis="y", length=0)
+        splits.panel(axis, title, metric, shown, rows, lines)
     axes[0].set_yticks(range(len(names)), [SAID.get(name, name) for name in names])
     axes[0].set_ylim(len(names) - 0.4, -0.6)
     axes[0].set_ylabel("$U_{un}$ from")
