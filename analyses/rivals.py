@@ -33,12 +33,12 @@ from rich.table import Table
 from analyses import _common as common
 from analyses._common import short
 from analyses._fits import evidence_of, preset_of
+from analyses._values import MARGIN, VALUES, dominates, kind_of, values_of
 from rmuse_interp import __version__, running
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD, GOLD_RATE, MODEL
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.evaluate import measure
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.results import Transcript
@@ -48,20 +48,8 @@ from rmuse_interp.steering import RIVALS
 SCHEMA = "rmuse-rivals/1"
 OURS = "rmuse/calibrated"
 METHODS = ("vanilla", "gold", OURS, "rmuse/paper", *RIVALS)
-FORGET = ("forget", "test")
-KEPT = ("retain", "retain_test", "celebrity", "reasoning", "benign")
-VALUES: dict[str, tuple[str, tuple[str, ...]]] = {
-    **{f"ril_{split}": ("ril", (split,)) for split in FORGET},
-    "malformed": ("malformed_rate", FORGET),
-    "refused": ("refusal_rate", FORGET),
-    **{f"exact_{split}": ("exact", (split,)) for split in KEPT},
-    "repetition": ("repetition_rate", (*FORGET, *KEPT)),
-}
-"""What is reported of a method: the metric, and the splits whose answers it is taken of together; percent."""
 GOALS = {"ril_test": -1, "exact_retain_test": 1, "malformed": -1}
 """What domination compares: +1 where more is better, −1 where less is."""
-MARGIN = 1.0
-"""Points that make a difference."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,31 +177,16 @@ def rows_of(
 ) -> dict[str, dict[str, Any]]:
     """`VALUES` of every method, each with a 95 % interval (people resampled) and n."""
     references = {e.id: e for examples in questions.values() for e in examples}
-    groups = dict.fromkeys(splits for _, splits in VALUES.values())
-    task = progress.add_task("scores", total=len(names) * len(groups))
+    task = progress.add_task("scores", total=len(names))
     found: dict[str, dict[str, Any]] = {}
     for name in names:
-        measured = {}
-        for splits in groups:
-            mine = [t for t in transcripts if t.method == name and t.split in splits]
-            measured[splits] = measure(mine, benchmark, references, seed=seed)
-            progress.advance(task)
-        values = {}
-        for key, (metric, splits) in VALUES.items():
-            one = measured[splits][metric]
-            low, high = one.interval or (None, None)
-            values[key] = {"value": short(one.value), "low": short(low), "high": short(high), "n": one.n}
+        mine = [t for t in transcripts if t.method == name]
+        values = values_of(mine, references, benchmark, seed=seed)
+        progress.advance(task)
         rival = RIVALS.get(name)
-        kind = "rival" if rival else "rmuse" if name.startswith("rmuse/") else "reference"
-        found[name] = {"kind": kind, "paper": rival.paper if rival else None,
+        found[name] = {"kind": kind_of(name), "paper": rival.paper if rival else None,
                        "summary": rival.summary if rival else None, "values": values}  # fmt: skip
     return found
-
-
-def dominates(one: Mapping[str, float], other: Mapping[str, float], margin: float = MARGIN) -> bool:
-    """Whether `one` is worse by more than `margin` in no goal, and better by more than `margin` in some goal."""
-    gains = [sign * (one[goal] - other[goal]) for goal, sign in GOALS.items()]
-    return min(gains) >= -margin and max(gains) > margin
 
 
 def domination(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, Any] | None:
@@ -228,8 +201,8 @@ def domination(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     if OURS not in defined or not rivals:
         return None
     ours = defined[OURS]
-    below = [name for name in rivals if name in defined and dominates(ours, defined[name])]
-    above = [name for name in rivals if name in defined and dominates(defined[name], ours)]
+    below = [name for name in rivals if name in defined and dominates(ours, defined[name], GOALS)]
+    above = [name for name in rivals if name in defined and dominates(defined[name], ours, GOALS)]
     return {
         "method": OURS, "goals": GOALS, "margin": MARGIN, "dominates": below, "dominated_by": above,
         "neither": [name for name in rivals if name not in (*below, *above)],

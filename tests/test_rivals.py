@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import parquet_fixture
@@ -314,7 +315,7 @@ def test_domination_has_margins():
     def better(**by):
         return {goal: base[goal] + analysis.GOALS[goal] * by.get(goal, 0.0) for goal in base}
 
-    wins = analysis.dominates
+    wins = partial(analysis.dominates, goals=analysis.GOALS)
     assert wins(better(ril_test=2), base)
     assert not wins(base, better(ril_test=2))
     assert not wins(better(ril_test=1), base)  # a point makes no difference
