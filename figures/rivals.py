@@ -14,21 +14,12 @@ from typing import Any
 import _style as style
 import matplotlib.pyplot as plt
 from _labels import label
+from _methods import LOOK, handles, name_of, spread
 from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-rivals/1"
 X, Y, FILL = "ril_test", "exact_retain_test", "malformed"
-# Marker, edge and size by kind: never by colour alone.
-LOOK = {
-    "rival": ("o", style.BLACK, 5.0),
-    "reference": ("s", style.GREEN, 5.0),
-    "rmuse": ("D", style.BLUE, 5.2),
-}
-SAID = {"rmuse": "R-MUSE", "rival": "rival", "reference": "reference model"}
-NAMES = {"rmuse/calibrated": "R-MUSE", "rmuse/paper": "R-MUSE, as written", "caa": "CAA", "ablation": "ablation",
-         "leace": "LEACE", "cast": "CAST", "angular": "angular", "spherical": "spherical", "alphasteer": "AlphaSteer",
-         "mllmeraser": "MLLMEraser", "linear-act": "Linear-AcT", "gold": "retrained"}  # fmt: skip
 GREYS = ListedColormap([plt.get_cmap("Greys")(0.85 * i / 255) for i in range(256)])
 """White to dark grey, never so dark that edges are lost."""
 NORM = PowerNorm(0.5, 0, 100)
@@ -86,27 +77,13 @@ def trade_off(record: Row) -> Figure:
     bar.set_label("malformed, people to forget (%)", fontsize=6.5, labelpad=2)
     bar.ax.tick_params(labelsize=6, length=1.5, pad=1)
     bar.outline.set_linewidth(0.4)
-    kinds = [kind for kind in SAID if any(row["kind"] == kind for row in rows.values())]
-    handles = []
-    for kind in kinds:
-        marker, edge, size = LOOK[kind]
-        handles.append(
-            plt.Line2D([], [], marker=marker, mec=edge, mfc="white", ls="", ms=size, label=SAID[kind])
-        )
+    found = handles(plt, [row["kind"] for row in rows.values()])
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), handletextpad=0.2, columnspacing=1.2
+        handles=found, loc="outside lower center", ncols=len(found), handletextpad=0.2, columnspacing=1.2
     )
-    words = {name: NAMES.get(name, name) for name in rows}
+    words = {name: name_of(name) for name in rows}
     label(axis, places, words, {name: LOOK[row["kind"]][1] for name, row in rows.items()}, bars)
     return figure
-
-
-def spread(value: Row) -> tuple[float, list[list[float]] | None]:
-    """A value and the lengths of its interval below and above."""
-    middle = value["value"]
-    if value["low"] is None:
-        return middle, None
-    return middle, [[max(0.0, middle - value["low"])], [max(0.0, value["high"] - middle)]]
 
 
 def caption(record: Row) -> str:
