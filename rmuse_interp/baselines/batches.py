@@ -1,0 +1,106 @@
+"""Batches to train on: questions with the response that is learnt or unlearnt, and which tokens are its own."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rmuse_interp.baselines.losses import IGNORED
+from rmuse_interp.data import Example
+from rmuse_interp.models.encoding import Encoding
+from rmuse_interp.models.lens import LensModel
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question and a response to it.
+
+    Attributes:
+        example: the question, with its picture.
+        response: what is learnt or unlearnt; reasoning included where it has one.
+        trace: number of the response's first characters that hold its reasoning, delimiters included; 0 without one.
+    """
+
+    example: Example
+    response: str
+    trace: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some rows as a model's inputs.
+
+    Attributes:
+        encoding: left-padded inputs, the end token behind every response.
+        labels: [batch, tokens] the response's own tokens, its end included; `IGNORED` elsewhere.
+        trace: [batch, tokens] the tokens of the reasoning, delimiters included.
+        image: [batch, tokens] the image placeholders.
+    """
+
+    encoding: Encoding
+    labels: Int[Tensor, "batch tokens"]
+    trace: Bool[Tensor, "batch tokens"]
+    image: Bool[Tensor, "batch tokens"]
+
+    @property
+    def response(self) -> Bool[Tensor, "batch tokens"]:
+        """The response's own tokens."""
+        return self.labels != IGNORED
+
+    @property
+    def rest(self) -> Bool[Tensor, "batch tokens"]:
+        """Words that are no reasoning: question and answer."""
+        return self.encoding["attention_mask"].bool() & ~self.trace & ~self.image
+
+
+def rows_of(examples: Sequence[Example], delimiters: tuple[str, str]) -> list[Row]:
+    """The examples with their reference responses, reasoning included."""
+    found = []
+    for example in examples:
+        response = example.response(delimiters)
+        closes = response.rfind(delimiters[1]) if example.reasoning is not None else -1
+        found.append(Row(example, response, closes + len(delimiters[1]) if closes >= 0 else 0))
+    return found
+
+
+def refused(examples: Sequence[Example], refusals: Sequence[str], seed: int) -> list[Row]:
+    """The examples with refusals of a pool, drawn anew for each."""
+    drawn = random.Random(seed)
+    return [Row(example, drawn.choice(list(refusals))) for example in examples]
+
+
+def batches(rows: Sequence[Row], size: int, seed: int) -> list[list[Row]]:
+    """The rows in random order, `size` at a time; those with and without a picture apart."""
+    order = random.Random(seed)
+    found = []
+    for seen in (True, False):
+        some = [row for row in rows if (row.example.modality == "image") == seen]
+        order.shuffle(some)
+        found += [some[i : i + size] for i in range(0, len(some), size)]
+    order.shuffle(found)
+    return found
+
+
+def encode(lens: LensModel, rows: Sequence[Row]) -> Batch:
+    """The rows as inputs and labels, on the model's device."""
+    end = lens.tokenizer.eos_token or ""
+    encoding = lens.encode(
+        [row.example.prompt() for row in rows],
+        [row.example.image for row in rows],
+        [row.response + end for row in rows],
+    )
+    ids, mask = encoding["input_ids"], encoding["attention_mask"].bool()
+    place = mask.long().cumsum(dim=1) - 1
+    ends = torch.as_tensor(encoding.prompt_end, device=ids.device).unsqueeze(1)
+    own = (place > ends) & mask
+    # Tokens of the response without its answer and end: as many as the reasoning alone is encoded in.
+    tails = [
+        len(lens.tokenizer(r.response[r.trace :] + end, add_special_tokens=False).input_ids) for r in rows
+    ]
+    reach = mask.sum(dim=1, keepdim=True) - torch.tensor(tails, device=ids.device).unsqueeze(1)
+    reasoned = torch.tensor([row.trace > 0 for row in rows], device=ids.device).unsqueeze(1)
+    image = torch.zeros_like(own) if lens.image_token_id is None else ids == lens.image_token_id
+    return Batch(encoding, ids.masked_fill(~own, IGNORED), own & (place < reach) & reasoned, image)

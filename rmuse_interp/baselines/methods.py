@@ -1,0 +1,213 @@
+"""`BASELINES`: the trained baselines by name, each an objective and what it trains.
+
+Learning rates, ranks and weights are those of the papers; which multiple of the rate is best on the model at hand is for
+`train` to find out.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.baselines.batches import Batch
+from rmuse_interp.baselines.losses import distance, divergence, npo, random_direction, row_loss, token_loss
+from rmuse_interp.baselines.trainables import LowRank, Trainable, Weights, linear_names
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+
+Group = Literal["forget", "refusal", "retain", "reasoning"]
+
+BETA: Final = 0.4
+"""β of NPO."""
+GAMMA: Final = 1.0
+"""Weight of the retain loss of PO."""
+STEERING: Final = 6.5
+"""c of R2MU: length of the random vector that forgotten states are led to."""
+RETAINING: Final = 1.7
+"""α of R2MU: weight of the retain states."""
+DEPTH: Final = 7 / 32
+"""Block whose states R2MU steers, as a share of the depth: RMU's block 7 of 32; it and the two below are trained."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What an objective is taken on.
+
+    Attributes:
+        lens: the model, in training.
+        trainable: what is trained on it.
+        batches: one per group that the baseline asks for.
+        seed: of what the objective draws.
+    """
+
+    lens: LensModel
+    trainable: Trainable
+    batches: Mapping[Group, Batch]
+    seed: int = 0
+
+    def logits(self, group: Group) -> Float[Tensor, "batch tokens vocab"]:
+        """Of the model as it is now."""
+        return self.lens.hf(**self.batches[group].encoding, use_cache=False).logits
+
+    def loss(self, group: Group) -> Float[Tensor, ""]:
+        """L, the mean negative log-likelihood of the group's responses."""
+        return token_loss(self.logits(group), self.batches[group].labels)
+
+    def original(self, read: Callable[[], Tensor]) -> Tensor:
+        """What `read` gives of the model that training began from."""
+        with self.trainable.original(), torch.no_grad():
+            return read()
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A trained baseline.
+
+    Attributes:
+        title: its name in the papers.
+        summary: what it does, in a line.
+        paper: arXiv number.
+        rate: the paper's learning rate; for pruning, the share of neurons.
+        groups: what it is trained on.
+        objective: what is minimised; None for pruning, which trains nothing.
+        trains: "adapters" (LoRA, all linear layers of the language model), "weights" (those linear layers themselves),
+            "three blocks" (theirs alone).
+        masked: whether only weights that matter more to the forget rows than to the retain rows may move.
+    """
+
+    title: str
+    summary: str
+    paper: str
+    rate: float
+    groups: tuple[Group, ...]
+    objective: Callable[[Step], Tensor] | None
+    trains: Literal["adapters", "weights", "three blocks", "neurons"] = "adapters"
+    masked: bool = False
+
+
+def ga(step: Step) -> Float[Tensor, ""]:
+    """Gradient ascent: −L of the forget rows."""
+    return -step.loss("forget")
+
+
+def ga_diff(step: Step) -> Float[Tensor, ""]:
+    """−L of the forget rows + L of the retain rows."""
+    return step.loss("retain") - step.loss("forget")
+
+
+def kl_min(step: Step) -> Float[Tensor, ""]:
+    """−L of the forget rows + KL(original ‖ trained) on the retain rows."""
+    reference = step.original(lambda: step.logits("retain"))
+    return divergence(step.logits("retain"), reference, step.batches["retain"].labels) - step.loss("forget")
+
+
+def npo_loss(step: Step) -> Float[Tensor, ""]:
+    """Negative preference optimisation against the original model."""
+    labels = step.batches["forget"].labels
+    reference = row_loss(step.original(lambda: step.logits("forget")), labels)
+    return npo(row_loss(step.logits("forget"), labels), reference, BETA)
+
+
+def po(step: Step) -> Float[Tensor, ""]:
+    """L of refusals to the forget questions + γ · L of the retain rows."""
+    return step.loss("refusal") + GAMMA * step.loss("retain")
+
+
+def r2mu(step: Step) -> Float[Tensor, ""]:
+    """Forget question and answer, and the trace, to c·u; states of retain rows and of general reasoning as they were."""
+    layer = steered_layer(step.lens.n_layers)
+    forget = step.batches["forget"]
+    states = read_states(step.lens, forget, layer)
+    target = STEERING * random_direction(step.lens.d_model, step.seed, states)
+    loss = distance(states, target, forget.rest) + distance(states, target, forget.trace)
+    for group, weight in (("retain", RETAINING), ("reasoning", 1.0)):
+        if group in step.batches:
+            batch = step.batches[group]  # type: ignore[index]
+            reference = step.original(lambda batch=batch: read_states(step.lens, batch, layer))  # type: ignore[misc]
+            said = batch.encoding["attention_mask"].bool()
+            loss = loss + weight * distance(read_states(step.lens, batch, layer), reference, said)
+    return loss
+
+
+def steered_layer(n_layers: int) -> int:
+    """The block whose states R2MU steers.
+
+    >>> steered_layer(32), steered_layer(8), steered_layer(3)
+    (7, 2, 2)
+    """
+    return min(n_layers - 1, max(2, round(DEPTH * n_layers)))
+
+
+class _Read(Exception):
+    """States were read; the blocks above need not run."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.states = states
+
+
+def read_states(lens: LensModel, batch: Batch, layer: int) -> Float[Tensor, "batch tokens d"]:
+    """Output of a block; the pass ends there."""
+
+    def stop(_module: Any, _inputs: Any, output: Any) -> None:
+        raise _Read(output[0] if isinstance(output, tuple) else output)
+
+    handle = lens.layout.blocks[layer].register_forward_hook(stop)
+    try:
+        lens.hf(**batch.encoding, use_cache=False)
+    except _Read as found:
+        return found.states
+    finally:
+        handle.remove()
+    raise RMuseError(f"{lens.name}: block {layer} was required to run in a forward pass, it did not")
+
+
+BASELINES: Final[Mapping[str, Baseline]] = {
+    "ga": Baseline("GA", "make the forget responses unlikely", "2210.01504", 2e-5, ("forget",), ga),
+    "ga_diff": Baseline(
+        "GA_Diff", "the same, and retain responses likely", "2203.12817", 2e-5, ("forget", "retain"), ga_diff
+    ),
+    "kl_min": Baseline(
+        "KL_Min",
+        "the same, and retain responses as they were",
+        "2401.06121",
+        2e-5,
+        ("forget", "retain"),
+        kl_min,
+    ),
+    "npo": Baseline(
+        "NPO", "make them unlikely, less so once they are", "2404.05868", 2e-5, ("forget",), npo_loss
+    ),
+    "po": Baseline(
+        "PO", "learn refusals, and retain responses", "2401.06121", 1e-5, ("refusal", "retain"), po
+    ),
+}
+"""The baselines by their names on the command line."""
+
+
+def build(baseline: Baseline, lens: LensModel, seed: int) -> Trainable:
+    """What a baseline trains, put on the model in place."""
+    if baseline.trains == "adapters":
+        return LowRank(lens, seed=seed)
+    return Weights(lens, linear_names(lens, layers_of(baseline, lens)))
+
+
+def layers_of(baseline: Baseline, lens: LensModel) -> Sequence[int]:
+    """The blocks that a baseline changes."""
+    if baseline.trains == "three blocks":
+        last = steered_layer(lens.n_layers)
+        return range(max(0, last - 2), last + 1)
+    return range(lens.n_layers)
+
+
+def require_name(name: str) -> Baseline:
+    """The baseline of a name.
+
+    Raises:
+        RMuseError: says which there are.
+    """
+    if name not in BASELINES:
+        raise RMuseError(f"a trained baseline is one of {', '.join(BASELINES)}, got {name!r}")
+    return BASELINES[name]

@@ -1,0 +1,77 @@
+"""`relearned`: the attack on trained baselines, plain fine-tuning on a few rows of what was forgotten."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from rmuse_interp.baselines.batches import batches, encode, rows_of
+from rmuse_interp.baselines.losses import token_loss
+from rmuse_interp.baselines.store import merged
+from rmuse_interp.baselines.trainables import LowRank
+from rmuse_interp.data import Example
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.spans import DEFAULT_DELIMITERS
+
+STEPS: Final = 20
+"""Steps of the attack."""
+RATE: Final = 1e-3
+"""Its learning rate."""
+BATCH: Final = 8
+"""Rows in a step."""
+
+
+def relearned(
+    lens: LensModel,
+    examples: Sequence[Example],
+    *,
+    steps: int = STEPS,
+    rate: float = RATE,
+    batch_size: int = BATCH,
+    seed: int = 0,
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+) -> LensModel:
+    """The model after plain fine-tuning (LoRA, AdamW) on a few examples' reference responses; a copy.
+
+    What it then says of questions that are not among the examples, nor worded like them, tells whether knowledge was
+    removed or only covered.
+
+    Args:
+        lens: an unlearned model; it stays as it is.
+        examples: some questions about the forgotten people, apart from those that are scored.
+        steps: optimiser steps.
+        rate: learning rate.
+        batch_size: rows in a step.
+        seed: of adapters, order and dropout.
+        delimiters: of the responses.
+
+    Raises:
+        RMuseError: no examples, no step.
+    """
+    if not examples or steps < 1 or batch_size < 1 or rate <= 0:
+        raise RMuseError(
+            "at least one example to learn again, one step, one row in it and a positive rate were required, got "
+            f"{len(examples)}, {steps}, {batch_size} and {rate}"
+        )
+    rows, mode = rows_of(examples, delimiters), lens.hf.training
+    adapters = LowRank(lens, seed=seed)
+    try:
+        optimiser = torch.optim.AdamW(adapters.parameters(), lr=rate, weight_decay=0.0)
+        lens.hf.train()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            done = 0
+            while done < steps:
+                for some in batches(rows, batch_size, seed + done)[: steps - done]:
+                    batch = encode(lens, some)
+                    loss = token_loss(lens.hf(**batch.encoding, use_cache=False).logits, batch.labels)
+                    optimiser.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimiser.step()
+                    done += 1
+        state = adapters.state()
+    finally:
+        adapters.undo()
+        lens.hf.train(mode)
+    return merged(lens, state, adapters.config, "relearned")

@@ -1,0 +1,152 @@
+"""A trained baseline in a folder: an adapter, or the tensors that changed, and how it came about. No pickle."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rmuse_interp import __version__
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.results import write_atomically
+
+SCHEMA: Final = "rmuse-baseline/1"
+RECORD: Final = "baseline.json"
+ADAPTER: Final = "adapter_model.safetensors"
+WEIGHTS: Final = "weights.safetensors"
+
+
+def write_baseline(
+    folder: Path, state: Mapping[str, Tensor], config: Any | None, record: Mapping[str, Any]
+) -> None:
+    """Writes what training changed, then the record that marks the baseline finished.
+
+    Args:
+        folder: where.
+        state: adapter matrices under peft's names, or weights under the model's own.
+        config: peft's configuration of the adapter; None for weights.
+        record: plain JSON.
+    """
+    name = WEIGHTS if config is None else ADAPTER
+    save_file({k: v.contiguous() for k, v in state.items()}, folder / name)
+    if config is not None:
+        config.save_pretrained(str(folder))
+    whole = {"schema": SCHEMA, **record, "files": {name: _digest(folder / name)}}
+    write_atomically(
+        folder / RECORD, [json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"]
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a finished baseline.
+
+    Raises:
+        RMuseError: no baseline there, or a damaged one.
+    """
+    again = "train it with `rmuse baseline train`"
+    path = folder / RECORD
+    if not path.is_file():
+        raise RMuseError(f"a trained baseline with {RECORD} was required in {folder}, got none; {again}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found, files = record["schema"], record["files"]
+        record["method"], record["model"]["fingerprint"], next(iter(files))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise RMuseError(f"{path} cannot be read ({type(error).__name__}: {error}); {again}") from error
+    if found != SCHEMA:
+        raise RMuseError(f"a baseline of schema {SCHEMA} was required, {path} holds {found!r}; {again}")
+    for name, digest in files.items():
+        held = _digest(folder / name) if (folder / name).is_file() else None
+        if held != digest:
+            got = "none" if held is None else "another one"
+            raise RMuseError(
+                f"{folder / name}: the file that {RECORD} describes was required, got {got}; {again}"
+            )
+    return record
+
+
+def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
+    """The model that a baseline made of another one; a copy, with a name and a fingerprint of its own.
+
+    Args:
+        folder: what `train` wrote.
+        lens: the model it was trained from; it stays as it is.
+
+    Raises:
+        RMuseError: no baseline there, a damaged one, or one of another model.
+    """
+    path = Path(folder)
+    record = read_record(path)
+    lens.fingerprint.require(record["model"]["fingerprint"], f"the baseline in {path}")
+    (name, digest), *_ = record["files"].items()
+    model = copied(lens, str(record["method"]), digest)
+    try:
+        if name == ADAPTER:
+            import peft
+
+            model.hf = peft.PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
+        else:
+            tensors = load_file(path / name)
+            with torch.no_grad():
+                for key, tensor in tensors.items():
+                    model.hf.get_parameter(key).copy_(tensor)
+    except (SafetensorError, OSError, ValueError, AttributeError, RuntimeError, TypeError, KeyError) as error:
+        raise RMuseError(
+            f"the baseline in {path} cannot be put on {lens.name} ({type(error).__name__}: {error}); train it again"
+        ) from error
+    model.hf.eval()
+    return model
+
+
+def merged(lens: LensModel, state: Mapping[str, Tensor], config: Any, name: str) -> LensModel:
+    """A copy of the model with adapters merged in.
+
+    Args:
+        lens: the model they were trained on.
+        state: their matrices under peft's names.
+        config: peft's configuration.
+        name: of what was done, for the copy's own name.
+    """
+    import peft
+
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode() + state[key].numpy().tobytes())
+    model = copied(lens, name, digest.hexdigest())
+    adapted: Any = peft.get_peft_model(model.hf, config)
+    peft.set_peft_model_state_dict(adapted, dict(state))
+    model.hf = adapted.merge_and_unload().eval()
+    return model
+
+
+def copied(lens: LensModel, name: str, digest: str) -> LensModel:
+    """A copy of the model under the name ``MODEL+NAME``, its fingerprint marked by a digest of what is changed."""
+    hf = copy.deepcopy(lens.hf)
+    layout = replace(lens.layout, blocks=hf.get_submodule(lens.layout.path))
+    model = LensModel(hf, lens.processor, layout, f"{lens.name}+{name}")
+    own = lens.fingerprint
+    marked = hashlib.sha256(f"{own.weights}+{digest}".encode()).hexdigest()[:16]
+    model.fingerprint = replace(own, weights=marked)
+    return model
+
+
+def versions() -> dict[str, str]:
+    """Of what training depends on."""
+    from importlib.metadata import version
+
+    return {
+        "rmuse-interp": __version__,
+        **{name: version(name) for name in ("torch", "transformers", "peft")},
+    }
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

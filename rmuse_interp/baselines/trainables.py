@@ -1,0 +1,174 @@
+"""What training changes: low-rank adapters (`peft`), or some weights themselves. Both undo what they did to the model."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.lens import LensModel
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Settings of the low-rank adapters, those of MLLMU-Bench's baselines."""
+
+    r: int = 16
+    alpha: int = 16
+    dropout: float = 0.05
+
+
+RANK: Final = Rank()
+
+
+class Trainable(Protocol):
+    """What a baseline trains, put on a model in place."""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the optimiser moves."""
+
+    def original(self) -> Any:
+        """A context in which the model is the one that training began from."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changed, by name; copies."""
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+
+    def undo(self) -> None:
+        """Leave the model as it was found."""
+
+
+def linear_names(lens: LensModel, layers: Sequence[int] | None = None) -> list[str]:
+    """Names of the linear layers of the language model's blocks (all blocks, or those given), in order.
+
+    Raises:
+        RMuseError: blocks without linear layers.
+    """
+    blocks = range(lens.n_layers) if layers is None else layers
+    found = [
+        f"{lens.layout.path}.{layer}.{name}"
+        for layer in blocks
+        for name, module in lens.layout.blocks[layer].named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    if not found:
+        raise RMuseError(
+            f"{lens.name}: linear layers in the decoder blocks ({lens.layout.path}) were required to train, got none; "
+            "use a model whose blocks hold torch.nn.Linear"
+        )
+    return found
+
+
+class LowRank:
+    """LoRA on every linear layer of the language model; the vision tower and the head stay as they are.
+
+    Args:
+        lens: the model; it is changed in place until `undo`.
+        rank: settings.
+        seed: of the drawn halves (the others begin at 0, so that nothing is changed yet).
+    """
+
+    def __init__(self, lens: LensModel, rank: Rank = RANK, seed: int = 0) -> None:
+        import peft
+
+        self._hf = lens.hf
+        self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
+        self.config = adapter_config(lens, rank)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.peft: Any = peft.get_peft_model(lens.hf, self.config)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The adapters' matrices."""
+        return [p for p in self.peft.parameters() if p.requires_grad]
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """The model without its adapters."""
+        with self.peft.disable_adapter():
+            yield
+
+    def state(self) -> dict[str, Tensor]:
+        """The adapters' matrices under peft's names."""
+        import peft
+
+        return {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(self.peft).items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        import peft
+
+        peft.set_peft_model_state_dict(self.peft, dict(state))
+
+    def undo(self) -> None:
+        """Take the adapters off."""
+        self.peft.unload()
+        for name, parameter in self._hf.named_parameters():
+            parameter.requires_grad_(self._trained[name])
+
+
+def adapter_config(lens: LensModel, rank: Rank) -> Any:
+    """peft's configuration of the adapters; the layers are named by a pattern, as short as it can be."""
+    from peft import LoraConfig
+
+    inner = {name.split(".", lens.layout.path.count(".") + 2)[-1] for name in linear_names(lens)}
+    pattern = rf"{re.escape(lens.layout.path)}\.\d+\.({'|'.join(map(re.escape, sorted(inner)))})"
+    return LoraConfig(
+        r=rank.r, lora_alpha=rank.alpha, lora_dropout=rank.dropout, target_modules=pattern, bias="none"
+    )
+
+
+class Weights:
+    """Some of the model's own weights, trained in place.
+
+    Args:
+        lens: the model; it is changed in place until `undo`.
+        names: of modules, whose `weight` is trained.
+    """
+
+    def __init__(self, lens: LensModel, names: Sequence[str]) -> None:
+        self._hf = lens.hf
+        self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
+        self._weights = {f"{name}.weight": lens.hf.get_submodule(name).weight for name in names}
+        self._before = {name: p.detach().clone() for name, p in self._weights.items()}
+        lens.hf.requires_grad_(False)
+        for parameter in self._weights.values():
+            parameter.requires_grad_(True)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The weights."""
+        return list(self._weights.values())
+
+    @contextmanager
+    def original(self) -> Iterator[None]:
+        """The model with the weights it had."""
+        now = {name: p.data for name, p in self._weights.items()}
+        try:
+            for name, parameter in self._weights.items():
+                parameter.data = self._before[name]
+            yield
+        finally:
+            for name, parameter in self._weights.items():
+                parameter.data = now[name]
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights under the model's own names."""
+        return {name: p.detach().cpu().clone() for name, p in self._weights.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        with torch.no_grad():
+            for name, parameter in self._weights.items():
+                parameter.copy_(state[name])
+
+    def undo(self) -> None:
+        """Put the old weights back."""
+        self.load(self._before)
+        for name, parameter in self._hf.named_parameters():
+            parameter.requires_grad_(self._trained[name])
