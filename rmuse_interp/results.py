@@ -1,8 +1,9 @@
 """Transcripts of a run and its scores: plain records, and the folder they are kept in.
 
 A run folder holds ``transcripts.jsonl`` (one `Transcript` per line), ``scores.json`` (schema ``rmuse-scores/1``) and,
-where steering was recorded, ``traces.safetensors`` (see `rmuse_interp.models.trace_store`). All are written whole or
-not at all, the scores last: where they are, the run is finished.
+where steering was recorded, ``traces.safetensors`` (see `rmuse_interp.models.trace_store`), and where the methods were
+attacked, ``attacks.jsonl`` (one `AttackTranscript` per line). All are written whole or not at all, the scores last: where
+they are, the run is finished.
 """
 
 import json
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rmuse_interp.errors import RMuseError
 
@@ -19,6 +20,9 @@ SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
 TRANSCRIPTS: Final = "transcripts.jsonl"
 TRACES: Final = "traces.safetensors"
+ATTACKED: Final = "attacks.jsonl"
+
+Record = TypeVar("Record", bound="Transcript")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Transcript:
         return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
 
     @classmethod
-    def from_json(cls, line: str) -> "Transcript":
+    def from_json(cls: type["Record"], line: str) -> "Record":
         """The record a line holds; keys it does not know are ignored.
 
         Raises:
@@ -74,6 +78,27 @@ class Transcript:
             return cls(**{k: v for k, v in record.items() if k in known})
         except (ValueError, TypeError, AttributeError) as error:
             raise RMuseError(f"required a transcript in JSON, got {line[:60]!r} ({error})") from None
+
+
+@dataclass(frozen=True)
+class AttackTranscript(Transcript):
+    """The record of one response under an attack: a question (by its ``id``) has one per variant and sample.
+
+    ``prompt``, ``modality`` and ``attributes`` are those of the question as it was asked under the attack; ``prefill`` is
+    what was put into the assistant's mouth, ``history`` the turns before (question, reply). ``reasoning`` and ``answer``
+    are read from the whole response, or from what follows a chain that the prefill has closed.
+    """
+
+    attack: str = ""
+    variant: str = ""
+    sample: int = 0
+    prefill: str = ""
+    history: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists only.
+        turns = tuple((str(asked), str(said)) for asked, said in self.history)
+        object.__setattr__(self, "history", turns)
 
 
 @dataclass(frozen=True)
@@ -128,7 +153,8 @@ def write_run(
         )
     claim(folder, overwrite)
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
-    (folder / TRACES).unlink(missing_ok=True)  # those of another run
+    for name in (TRACES, ATTACKED):
+        (folder / name).unlink(missing_ok=True)  # those of another run
     write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
@@ -152,8 +178,8 @@ def read_run(folder: Path) -> Run:
     return Run(scores, list(read_transcripts(folder / TRANSCRIPTS)))
 
 
-def read_transcripts(path: Path) -> Iterator[Transcript]:
-    """The transcripts of a JSONL file, one at a time.
+def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Record]:  # type: ignore[assignment]
+    """The transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
 
     Raises:
         RMuseError: no such file, or a faulty line (names its number).
@@ -164,7 +190,7 @@ def read_transcripts(path: Path) -> Iterator[Transcript]:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
-                    yield Transcript.from_json(line)
+                    yield kind.from_json(line)
                 except RMuseError as error:
                     raise RMuseError(f"{path}, line {number}: {error}") from None
 

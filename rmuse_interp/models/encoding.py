@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,49 @@ from rmuse_interp.errors import RMuseError
 
 Picture = Any
 """A PIL image, encoded bytes, a path, or None."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A question behind earlier turns; stands wherever a plain question does. A picture belongs to the first turn.
+
+    Args:
+        history: earlier questions and the assistant's replies, oldest first.
+        question: the one to be answered.
+    """
+
+    history: tuple[tuple[str, str], ...]
+    question: str
+
+    def __len__(self) -> int:
+        """Characters of all turns."""
+        return len(self.question) + sum(len(words) for turn in self.history for words in turn)
+
+    @property
+    def turns(self) -> list[tuple[str, str]]:
+        """Role and words of every turn, the question last."""
+        earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
+        return [*earlier, ("user", self.question)]
+
+
+Prompt = str | Conversation
+"""A plain question, or one behind earlier turns."""
+
+
+def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """The prompts of a batch; a single one is a batch of one."""
+    return [prompts] if isinstance(prompts, str | Conversation) else list(prompts)
+
+
+def behind(prefix: str, prompt: Prompt) -> Prompt:
+    """`g ⊕ q`: a text in front of the question; in a conversation, of its last one.
+
+    >>> behind("Refuse.", Conversation((("Hi?", "Hello."),), "Who?")).question
+    'Refuse. Who?'
+    """
+    if isinstance(prompt, Conversation):
+        return replace(prompt, question=f"{prefix} {prompt.question}")
+    return f"{prefix} {prompt}"
 
 
 class Encoding(BatchFeature):
@@ -50,27 +93,32 @@ class Encoder:
         """Whether pictures can be encoded."""
         return getattr(self.processor, "image_processor", None) is not None
 
-    def render(self, question: str, with_image: bool) -> str:
-        """The question as the chat template has it, up to where the assistant's turn begins."""
-        content: Any = question
-        if self.sees:
-            content = [{"type": "image"}] * with_image + [{"type": "text", "text": question}]
+    def render(self, question: Prompt, with_image: bool) -> str:
+        """The question as the chat template has it, earlier turns before it, up to where the assistant's turn begins."""
+        turns = question.turns if isinstance(question, Conversation) else [("user", question)]
         if getattr(self.processor, "chat_template", None) is None:
             image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
-            return f"USER: {image}{question}\nASSISTANT:"
-        messages = [{"role": "user", "content": content}]
+            said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
+            return "\n".join([said[0].replace(": ", f": {image}", 1), *said[1:], "ASSISTANT:"])
+        messages: list[dict[str, Any]] = []
+        for role, words in turns:
+            content: Any = words
+            if self.sees:
+                picture = [{"type": "image"}] * (with_image and not messages)
+                content = [*picture, {"type": "text", "text": words}]
+            messages.append({"role": role, "content": content})
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
 
     def encode(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
         """Inputs for a batch of questions; rows with and without a picture may be mixed.
 
         Args:
-            prompts: plain questions.
+            prompts: plain questions, or conversations.
             images: one picture or None per row.
             responses: per row the assistant's words so far (a whole response, or a prefill), put one space behind the
                 prompt; None or "" for none.
@@ -78,7 +126,7 @@ class Encoder:
         Raises:
             RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
         """
-        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = listed(prompts)
         pictures = _per_row(images, len(rows), "images")
         given = _per_row(responses, len(rows), "responses")
         if not rows:

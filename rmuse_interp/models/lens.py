@@ -17,7 +17,7 @@ from torch import Tensor
 from rmuse_interp.edits import Edit, Plan, as_plan, same_plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models import native, sitemap
-from rmuse_interp.models.encoding import Encoder, Encoding, Picture
+from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt, behind, listed
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.installed import Installed
 from rmuse_interp.models.layouts import Layout, find_layout
@@ -122,7 +122,7 @@ class LensModel:
 
     def encode(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
@@ -131,16 +131,18 @@ class LensModel:
 
     def respond(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         plan: Plan | Edit | None = None,
         *,
         max_new_tokens: int = 128,
-        prefill: str | None = None,
+        prefill: str | Sequence[str | None] | None = None,
         batch_size: int = 32,
         recorder: Recorder | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] = (),
     ) -> list[Response]:
-        """Greedy responses, the fast native way; see `rmuse_interp.models.respond.respond`."""
+        """Responses, the fast native way; see `rmuse_interp.models.respond.respond`."""
         return respond(
             self,
             prompts,
@@ -150,19 +152,24 @@ class LensModel:
             prefill=prefill,
             batch_size=batch_size,
             recorder=recorder,
+            temperature=temperature,
+            seeds=seeds,
         )
 
     def decide(
-        self, plan: Plan | Edit, prompts: str | Sequence[str], images: Picture | Sequence[Picture] = None
+        self,
+        plan: Plan | Edit,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
     ) -> Decision:
         """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
 
         For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens.
         """
-        questions = [prompts] if isinstance(prompts, str) else list(prompts)
+        questions = listed(prompts)
 
         def encode(prefix: str | None, draft: bool) -> Encoding:
-            asked = questions if prefix is None else [f"{prefix} {q}" for q in questions]
+            asked = questions if prefix is None else [behind(prefix, q) for q in questions]
             return self.encode(asked, images, drafts(self, asked, images) if draft else None)
 
         return native.decide(self.hf, self._checked(plan), encode, self.layout)
@@ -184,7 +191,7 @@ class LensModel:
 
     def trace(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
@@ -216,7 +223,7 @@ class LensModel:
 
     def generate(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         *,
         plan: Plan | Edit | None = None,
@@ -236,7 +243,7 @@ class LensModel:
             prefill: words put into the assistant's mouth.
             kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
         """
-        rows = 1 if isinstance(prompts, str) else len(prompts)
+        rows = len(listed(prompts))
         encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
         twin = self._planned(encoding, plan, decision, recorder, native.ends_of(self.hf, kwargs))
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
@@ -244,7 +251,7 @@ class LensModel:
 
     def run_with_cache(
         self,
-        prompts: str | Sequence[str],
+        prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,

@@ -1,4 +1,4 @@
-"""Greedy responses to many questions, natively: batches of similar length, early stop per row, plans attached."""
+"""Responses to many questions, natively: batches of similar length, early stop per row, plans attached."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -9,8 +9,9 @@ import torch
 
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.encoding import Picture, _per_row
+from rmuse_interp.models.encoding import Picture, Prompt, _per_row, listed
 from rmuse_interp.models.native import attach, paused
+from rmuse_interp.models.sampling import GumbelNoise
 from rmuse_interp.models.state import Decision
 from rmuse_interp.models.tracing import Recorder, SteeringTrace
 
@@ -37,41 +38,59 @@ class Response:
 
 def respond(
     lens: Any,
-    prompts: str | Sequence[str],
+    prompts: Prompt | Sequence[Prompt],
     images: Picture | Sequence[Picture] = None,
     plan: Plan | None = None,
     *,
     max_new_tokens: int = 128,
-    prefill: str | None = None,
+    prefill: str | Sequence[str | None] | None = None,
     batch_size: int = 32,
     recorder: Recorder | None = None,
+    temperature: float = 0.0,
+    seeds: Sequence[int] = (),
 ) -> list[Response]:
-    """Greedy responses in the order of the prompts.
+    """Responses in the order of the prompts: greedy ones, or one sample per row.
 
-    Rows are grouped by length, and every row stops at its own end. A two-pass plan is decided first, batch by batch.
+    Rows are grouped by length, and every row stops at its own end. A two-pass plan is decided first, batch by batch. What
+    a row's sample draws depends on its seed alone, not on its batch or place; only the logits' rounding does.
 
     Args:
         lens: the `LensModel`.
-        prompts: plain questions.
+        prompts: plain questions, or conversations.
         images: one picture or None per row.
         plan: what to run; None for the model as it is.
         max_new_tokens: the most tokens per response, prefill not counted.
-        prefill: words put into the assistant's mouth; the gate and "generated" still count from the prompt's end.
+        prefill: words put into the assistant's mouth, the same for all rows or one or None per row; the gate and
+            "generated" still count from the prompt's end.
         batch_size: rows per batch.
         recorder: what keeps the responses' traces.
+        temperature: of sampling; 0 is greedy.
+        seeds: one per row, for sampling.
 
     Raises:
-        RMuseError: no token or no row asked for; a recorder without a plan.
+        RMuseError: no token or no row asked for; a recorder without a plan; seeds that do not fit the rows.
     """
-    questions = [prompts] if isinstance(prompts, str) else list(prompts)
+    questions = listed(prompts)
     pictures = _per_row(images, len(questions), "images")
+    begun = (
+        [prefill] * len(questions)
+        if isinstance(prefill, str)
+        else _per_row(prefill, len(questions), "prefill")
+    )
+    if temperature < 0 or len(seeds) != (len(questions) if temperature else 0):
+        raise RMuseError(
+            f"a temperature ≥ 0 and, above 0, one seed per prompt ({len(questions)}) were required, got {temperature:g} "
+            f"and {len(seeds)} seeds"
+        )
     if max_new_tokens < 1 or batch_size < 1:
         raise RMuseError(
             f"max_new_tokens and batch_size ≥ 1 were required, got {max_new_tokens} and {batch_size}"
         )
     if recorder is not None and plan is None:
         raise RMuseError("a plan was required to record its steering, got none; leave the recorder out")
-    order = sorted(range(len(questions)), key=lambda i: (pictures[i] is None, len(questions[i])))
+    order = sorted(
+        range(len(questions)), key=lambda i: (pictures[i] is None, len(questions[i]) + len(begun[i] or ""))
+    )
     found: dict[int, Response] = {}
     with ExitStack() as undo:
         handle = None
@@ -81,8 +100,9 @@ def respond(
             rows = order[start : start + batch_size]
             asked, seen = [questions[i] for i in rows], [pictures[i] for i in rows]
             if handle is not None and not handle.plan.single_pass:
-                handle.decision = lens.decide(handle.plan, asked, seen)
-            texts = _generate(lens, handle, asked, seen, max_new_tokens, prefill)
+                handle.decision = _decided(lens, handle.plan, asked, seen)
+            noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
+            texts = _generate(lens, handle, asked, seen, max_new_tokens, [begun[i] for i in rows], noise)
             verdicts: list[tuple[bool | None, float | None]] = [(None, None)] * len(rows)
             if handle is not None and handle.state is not None:
                 query = handle.state.query
@@ -93,10 +113,28 @@ def respond(
     return [found[i] for i in range(len(questions))]
 
 
+def _decided(lens: Any, plan: Plan, prompts: list[Prompt], images: list[Any]) -> Decision:
+    """`lens.decide`, where a question that stands in several rows is asked once."""
+    first: dict[tuple[Prompt, int], int] = {}
+    place = [
+        first.setdefault((prompt, id(image)), len(first))
+        for prompt, image in zip(prompts, images, strict=True)
+    ]
+    rows = [place.index(i) for i in range(len(first))]
+    found = lens.decide(plan, [prompts[row] for row in rows], [images[row] for row in rows])
+    return Decision(found.fired[place], found.score[place], found.known[place])
+
+
 def _generate(
-    lens: Any, handle: Any, prompts: list[str], images: list[Any], max_new_tokens: int, prefill: str | None
+    lens: Any,
+    handle: Any,
+    prompts: Sequence[Prompt],
+    images: list[Any],
+    max_new_tokens: int,
+    begun: list[str | None],
+    noise: GumbelNoise | None = None,
 ) -> list[str]:
-    encoding = lens.encode(prompts, images, None if prefill is None else [prefill] * len(prompts))
+    encoding = lens.encode(prompts, images, begun)
     config = lens.hf.generation_config
     ends = config.eos_token_id
     stop = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
@@ -114,18 +152,20 @@ def _generate(
             top_p=None,
             top_k=None,
             pad_token_id=lens.tokenizer.pad_token_id,
+            logits_processor=None if noise is None else [noise],
         )
     new = out[:, encoding["input_ids"].shape[1] :].tolist()
     own = lens.tokenizer
     drop = {own.pad_token_id, own.bos_token_id, own.eos_token_id, lens.image_token_id} - {None}
     texts = [lens._encoder.decode(ids, frozenset(drop), stop) for ids in new]
-    return texts if not prefill else [f"{prefill} {text}".strip() for text in texts]
+    return [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
 
 
-def drafts(lens: Any, prompts: list[str], images: Picture | Sequence[Picture] = None) -> list[str]:
+def drafts(lens: Any, prompts: Sequence[Prompt], images: Picture | Sequence[Picture] = None) -> list[str]:
     """The model's own greedy responses, of at most `DRAFT_TOKENS` tokens; attached plans do not act."""
     with paused(lens.hf):
-        return _generate(lens, None, prompts, _per_row(images, len(prompts), "images"), DRAFT_TOKENS, None)
+        pictures = _per_row(images, len(prompts), "images")
+        return _generate(lens, None, prompts, pictures, DRAFT_TOKENS, [None] * len(prompts))
 
 
 def verdict(

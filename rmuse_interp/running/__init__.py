@@ -187,7 +187,7 @@ def run(
             if folder is not None:
                 digest = _digest(method, examples, delimiters, max_new_tokens, batch_size, traced)
                 path = folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl"
-                kept = _Kept(path, digest, traced)
+                kept = Kept(path, digest, traced)
             for number, batch in enumerate(_batches(examples, batch_size)):
                 found = kept.batches[number] if kept is not None and number < len(kept.batches) else None
                 if found is None:
@@ -282,13 +282,15 @@ def _ask(
     return Answers(rows, {method.name: time.monotonic() - began}, traces)
 
 
-class _Kept:
+class Kept:
     """The answered batches of one method and split in a file: a digest, then one line per batch.
 
     The traces of a batch have a file of their own, written before its line.
     """
 
-    def __init__(self, path: Path, digest: str, traced: bool) -> None:
+    def __init__(
+        self, path: Path, digest: str, traced: bool = False, kind: type[Transcript] = Transcript
+    ) -> None:
         self.path, self._traced = path, traced
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         self.batches: list[Answers] = []
@@ -299,7 +301,7 @@ class _Kept:
                     traces = read_traces(self._beside(len(self.batches))) if traced else {}
                 except (ValueError, RMuseError):
                     break  # cut off while it was written
-                rows = [Transcript(**t) for t in record["transcripts"]]
+                rows = [kind(**t) for t in record["transcripts"]]
                 self.batches.append(Answers(rows, record["seconds"], traces))
         self._written = len(self.batches)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -321,6 +323,14 @@ class _Kept:
 
 def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
     """Of all that a method's answers to a split depend on."""
+    found = digest_of(method, *settings)
+    for example in examples:
+        found.update(repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b""))
+    return found.hexdigest()
+
+
+def digest_of(method: Method, *settings: Any) -> "hashlib._Hash":
+    """Of a method's model and plan, and of further settings; questions are still to be added."""
     found = hashlib.sha256()
     model = method.model
     found.update(
@@ -331,6 +341,4 @@ def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
         found.update(json.dumps(tree, sort_keys=True).encode())
         for key in sorted(tensors):
             found.update(key.encode() + tensors[key].cpu().contiguous().numpy().tobytes())
-    for example in examples:
-        found.update(repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b""))
-    return found.hexdigest()
+    return found

@@ -1,0 +1,82 @@
+"""New photographs of the same scene: cropped, out of focus, noisy, compressed; by Pillow, seeded per question."""
+
+import io
+import random
+from collections.abc import Callable
+from typing import Final
+
+from PIL import Image, ImageChops, ImageFilter
+
+from rmuse_interp.attacks.attack import Ask, Asked
+from rmuse_interp.data import Benchmark, Example
+
+Severity = Callable[[Image.Image, random.Random], bytes]
+
+
+def crop(share: float) -> Severity:
+    """A part of the picture with `share` of each side, at a place drawn at random."""
+
+    def change(picture: Image.Image, rng: random.Random) -> bytes:
+        width, height = (max(1, round(share * side)) for side in picture.size)
+        left, top = rng.randint(0, picture.width - width), rng.randint(0, picture.height - height)
+        return _png(picture.crop((left, top, left + width, top + height)))
+
+    return change
+
+
+def blur(radius: float) -> Severity:
+    """Gaussian blur; the radius is a share of the shorter side."""
+    return lambda picture, _: _png(picture.filter(ImageFilter.GaussianBlur(radius * min(picture.size))))
+
+
+def noise(deviation: float) -> Severity:
+    """Uniform noise on every channel of every pixel, of a standard deviation in grey levels (0–255)."""
+    # Uniform bytes deviate by 256/√12 levels.
+    gain = deviation / (256 / 12**0.5)
+
+    def change(picture: Image.Image, rng: random.Random) -> bytes:
+        drawn = Image.frombytes("RGB", picture.size, rng.randbytes(3 * picture.width * picture.height))
+        drawn = drawn.point([round(128 + gain * (level - 127.5)) for level in range(256)] * 3)
+        return _png(ImageChops.add(picture, drawn, 1.0, -128))
+
+    return change
+
+
+def jpeg(quality: int) -> Severity:
+    """JPEG compression at a quality of 1–95."""
+
+    def change(picture: Image.Image, rng: random.Random) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality)
+        return buffer.getvalue()
+
+    return change
+
+
+SEVERITIES: Final[dict[str, dict[str, Severity]]] = {
+    "crop": {"90 %": crop(0.9), "75 %": crop(0.75)},
+    "blur": {"1 %": blur(0.01), "2 %": blur(0.02)},
+    "noise": {"σ 10": noise(10), "σ 30": noise(30)},
+    "jpeg": {"quality 50": jpeg(50), "quality 15": jpeg(15)},
+}
+
+
+def photographed(kind: str) -> Ask:
+    """The variants of a question with its picture at every severity of a kind; none for questions in text."""
+
+    def ask(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
+        picture = example.load_image()
+        if picture is None:
+            return ()
+        return tuple(
+            Asked.plainly(example, variant, image=change(picture, rng))
+            for variant, change in SEVERITIES[kind].items()
+        )
+
+    return ask
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

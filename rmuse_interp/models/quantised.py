@@ -1,0 +1,69 @@
+"""A copy of a model whose language model's linear layers are rounded to a few bits; the rest is shared, not copied."""
+
+import copy
+from typing import Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.models.layouts import find_layout
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.native import attached
+
+GROUPS: Final[dict[int, int | None]] = {8: None, 4: 32}
+"""Bits → input weights that share a scale; None: all of an output channel, as is usual for 8 bits."""
+
+
+def quantised(lens: LensModel, bits: int) -> LensModel:
+    """The model with the weights of its decoder blocks' linear layers rounded to `bits`, dequantised to the same dtype.
+
+    Round to nearest, symmetric, without calibration data. Embeddings, head, norms, biases, projector and vision tower
+    are those of `lens` itself, as is the fingerprint: plans fitted on it run on the copy.
+
+    Args:
+        lens: what is copied; left as it is.
+        bits: 8 or 4.
+
+    Raises:
+        RMuseError: other bits, no linear layer in the blocks, a model with a plan attached.
+    """
+    if bits not in GROUPS:
+        raise RMuseError(f"bits out of {', '.join(map(str, GROUPS))} were required, got {bits}")
+    if attached(lens.hf):
+        raise RMuseError(
+            "a model without attached plans was required to copy it; .detach() their handles first"
+        )
+    linear = {
+        id(part.weight): part.weight
+        for block in lens.layout.blocks
+        for part in block.modules()
+        if isinstance(part, nn.Linear)
+    }
+    if not linear:
+        raise RMuseError(f"{lens.name}: linear layers in its blocks were required to quantise it, got none")
+    # What deepcopy finds here it takes for copied already.
+    memo: dict[int, object] = {id(held): held for held in (*lens.hf.parameters(), *lens.hf.buffers())}
+    for key, weight in linear.items():
+        with torch.no_grad():
+            memo[key] = nn.Parameter(rounded(weight, bits, GROUPS[bits]), requires_grad=weight.requires_grad)
+    twin = copy.deepcopy(lens.hf, memo)
+    layout = find_layout(twin, lens.layout.path, lens.tokenizer.all_special_ids)
+    return LensModel(twin, lens.processor, layout, lens.name)
+
+
+def rounded(weight: Float[Tensor, "out in"], bits: int, group: int | None = None) -> Float[Tensor, "out in"]:
+    """Weights on a symmetric grid of 2^bits − 1 levels per output channel, or per group of its inputs.
+
+    >>> rounded(torch.tensor([[1.0, 0.4, -0.6]]), 2)
+    tensor([[ 1.,  0., -1.]])
+    """
+    top = 2 ** (bits - 1) - 1
+    width = weight.shape[1] if group is None else group
+    # The last group of a channel may be shorter.
+    parts = []
+    for part in weight.detach().float().split(width, dim=1):
+        scale = (part.abs().amax(dim=1, keepdim=True) / top).clamp_min(torch.finfo(torch.float32).tiny)
+        parts.append((part / scale).round() * scale)
+    return torch.cat(parts, dim=1).to(weight.dtype)
