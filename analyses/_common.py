@@ -45,14 +45,14 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def options(
-    doc: str | None, *, limit: int, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None,
+    doc: str | None, *, limit: int | None, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None,
     small: Mapping[str, Any] | None = None,
 ) -> argparse.ArgumentParser:  # fmt: skip
     """The command line that all analyses have.
 
     Args:
         doc: the module's docstring; its first line describes the command.
-        limit: default of `--limit`.
+        limit: default of `--limit`; None for all.
         what: what `--limit` counts, for the help.
         fit_limit: default of `--fit-limit`.
         max_new_tokens: default of `--max-new-tokens`; None where nothing is answered.
@@ -64,7 +64,7 @@ def options(
     add("--model", default="organism", metavar="M", help="organism, a checkpoint folder or a hub id")
     add("--data", default="organism", metavar="D", help="organism, or a folder of parquet splits")
     add("--out", type=Path, default=Path("results"), metavar="DIR", help="folder to write to")
-    add("--limit", type=int, default=limit, help=f"most {what} ({limit})")
+    add("--limit", type=int, default=limit, help=f"most {what} ({'all' if limit is None else limit})")
     add(
         "--fit-limit",
         type=int,
@@ -107,9 +107,10 @@ def command(
         given = parser.parse_args(argv)  # again: what is given counts more, wherever it stands
     try:
         for name in ("limit", "fit_limit", "batch_size", "max_new_tokens", "resamples", "queries"):
-            if getattr(given, name, 1) < 1:
+            value = getattr(given, name, None)
+            if value is not None and value < 1:
                 flag = name.replace("_", "-")
-                raise RMuseError(f"--{flag} of at least 1 was required, got {getattr(given, name)}")
+                raise RMuseError(f"--{flag} of at least 1 was required, got {value}")
         require_writable(given.out)
         record = record_of(given)
         given.out.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,13 @@
-"""Question texts of the multiple-choice and the cloze task, word for word as MLLMU-Bench asks them."""
+"""Question texts of the three tasks, word for word as MLLMU-Bench asks them."""
 
 from collections.abc import Mapping
 
 CLASSIFICATION_INSTRUCTION = "Just give ONE letter representing the answer directly."
 CLOZE_INSTRUCTION = "Please **ONLY** provide the correct answer that should replace the [Blank]."
+
+GENERATION_INSTRUCTION = (
+    "Answer the question based on your trained knowledge in one sentence accurately in ENGLISH."
+)
 
 
 def classification_prompt(question: str, options: Mapping[str, str]) -> str:
@@ -29,3 +33,13 @@ def cloze_prompt(question: str) -> str:
     Please **ONLY** provide the correct answer that should replace the [Blank].
     """
     return f"{question.replace('__', '[Blank]')}\n{CLOZE_INSTRUCTION}"
+
+
+def generation_prompt(question: str) -> str:
+    """The question and the request for one sentence; what ROUGE-L is measured on, not what is reasoned about.
+
+    >>> print(generation_prompt("Where does she live?"))
+    Where does she live?
+    Answer the question based on your trained knowledge in one sentence accurately in ENGLISH.
+    """
+    return f"{question}\n{GENERATION_INSTRUCTION}"

@@ -95,13 +95,15 @@ def elicit(
     cache: Path | None = None,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    composed: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Elicited:
     """The model's own greedy responses to fitting questions, in place of annotations; attached plans do not act.
 
-    A question whose response lacks a span is dropped, never filled in. Harmless questions (`fit_benign`) need no spans:
-    what is said to them, in whatever form, is the draft that a gate reads. Multiple choice and cloze stay as they are.
+    A question whose response lacks a span is dropped, never filled in, unless they are to be `composed`. Harmless
+    questions (`fit_benign`) need no spans: what is said to them, in whatever form, is the draft that a gate reads.
+    Multiple choice and cloze stay as they are.
 
     Args:
         model: from `load_model`.
@@ -114,6 +116,9 @@ def elicit(
             the people to forget: delete them with the people's data.
         batch_size: questions per batch; a batch that is answered is never asked again.
         max_new_tokens: the most tokens per response.
+        composed: for models that do not follow a template: where a response to the stepwise question lacks a span, all it
+            says is the reasoning and the response to the direct question the answer, cut off or not. Both are the
+            model's own words, though it never said them in one go; the record counts them.
         seed: of the sampling.
         progress: a running progress bar to add lines to.
 
@@ -139,10 +144,10 @@ def elicit(
     stepwise: dict[str, str] = {}
     dropped: list[Dropped] = []
     for some in (sample(reasoned, PROBE, seed), reasoned):
-        stepwise, dropped = _usable(answers, some, how, "stepwise")
+        stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
         if dropped and not stepwise:
             raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped)
-    direct, undirected = _usable(answers, [e for e in reasoned if e.id in stepwise], how, "direct")
+    direct, undirected = _usable(answers, [e for e in reasoned if e.id in stepwise], how, "direct", composed)
     dropped += undirected
     for split, modality in dict.fromkeys((e.split, e.modality) for e in reasoned):
         group = {e.id for e in reasoned if (e.split, e.modality) == (split, modality)}
@@ -170,6 +175,10 @@ def elicit(
         "kept": len(kept),
         "dropped": _counted(dropped),
     }
+    if composed:
+        record["composed"] = sum(
+            fault(stepwise[i], how.delimiters, cut=answers.cut(stepwise[i])) is not None for i in direct
+        )
     return Elicited(Own(benchmark, how, views, record), how, kept, tuple(dropped))
 
 
@@ -198,7 +207,7 @@ def elicited_again(
     open_ = [e for e in examples if e.kind in VIEWS.values()]
     return elicit(
         model, benchmark, examples=open_, template=Template.of_record(traces["template"]), cache=cache,
-        batch_size=batch_size, max_new_tokens=traces["max_new_tokens"],
+        batch_size=batch_size, max_new_tokens=traces["max_new_tokens"], composed="composed" in traces,
     ).benchmark  # fmt: skip
 
 
@@ -253,13 +262,14 @@ def _responses(answers: Answers, examples: Sequence[Example], template: Template
 
 
 def _usable(
-    answers: Answers, examples: Sequence[Example], template: Template, form: Form
+    answers: Answers, examples: Sequence[Example], template: Template, form: Form, composed: bool = False
 ) -> tuple[dict[str, str], list[Dropped]]:
-    """Id → response where it can be fitted on, and the other ones with what they lack."""
+    """Id → response where it can be fitted on, and the other ones with what they lack; `composed` lacks words alone."""
     good, dropped = {}, []
     for example, text in zip(examples, _responses(answers, examples, template, form), strict=True):
         reason = fault(text, template.delimiters, form, cut=answers.cut(text))
-        if reason is None:
+        words = _alone(text, template) if form == "direct" else _bare(text, template)
+        if reason is None or (composed and words):
             good[example.id] = text
         else:
             dropped.append(Dropped(example.id, form, reason, text))
@@ -267,17 +277,30 @@ def _usable(
 
 
 def _own(example: Example, template: Template, stepwise: str, direct: str | None = None) -> Example:
-    """The example as it was put to the model, with the model's words; all answer where spans are missing."""
+    """The example as it was put to the model, with the model's words.
+
+    Where spans are missing, all is answer without a direct response, and with one all is reasoning and that the answer.
+    """
+    alone = None if direct is None else _alone(direct, template)
     reasoning, answer = None, stepwise
     if fault(stepwise, template.delimiters) is None:
         spans = split_response(stepwise, template.delimiters, example.id)
         reasoning, answer = stepwise[slice(*spans.reasoning)], stepwise[slice(*spans.answer)]
-    return replace(
-        restated(example, template),
-        reasoning=reasoning,
-        answer=answer,
-        direct_answer=None if direct is None else direct.rpartition(template.delimiters[1])[2].strip(),
-    )
+    elif alone is not None:
+        reasoning, answer = _bare(stepwise, template), alone
+    return replace(restated(example, template), reasoning=reasoning, answer=answer, direct_answer=alone)
+
+
+def _alone(text: str, template: Template) -> str:
+    """The answer of a response to a direct question: what stands behind the reasoning, if there is any."""
+    return _bare(text.rpartition(template.delimiters[1])[2], template)
+
+
+def _bare(text: str, template: Template) -> str:
+    """A response's words without its delimiters."""
+    for delimiter in template.delimiters:
+        text = text.replace(delimiter, " ")
+    return " ".join(text.split())
 
 
 def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
