@@ -51,7 +51,7 @@ _NAMES: "WeakKeyDictionary[Benchmark, dict[str, dict[str, str]]]" = WeakKeyDicti
 
 
 def paraphrased(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
-    """Up to `PARAPHRASES` rewordings, by the question's own grammar; where that gives too few, the question in a frame."""
+    """Up to `PARAPHRASES` rewordings by the question's own grammar; where that gives too few, the question in a frame."""
     found = list(dict.fromkeys(reworded(example.question)))
     chosen = sorted(rng.sample(range(len(found)), min(PARAPHRASES, len(found))))
     texts = [found[i] for i in chosen]

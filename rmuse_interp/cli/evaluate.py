@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp.cli import attacks, requests, support, tables, traces
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import requests, support, tables, traces
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import SCORES, TRACES, claim, write_run
+from rmuse_interp.results import ATTACKED, SCORES, TRACES, claim, write_atomically, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from rmuse_interp.evaluate import Judge
     from rmuse_interp.fitting.tuning import Tuning
     from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.results import AttackTranscript
     from rmuse_interp.rmuse import RMuse
     from rmuse_interp.running import Answers, Method
 
@@ -95,6 +96,7 @@ def evaluate(
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="Add the responses' perplexity under the model as it is.")
     ] = False,
+    attack: attacks.Names = None,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
     max_cost: j.MaxCost = None,
@@ -145,6 +147,12 @@ def evaluate(
         methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
         max_new_tokens=max_new_tokens, traces=record, judge=judged_by,
     )  # fmt: skip
+    under_attack: list[AttackTranscript] = []
+    if attack:
+        scores["attacks"], under_attack = attacks.asked(
+            attack, methods, questions, benchmark, answers.transcripts, out, seconds, seed=seed,
+            batch_size=batch_size, max_new_tokens=max_new_tokens, judge=judged_by,
+        )  # fmt: skip
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     if never_knew is not None:
@@ -164,11 +172,13 @@ def evaluate(
             )
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
-    save_run(out, scores, answers, overwrite)
+    save_run(out, scores, answers, overwrite, under_attack)
     before_after.save(scores, out, "figure")
     running.finish(out)
     support.tell_skipped(benchmark)
     tables.before_after(scores)
+    if attack:
+        attacks.table(scores["attacks"])
     support.out.print(f"run: {escape(str(out))}")
 
 
@@ -263,13 +273,22 @@ def answered(
     return scores, answers
 
 
-def save_run(folder: Path, scores: dict[str, Any], answers: "Answers", overwrite: bool) -> None:
-    """Writes the run folder: transcripts, steering traces where there are any, and scores."""
+def save_run(
+    folder: Path,
+    scores: dict[str, Any],
+    answers: "Answers",
+    overwrite: bool,
+    attacked: Sequence["AttackTranscript"] = (),
+) -> None:
+    """Writes the run folder: transcripts, steering traces and transcripts under attack where there are any, and scores."""
     from rmuse_interp.models.trace_store import write_traces
 
-    write_run(
-        folder, scores, answers.transcripts, overwrite, lambda to: write_traces(to / TRACES, answers.traces)
-    )
+    def beside(to: Path) -> None:
+        write_traces(to / TRACES, answers.traces)
+        if attacked:
+            write_atomically(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
+
+    write_run(folder, scores, answers.transcripts, overwrite, beside)
 
 
 def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:

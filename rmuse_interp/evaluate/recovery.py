@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from rmuse_interp.data.benchmark import Benchmark
+from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
@@ -58,7 +58,7 @@ def attack_scores(
     methods: dict[str, Any] = {}
     worst: dict[str, Any] = {}
     for name, by_attack in groups.items():
-        splits = list(dict.fromkeys(split for by_split in by_attack.values() for split in by_split))
+        splits = [split for split in SPLITS if any(split in by_split for by_split in by_attack.values())]
         methods[name] = {
             attack: {split: reading.block(name, by_split.get(split, []), split) for split in splits}
             for attack, by_split in by_attack.items()

@@ -1,0 +1,138 @@
+"""`rmuse eval --attack`: its option, its stage and its table."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from rmuse_interp.cli import judge as j
+from rmuse_interp.cli import support
+from rmuse_interp.report.before_after import shown
+
+if TYPE_CHECKING:
+    from rmuse_interp.attacks import Attack
+    from rmuse_interp.data import Benchmark, Example
+    from rmuse_interp.evaluate import Judge
+    from rmuse_interp.results import AttackTranscript, Transcript
+    from rmuse_interp.running import Method
+
+
+def listed(names: list[str] | None) -> list[str]:
+    """The attacks that ``--attack`` names; ``list`` prints what there is and leaves.
+
+    Raises:
+        RMuseError: an unknown name, or one twice.
+    """
+    if not names:
+        return []
+    from rmuse_interp.attacks import ATTACKS, require_names
+
+    if names == ["list"]:
+        for name, attack in ATTACKS.items():
+            support.out.print(f"{name:<12}{attack.what}", soft_wrap=True)
+        raise typer.Exit
+    return [attack.name for attack in require_names(names)]
+
+
+Names = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--attack",
+        metavar="NAME",
+        callback=listed,
+        is_eager=True,
+        help="Ask the open questions about people again under an attack; repeat for several, `all` is every one, `list` "
+        "says what they do.",
+    ),
+]
+
+
+def asked(
+    attacks: Sequence["Attack | str"],
+    methods: Sequence["Method"],
+    questions: Mapping[str, Sequence["Example"]],
+    benchmark: "Benchmark",
+    plain: Sequence["Transcript"],
+    folder: Path,
+    seconds: dict[str, float],
+    *,
+    seed: int,
+    batch_size: int,
+    max_new_tokens: int,
+    judge: "Judge | None" = None,
+) -> tuple[dict[str, Any], list["AttackTranscript"]]:
+    """The scores of every method under every attack, and the transcripts; `seconds` learns how long both took.
+
+    Args:
+        attacks: their names.
+        methods: those of the run.
+        questions: those of the run; open ones of the attacked splits are asked again.
+        benchmark: which they are from.
+        plain: the run's responses without attack.
+        folder: where finished batches are kept until the run is.
+        seconds: stage → its wall-clock time so far.
+        seed: of what attacks draw, of samples and of intervals.
+        batch_size: responses per batch.
+        max_new_tokens: most tokens per response.
+        judge: of leaks; None for the rules.
+    """
+    from rmuse_interp.evaluate import attack_scores
+    from rmuse_interp.running.attacked import attacked
+
+    with support.bars("attacked", seconds, "attack") as progress:
+        found = attacked(
+            methods, questions, benchmark, attacks, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
+            folder=folder, progress=progress,
+        )  # fmt: skip
+    with support.bars("scored attacks", seconds, "score-attacks") as progress:
+        scores = j.with_judge(
+            judge, lambda one: attack_scores(plain, found, benchmark, judge=one, seed=seed), progress
+        )
+    return scores, found
+
+
+def table(scores: Mapping[str, Any]) -> None:
+    """Prints leakage, its recovery and exact answers under every attack; percent, a dash where nothing can leak."""
+    for name, by_attack in scores["methods"].items():
+        splits = list(next(iter(by_attack.values())))
+        grid = Table(
+            title=f"{escape(name)} under attack, %",
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            padding=(0, 1, 0, 0),
+        )
+        grid.add_column("", min_width=10, no_wrap=True)
+        for split in splits:
+            for heading in (f"{split}\nRIL", "\n±", "\nexact"):
+                grid.add_column(heading, justify="right", no_wrap=True)
+        for attack, by_split in by_attack.items():
+            cells = [
+                shown(value)
+                for block in by_split.values()
+                for value in (block["ril"]["value"], block["recovery"]["value"], block["exact"])
+            ]
+            grid.add_row(attack, *cells)
+        support.out.print(grid)
+    for name, worst in scores["worst"].items():
+        if worst is not None:
+            support.out.print(
+                f"worst of {escape(name)}: RIL {worst['ril']:.1f} [{worst['low']:.1f}, {worst['high']:.1f}] on "
+                f"{worst['split']}, {worst['attack']} (n {worst['n']})"
+            )
+    left = {
+        (attack, split): block["not_applicable"]
+        for by_attack in scores["methods"].values()
+        for attack, by_split in by_attack.items()
+        for split, block in by_split.items()
+        if block["not_applicable"]
+    }
+    said = ", ".join(f"{attack} {n} of {split}" for (attack, split), n in left.items())
+    support.out.print(
+        "RIL: of a question's variants and samples the most leaking; ±: against the same questions without attack"
+        + (f"\nquestions an attack does not apply to: {said}" if said else ""),
+        style="dim",
+    )
