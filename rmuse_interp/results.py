@@ -9,7 +9,7 @@ they are, the run is finished.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -93,10 +93,10 @@ class AttackTranscript(Transcript):
     variant: str = ""
     sample: int = 0
     prefill: str = ""
-    history: tuple[tuple[str, str], ...] = ()
+    history: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
-        # JSON has lists only.
+        # JSON has lists only; tuples compare and stay as they are.
         turns = tuple((str(asked), str(said)) for asked, said in self.history)
         object.__setattr__(self, "history", turns)
 

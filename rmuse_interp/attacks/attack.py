@@ -62,7 +62,7 @@ class Attack:
     what: str
     ask: Ask
     samples: int = 1
-    temperature: float = 0.0
+    temperature: float | int = 0.0
     bits: int | None = None
 
     def __post_init__(self) -> None:

@@ -56,7 +56,7 @@ def jpeg(quality: int) -> Severity:
 SEVERITIES: Final[dict[str, dict[str, Severity]]] = {
     "crop": {"90 %": crop(0.9), "75 %": crop(0.75)},
     "blur": {"1 %": blur(0.01), "2 %": blur(0.02)},
-    "noise": {"σ 10": noise(10), "σ 30": noise(30)},
+    "noise": {"σ 10": noise(10.0), "σ 30": noise(30.0)},
     "jpeg": {"quality 50": jpeg(50), "quality 15": jpeg(15)},
 }
 

@@ -280,7 +280,7 @@ def save_run(
     overwrite: bool,
     attacked: Sequence["AttackTranscript"] = (),
 ) -> None:
-    """Writes the run folder: transcripts, steering traces and transcripts under attack where there are any, and scores."""
+    """Writes the run folder: transcripts, those under attack and steering traces where there are any, and scores."""
     from rmuse_interp.models.trace_store import write_traces
 
     def beside(to: Path) -> None:

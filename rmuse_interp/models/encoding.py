@@ -127,8 +127,8 @@ class Encoder:
             RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
         """
         rows = listed(prompts)
-        pictures = _per_row(images, len(rows), "images")
-        given = _per_row(responses, len(rows), "responses")
+        pictures = per_row(images, len(rows), "images")
+        given = per_row(responses, len(rows), "responses")
         if not rows:
             raise RMuseError("at least one prompt was required, got none")
         loaded = [_picture(item, row) for row, item in enumerate(pictures)]
@@ -177,7 +177,12 @@ class Encoder:
         ).strip()
 
 
-def _per_row(items: Any, rows: int, what: str) -> list[Any]:
+def per_row(items: Any, rows: int, what: str) -> list[Any]:
+    """One item per row, None for each where there are none.
+
+    Raises:
+        RMuseError: another number of items.
+    """
     if items is None:
         return [None] * rows
     listed = list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]

@@ -17,7 +17,16 @@ from torch import Tensor
 from rmuse_interp.edits import Edit, Plan, as_plan, same_plan
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models import native, sitemap
-from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt, behind, listed
+from rmuse_interp.models.encoding import (
+    Conversation,
+    Encoder,
+    Encoding,
+    Picture,
+    Prompt,
+    behind,
+    listed,
+    per_row,
+)
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.installed import Installed
 from rmuse_interp.models.layouts import Layout, find_layout
@@ -139,7 +148,7 @@ class LensModel:
         prefill: str | Sequence[str | None] | None = None,
         batch_size: int = 32,
         recorder: Recorder | None = None,
-        temperature: float = 0.0,
+        temperature: float | int = 0.0,
         seeds: Sequence[int] = (),
     ) -> list[Response]:
         """Responses, the fast native way; see `rmuse_interp.models.respond.respond`."""
@@ -164,12 +173,24 @@ class LensModel:
     ) -> Decision:
         """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
 
-        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens.
+        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens. A
+        conversation is asked about twice, whole and by its question alone with the picture, and either fires: gates know
+        questions as they are fitted on them, and no harmless turn in front may hide one.
         """
         questions = listed(prompts)
+        found = self._decide(plan, questions, images)
+        rows = [i for i, q in enumerate(questions) if isinstance(q, Conversation)]
+        if not rows:
+            return found
+        pictures = per_row(images, len(questions), "images")
+        alone = [q.question if isinstance(q, Conversation) else q for q in questions]
+        return found.either(rows, self._decide(plan, [alone[i] for i in rows], [pictures[i] for i in rows]))
 
+    def _decide(
+        self, plan: Plan | Edit, prompts: Sequence[Prompt], images: Picture | Sequence[Picture]
+    ) -> Decision:
         def encode(prefix: str | None, draft: bool) -> Encoding:
-            asked = questions if prefix is None else [behind(prefix, q) for q in questions]
+            asked = prompts if prefix is None else [behind(prefix, q) for q in prompts]
             return self.encode(asked, images, drafts(self, asked, images) if draft else None)
 
         return native.decide(self.hf, self._checked(plan), encode, self.layout)

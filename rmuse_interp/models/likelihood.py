@@ -8,7 +8,7 @@ import torch
 
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.encoding import Picture, _per_row
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.native import attach
 
 
@@ -58,7 +58,7 @@ def token_nll(
             f"one response with words per prompt was required, got {len(responses)} for {len(prompts)} prompts, "
             f"{sum(not r.strip() for r in responses)} of them empty: leave those out"
         )
-    pictures = _per_row(images, len(prompts), "images")
+    pictures = per_row(images, len(prompts), "images")
     order = sorted(range(len(prompts)), key=lambda i: (pictures[i] is None, len(prompts[i] + responses[i])))
     found: dict[int, list[float]] = {}
     with ExitStack() as undo:

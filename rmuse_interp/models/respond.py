@@ -9,7 +9,7 @@ import torch
 
 from rmuse_interp.edits import Plan
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.encoding import Picture, Prompt, _per_row, listed
+from rmuse_interp.models.encoding import Conversation, Picture, Prompt, listed, per_row
 from rmuse_interp.models.native import attach, paused
 from rmuse_interp.models.sampling import GumbelNoise
 from rmuse_interp.models.state import Decision
@@ -46,7 +46,7 @@ def respond(
     prefill: str | Sequence[str | None] | None = None,
     batch_size: int = 32,
     recorder: Recorder | None = None,
-    temperature: float = 0.0,
+    temperature: float | int = 0.0,
     seeds: Sequence[int] = (),
 ) -> list[Response]:
     """Responses in the order of the prompts: greedy ones, or one sample per row.
@@ -71,11 +71,11 @@ def respond(
         RMuseError: no token or no row asked for; a recorder without a plan; seeds that do not fit the rows.
     """
     questions = listed(prompts)
-    pictures = _per_row(images, len(questions), "images")
+    pictures = per_row(images, len(questions), "images")
     begun = (
         [prefill] * len(questions)
         if isinstance(prefill, str)
-        else _per_row(prefill, len(questions), "prefill")
+        else per_row(prefill, len(questions), "prefill")
     )
     if temperature < 0 or len(seeds) != (len(questions) if temperature else 0):
         raise RMuseError(
@@ -99,7 +99,7 @@ def respond(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             asked, seen = [questions[i] for i in rows], [pictures[i] for i in rows]
-            if handle is not None and not handle.plan.single_pass:
+            if handle is not None:
                 handle.decision = _decided(lens, handle.plan, asked, seen)
             noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
             texts = _generate(lens, handle, asked, seen, max_new_tokens, [begun[i] for i in rows], noise)
@@ -113,8 +113,10 @@ def respond(
     return [found[i] for i in range(len(questions))]
 
 
-def _decided(lens: Any, plan: Plan, prompts: list[Prompt], images: list[Any]) -> Decision:
-    """`lens.decide`, where a question that stands in several rows is asked once."""
+def _decided(lens: Any, plan: Plan, prompts: list[Prompt], images: list[Any]) -> Decision | None:
+    """`lens.decide`, where a question that stands in several rows is asked once; None where the pass itself decides."""
+    if plan.single_pass and not (plan.gates and any(isinstance(prompt, Conversation) for prompt in prompts)):
+        return None
     first: dict[tuple[Prompt, int], int] = {}
     place = [
         first.setdefault((prompt, id(image)), len(first))
@@ -164,7 +166,7 @@ def _generate(
 def drafts(lens: Any, prompts: Sequence[Prompt], images: Picture | Sequence[Picture] = None) -> list[str]:
     """The model's own greedy responses, of at most `DRAFT_TOKENS` tokens; attached plans do not act."""
     with paused(lens.hf):
-        pictures = _per_row(images, len(prompts), "images")
+        pictures = per_row(images, len(prompts), "images")
         return _generate(lens, None, prompts, pictures, DRAFT_TOKENS, [None] * len(prompts))
 
 

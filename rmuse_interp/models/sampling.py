@@ -18,7 +18,7 @@ class GumbelNoise(LogitsProcessor):
         seeds: one per row.
     """
 
-    def __init__(self, temperature: float, seeds: Sequence[int]):
+    def __init__(self, temperature: float | int, seeds: Sequence[int]):
         self.temperature = temperature
         self._drawing = [torch.Generator().manual_seed(seed) for seed in seeds]
 

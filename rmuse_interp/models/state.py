@@ -1,6 +1,6 @@
 """The values an interpreter of plans passes along: queries, calls, decisions, and the state made of them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,13 @@ class Decision:
         """The decision for a batch of beams or samples, which come in groups of neighbours."""
         times = _times(len(self.fired), batch)
         return Decision(*(x.repeat_interleave(times, dim=0) for x in (self.fired, self.score, self.known)))
+
+    def either(self, rows: Sequence[int], other: "Decision") -> "Decision":
+        """The decision in which some rows fire where `other` does too, with the larger of both scores."""
+        fired, score = self.fired.clone(), self.score.clone()
+        fired[rows] |= other.fired
+        score[rows] = torch.fmax(score[rows], other.score)
+        return Decision(fired, score, self.known)
 
 
 @dataclass(frozen=True, eq=False)
