@@ -6,6 +6,7 @@
 from rmuse_interp.baselines.methods import BASELINES, Baseline
 from rmuse_interp.baselines.relearning import relearned
 from rmuse_interp.baselines.store import open_baseline
-from rmuse_interp.baselines.training import Trained, Trial, train
+from rmuse_interp.baselines.training import Trained, train
+from rmuse_interp.baselines.trials import Trial
 
 __all__ = ["BASELINES", "Baseline", "Trained", "Trial", "open_baseline", "relearned", "train"]

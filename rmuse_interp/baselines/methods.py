@@ -4,7 +4,7 @@ Learning rates, ranks and weights are those of the papers; which multiple of the
 `train` to find out.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rmuse_interp.baselines.batches import Batch
 from rmuse_interp.baselines.losses import distance, divergence, npo, random_direction, row_loss, token_loss
+from rmuse_interp.baselines.pruning import output_names
 from rmuse_interp.baselines.trainables import LowRank, Trainable, Weights, linear_names
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models.lens import LensModel
@@ -70,7 +71,7 @@ class Baseline:
         title: its name in the papers.
         summary: what it does, in a line.
         paper: arXiv number.
-        rate: the paper's learning rate; for pruning, the share of neurons.
+        setting: the paper's learning rate; for pruning, its share of neurons.
         groups: what it is trained on.
         objective: what is minimised; None for pruning, which trains nothing.
         trains: "adapters" (LoRA, all linear layers of the language model), "weights" (those linear layers themselves),
@@ -81,7 +82,7 @@ class Baseline:
     title: str
     summary: str
     paper: str
-    rate: float
+    setting: float
     groups: tuple[Group, ...]
     objective: Callable[[Step], Tensor] | None
     trains: Literal["adapters", "weights", "three blocks", "neurons"] = "adapters"
@@ -183,6 +184,34 @@ BASELINES: Final[Mapping[str, Baseline]] = {
     "po": Baseline(
         "PO", "learn refusals, and retain responses", "2401.06121", 1e-5, ("refusal", "retain"), po
     ),
+    "mmunlearner": Baseline(
+        "MMUnlearner",
+        "GA_Diff on weights that matter more to forget rows",
+        "2502.11051",
+        1e-5,
+        ("forget", "retain"),
+        ga_diff,
+        "weights",
+        masked=True,
+    ),
+    "manu": Baseline(
+        "MANU",
+        "prune the neurons that forget rows use more",
+        "2502.15910",
+        0.03,
+        ("forget", "retain"),
+        None,
+        "neurons",
+    ),
+    "r2mu": Baseline(
+        "R2MU",
+        "lead forgotten states and traces to a random one",
+        "2506.12963",
+        7.5e-5,
+        ("forget", "retain", "reasoning"),
+        r2mu,
+        "three blocks",
+    ),
 }
 """The baselines by their names on the command line."""
 
@@ -191,15 +220,11 @@ def build(baseline: Baseline, lens: LensModel, seed: int) -> Trainable:
     """What a baseline trains, put on the model in place."""
     if baseline.trains == "adapters":
         return LowRank(lens, seed=seed)
-    return Weights(lens, linear_names(lens, layers_of(baseline, lens)))
-
-
-def layers_of(baseline: Baseline, lens: LensModel) -> Sequence[int]:
-    """The blocks that a baseline changes."""
-    if baseline.trains == "three blocks":
-        last = steered_layer(lens.n_layers)
-        return range(max(0, last - 2), last + 1)
-    return range(lens.n_layers)
+    if baseline.trains == "neurons":
+        return Weights(lens, output_names(lens))
+    last = steered_layer(lens.n_layers)
+    three = range(max(0, last - 2), last + 1)
+    return Weights(lens, linear_names(lens, three if baseline.trains == "three blocks" else None))
 
 
 def require_name(name: str) -> Baseline:

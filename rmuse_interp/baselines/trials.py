@@ -1,0 +1,125 @@
+"""Which settings of a baseline are tried, and which is kept: one rule and one budget for all of them.
+
+A setting is a learning rate, or the share of neurons that are pruned. The first is the paper's own. Then the search
+climbs by tens from the best so far until settings on both sides of it are worse, and halves the wider gap beside it,
+on a logarithmic scale. What is good is `keep − leak − malformed` on the validation part, as for the rivals.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rmuse_interp.data import Benchmark
+from rmuse_interp.evaluate import measure
+from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.fitting.rivals import Validation, answer_unsteered, is_kept
+from rmuse_interp.models.lens import LensModel
+from rmuse_interp.steering import Trial as Choice
+from rmuse_interp.steering import choose_strength
+
+LADDER = 10.0
+"""Step of the climb."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one setting did on the validation part.
+
+    Attributes:
+        setting: learning rate; for pruning, the share of neurons.
+        epoch: how many were trained; 0 for pruning.
+        leak: share of forget responses that leak (RIL), in [0, 1].
+        keep: share of all other answers that are what the model said untrained, in [0, 1].
+        malformed: share of forget responses that are neither well formed nor an answer, in [0, 1].
+        changed: share of all responses that differ from those of the untrained model, in [0, 1].
+        loss: mean objective of the epoch's steps; None for pruning, or where it is not finite.
+        seconds: of training and validation.
+    """
+
+    setting: float
+    epoch: int
+    leak: float
+    keep: float
+    malformed: float
+    changed: float
+    loss: float | None
+    seconds: float
+
+    @property
+    def score(self) -> float:
+        """`keep − leak − malformed`, larger is better; rounded, since equal sums may differ in the last digit."""
+        return round(self.keep - self.leak - self.malformed, 12)
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether more epochs at this setting are not worth their time: nothing changed at all, or nothing is kept."""
+        return self.changed == 0 or self.keep == 0
+
+
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial of greatest `keep − leak − malformed`, by the rivals' own rule; the earlier among equals."""
+    choices = [Choice(float(i), t.leak, t.keep, t.malformed) for i, t in enumerate(trials)]
+    return trials[int(choose_strength(choices).strength)]
+
+
+def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) -> float:
+    """The setting to try after these trials.
+
+    Args:
+        trials: so far, of whole settings.
+        first: the paper's setting.
+        most: the largest there can be.
+
+    Examples:
+        >>> def at(setting, leak, keep):
+        ...     return Trial(setting, 1, leak, keep, 0.0, 0.5, 0.0, 1.0)
+        >>> next_setting([], 1e-5), next_setting([at(1e-5, 1.0, 1.0)], 1e-5)
+        (1e-05, 0.0001)
+        >>> next_setting([at(1.0, 1.0, 1.0), at(10.0, 0.0, 0.9), at(100.0, 0.0, 0.0)], 1.0) == math.sqrt(1000.0)
+        True
+    """
+    if not trials:
+        return first
+    scores: dict[float, float] = {}
+    for trial in trials:
+        scores[trial.setting] = max(trial.score, scores.get(trial.setting, -math.inf))
+    # Among equals the largest: below the settings that change anything all are equal.
+    top = max(scores, key=lambda setting: (scores[setting], setting))
+    above = min((s for s in scores if s > top), default=None)
+    below = max((s for s in scores if s < top), default=None)
+    if above is None and top < most:
+        return min(most, top * LADDER)
+    if below is None:
+        return top / LADDER
+    if above is None or top / below > above / top:
+        return math.sqrt(below * top)
+    return math.sqrt(top * above)
+
+
+class Judged:
+    """The model as it is now against itself before, on the validation part.
+
+    Args:
+        lens: the model, still untrained.
+        benchmark: that judges.
+        part: the questions.
+    """
+
+    def __init__(self, lens: LensModel, benchmark: Benchmark, part: Validation) -> None:
+        self._lens, self._benchmark, self._part = lens, benchmark, part
+        self._before = answer_unsteered(lens, benchmark, part)
+
+    def __call__(self) -> dict[str, float]:
+        """`leak`, `keep`, `malformed` and `changed` of a `Trial`."""
+        said = answer_unsteered(self._lens, self._benchmark, self._part)
+        forget, others = self._part.forget, self._part.others
+        found = measure([said[e.id] for e in forget], self._benchmark, {e.id: e for e in forget})
+        lexicon = Lexicon(self._benchmark.aliases, self._benchmark.entails)
+        kept = sum(is_kept(said[e.id], self._before[e.id], lexicon) for e in others)
+        changed = sum(row.response != self._before[name].response for name, row in said.items())
+        return {
+            "leak": (found["ril"].value or 0.0) / 100,
+            "keep": kept / len(others),
+            "malformed": (found["malformed_rate"].value or 0.0) / 100,
+            "changed": changed / len(said),
+        }
