@@ -166,20 +166,30 @@ def read_states(lens: LensModel, batch: Batch, layer: int) -> Float[Tensor, "bat
 
 
 BASELINES: Final[Mapping[str, Baseline]] = {
-    "ga": Baseline("GA", "make the forget responses unlikely", "2210.01504", 2e-5, ("forget",), ga),
+    "ga": Baseline("GA", "make forget responses unlikely", "2210.01504", 2e-5, ("forget",), ga),
     "ga_diff": Baseline(
-        "GA_Diff", "the same, and retain responses likely", "2203.12817", 2e-5, ("forget", "retain"), ga_diff
+        "GA_Diff",
+        "make forget responses unlikely, retain ones likely",
+        "2203.12817",
+        2e-5,
+        ("forget", "retain"),
+        ga_diff,
     ),
     "kl_min": Baseline(
         "KL_Min",
-        "the same, and retain responses as they were",
+        "make forget responses unlikely, retain ones as they were",
         "2401.06121",
         2e-5,
         ("forget", "retain"),
         kl_min,
     ),
     "npo": Baseline(
-        "NPO", "make them unlikely, less so once they are", "2404.05868", 2e-5, ("forget",), npo_loss
+        "NPO",
+        "make forget responses unlikely, less so once they are",
+        "2404.05868",
+        2e-5,
+        ("forget",),
+        npo_loss,
     ),
     "po": Baseline(
         "PO", "learn refusals, and retain responses", "2401.06121", 1e-5, ("refusal", "retain"), po

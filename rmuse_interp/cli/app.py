@@ -12,6 +12,7 @@ import typer
 from rmuse_interp import __version__
 from rmuse_interp.cli import (
     annotate,
+    baseline,
     bundles,
     data,
     demo,
@@ -96,6 +97,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("info")(bundles.info)
 app.command("doctor")(doctor.doctor)
 data.app.command("annotate")(annotate.annotate)
+app.add_typer(baseline.app, name="baseline")
 app.add_typer(data.app, name="data")
 app.add_typer(judge.app, name="judge")
 app.add_typer(organism.app, name="organism")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from rmuse_interp.cli import attacks, requests, support, tables, traces
+from rmuse_interp.cli import attacks, baseline, requests, support, tables, traces
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
@@ -68,6 +68,7 @@ def evaluate(
             "`list` says what they do.",
         ),
     ] = None,
+    trained: baseline.Folders = None,
     forget: Annotated[
         int | None,
         typer.Option(
@@ -105,12 +106,15 @@ def evaluate(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score the model as it is, with each bundle and under each rival; writes scores.json, transcripts and a figure."""
+    """Score the model as it is, with each bundle, rival and baseline; writes scores.json, transcripts and a figure."""
     support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]
     names = names_of(folders, loaded)
-    rate = common_rate(dict(zip(map(str, folders), loaded, strict=True)), forget)
+    baselines = baseline.names_of(trained or [])
+    rate = common_rate(
+        dict(zip(map(str, folders), loaded, strict=True)), forget, baseline.rates_of(trained or [])
+    )
     opened = support.open_benchmark(data, rate, skip_bad_rows)
     bundles = list(zip(folders, loaded, strict=True))
     forgetting = requests.as_forgotten(opened, bundles)
@@ -129,6 +133,7 @@ def evaluate(
     for name, folder in zip(names, folders, strict=True):
         fitted = support.open_bundle(folder, lens)
         methods.append(running.Method(name, lens, fitted.plan, fitted.subspaces))
+    methods += [running.Method(name, made) for name, made in baseline.opened(baselines, lens).items()]
     running.probe(lens, questions["forget"][0])
     seconds: dict[str, float] = {}
     rivals = None
@@ -155,6 +160,7 @@ def evaluate(
         )  # fmt: skip
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
+    scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
     if never_knew is not None:
         from rmuse_interp.running import likelihoods
 
@@ -312,13 +318,14 @@ def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
     ]
 
 
-def common_rate(bundles: dict[str, "RMuse"], forget: int | None) -> int:
-    """The forget rate that all bundles share, or the one asked for, or 5.
+def common_rate(bundles: dict[str, "RMuse"], forget: int | None, trained: Mapping[str, int]) -> int:
+    """The forget rate that all bundles and trained baselines share, or the one asked for, or 5.
 
     Raises:
         RMuseError: rates that differ.
     """
     rates = {name: rate for name, b in bundles.items() if (rate := support.forget_rate(b)) is not None}
+    rates |= trained
     if forget is not None:
         rates["--forget"] = forget
     if len(set(rates.values())) > 1:
