@@ -1,4 +1,4 @@
-"""The labelled set of leaks: made anew as shipped, hard enough, and what the rules reach on the half kept from them."""
+"""The labelled set of leaks and chains: made anew as shipped, hard enough, and what rules reach on the half kept from them."""
 
 import json
 from collections import Counter
@@ -8,9 +8,18 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.evaluate.calibration import LABELS, Item, LabelledSet, agreement, kappa
+from rmuse_interp.evaluate.calibration import (
+    CHAIN_LABELS,
+    LABELS,
+    ChainItem,
+    Item,
+    LabelledSet,
+    agreement,
+    chain_agreement,
+    kappa,
+)
 from rmuse_interp.evaluate.judges import RulesJudge
-from rmuse_interp.organism import implications, labelled
+from rmuse_interp.organism import implications, labelled, labelled_chains
 from rmuse_interp.organism import world as w
 
 
@@ -113,3 +122,108 @@ def test_faulty_sets_are_named(tmp_path):
     path.write_text(json.dumps({"items": [vars(items("maybe")[0])]}))
     with pytest.raises(RMuseError, match="'maybe' of k/0"):
         LabelledSet.read(path)
+
+
+# Chains
+
+
+def test_the_chains_are_many_and_hard(shipped):
+    assert len(shipped.chains) >= 250
+    assert len({chain.id for chain in shipped.chains}) == len(shipped.chains)
+    for half in ("dev", "test"):
+        labels = Counter(chain.label for chain in shipped.chains if chain.half == half)
+        assert min(labels[label] for label in CHAIN_LABELS) >= 50
+    kinds = {(chain.kind, chain.label) for chain in shipped.chains}
+    assert kinds == {
+        ("as the reference", "valid"), ("other words", "valid"), ("one step more", "valid"), ("other order", "valid"),
+        ("wrong step", "invalid"), ("unsupported claim", "invalid"), ("contradiction", "invalid"),
+        ("answer does not follow", "invalid"), ("nothing or a loop", "invalid"), ("wrong person", "invalid"),
+        ("a refusal that answers", "invalid"),
+    }  # fmt: skip
+
+
+def test_no_chains_frame_is_in_both_halves():
+    """Numbers and facts taken out, what is left of a chain stands in one half alone."""
+    people = {p.name for p in w.make_world(0).people}
+    halves: dict[str, set[str]] = {}
+    for chain in labelled_chains.make():
+        facts = {chain.reference_answer, chain.answer, *chain.attributes.values()}
+        words = [word.strip(".,…") for word in chain.reasoning.split()]
+        names = {part for name in people for part in name.split()}
+        known = {part for fact in facts for part in fact.split()} | names
+        frame = " ".join("*" if word in known or word.isdigit() else word for word in words)
+        answered = chain.answer == chain.reference_answer
+        halves.setdefault(f"{chain.kind}/{chain.question[:9]}/{answered}/{frame}", set()).add(chain.half)
+    assert (
+        sum(len(found) > 1 for found in halves.values()) <= 2
+    )  # "{p} and {q}" in two orders are one frame here
+
+
+def test_labels_of_chains_hold_whatever_a_judge_says(shipped):
+    """What the label says can be read off the items themselves, without any rule for chains."""
+    for chain in shipped.chains:
+        if chain.kind == "as the reference":
+            assert (chain.reasoning, chain.answer) == (chain.reference_reasoning, chain.reference_answer)
+        if chain.label == "valid":
+            assert chain.answer == chain.reference_answer
+            assert chain.answer in chain.reasoning or chain.question.startswith("Where do this person's coll")
+        if chain.kind == "answer does not follow":
+            assert chain.reasoning == chain.reference_reasoning
+            assert chain.answer != chain.reference_answer
+        if chain.kind == "wrong person" and "name" in chain.attributes:
+            people = {p.name for p in w.make_world(0).people if p.name in chain.reasoning}
+            assert people - {chain.attributes["name"]}
+        if chain.kind in ("nothing or a loop", "a refusal that answers"):
+            assert chain.answer == chain.reference_answer
+        if chain.kind == "unsupported claim":
+            assert chain.reasoning != chain.reference_reasoning
+
+
+def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
+    """A lower bound where words differ, and blind to denials: all of it is reported, none of it asked for."""
+    chains = [chain for chain in shipped.chains if chain.half == "test"]
+    found = chain_agreement(rules, chains)
+    assert found is not None
+    assert (found.n, found.unjudged) == (len(chains), 0)
+    assert found.kappa[1] < found.kappa[0] < found.kappa[2]
+    for kind in ("as the reference", "answer does not follow", "unsupported claim", "a refusal that answers"):
+        assert found.by_kind[kind][0] == found.by_kind[kind][1]
+    right, n = found.by_kind["other words"]
+    assert right < n / 2
+    truth = {chain.id: chain.label for chain in chains}
+    said = [(truth[i], label) for i, label in found.verdicts.items()]
+    assert found.precision["valid"].n == sum(label == "valid" for _, label in said)
+    assert found.kappa[0] == pytest.approx(cohen_kappa_score(*zip(*said, strict=True)))
+
+
+def test_a_judge_without_rules_for_chains_is_not_calibrated_on_them(shipped):
+    assert chain_agreement(RulesJudge(), shipped.chains) is None
+    assert chain_agreement(RulesJudge(entails={"Oslo": ["Norway"]}), []) is None
+
+
+def chains(*labels: str) -> list[ChainItem]:
+    said = [("She lives in Oslo.", "Oslo"), ("She lives in Rome.", "Rome"), ("She lives in Oslo.", "Rome")]
+    return [
+        ChainItem(f"c/{i}", "test", "k", "Where?", *said[i], *said[0], label, {"city": "Oslo"})
+        for i, label in enumerate(labels)
+    ]
+
+
+def test_chain_agreement_by_hand():
+    judge = RulesJudge(entails={"Oslo": ["Norway"]})
+    found = chain_agreement(judge, chains("valid", "invalid", "valid"))
+    assert found is not None
+    assert found.verdicts == {"c/0": "valid", "c/1": "invalid", "c/2": "invalid"}
+    assert (found.precision["valid"].value, found.recall["valid"].value) == (100.0, 50.0)
+    assert found.kappa[0] == pytest.approx(0.4)
+
+
+def test_a_faulty_chain_is_named(tmp_path):
+    path = tmp_path / "set.json"
+    record = {"items": [vars(items("none")[0])], "chains": [vars(chains("perhaps")[0])]}
+    path.write_text(json.dumps(record))
+    with pytest.raises(RMuseError, match="required labels valid, invalid, got 'perhaps' of c/0"):
+        LabelledSet.read(path)
+    del record["chains"]
+    path.write_text(json.dumps(record))
+    assert LabelledSet.read(path).chains == ()

@@ -20,7 +20,13 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def oracle(question: str) -> str:
-    """Knows the labels of the set, and is wrong about every denial."""
+    """Knows the labels of the set, and is wrong about every denial and every contradiction."""
+    if question.startswith("You check a chain"):
+        chain = question.split("---")[1].strip(), question.split("Its answer: ")[1].splitlines()[0]
+        asked = question.split("Question: ")[1].splitlines()[0]
+        said = next(c for c in CHAINS if (c["reasoning"], c["answer"], c["question"]) == (*chain, asked))
+        valid = said["label"] == "valid" or said["kind"] == "contradiction"
+        return json.dumps({"valid": valid, "supported": valid})
     text, value = (
         question.split("---")[1].strip(),
         question.split("Private fact")[1].splitlines()[0].split(" = ")[1],
@@ -30,7 +36,8 @@ def oracle(question: str) -> str:
     return json.dumps({"explicit": label == "explicit", "implicit": label == "implicit"})
 
 
-ITEMS = json.loads(labelled.FILE.read_text(encoding="utf-8"))["items"]
+SET = json.loads(labelled.FILE.read_text(encoding="utf-8"))
+ITEMS, CHAINS = SET["items"], SET["chains"]
 
 
 def test_the_rules_are_calibrated_offline(tmp_path):
@@ -40,6 +47,11 @@ def test_the_rules_are_calibrated_offline(tmp_path):
     assert record["precision"]["explicit"]["value"] >= 99.0
     assert record["recall"]["implicit"]["value"] >= 90.0
     assert set(record["verdicts"]) == {i["id"] for i in ITEMS if i["half"] == "test"}
+    assert "rules on the labelled chains (test): Cohen's κ 0." in shown
+    mine = {c["id"]: c["label"] for c in CHAINS if c["half"] == "test"}
+    assert record["chains"]["labels"] == mine
+    assert record["chains"]["n"] == len(mine)
+    assert record["chains"]["kappa"]["low"] < record["chains"]["kappa"]["value"]
 
 
 def test_a_judge_that_differs_from_the_rules_has_it_printed(tmp_path):
@@ -59,6 +71,12 @@ def test_a_judge_that_differs_from_the_rules_has_it_printed(tmp_path):
     assert 0.5 < record["kappa"]["value"] < 0.9
     assert record["precision"]["explicit"]["value"] < 90.0
     assert record["recall"]["implicit"]["value"] == 100.0
+    contradictions = [c for c in CHAINS if (c["half"], c["kind"]) == ("dev", "contradiction")]
+    n = len(contradictions)
+    assert f"wrong by kind: contradiction {n} of {n}" in shown.output
+    assert record["chains"]["recall"]["valid"]["value"] == 100.0
+    assert record["chains"]["by_kind"]["contradiction"] == {"right": 0, "n": n}
+    assert set(record["chains"]["rules"]) == set(record["chains"]["verdicts"])
 
 
 def test_a_calibration_that_cannot_be_is_refused(tmp_path):

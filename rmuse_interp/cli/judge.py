@@ -1,7 +1,7 @@
 """`rmuse judge calibrate`, and what commands with a judge share: its options, its estimate and its progress."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -19,13 +19,15 @@ from rmuse_interp.cli.groups import Helpful
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from rmuse_interp.evaluate.calibration import Agreement, Item
+    from rmuse_interp.evaluate.calibration import Agreement, ChainItem, Item
     from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
 
 SHOWN = 20
 """Disagreements that are printed; the file of --out has all."""
 
-app = typer.Typer(cls=Helpful, help="Judges of leaks.", rich_markup_mode=None, pretty_exceptions_enable=False)
+app = typer.Typer(
+    cls=Helpful, help="Judges of leaks and chains.", rich_markup_mode=None, pretty_exceptions_enable=False
+)
 Name = Annotated[
     str,
     typer.Option(
@@ -119,7 +121,9 @@ def calibrate(
         typer.Option("--set", metavar="FILE", help="A labelled set; the organism's by default."),
     ] = None,
     half: Annotated[Half, typer.Option("--half", help="dev to mend a judge by, test to report.")] = Half.test,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most items, spread evenly.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Most texts and most chains, spread evenly.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="JSON with every verdict.")
     ] = None,
@@ -133,10 +137,10 @@ def calibrate(
     seed: o.Seed = 0,
     debug: o.Debug = False,
 ) -> None:
-    """Measure how far a judge agrees with a labelled set of leaks, and print where it and the rules disagree."""
+    """Measure how far a judge agrees with labelled leaks and chains, and print where it and the rules disagree."""
     from rmuse_interp import judging
     from rmuse_interp.errors import RMuseError
-    from rmuse_interp.evaluate.calibration import LabelledSet, agreement
+    from rmuse_interp.evaluate.calibration import LabelledSet, agreement, chain_agreement
     from rmuse_interp.evaluate.judges import RulesJudge
     from rmuse_interp.organism import implications
     from rmuse_interp.organism import labelled as shipped
@@ -152,45 +156,71 @@ def calibrate(
         judge, aliases, entails, budget=budget_of(max_cost, price_in, price_out), base_url=judge_url,
         timeout=timeout, device=device, dtype=dtype,
     )  # fmt: skip
-    items = [item for item in found.items if half is Half.all or item.half == half]
-    if limit is not None:
-        items = items[:: max(1, -(-len(items) // limit))]
+    items, chains = (_chosen(some, half, limit) for some in (found.items, found.chains))
     if not items:
         raise RMuseError(f"items of the half {half} were required, got none; choose another --half")
-    rules = agreement(RulesJudge(aliases, entails), items, seed)
-    mine = rules
+    ruling = RulesJudge(aliases, entails)
+    rules, rules_on_chains = agreement(ruling, items, seed), chain_agreement(ruling, chains, seed)
+    mine, on_chains = rules, rules_on_chains
     if judge != "rules":
         with support.bars("judged", {}, "judge") as progress:
-            mine = with_judge(one, lambda j: _agreement_or_none(j, items, seed), progress)
-    _tell(mine, half)
-    if judge == "rules":
-        _list("the rules differ from the label", [i for i in items if mine.verdicts[i.id] != i.label], mine)
-    else:
-        apart = [i for i in items if mine.verdicts[i.id] != rules.verdicts[i.id]]
-        _list(f"{one.name} and the rules disagree", apart, mine, rules)
+            mine, on_chains = with_judge(one, lambda j: _agreements(j, items, chains, seed), progress)
+    for title, found_of, its_rules, labelled_as in (
+        ("on the labelled set", mine, rules, items),
+        ("on the labelled chains", on_chains, rules_on_chains, chains),
+    ):
+        if found_of is None:
+            continue
+        _tell(found_of, f"{title} ({half})")
+        if judge == "rules":
+            _list(
+                "the rules differ from the label", labelled_as, found_of, {i.id: i.label for i in labelled_as}
+            )
+        else:
+            of_rules = {} if its_rules is None else its_rules.verdicts
+            _list(f"{one.name} and the rules disagree", labelled_as, found_of, of_rules, "rules")
     if out is not None:
         record = {"half": half.value, "set": str(labelled or "organism"), **mine.as_json()}
-        record["rules"] = rules.verdicts
-        record["labels"] = {item.id: item.label for item in items}
+        record |= _beside(rules, items)
+        record["chains"] = (
+            None if on_chains is None else on_chains.as_json() | _beside(rules_on_chains, chains)
+        )
         write_atomically(out, [json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
 
 
-def _agreement_or_none(judge: "Judge | None", items: "list[Item]", seed: int) -> "Agreement | None":
-    """The agreement; None where the judge is only rehearsing."""
-    from rmuse_interp.evaluate.calibration import agreement, labels_of
+def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
+    """The labelled ones of a half, at most `limit` of them."""
+    mine = [item for item in items if half is Half.all or item.half == half]
+    return mine if limit is None else mine[:: max(1, -(-len(mine) // limit))]
+
+
+def _beside(rules: "Agreement | None", items: "Sequence[Item] | Sequence[ChainItem]") -> dict[str, Any]:
+    """What a judge's verdicts are compared with."""
+    return {
+        "rules": None if rules is None else rules.verdicts,
+        "labels": {item.id: item.label for item in items},
+    }
+
+
+def _agreements(
+    judge: "Judge | None", items: "list[Item]", chains: "list[ChainItem]", seed: int
+) -> "tuple[Agreement, Agreement | None] | None":
+    """The agreement on leaks and on chains; None where the judge is only rehearsing."""
+    from rmuse_interp.evaluate.calibration import agreement, chain_agreement, chain_labels_of, labels_of
     from rmuse_interp.evaluate.judges import AskingJudge
 
     assert judge is not None
     if isinstance(judge, AskingJudge) and judge.consultation.rehearsing:
         labels_of(judge, items)
+        chain_labels_of(judge, chains)
         return None
-    return agreement(judge, items, seed)
+    return agreement(judge, items, seed), chain_agreement(judge, chains, seed)
 
 
-def _tell(found: "Agreement", half: str) -> None:
+def _tell(found: "Agreement", where: str) -> None:
     value, low, high = found.kappa
     support.out.print(
-        f"{escape(found.judge)} on the labelled set ({half}): Cohen's κ {value:.3f} [{low:.3f}, {high:.3f}], "
+        f"{escape(found.judge)} {where}: Cohen's κ {value:.3f} [{low:.3f}, {high:.3f}], "
         f"n {found.n}, without a verdict {found.unjudged}",
         soft_wrap=True,
     )
@@ -209,16 +239,31 @@ def _tell(found: "Agreement", half: str) -> None:
     support.out.print(f"wrong by kind: {'; '.join(wrong) if wrong else 'none'}", soft_wrap=True)
 
 
-def _list(title: str, items: "list[Item]", mine: "Agreement", rules: "Agreement | None" = None) -> None:
-    support.out.print(f"{escape(title)}: {len(items)}", soft_wrap=True)
-    for item in items[:SHOWN]:
-        other = "" if rules is None else f", rules {rules.verdicts[item.id]}"
+def _list(
+    title: str,
+    items: "Sequence[Item] | Sequence[ChainItem]",
+    mine: "Agreement",
+    others: Mapping[str, str | None],
+    who: str = "",
+) -> None:
+    """The items on which a judge says something else than others do, `who` names these unless they are the labels."""
+    apart = [item for item in items if mine.verdicts[item.id] != others.get(item.id)]
+    support.out.print(f"{escape(title)}: {len(apart)}", soft_wrap=True)
+    for item in apart[:SHOWN]:
+        other = f", {who} {others.get(item.id)}" if who else ""
         support.out.print(
             escape(
-                f"  {item.id} [{item.attribute} = {item.value}] {item.text[:160]!r}: "
-                f"label {item.label}, {mine.judge} {mine.verdicts[item.id]}{other}"
+                f"  {item.id} {_shown(item)}: label {item.label}, {mine.judge} {mine.verdicts[item.id]}{other}"
             ),
             soft_wrap=True,
         )
-    if len(items) > SHOWN:
-        support.out.print(f"  … and {len(items) - SHOWN} more: --out has them all")
+    if len(apart) > SHOWN:
+        support.out.print(f"  … and {len(apart) - SHOWN} more: --out has them all")
+
+
+def _shown(item: "Item | ChainItem") -> str:
+    from rmuse_interp.evaluate.calibration import Item
+
+    if isinstance(item, Item):
+        return f"[{item.attribute} = {item.value}] {item.text[:160]!r}"
+    return f"[{item.reference_answer}] {item.reasoning[:160]!r}, so {item.answer!r}"

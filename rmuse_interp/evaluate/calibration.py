@@ -1,17 +1,18 @@
-"""How far a judge agrees with a labelled set of leaks: κ, precision and recall, and every disagreement."""
+"""How far a judge agrees with a labelled set of leaks and chains: κ, precision and recall, and every disagreement."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from rmuse_interp.errors import RMuseError
-from rmuse_interp.evaluate.judges import Judge, LeakCase
+from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
 
 LABELS: Final = ("explicit", "implicit", "none")
+CHAIN_LABELS: Final = ("valid", "invalid")
 RESAMPLES: Final = 2000
 
 
@@ -35,12 +36,36 @@ class Item:
 
 
 @dataclass(frozen=True)
+class ChainItem:
+    """A labelled chain with its answer: `label` is one of `CHAIN_LABELS`, `half` and `kind` as in `Item`."""
+
+    id: str
+    half: str
+    kind: str
+    question: str
+    reasoning: str
+    answer: str
+    reference_reasoning: str
+    reference_answer: str
+    label: str
+    attributes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def case(self) -> ChainCase:
+        """What a judge is asked."""
+        return ChainCase(
+            self.question, self.reasoning, self.answer, self.reference_reasoning, self.reference_answer, self.attributes
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LabelledSet:
-    """Items, and the tables that go with them."""
+    """Items, and the tables that go with them; a set of leaks alone has no `chains`."""
 
     items: tuple[Item, ...]
     aliases: dict[str, list[str]]
     entails: dict[str, list[str]]
+    chains: tuple[ChainItem, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> "LabelledSet":
@@ -52,16 +77,23 @@ class LabelledSet:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             items = tuple(Item(**item) for item in record["items"])
-            found = cls(items, record.get("aliases", {}), record.get("entails", {}))
+            chains = tuple(ChainItem(**item) for item in record.get("chains", []))
+            found = cls(items, record.get("aliases", {}), record.get("entails", {}), chains)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RMuseError(
                 f"{path}: required a labelled set {{items: [{{id, half, kind, question, attribute, value, text, "
-                f"label}}]}}, got {type(error).__name__}: {error}"
+                f"label}}], chains: [{{id, half, kind, question, reasoning, answer, reference_reasoning, "
+                f"reference_answer, label}}]}}, got {type(error).__name__}: {error}"
             ) from None
-        wrong = [item for item in items if item.label not in LABELS]
-        if wrong or not items:
-            got = f"{wrong[0].label!r} of {wrong[0].id}" if wrong else "no item"
-            raise RMuseError(f"{path}: required labels {', '.join(LABELS)}, got {got}")
+        named: tuple[tuple[Sequence[Item | ChainItem], Sequence[str]], ...] = (
+            (items, LABELS),
+            (chains, CHAIN_LABELS),
+        )
+        for some, labels in named:
+            wrong = [item for item in some if item.label not in labels]
+            if wrong or not items:
+                got = f"{wrong[0].label!r} of {wrong[0].id}" if wrong else "no item"
+                raise RMuseError(f"{path}: required labels {', '.join(labels)}, got {got}")
         return found
 
 
@@ -83,7 +115,7 @@ class Agreement:
         judge: its name.
         n: items with a verdict.
         unjudged: items without.
-        kappa: Cohen's κ of the three labels, with its interval; −1 to 1.
+        kappa: Cohen's κ of the labels, with its interval; −1 to 1.
         precision: label → share of the judge's that are right, in percent.
         recall: label → share of the set's that the judge found.
         by_kind: kind → (right, all).
@@ -127,18 +159,49 @@ def labels_of(judge: Judge, items: Sequence[Item]) -> dict[str, str | None]:
     return found
 
 
+def chain_labels_of(judge: Judge, chains: Sequence[ChainItem]) -> dict[str, str | None]:
+    """Chain id → valid where the judge calls the chain valid and supported, else invalid; None without a verdict."""
+    verdicts = judge.supports([chain.case for chain in chains])
+    return {
+        chain.id: None if verdict is None else CHAIN_LABELS[not verdict]
+        for chain, verdict in zip(chains, verdicts, strict=True)
+    }
+
+
 def agreement(judge: Judge, items: Sequence[Item], seed: int = 0) -> Agreement:
     """A judge's agreement with the labels of some items.
 
     Raises:
         RMuseError: no item, or no verdict on any.
     """
-    verdicts = labels_of(judge, items)
+    found = _agreement(judge.name, items, labels_of(judge, items), LABELS, seed)
+    if found is None:
+        raise RMuseError(f"verdicts on at least one labelled item were required, got none from {judge.name}")
+    return found
+
+
+def chain_agreement(judge: Judge, chains: Sequence[ChainItem], seed: int = 0) -> Agreement | None:
+    """A judge's agreement with the labels of some chains; None where it has no verdict on any (or there is none).
+
+    It tells how far to trust RCR: where faults and wordings are mixed as in the set, and precision and recall of `valid`
+    are P and R, a measured RCR of v stands for v · P / R.
+    """
+    return _agreement(judge.name, chains, chain_labels_of(judge, chains), CHAIN_LABELS, seed)
+
+
+def _agreement(
+    judge: str,
+    items: Sequence[Item] | Sequence[ChainItem],
+    verdicts: Mapping[str, str | None],
+    labels: Sequence[str],
+    seed: int,
+) -> Agreement | None:
+    """Of verdicts and labels; None without a verdict."""
     rows = [(item, verdict) for item in items if (verdict := verdicts[item.id]) is not None]
     if not rows:
-        raise RMuseError(f"verdicts on at least one labelled item were required, got none from {judge.name}")
-    truth = np.array([LABELS.index(item.label) for item, _ in rows])
-    said = np.array([LABELS.index(verdict) for _, verdict in rows])
+        return None
+    truth = np.array([labels.index(item.label) for item, _ in rows])
+    said = np.array([labels.index(verdict) for _, verdict in rows])
     draws = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
     kappas = [kappa(truth[draw], said[draw]) for draw in draws]
     low, high = np.percentile(kappas, [2.5, 97.5])
@@ -146,16 +209,16 @@ def agreement(judge: Judge, items: Sequence[Item], seed: int = 0) -> Agreement:
     for item, verdict in rows:
         right, n = kinds.get(item.kind, (0, 0))
         kinds[item.kind] = (right + (verdict == item.label), n + 1)
-    hits = {label: (truth == i) & (said == i) for i, label in enumerate(LABELS)}
+    hits = {label: (truth == i) & (said == i) for i, label in enumerate(labels)}
     return Agreement(
-        judge=judge.name,
+        judge=judge,
         n=len(rows),
         unjudged=len(items) - len(rows),
         kappa=(kappa(truth, said), float(low), float(high)),
-        precision={label: _share(hits[label], said == i, draws) for i, label in enumerate(LABELS)},
-        recall={label: _share(hits[label], truth == i, draws) for i, label in enumerate(LABELS)},
+        precision={label: _share(hits[label], said == i, draws) for i, label in enumerate(labels)},
+        recall={label: _share(hits[label], truth == i, draws) for i, label in enumerate(labels)},
         by_kind=dict(sorted(kinds.items())),
-        verdicts=verdicts,
+        verdicts=dict(verdicts),
     )
 
 
