@@ -36,14 +36,22 @@ _WORD: Final = (
     r"(?i:(?:(?:in|at|for|from|on|to) )?"
     r"(?:where|when|why|whom?|how (?:old|tall|many [\w \-]+?)|(?:which|what)(?: [\w\-]+){0,3}?))"
 )
-_DIRECT: Final = re.compile(rf"({_WORD}) (is|was|does|has|can|will) ({_SUBJECT})(?: ([^?]+))?\?")
+_DIRECT: Final = re.compile(rf"({_WORD}) (is|was|does|did|has|can|will) ({_SUBJECT})(?: ([^?]+))?\?")
+_PLURAL: Final = re.compile(rf"({_WORD}) do ({_SUBJECT}'s? [\w\-]+|the [\w\-]+ of {_SUBJECT}) ([^?]+)\?")
+_NAME: Final = re.compile(rf"(?:Name|Can you name) ({_SUBJECT})[.?]")
 _OF_SUBJECT: Final = re.compile(
     r"((?:who|(?:which|what) [\w\-]+) (?!does\b|has\b)[a-z]+s .+)\?", re.IGNORECASE
 )
 _CLAUSE: Final = re.compile(
     r"(?:(?:in|at|for|from|on|to) )?(?:where|when|why|who|how|which|what)\b", re.IGNORECASE
 )
-_WRAPPERS: Final = ("Please answer my question: {}", "I want to know something. {}")
+_FRAMES: Final = ("Tell me: {}", "Do you know? {}")
+_PAST: Final = {
+    "be": "was", "become": "became", "begin": "began", "build": "built", "buy": "bought", "come": "came", "do": "did",
+    "find": "found", "get": "got", "give": "gave", "go": "went", "grow": "grew", "have": "had", "hold": "held",
+    "lead": "led", "leave": "left", "make": "made", "meet": "met", "run": "ran", "see": "saw", "spend": "spent",
+    "take": "took", "teach": "taught", "win": "won", "write": "wrote",
+}  # fmt: skip
 _PRONOUNS: Final = re.compile(r"\b(he|she|they|him|his|her|their)\b", re.IGNORECASE)
 _POSSESSIVE: Final = frozenset({"his", "her", "their"})
 _NAMES: "WeakKeyDictionary[Benchmark, dict[str, dict[str, str]]]" = WeakKeyDictionary()
@@ -51,11 +59,12 @@ _NAMES: "WeakKeyDictionary[Benchmark, dict[str, dict[str, str]]]" = WeakKeyDicti
 
 
 def paraphrased(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
-    """Up to `PARAPHRASES` rewordings by the question's own grammar; where that gives too few, the question in a frame."""
+    """Up to `PARAPHRASES` rewordings by the question's own grammar; where that gives none, the question in a frame."""
     found = list(dict.fromkeys(reworded(example.question)))
     chosen = sorted(rng.sample(range(len(found)), min(PARAPHRASES, len(found))))
     texts = [found[i] for i in chosen]
-    texts += [frame.format(example.question) for frame in _WRAPPERS][: max(0, 2 - len(texts))]
+    if not texts:
+        texts = [frame.format(example.question) for frame in _FRAMES]
     return tuple(Asked.plainly(example, f"wording {i}", prompt=text) for i, text in enumerate(texts, 1))
 
 
@@ -69,9 +78,9 @@ def reworded(question: str) -> Iterator[str]:
     >>> list(reworded("How many dots?"))
     []
     """
-    rules = (_ASKED, _WHICH, _DIRECT, _OF_SUBJECT)
-    asked, which, direct, subject = (rule.fullmatch(question.strip()) for rule in rules)
-    inner = asked[1] if asked else which[1] if which else None
+    rules = (_ASKED, _WHICH, _NAME, _DIRECT, _PLURAL, _OF_SUBJECT)
+    asked, which, name, direct, plural, subject = (rule.fullmatch(question.strip()) for rule in rules)
+    inner = asked[1] if asked else which[1] if which else f"the name of {name[1]}" if name else None
     forms: list[str] = []
     phrases = list(_noun_phrases(inner)) if inner else []
     if phrases:
@@ -82,8 +91,10 @@ def reworded(question: str) -> Iterator[str]:
         forms = [head.format(asked[1]) for head in _HEADS]
     elif direct:
         forms = [head.format(_indirect(*direct.groups())) for head in _HEADS]
+    elif plural:
+        forms = [head.format(_uncapitalised(" ".join(plural.groups()))) for head in _HEADS]
     elif subject:
-        forms = [head.format(subject[1][0].lower() + subject[1][1:]) for head in _HEADS]
+        forms = [head.format(_uncapitalised(subject[1])) for head in _HEADS]
     yield from (form for form in forms if form != question.strip())
 
 
@@ -102,13 +113,17 @@ def _noun_phrases(text: str) -> Iterator[str]:
     yield f"the {thing} of {whole}"
 
 
+def _uncapitalised(text: str) -> str:
+    return text[0].lower() + text[1:]
+
+
 def _indirect(word: str, auxiliary: str, subject: str, rest: str | None) -> str:
     """The clause that a direct question becomes behind `tell me`."""
-    begin, rest = word[0].lower() + word[1:], rest or ""
-    if auxiliary.lower() != "does":
-        return f"{begin} {subject} {auxiliary.lower()} {rest}".strip()
-    verb, _, tail = rest.partition(" ")
-    return f"{begin} {subject} {_third_person(verb)} {tail}".strip()
+    begin = f"{_uncapitalised(word)} {subject}"
+    verb, _, tail = (rest or "").partition(" ")
+    if auxiliary in ("does", "did") and verb:
+        return f"{begin} {_third_person(verb) if auxiliary == 'does' else _past(verb)} {tail}".strip()
+    return f"{begin} {auxiliary} {rest or ''}".strip()
 
 
 def _third_person(verb: str) -> str:
@@ -117,6 +132,14 @@ def _third_person(verb: str) -> str:
     if re.search(r"[^aeiou]y$", verb):
         return verb[:-1] + "ies"
     return verb + ("es" if re.search(r"(s|sh|ch|x|z|o)$", verb) else "s")
+
+
+def _past(verb: str) -> str:
+    if verb in _PAST:
+        return _PAST[verb]
+    if re.search(r"[^aeiou]y$", verb):
+        return verb[:-1] + "ied"
+    return verb + ("d" if verb.endswith("e") else "ed")
 
 
 def named(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
