@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmuse_interp import __version__
+from rmuse_interp.baselines.trainables import require_peft
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.results import write_atomically
@@ -90,9 +91,7 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
     model = copied(lens, str(record["method"]), digest)
     try:
         if name == ADAPTER:
-            import peft
-
-            model.hf = peft.PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
+            model.hf = require_peft().PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
         else:
             tensors = load_file(path / name)
             with torch.no_grad():
@@ -115,13 +114,12 @@ def merged(lens: LensModel, state: Mapping[str, Tensor], config: Any, name: str)
         config: peft's configuration.
         name: of what was done, for the copy's own name.
     """
-    import peft
-
+    peft = require_peft()
     digest = hashlib.sha256()
     for key in sorted(state):
         digest.update(key.encode() + state[key].numpy().tobytes())
     model = copied(lens, name, digest.hexdigest())
-    adapted: Any = peft.get_peft_model(model.hf, config)
+    adapted = peft.get_peft_model(model.hf, config)
     peft.set_peft_model_state_dict(adapted, dict(state))
     model.hf = adapted.merge_and_unload().eval()
     return model

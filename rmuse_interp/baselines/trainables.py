@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,22 @@ class Rank:
 RANK: Final = Rank()
 
 
+def require_peft() -> Any:
+    """The package `peft`.
+
+    Raises:
+        RMuseError: it is not installed.
+    """
+    try:
+        import peft
+    except ModuleNotFoundError as error:
+        raise RMuseError(
+            "low-rank adapters need the package peft, got none; pip install 'rmuse-interp[baselines]'"
+        ) from error
+    return peft
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """What a baseline trains, put on a model in place."""
 
@@ -75,14 +91,12 @@ class LowRank:
     """
 
     def __init__(self, lens: LensModel, rank: Rank = RANK, seed: int = 0) -> None:
-        import peft
-
-        self._hf = lens.hf
+        self._hf, self._package = lens.hf, require_peft()
         self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
         self.config = adapter_config(lens, rank)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.peft: Any = peft.get_peft_model(lens.hf, self.config)
+            self.peft = self._package.get_peft_model(lens.hf, self.config)
 
     def parameters(self) -> list[nn.Parameter]:
         """The adapters' matrices."""
@@ -96,15 +110,12 @@ class LowRank:
 
     def state(self) -> dict[str, Tensor]:
         """The adapters' matrices under peft's names."""
-        import peft
-
-        return {k: v.detach().cpu().clone() for k, v in peft.get_peft_model_state_dict(self.peft).items()}
+        own = self._package.get_peft_model_state_dict(self.peft)
+        return {name: matrix.detach().cpu().clone() for name, matrix in own.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
-        import peft
-
-        peft.set_peft_model_state_dict(self.peft, dict(state))
+        self._package.set_peft_model_state_dict(self.peft, dict(state))
 
     def undo(self) -> None:
         """Take the adapters off."""
@@ -115,11 +126,9 @@ class LowRank:
 
 def adapter_config(lens: LensModel, rank: Rank) -> Any:
     """peft's configuration of the adapters; the layers are named by a pattern, as short as it can be."""
-    from peft import LoraConfig
-
     inner = {name.split(".", lens.layout.path.count(".") + 2)[-1] for name in linear_names(lens)}
     pattern = rf"{re.escape(lens.layout.path)}\.\d+\.({'|'.join(map(re.escape, sorted(inner)))})"
-    return LoraConfig(
+    return require_peft().LoraConfig(
         r=rank.r, lora_alpha=rank.alpha, lora_dropout=rank.dropout, target_modules=pattern, bias="none"
     )
 

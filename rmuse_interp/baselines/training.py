@@ -27,7 +27,7 @@ from rmuse_interp.baselines.methods import Baseline, Group, Step, build, require
 from rmuse_interp.baselines.pruning import neuron_scores, prune
 from rmuse_interp.baselines.saliency import mask_of, saliency
 from rmuse_interp.baselines.store import RECORD, read_record, versions, write_baseline
-from rmuse_interp.baselines.trainables import RANK, Trainable, adapter_config
+from rmuse_interp.baselines.trainables import RANK, Trainable, adapter_config, require_peft
 from rmuse_interp.baselines.trials import Judged, Trial, best, next_setting
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.errors import RMuseError
@@ -111,6 +111,8 @@ def train(
         return _taken_up(home, name, digest)
     course = Course(name, baseline, lens, benchmark, part, seed, limit, batch_size)
     course.require_rows()
+    if baseline.trains == "adapters":
+        require_peft()
     home.mkdir(parents=True, exist_ok=True)
     journal = Journal(home, digest)
     task = None if progress is None else progress.add_task(name, total=settings, completed=0)

@@ -82,17 +82,18 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
         return first
     scores: dict[float, float] = {}
     for trial in trials:
-        scores[trial.setting] = max(trial.score, scores.get(trial.setting, -math.inf))
+        score = trial.score if trial.keep > 0 else -math.inf  # a ruined model forgets nothing in particular
+        scores[trial.setting] = max(score, scores.get(trial.setting, -math.inf))
+    if max(scores.values()) == -math.inf:
+        return min(scores) / LADDER
     # Among equals the largest: below the settings that change anything all are equal.
     top = max(scores, key=lambda setting: (scores[setting], setting))
     above = min((s for s in scores if s > top), default=None)
     below = max((s for s in scores if s < top), default=None)
     if above is None and top < most:
         return min(most, top * LADDER)
-    if below is None:
-        return top / LADDER
-    if above is None or top / below > above / top:
-        return math.sqrt(below * top)
+    if above is None or (LADDER if below is None else top / below) > above / top:
+        return top / LADDER if below is None else math.sqrt(below * top)
     return math.sqrt(top * above)
 
 
