@@ -1,4 +1,4 @@
-"""The labelled set of leaks and chains: made anew as shipped, hard enough, and what rules reach on the half kept from them."""
+"""The labelled set of leaks and chains: made anew as shipped, hard enough, and what rules reach on the half kept back."""
 
 import json
 from collections import Counter

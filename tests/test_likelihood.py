@@ -1,15 +1,20 @@
-"""Likelihood of responses, and whether two sets of them are told apart: against naive sums, with controls."""
+"""Likelihood of responses, resumed where it was broken off; whether two sets of responses are told apart; controls."""
 
 import random
 
+import parquet_fixture
 import pytest
 import torch
 from plans import gated_plan, lens_of, questions
 from tiny import tiny_llava
 
+from rmuse_interp.data import load_benchmark
 from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate import transcribe
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.models.likelihood import response_nll
+from rmuse_interp.results import Transcript
+from rmuse_interp.running import UNFINISHED, Method, likelihoods
 
 RESPONSES = [
     "It is a baker.",
@@ -53,6 +58,91 @@ def test_responses_without_words_are_refused():
     lens = lens_of(tiny_llava())
     with pytest.raises(RMuseError, match="1 of them empty"):
         response_nll(lens, ["Who?", "Where?"], ["Me.", " "])
+
+
+@pytest.fixture(scope="module")
+def benchmark(tmp_path_factory):
+    return load_benchmark(
+        parquet_fixture.write_benchmark(tmp_path_factory.mktemp("likely") / "data"), forget=10
+    )
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The sizes of the batches whose likelihoods are computed; the one numbered `stop` is interrupted."""
+    sizes: list[int] = []
+    real = likelihoods.token_nll
+
+    def counting(lens, prompts, *rest, **settings):
+        sizes.append(len(prompts))
+        if len(sizes) == counting.stop:
+            raise KeyboardInterrupt
+        return real(lens, prompts, *rest, **settings)
+
+    counting.stop = None
+    monkeypatch.setattr(likelihoods, "token_nll", counting)
+    return sizes, counting
+
+
+def test_nats_of_answers_go_on_behind_the_last_whole_batch(benchmark, tmp_path, counted):
+    sizes, counting = counted
+    lens, other = lens_of(tiny_llava()), lens_of(tiny_llava(seed=1))
+    methods = [Method("vanilla", lens), Method("rmuse/odd", lens, gated_plan().without("gate"))]
+    asked = [e for e in benchmark.scoring("forget") if e.kind == "generation"]
+    wrong = {e.id: ["Cairo", "It is Quito."] for e in asked[:-1]}
+
+    def nats(method, folder=None):
+        return likelihoods.answer_nats(method, asked, wrong, batch_size=3, folder=folder)
+
+    whole = [nats(method) for method in methods]
+    each = len(sizes) // 2
+    assert [len(row) for row in whole[0].values()] == [3] * len(wrong)
+    assert (sum(sizes[:each]), len(asked)) == (3 * len(wrong), 4)
+    sizes.clear()
+    counting.stop = each + 3
+    with pytest.raises(KeyboardInterrupt):
+        [nats(method, tmp_path) for method in methods]
+    kept = tmp_path / UNFINISHED / "likelihoods" / "answers--rmuse-odd.jsonl"
+    assert len(kept.read_text().splitlines()) == 3  # a digest and two batches
+    kept.write_text(kept.read_text()[:-5])  # torn while it was written
+    sizes.clear()
+    counting.stop = None
+    assert [nats(method, tmp_path) for method in methods] == whole
+    assert len(sizes) == each - 1
+    sizes.clear()
+    assert [nats(method, tmp_path) for method in methods] == whole
+    assert sizes == []
+    assert nats(Method("vanilla", other), tmp_path) != whole[0]  # another model under a known name
+    assert len(sizes) == each
+
+
+def test_fluency_goes_on_behind_the_last_whole_batch(benchmark, tmp_path, counted):
+    sizes, counting = counted
+    lens = lens_of(tiny_llava())
+    examples = {e.id: e for split in ("forget", "test") for e in benchmark.scoring(split)}
+    texts = [f"She lives in {'far away ' * (i % 3)}Oslo." for i in range(len(examples))]
+    responses: list[Transcript] = [
+        transcribe(e, "vanilla", text, benchmark.delimiters)
+        for e, text in zip(examples.values(), texts, strict=True)
+    ]
+    whole = likelihoods.fluency(responses, examples, lens, batch_size=4)
+    n = len(sizes)
+    sizes.clear()
+    counting.stop = 3
+    with pytest.raises(KeyboardInterrupt):
+        likelihoods.fluency(responses, examples, lens, batch_size=4, folder=tmp_path)
+    sizes.clear()
+    counting.stop = None
+    assert likelihoods.fluency(responses, examples, lens, batch_size=4, folder=tmp_path) == whole
+    assert len(sizes) == n - 2
+    batches = response_nll(
+        lens, [t.prompt for t in responses], texts, [examples[t.id].image for t in responses]
+    )
+    nats = {t.id: row for t, row in zip(responses, batches, strict=True) if t.split == "forget"}
+    expected = torch.tensor([sum(one) for one in zip(*nats.values(), strict=True)])
+    found = whole["vanilla"]["forget"]
+    assert found["n"] == len(nats)
+    assert found["perplexity"] == pytest.approx(float((expected[0] / expected[1]).exp()), rel=1e-3)
 
 
 def said(words: list[str], n: int, seed: int) -> tuple[list[str], list[str]]:

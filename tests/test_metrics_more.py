@@ -3,8 +3,10 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from plans import lens_of, questions
+from sklearn.metrics import roc_auc_score
 from test_evaluate import said
 from tiny import tiny_llava
 
@@ -209,6 +211,17 @@ def test_forget_quality_tells_a_model_that_knows_from_one_that_does_not():
 
 
 # ---------------------------------------------------------------- membership
+
+
+def test_membership_is_the_area_under_the_curve_ties_and_all():
+    draw = np.random.default_rng(1)
+    members = {f"m{i}": [draw.integers(4) / 2] for i in range(30)}
+    others = {f"o{i}": [draw.integers(5) / 2] for i in range(50)}
+    people = {i: f"p{n % 7}" for n, i in enumerate((*members, *others))}
+    scores = [-row[0] for row in (*members.values(), *others.values())]
+    found = membership(members, others, people)
+    assert found.auroc == pytest.approx(roc_auc_score([1] * 30 + [0] * 50, scores))
+    assert found.low < found.auroc < found.high
 
 
 def test_membership_scores_by_hand():

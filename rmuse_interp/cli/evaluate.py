@@ -166,15 +166,16 @@ def evaluate(
 
         with support.bars("likelihoods", seconds, "forgetting") as progress:
             scores["forgetting"] = likelihoods.forgetting(
-                methods, never_knew, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress
+                methods, never_knew, benchmark, limit=limit, batch_size=batch_size, seed=seed, folder=out,
+                progress=progress,
             )  # fmt: skip
     if perplexity:
         from rmuse_interp.running import likelihoods
 
         examples = {e.id: e for some in questions.values() for e in some}
-        with support.bars("perplexity", seconds, "fluency"):
+        with support.bars("perplexity", seconds, "fluency") as progress:
             scores["fluency"] = likelihoods.fluency(
-                answers.transcripts, examples, lens, batch_size=batch_size, seed=seed
+                answers.transcripts, examples, lens, batch_size=batch_size, seed=seed, folder=out, progress=progress
             )
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)

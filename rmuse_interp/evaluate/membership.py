@@ -88,8 +88,6 @@ def membership(
         if not rows or bad:
             got = f"{bad[0]} without" if bad else "none"
             raise RMuseError(f"{side}: answers with finite nats per token were required, got {got}")
-    from sklearn.metrics import roc_auc_score
-
     draw = np.random.default_rng(seed)
     clusters = []
     for rows in (members, others):
@@ -97,15 +95,22 @@ def membership(
         for i in sorted(rows):
             by_person.setdefault(people[i], []).append(SCORES[attack](rows[i]))
         clusters.append([np.array(scores) for _, scores in sorted(by_person.items())])
+    # AUROC = wins / pairs: both are sums over pairs of people, so a resample only weighs them anew.
+    wins = np.array([[_wins(one, other) for other in clusters[1]] for one in clusters[0]])
+    sizes = [np.array([len(scores) for scores in side], dtype=np.float64) for side in clusters]
 
-    def area(sides: Sequence[Sequence[np.ndarray]]) -> float:
-        one, other = (np.concatenate(list(side)) for side in sides)
-        label = np.concatenate([np.ones(len(one)), np.zeros(len(other))])
-        return float(roc_auc_score(label, np.concatenate([one, other])))
+    def area(mine: np.ndarray, theirs: np.ndarray) -> float:
+        return float(mine @ wins @ theirs / ((mine @ sizes[0]) * (theirs @ sizes[1])))
 
-    found = [
-        area([[side[k] for k in draw.integers(len(side), size=len(side))] for side in clusters])
-        for _ in range(resamples)
-    ]
+    def drawn(n: int) -> np.ndarray:
+        return np.bincount(draw.integers(n, size=n), minlength=n).astype(np.float64)
+
+    found = [area(drawn(len(clusters[0])), drawn(len(clusters[1]))) for _ in range(resamples)]
     low, high = np.percentile(found, [2.5, 97.5])
-    return Membership(attack, area(clusters), float(low), float(high), len(members), len(others))
+    every = [np.ones(len(side)) for side in clusters]
+    return Membership(attack, area(*every), float(low), float(high), len(members), len(others))
+
+
+def _wins(one: np.ndarray, other: np.ndarray) -> float:
+    """In how many pairs the first score is the larger; a tie is half a pair."""
+    return float((one[:, None] > other).sum() + 0.5 * (one[:, None] == other).sum())
