@@ -105,18 +105,20 @@ def attacked(
         [a for a in attacks if isinstance(a, str)]
     )
     jobs = _jobs(chosen, questions, benchmark, seed, splits)
-    copies: dict[tuple[int, int], LensModel] = {}
+    copies: dict[int, LensModel] = {}
+    copied: LensModel | None = None
     found: list[AttackTranscript] = []
     total = len(jobs) + len(_openings(jobs))
     for method in methods:
+        if method.model is not copied:
+            copies, copied = {}, method.model  # one model's copies at a time
         task = None if progress is None else progress.add_task(f"{method.name} under attack", total=total)
         for bits in dict.fromkeys(job.attack.bits for job in jobs):
             there = method
             if bits is not None:
-                key = (id(method.model), bits)
-                if key not in copies:
-                    copies[key] = quantised(method.model, bits)
-                there = replace(method, model=copies[key])
+                if bits not in copies:
+                    copies[bits] = quantised(method.model, bits)
+                there = replace(method, model=copies[bits])
             mine = [job for job in jobs if job.attack.bits == bits]
             place = (
                 None if folder is None else folder / UNFINISHED / "attacks" / method.name.replace("/", "-")
