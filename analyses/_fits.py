@@ -7,16 +7,19 @@ an entry is never stale, and a change of any of them makes another.
 
 import argparse
 import hashlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 import rmuse_interp
 from rmuse_interp.activations import Pooled
@@ -39,14 +42,17 @@ def evidence_of(
 
     if given.fits is None:
         return fresh()
-    place = _place(given, lens, benchmark) / "evidence.pt"
+    place = _place(given, lens, benchmark) / "evidence.safetensors"
     if not place.is_file():
-        found = {modality: _packed(one) for modality, one in fresh().items()}
+        tensors: dict[str, Tensor] = {}
+        tree = {modality: _packed(vars(one), tensors) for modality, one in fresh().items()}
         with tempfile.NamedTemporaryFile(dir=_made(place.parent), delete=False) as file:
-            torch.save(found, file)
+            file.close()
+            save_file(tensors, file.name, {"tree": json.dumps(tree)})
         os.replace(file.name, place)  # whole or not at all, whoever else writes
-    kept = torch.load(place, weights_only=True)
-    return {modality: _unpacked(one) for modality, one in kept.items()}
+    with safe_open(place, "pt") as file:
+        kept = json.loads(file.metadata()["tree"])
+        return {modality: Evidence(**_unpacked(one, file.get_tensor)) for modality, one in kept.items()}
 
 
 def preset_of(
@@ -125,24 +131,28 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _packed(evidence: Evidence) -> dict[str, Any]:
-    """Tensors, texts and plain containers alone: what torch loads without running code."""
-    return {f.name: _plain(getattr(evidence, f.name)) for f in fields(evidence)}
-
-
-def _plain(value: Any) -> Any:
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Evidence as JSON: tensors are put aside by number, records and tuples become objects that name their kind."""
+    if isinstance(value, Tensor):
+        tensors[str(len(tensors))] = value.contiguous()
+        return {"tensor": str(len(tensors) - 1)}
     if isinstance(value, Pooled):
-        return {"states": value.states, "ids": value.ids, "layers": value.layers, "span": value.span}
-    return {k: _plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+        return {"pooled": {f.name: _packed(getattr(value, f.name), tensors) for f in fields(value)}}
+    if isinstance(value, Mapping):
+        return {"mapping": {k: _packed(v, tensors) for k, v in value.items()}}
+    if isinstance(value, tuple):
+        return {"tuple": [_packed(v, tensors) for v in value]}
+    return value
 
 
-def _unpacked(kept: Mapping[str, Any]) -> Evidence:
-    return Evidence(**{name: _back(value) for name, value in kept.items()})
-
-
-def _back(value: Any) -> Any:
-    if not isinstance(value, Mapping):
+def _unpacked(value: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """What `_packed` made JSON of."""
+    if not isinstance(value, dict):
         return value
-    if value.keys() == {"states", "ids", "layers", "span"}:
-        return Pooled(**value)
-    return {k: _back(v) for k, v in value.items()}
+    ((kind, held),) = value.items()
+    if kind == "tensor":
+        return tensor(held)
+    if kind == "tuple":
+        return tuple(_unpacked(v, tensor) for v in held)
+    found = {k: _unpacked(v, tensor) for k, v in held.items()}
+    return Pooled(**found) if kind == "pooled" else found

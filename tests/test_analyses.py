@@ -14,6 +14,7 @@ from tiny import tiny_llava
 import rmuse_interp.models.lens as lens_room
 from analyses import _common as common
 from analyses import (
+    _fits,
     ablations,
     acceptance,
     adaptive_vs_fixed,
@@ -23,11 +24,12 @@ from analyses import (
 )
 from analyses._composed import composed, fires, probes, scored
 from rmuse_interp import load_benchmark, load_model
+from rmuse_interp.activations import Pooled
 from rmuse_interp.data import SPLITS
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import transcribe
 from rmuse_interp.fitting import assemble, gather
-from rmuse_interp.rmuse import SPANS, paper_edit, subspaces_at
+from rmuse_interp.rmuse import SPANS, Evidence, paper_edit, subspaces_at
 from rmuse_interp.running import Method, choose, run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +138,33 @@ def test_a_broken_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
     other = argparse.Namespace(out=tmp_path, max_new_tokens=7, batch_size=4)
     with pytest.raises(RMuseError, match="asked again"):
         common.answered(other, "some", methods, questions, benchmark)
+
+
+def test_evidence_comes_back_from_the_folder_as_it_was(world, tmp_path, monkeypatch):
+    lens, benchmark, evidence, _ = world
+    given = argparse.Namespace(fits=tmp_path, fit_limit=6, batch_size=32, seed=0)
+    monkeypatch.setattr(_fits, "gather", lambda *_args, **_settings: evidence)
+    _fits.evidence_of(given, lens, benchmark)
+    monkeypatch.delattr(_fits, "gather")
+    found = _fits.evidence_of(given, lens, benchmark)
+    (kept,) = tmp_path.rglob("evidence.*")
+    assert kept.suffix == ".safetensors"  # which runs no code when it is read
+
+    def same(one, other):
+        assert type(one) is type(other)
+        if isinstance(one, torch.Tensor):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+        elif isinstance(one, dict):
+            assert list(one) == list(other)
+            for key in one:
+                same(one[key], other[key])
+        elif isinstance(one, (Evidence, Pooled)):
+            same(vars(one), vars(other))
+        else:
+            assert one == other
+
+    same(evidence, found)
 
 
 # Answers put together.

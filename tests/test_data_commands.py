@@ -464,6 +464,7 @@ def test_the_generic_set_is_retained_where_no_other_is_named(tmp_path):
     result = rmuse("data", "new", tmp_path / "people.csv", "--images", images, "--out", tmp_path / "data")
     assert result.exit_code == 0, result.output
     assert "name people that your model knows with --retain" in result.stderr
+    assert "no problems" in rmuse("data", "check", tmp_path / "data").stdout
     benchmark = load_benchmark(tmp_path / "data")
     assert (len(benchmark.forget_people), len(benchmark.people)) == (2, 192)
     assert benchmark.fit_strangers

@@ -175,7 +175,13 @@ def evaluate(
         examples = {e.id: e for some in questions.values() for e in some}
         with support.bars("perplexity", seconds, "fluency") as progress:
             scores["fluency"] = likelihoods.fluency(
-                answers.transcripts, examples, lens, batch_size=batch_size, seed=seed, folder=out, progress=progress
+                answers.transcripts,
+                examples,
+                lens,
+                batch_size=batch_size,
+                seed=seed,
+                folder=out,
+                progress=progress,
             )
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
