@@ -61,6 +61,15 @@ SEVERITIES: Final[dict[str, dict[str, Severity]]] = {
 }
 
 
+def disturbed(image: bytes, rng: random.Random) -> bytes:
+    """The picture cropped, blurred, noisy or compressed, at a severity drawn between none and the strongest attack's."""
+    with Image.open(io.BytesIO(image)) as opened:
+        picture = opened.convert("RGB")
+    drawn = rng.choice((crop(rng.uniform(0.8, 1.0)), blur(rng.uniform(0.0, 0.02)), noise(rng.uniform(0.0, 30.0)),
+                        jpeg(rng.randint(15, 75))))  # fmt: skip
+    return drawn(picture, rng)
+
+
 def photographed(kind: str) -> Ask:
     """The variants of a question with its picture at every severity of a kind; none for questions in text."""
 

@@ -11,12 +11,14 @@ from rich.progress import Progress
 from torch import Tensor
 
 from rmuse_interp.activations import Pooled
+from rmuse_interp.attacks.photographs import disturbed
 from rmuse_interp.collect import Query, Span, pooled_states, trajectories
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits import Modality
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.metrics import RefusalPool
 from rmuse_interp.models.lens import LensModel
+from rmuse_interp.models.quantised import roundable, rounding
 from rmuse_interp.rmuse import Evidence
 from rmuse_interp.spans import parse_response
 
@@ -30,6 +32,8 @@ TRAJECTORIES: Final = 32
 READOUTS: Final[tuple[Span, ...]] = ("last", "question", "draft")
 """What gates may read. Never the image tokens alone: they come before the question and can't know what is asked about a
 person."""
+DISTURBED: Final = 0.15
+"""Share of the gate's queries that it is shown disturbed as well. On the organism 8 % were enough, and all no better."""
 SHORT: Final = frozenset({"classification", "cloze"})
 """Kinds of question that are answered without reasoning."""
 
@@ -272,17 +276,52 @@ class _Gatherer:
         some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
                 *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
         prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
+        readouts, twins = self._with_disturbed(queries)
+
+        def labelled(labels: dict[str, str]) -> dict[str, str]:
+            """With the disturbed queries labelled as the ones that they were."""
+            return labels | {twin: labels[own] for twin, own in twins.items() if own in labels}
+
         return {
-            "readouts": self._read_out(queries),
+            "readouts": readouts,
             "prefixed": self._states(prefixed, ("last",), "prefixed prompts")["last"],
-            "forget": {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget},
+            "forget": labelled(
+                {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget}
+            ),
             # Harmless questions about those to forget are held out one by one, not all of a person's at once.
-            "others": {
+            "others": labelled({
                 f"{e.id}@{n}": e.id if e.person in benchmark.forget_people else e.person or e.id
                 for e, _, n in others
-            },
-            "people": {f"{e.id}@{n}": _cluster(e) for e, _, n in (*forget, *others)},
-        }
+            }),
+            "people": labelled({f"{e.id}@{n}": _cluster(e) for e, _, n in (*forget, *others)}),
+        }  # fmt: skip
+
+    def _with_disturbed(self, queries: list[Query]) -> tuple[dict[Span, Pooled], dict[str, str]]:
+        """What gates read of the queries, and of some of them once more as they might come in use.
+
+        Namely with the weights rounded to 4 bits, and with the photograph changed a little. A person's states scatter
+        by that too, and a gate that has seen how does not take the scatter for another person.
+
+        Returns:
+            States by read-out, and the id of each disturbed query → that of the one that was disturbed.
+        """
+        found = self._read_out(queries)
+        rng = random.Random(self.seed)
+        some = rng.sample(queries, round(DISTURBED * len(queries)))
+        twins: dict[str, str] = {}
+        parts = []
+        if roundable(self.model):
+            with rounding(self.model, 4):
+                parts.append(
+                    self._states([_twin(q, "rounded", twins) for q in some], READOUTS, "rounded weights")
+                )
+        seen = [(q, q.image) for q in some if isinstance(q.image, bytes)]
+        if seen:
+            changed = [replace(_twin(q, "changed", twins), image=disturbed(image, rng)) for q, image in seen]
+            parts.append(self._states(changed, READOUTS, "changed photographs"))
+        for part in parts:
+            found = {span: _joined(found[span], part[span]) for span in READOUTS}
+        return found, twins
 
     def _photographs(self) -> dict[str, list[bytes]]:
         """Further photographs of people in fitting data, by person."""
@@ -298,6 +337,17 @@ class _Gatherer:
 def _text(query: Query) -> tuple[Any, ...]:
     """All that the states of a query depend on."""
     return query.prompt, query.image, query.response, query.stepwise
+
+
+def _twin(query: Query, how: str, twins: dict[str, str]) -> Query:
+    """The query under an id of its own, which is entered into `twins`."""
+    twin = replace(query, id=f"{query.id}~{how}")
+    twins[twin.id] = query.id
+    return twin
+
+
+def _joined(one: Pooled, other: Pooled) -> Pooled:
+    return replace(one, states=torch.cat([one.states, other.states]), ids=(*one.ids, *other.ids))
 
 
 def _cluster(example: Example) -> str:

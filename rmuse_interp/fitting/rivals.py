@@ -180,9 +180,9 @@ def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
 
 
 def _example(name: str) -> str:
-    """The example's id of a row: prompts are kept as ``ID@PICTURE``."""
+    """The example's id of a row: prompts are kept as ``ID@PICTURE``, disturbed ones as ``ID@PICTURE~HOW``."""
     head, _, number = name.rpartition("@")
-    return head if head and number.isdigit() else name
+    return head if head and number.partition("~")[0].isdigit() else name
 
 
 def tune(
