@@ -14,7 +14,6 @@ from rmuse_interp.cli import support
 from rmuse_interp.report.before_after import shown
 
 if TYPE_CHECKING:
-    from rmuse_interp.attacks import Attack
     from rmuse_interp.data import Benchmark, Example
     from rmuse_interp.evaluate import Judge
     from rmuse_interp.results import AttackTranscript, Transcript
@@ -51,8 +50,19 @@ Names = Annotated[
 ]
 
 
+def require_applicable(
+    attacks: Sequence[str], questions: Mapping[str, Sequence["Example"]], benchmark: "Benchmark"
+) -> None:
+    """Nothing, or the error that an attack applies to no question of a run."""
+    if attacks:
+        from rmuse_interp.attacks import require_names
+        from rmuse_interp.running import attacked
+
+        attacked.require_applicable(require_names(attacks), questions, benchmark)
+
+
 def asked(
-    attacks: Sequence["Attack | str"],
+    attacks: Sequence[str],
     methods: Sequence["Method"],
     questions: Mapping[str, Sequence["Example"]],
     benchmark: "Benchmark",

@@ -127,6 +127,7 @@ def evaluate(
         judge, benchmark.aliases, benchmark.entails, budget=budget, base_url=judge_url, device=device, dtype=dtype
     )  # fmt: skip
     questions = running.choose(benchmark, limit, seed)
+    attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
     never_knew = None if gold is None else support.open_model(gold, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]

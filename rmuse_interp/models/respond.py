@@ -117,10 +117,10 @@ def _decided(lens: Any, plan: Plan, prompts: list[Prompt], images: list[Any]) ->
     """`lens.decide`, where a question that stands in several rows is asked once; None where the pass itself decides."""
     if plan.single_pass and not (plan.gates and any(isinstance(prompt, Conversation) for prompt in prompts)):
         return None
-    first: dict[tuple[Prompt, int], int] = {}
+    first: dict[tuple[Prompt, bytes | int], int] = {}
+    shown = [image if isinstance(image, bytes) else id(image) for image in images]
     place = [
-        first.setdefault((prompt, id(image)), len(first))
-        for prompt, image in zip(prompts, images, strict=True)
+        first.setdefault((prompt, image), len(first)) for prompt, image in zip(prompts, shown, strict=True)
     ]
     rows = [place.index(i) for i in range(len(first))]
     found = lens.decide(plan, [prompts[row] for row in rows], [images[row] for row in rows])

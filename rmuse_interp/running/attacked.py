@@ -29,14 +29,24 @@ ATTACKED_SPLITS: Final = ("forget", "test", "retain")
 
 @dataclass(frozen=True)
 class _Job:
-    """One response to be had: a sample of a variant of a question."""
+    """One response to be had: a sample of a variant of a question.
+
+    Pictures are made again when they are shown: thousands of them together would fill the memory. `asked` is without,
+    `picture` their hash, empty for questions in text.
+    """
 
     attack: Attack
     example: Example
+    index: int
     asked: Asked
+    picture: str
     sample: int
     seed: int
     history: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def modality(self) -> str:
+        return "image" if self.picture else "text"
 
     @property
     def prompt(self) -> Prompt:
@@ -60,7 +70,7 @@ class _Job:
         """All that the response depends on, besides the method."""
         asked = self.asked
         return (self.attack.name, self.attack.temperature, self.example.id, asked.variant, asked.prompt, asked.opening,
-                asked.prefill, self.sample, self.seed)  # fmt: skip
+                asked.prefill, self.picture, self.sample, self.seed, self.history)  # fmt: skip
 
 
 def attacked(
@@ -104,6 +114,7 @@ def attacked(
     chosen = [a for a in attacks if isinstance(a, Attack)] + require_names(
         [a for a in attacks if isinstance(a, str)]
     )
+    require_applicable(chosen, questions, benchmark, splits)
     jobs = _jobs(chosen, questions, benchmark, seed, splits)
     copies: dict[int, LensModel] = {}
     copied: LensModel | None = None
@@ -123,9 +134,7 @@ def attacked(
             place = (
                 None if folder is None else folder / UNFINISHED / "attacks" / method.name.replace("/", "-")
             )
-            ask = _Asking(
-                there, bits, benchmark.delimiters, max_new_tokens, batch_size, place, progress, task
-            )
+            ask = _Asking(there, bits, benchmark, seed, max_new_tokens, batch_size, place, progress, task)
             openings = _openings(mine)
             replies = {(t.id, t.prompt): t for t in ask.answered(list(openings.values()), "openings")}
             mine = [_continued(job, openings, replies) for job in mine]
@@ -136,6 +145,34 @@ def attacked(
     return found
 
 
+def require_applicable(
+    attacks: Sequence[Attack],
+    questions: Mapping[str, Sequence[Example]],
+    benchmark: Benchmark,
+    splits: Sequence[str] = ATTACKED_SPLITS,
+) -> None:
+    """Nothing, or the error that there is no open question, or none that some attack applies to.
+
+    Raises:
+        RMuseError: naming the attack.
+    """
+    open_ = _open(questions, splits)
+    if not open_:
+        raise RMuseError(
+            f"open questions of {', '.join(splits)} were required to attack, got none; raise --limit"
+        )
+    for attack in attacks:
+        if not any(attack.variants(example, benchmark) for example in open_):
+            raise RMuseError(
+                f"questions that {attack.name} applies to ({attack.what}) were required, got none among {len(open_)} of "
+                f"{', '.join(splits)}; leave it out, or raise --limit"
+            )
+
+
+def _open(questions: Mapping[str, Sequence[Example]], splits: Sequence[str]) -> list[Example]:
+    return [e for split in splits for e in questions.get(split, ()) if e.kind in OPEN_KINDS]
+
+
 def _jobs(
     attacks: Sequence[Attack],
     questions: Mapping[str, Sequence[Example]],
@@ -144,24 +181,15 @@ def _jobs(
     splits: Sequence[str],
 ) -> list[_Job]:
     found: list[_Job] = []
-    open_ = [e for split in splits for e in questions.get(split, ()) if e.kind in OPEN_KINDS]
-    if not open_:
-        raise RMuseError(
-            f"open questions of {', '.join(splits)} were required to attack, got none; raise --limit"
-        )
     for attack in attacks:
-        mine = [
-            _Job(attack, example, asked, sample, _seed(seed, attack, example, asked, sample))
-            for example in open_
-            for asked in attack.variants(example, benchmark, seed)
-            for sample in range(attack.samples)
-        ]
-        if not mine:
-            raise RMuseError(
-                f"questions that {attack.name} applies to ({attack.what}) were required, got none among {len(open_)} of "
-                f"{', '.join(splits)}; leave it out, or raise --limit"
-            )
-        found += mine
+        for example in _open(questions, splits):
+            for index, asked in enumerate(attack.variants(example, benchmark, seed)):
+                picture = "" if asked.image is None else hashlib.sha256(asked.image).hexdigest()
+                bare = replace(asked, image=None)
+                found += [
+                    _Job(attack, example, index, bare, picture, n, _seed(seed, attack, example, asked, n))
+                    for n in range(attack.samples)
+                ]
     return found
 
 
@@ -170,8 +198,8 @@ def _seed(seed: int, attack: Attack, example: Example, asked: Asked, sample: int
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
 
 
-_Openings = dict[tuple[bytes | None, str], _Job]
-"""Picture and harmless question → the job that asks it."""
+_Openings = dict[tuple[str, str], _Job]
+"""Picture's hash and harmless question → the job that asks it."""
 
 
 def _openings(jobs: Sequence[_Job]) -> _Openings:
@@ -181,7 +209,7 @@ def _openings(jobs: Sequence[_Job]) -> _Openings:
         words = job.asked.opening
         if words is not None:
             asked = replace(job.asked, variant="opening", prompt=words, opening=None)
-            found.setdefault((asked.image, words), replace(job, asked=asked, sample=0))
+            found.setdefault((job.picture, words), replace(job, asked=asked, sample=0))
     return found
 
 
@@ -190,7 +218,7 @@ def _continued(job: _Job, openings: _Openings, replies: Mapping[tuple[str, str],
     words = job.asked.opening
     if words is None:
         return job
-    reply = replies[openings[job.asked.image, words].example.id, words].response
+    reply = replies[openings[job.picture, words].example.id, words].response
     return replace(job, history=((words, reply or "…"),))  # an empty turn is dropped by some templates
 
 
@@ -200,7 +228,8 @@ class _Asking:
 
     method: Method
     bits: int | None
-    delimiters: tuple[str, str]
+    benchmark: Benchmark
+    attack_seed: int
     max_new_tokens: int
     batch_size: int
     place: Path | None
@@ -213,9 +242,11 @@ class _Asking:
         batches = [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
         kept = None
         if self.place is not None and jobs:
-            digest = digest_of(self.method, self.bits, self.delimiters, self.max_new_tokens, self.batch_size)
+            digest = digest_of(
+                self.method, self.bits, self.benchmark.delimiters, self.max_new_tokens, self.batch_size
+            )
             for job in ordered:
-                digest.update(repr((job.key, job.history)).encode() + (job.asked.image or b""))
+                digest.update(repr(job.key).encode())
             name = f"{self.place.name}--{self.bits or 'full'}-{part.replace(' ', '-')}.jsonl"
             kept = Kept(self.place.with_name(name), digest.hexdigest(), kind=AttackTranscript)
         found: list[AttackTranscript] = []
@@ -235,7 +266,7 @@ class _Asking:
         temperature = batch[0].attack.temperature
         responses = self.method.model.respond(
             [job.prompt for job in batch],
-            [job.asked.image for job in batch],
+            [self._picture(job) for job in batch],
             self.method.plan,
             max_new_tokens=self.max_new_tokens,
             prefill=[job.asked.prefill for job in batch],
@@ -248,23 +279,28 @@ class _Asking:
         ]
         return Answers(list(rows), {self.method.name: time.monotonic() - began})
 
+    def _picture(self, job: _Job) -> bytes | None:
+        if not job.picture:
+            return None
+        return job.attack.variants(job.example, self.benchmark, self.attack_seed)[job.index].image
+
     def _transcript(self, job: _Job, text: str, score: float | None, fired: bool | None) -> AttackTranscript:
         asked, example = job.asked, job.example
         prefill = asked.prefill or ""
-        own = text.removeprefix(prefill).strip() if self.delimiters[1] in prefill else text
-        parsed = parse_response(own, self.delimiters)
+        own = text.removeprefix(prefill).strip() if self.benchmark.delimiters[1] in prefill else text
+        parsed = parse_response(own, self.benchmark.delimiters)
         return AttackTranscript(
             id=example.id,
             method=self.method.name,
             split=example.split,
-            modality=asked.modality,
+            modality=job.modality,
             prompt=asked.prompt,
             response=text,
             reasoning=parsed.reasoning,
             answer=parsed.answer,
             expected=example.answer,
             attributes=asked.attributes,
-            gate_score=self.method.margin(asked.modality, score),
+            gate_score=self.method.margin(job.modality, score),
             fired=fired,
             kind=example.kind,
             person=example.person,
