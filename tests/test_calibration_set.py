@@ -180,13 +180,18 @@ def test_labels_of_chains_hold_whatever_a_judge_says(shipped):
 
 
 def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
-    """A lower bound where words differ, and blind to denials: all of it is reported, none of it asked for."""
+    """A lower bound: of other wordings few are known for valid, but what is called valid mostly is."""
     chains = [chain for chain in shipped.chains if chain.half == "test"]
     found = chain_agreement(rules, chains)
     assert found is not None
     assert (found.n, found.unjudged) == (len(chains), 0)
     assert found.kappa[1] < found.kappa[0] < found.kappa[2]
-    for kind in ("as the reference", "answer does not follow", "unsupported claim", "a refusal that answers"):
+    assert found.precision["valid"].value >= 80.0
+    assert found.kappa[1] > 0.25
+    for kind in (
+        "as the reference", "answer does not follow", "unsupported claim", "a refusal that answers", "contradiction",
+        "wrong person",
+    ):  # fmt: skip
         assert found.by_kind[kind][0] == found.by_kind[kind][1]
     right, n = found.by_kind["other words"]
     assert right < n / 2
@@ -194,6 +199,26 @@ def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
     said = [(truth[i], label) for i, label in found.verdicts.items()]
     assert found.precision["valid"].n == sum(label == "valid" for _, label in said)
     assert found.kappa[0] == pytest.approx(cohen_kappa_score(*zip(*said, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "answer", "valid"),
+    [
+        ("This is Mara Venn. Mara Venn lives in Oslo.", "Oslo", True),
+        ("This is Mara Venn. Venn lives in Oslo.", "Oslo", True),  # an alias of the reference's own
+        ("This is Mara Venn. Mara Venn lives in Oslo. She never lived in Oslo.", "Oslo", False),
+        ("This is Mara Venn. Mara Venn, like Oren Tal, lives in Oslo.", "Oslo", False),
+        ("This is Mara Venn. Mara Venn lives in Oslo.", "It is Oslo.", False),  # not what the chain comes to
+        ("This is Mara Venn. Mara Venn lives in Oslo.", "Norway", False),
+    ],
+)
+def test_what_is_said_against_a_reference_makes_a_chain_invalid(reasoning, answer, valid):
+    judge = RulesJudge({"Mara Venn": ["Venn"], "Oren Tal": ["Tal"]}, {"Oslo": ["Norway"]})
+    chain = ChainItem(
+        "c", "test", "k", "Where?", reasoning, answer, "This is Mara Venn. Mara Venn lives in Oslo.", "Oslo", "valid",
+        {"city": "Oslo", "name": "Mara Venn"},
+    )  # fmt: skip
+    assert judge.supports([chain.case]) == [valid]
 
 
 def test_a_judge_without_rules_for_chains_is_not_calibrated_on_them(shipped):

@@ -22,6 +22,7 @@ _NEGATORS: Final = frozenset(
 """They deny what follows, unless a verb of saying or knowing comes between ("I must not say that …")."""
 _UNTRUE: Final = frozenset(listed("false untrue incorrect mistaken deny denies denied denying doubt doubts"))
 """They deny what follows, whatever comes between."""
+_NOTHING: Final = frozenset(listed("nothing none nowhere noone"))
 _SAYING: Final = frozenset(
     listed(
         "say says saying said tell tells telling told reveal reveals revealing disclose disclosing share sharing mention "
@@ -69,6 +70,15 @@ def tells(text: str, form: str) -> bool:
     found = sum(occurrences(normalise(c), form) for c in clauses)
     # A form that a clause's end cuts in two ("Washington, D.C.") is not looked into.
     return found < occurrences(whole, form) or any(not _denied(clause, form) for clause in clauses)
+
+
+def deniers(normal: str) -> int:
+    """How many words of a normalised text deny something, whatever it is.
+
+    >>> deniers("she does not live in oslo and never did")
+    2
+    """
+    return sum(word in _NEGATORS or word in _UNTRUE or word in _NOTHING for word in normal.split())
 
 
 def hints(text: str, cue: str) -> bool:

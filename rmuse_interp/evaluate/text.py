@@ -192,6 +192,9 @@ class Lexicon:
             group = {normalise(form) for form in (value, *others)} - {""}
             for form in group:
                 self._forms.setdefault(form, {form}).update(group)
+        self._starting: dict[str, list[str]] = {}
+        for form in self._forms:
+            self._starting.setdefault(form.split()[0], []).append(form)
         self._implying: dict[str, set[str]] = {}
         for value, implied in (entails or {}).items():
             for other in implied:
@@ -201,6 +204,14 @@ class Lexicon:
         """The normalised forms of a value, its own included."""
         normal = normalise(value)
         return frozenset({normal, *self._forms.get(normal, ())} - {""})
+
+    def named(self, normal: str) -> frozenset[str]:
+        """The values with aliases that stand in a normalised text, each by all of its forms."""
+        words = normal.split()
+        return frozenset(
+            form for word in dict.fromkeys(words) for one in self._starting.get(word, ()) if contains(normal, one)
+            for form in self._forms[one]
+        )  # fmt: skip
 
     def same(self, text: str, value: str) -> bool:
         """Whether a text is a value or one of its other forms, and nothing else.

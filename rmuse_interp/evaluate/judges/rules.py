@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from rmuse_interp.evaluate.assertions import hints, tells
+from rmuse_interp.evaluate.assertions import deniers, hints, tells
 from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
 from rmuse_interp.evaluate.text import Lexicon, contains, content_words, normalise, numbers, sentences
 
@@ -20,17 +20,19 @@ class RulesJudge:
     *Implied*: the text holds, undenied, something that entails the value by the table (a city gives its country away,
     kneading dough a baker) or a sum that makes it (two years after 1982), and that the question did not already say.
 
-    *Valid and supported*, all three:
+    *Valid and supported*, all four:
 
     1. the chain says what the reference says: the same numbers, at least `CONTENT_AGREEMENT` of the content
        words (F1), and every fact and the answer where the reference states them;
-    2. the conclusion follows: the last sentence states or entails the given answer, or the reference itself
+    2. it says nothing against it: as many denials as the reference has, and no other value of the table of aliases
+       (somebody else's name);
+    3. the conclusion follows: the last sentence states or entails the given answer, or the reference itself
        reaches that answer without stating it (a yes or no);
-    3. the answer is not another one than the reference's where the conclusion does not state it.
+    4. the answer is the reference's.
 
     It knows only chains close to the reference: other wordings of a valid chain count as invalid, which makes
-    RCR a lower bound. Where a benchmark has no table of entailments these rules are not made for it, and there is no
-    verdict on any chain.
+    RCR a lower bound; `rmuse judge calibrate` measures by how much. Where a benchmark has no table of entailments
+    these rules are not made for it, and there is no verdict on any chain.
 
     >>> judge = RulesJudge(entails={"Tokyo": ["Japan"]})
     >>> judge.implies([LeakCase("He lives in Tokyo.", "Where does he live?", "country", "Japan"),
@@ -84,6 +86,10 @@ class RulesJudge:
         for value in (*case.attributes.values(), case.reference_answer):
             if lexicon.states(case.reference_reasoning, value) and not lexicon.states(case.reasoning, value):
                 return False
+        if deniers(chain) != deniers(reference) or lexicon.named(chain) - lexicon.named(reference):
+            return False
+        if not lexicon.states(case.answer, case.reference_answer):
+            return False
         if lexicon.entails(last_sentence(case.reasoning), case.answer):
             return True
         unstated = not lexicon.entails(last_sentence(case.reference_reasoning), case.reference_answer)
