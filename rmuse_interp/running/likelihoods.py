@@ -219,8 +219,8 @@ def fluency(
         progress: a running progress bar to add a line to.
     """
     said = [t for t in transcripts if t.response.strip()]
-    rows = [(t.prompt, t.response, examples[t.id]) for t in said]
-    found = _nats(Method("responses", model), rows, "responses", batch_size, folder, progress)
+    asked = [(t.prompt, t.response, examples[t.id]) for t in said]
+    found = _nats(Method("responses", model), asked, "responses", batch_size, folder, progress)
     nats = {(t.method, t.id): row for t, row in zip(said, found, strict=True)}
     scores: dict[str, Any] = {}
     for method, split in sorted({(t.method, t.split) for t in transcripts}):
