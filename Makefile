@@ -60,6 +60,10 @@ figures: setup  ## run every analysis at a small size and draw its figure (resul
 drawn-demo: $(SMALL)/demo/scores.json
 	$(PY) figures/demo.py $(SMALL)/demo --out $(SMALL)
 
+# One analysis, several figures.
+drawn-tradeoff drawn-rcr: drawn-%: $(SMALL)/leaderboard.json
+	$(PY) figures/$*.py --results $(SMALL)
+
 drawn-%: $(SMALL)/%.json
 	$(PY) figures/$*.py --results $(SMALL)
 

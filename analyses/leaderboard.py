@@ -1,0 +1,258 @@
+"""One leaderboard: every method at every forget rate and seed, without attacks and under each of them.
+
+    python analyses/leaderboard.py --model organism --data organism --forget 5 --seeds 0 --out results/
+    python analyses/leaderboard.py --forget 5 10 15 --seeds 0 1 2 --methods rmuse/calibrated,npo,ga_diff
+
+Writes `leaderboard.json` and `leaderboard.md`; `figures/tradeoff.py` and `figures/rcr.py` draw it. Methods: `vanilla`,
+`gold` (trained without the people to forget, where the model has such a twin), both presets of R-MUSE, the rivals that
+steer at inference and the baselines that are trained. Whatever a rival or baseline has to be chosen by is chosen on
+fitting questions held out, with one budget for all rivals and one for all baselines.
+
+**Cells.** A cell is a method at a forget rate and a seed (of its questions, its fit or training, its intervals). They are
+kept in the folder `leaderboard` beside the result: the same command begun again does what is missing, and cells that
+failed once more. A cell that fails has its `error` in the record and a line in the table, the others go on; the exit
+code is then 1. Cells are worked on in `--jobs` processes.
+
+**Worst.** The largest RIL on forget or test, without attack or under any of the attacks, each question counted with its
+most leaking variant or sample. Trained baselines are attacked by relearning too: on 16 questions about half of the
+people to forget, scored on the other half.
+
+**Several seeds.** The mean of the seeds' values, and an interval from the lowest to the highest end of theirs.
+
+**Domination.** The goals are the worst RIL (less), exact answers on retain_test (more) and malformed responses on forget
+and test together (less), in percent. One method dominates another if it is worse by more than 1 point in none of them,
+and better by more than 1 point in at least one.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Final
+
+if not __package__:  # run as a script: its own folder is no place to import from
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from rich.markup import escape
+from rich.progress import Progress
+
+from analyses import _cells as cells
+from analyses import _common as common
+from analyses._cells import METHODS, RELEARNING, Cell, settle, world_of
+from analyses._common import Record
+from analyses._fits import evidence_of
+from analyses._standings import markdown, show, shown, summary, verdict
+from rmuse_interp.attacks import ATTACKS
+from rmuse_interp.baselines import BASELINES
+from rmuse_interp.cli.bundles import FIT_LIMIT, ready
+from rmuse_interp.cli.demo import GOLD_RATE, MODEL
+from rmuse_interp.errors import RMuseError
+from rmuse_interp.results import write_atomically
+from rmuse_interp.running import choose
+from rmuse_interp.steering import RIVALS
+
+SCHEMA: Final = "rmuse-leaderboard/1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 1 where a cell failed, 2 with an error in one line."""
+    failed: list[Record] = []
+
+    def finish(record: Record) -> None:
+        show(record)
+        failed.extend(row for row in record["rows"] if row["error"] is not None)
+
+    return common.command("leaderboard", options(), run, finish, argv) or int(bool(failed))
+
+
+def options() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = common.options(
+        __doc__, limit=60, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64,
+        small={"limit": 12, "attack_limit": 6, "fit_limit": 32, "attacks": "paraphrase,prefix,named",
+               "methods": "vanilla,gold,rmuse/calibrated,rmuse/paper,caa"},
+    )  # fmt: skip
+    add = parser.add_argument
+    add("--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; all by default")
+    add("--forget", type=int, nargs="+", default=[5], help="percents of the people to forget (5)")
+    add("--seeds", type=int, nargs="+", help="several seeds, each of a whole leaderboard (--seed alone)")
+    add("--attacks", default="all", metavar="A,B",
+        help=f"all (the default), none, or some of {', '.join((*ATTACKS, RELEARNING.name))}")  # fmt: skip
+    add("--attack-limit", type=int, default=24, help="most open questions per split under each attack (24)")
+    add("--render-seed", type=int, help="of the organism's test portraits")
+    add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time (2)")
+    return parser
+
+
+def run(given: argparse.Namespace) -> Record:
+    """The whole record of `leaderboard.json`.
+
+    Raises:
+        RMuseError: bad arguments, a missing file, too little to fit on; all before the first long pass.
+    """
+    names, given.attacks = named(given), attacks_of(given.attacks)
+    given.seeds = given.seeds or [given.seed]
+    if given.jobs < 1 or given.attack_limit < 1:
+        raise RMuseError(
+            f"--jobs and --attack-limit of at least 1 were required, got {given.jobs}, {given.attack_limit}"
+        )
+    wanted = [
+        Cell(name, rate, seed)
+        for rate in dict.fromkeys(given.forget)
+        for seed in dict.fromkeys(given.seeds)
+        for name in names
+        if name != "gold" or twin(given.model, rate)
+    ]
+    for rate in dict.fromkeys(given.forget):
+        lens, benchmark = world_of(given, rate)
+        ready(lens, benchmark, None)
+        choose(benchmark, given.limit, given.seeds[0])  # reads what is scored, before any long work
+    began = time.monotonic()
+    root = given.out / "leaderboard"
+    with common.bars() as progress:
+        rows = sorted(settled(wanted, given, root, progress), key=lambda row: wanted.index(_cell(row)))
+    found = summary(rows)
+    record = {
+        "schema": SCHEMA,
+        "provenance": common.provenance(
+            given, lens, benchmark, began, rates=given.forget, seeds=given.seeds, attack_limit=given.attack_limit,
+            max_new_tokens=given.max_new_tokens, jobs=given.jobs, **spent(rows),
+        ),
+        "attacks": {name: what_of(name) for name in given.attacks},
+        "rows": rows,
+        "summary": found,
+        "verdicts": [verdict(found, rate) for rate in dict.fromkeys(given.forget)],
+    }  # fmt: skip
+    given.out.mkdir(parents=True, exist_ok=True)
+    write_atomically(given.out / "leaderboard.md", [markdown(record)])
+    return record
+
+
+def named(given: argparse.Namespace) -> list[str]:
+    """The methods asked for, in the order of `METHODS`.
+
+    Raises:
+        RMuseError: an unknown name, `gold` where there is none.
+    """
+    asked = METHODS if given.methods is None else tuple(n.strip() for n in given.methods.split(","))
+    unknown = [name for name in asked if name not in METHODS]
+    if unknown:
+        raise RMuseError(f"--methods takes {', '.join(METHODS)}, got {', '.join(map(repr, unknown))}")
+    if (
+        given.methods is not None
+        and "gold" in asked
+        and not any(twin(given.model, rate) for rate in given.forget)
+    ):
+        raise RMuseError(
+            f"gold is the twin of {MODEL} at {GOLD_RATE} % alone, got {given.model} at {given.forget} %"
+        )
+    return [name for name in METHODS if name in asked]
+
+
+def twin(model: str, rate: int) -> bool:
+    """Whether there is a gold standard for a model and rate."""
+    return model == MODEL and rate == GOLD_RATE
+
+
+def attacks_of(text: str) -> list[str]:
+    """The attacks that `--attacks` names.
+
+    Raises:
+        RMuseError: an unknown name.
+    """
+    known = [*ATTACKS, RELEARNING.name]
+    asked = known if text == "all" else [] if text == "none" else [name.strip() for name in text.split(",")]
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise RMuseError(
+            f"--attacks takes all, none, or {', '.join(known)}, got {', '.join(map(repr, unknown))}"
+        )
+    return [name for name in known if name in asked]
+
+
+def what_of(attack: str) -> str:
+    """An attack in one line."""
+    return RELEARNING.what if attack == RELEARNING.name else ATTACKS[attack].what
+
+
+def _cell(row: Record) -> Cell:
+    return Cell(row["method"], row["forget"], row["seed"])
+
+
+def settled(
+    wanted: Sequence[Cell], given: argparse.Namespace, root: Path, progress: Progress
+) -> Iterator[Record]:
+    """The cells' records as they come, in `--jobs` processes; what several cells share is worked out before."""
+    steering = [c for c in wanted if c.method in RIVALS or c.method.startswith("rmuse/")]
+    for rate, seed in dict.fromkeys((c.forget, c.seed) for c in steering):
+        evidence_of(
+            argparse.Namespace(**vars(given) | {"seed": seed, "fits": root / "fits"}),
+            *world_of(given, rate),
+            progress,
+        )
+    task = progress.add_task("cells", total=len(wanted))
+    # The longest first, so that no process is alone at the end.
+    ordered = sorted(wanted, key=lambda c: (c.method not in BASELINES, c.method not in RIVALS))
+    if given.jobs == 1:
+        for cell in ordered:
+            yield _told(settle(cell, given, root, progress), progress)
+            progress.advance(task)
+        return
+    threads = max(1, (os.cpu_count() or 1) // given.jobs)
+    pool = ProcessPoolExecutor(
+        given.jobs,
+        multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    )
+    try:
+        futures: dict[Future[Record], Cell] = {
+            pool.submit(settle, cell, given, root): cell for cell in ordered
+        }
+        for future in as_completed(futures):
+            try:
+                found = future.result()
+            except Exception as fault:  # the process itself was lost, say for memory
+                found = failed(futures[future], f"{type(fault).__name__}: {fault}")
+            yield _told(found, progress)
+            progress.advance(task)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def failed(cell: Cell, error: str) -> Record:
+    """The record of a cell whose process was lost."""
+    return {"method": cell.method, "forget": cell.forget, "seed": cell.seed, "kind": cells.kind_of(cell.method),
+            "error": error, "seconds": {}, "peak_mb": None}  # fmt: skip
+
+
+def _told(row: Record, progress: Progress) -> Record:
+    """Prints what became of a cell above the progress bars."""
+    if row["error"] is not None:
+        said = f"[red]{escape(row['error'])}[/red]"
+    else:
+        said = f"RIL test {shown(row['values']['ril_test'])}, worst {shown(row['worst'])}"
+    took = sum(row["seconds"].values())
+    progress.console.print(f"{row['method']} at {row['forget']} %, seed {row['seed']}: {said}; {took:.0f} s")
+    return row
+
+
+def spent(rows: Sequence[Record]) -> Record:
+    """Seconds of all cells by kind of method, and the most memory of one process."""
+    seconds: dict[str, float] = {}
+    for row in rows:
+        seconds[row["kind"]] = seconds.get(row["kind"], 0.0) + sum(row["seconds"].values())
+    peaks = [row["peak_mb"] for row in rows if row["peak_mb"] is not None]
+    return {
+        "cell_seconds": {kind: round(total, 1) for kind, total in seconds.items()},
+        "peak_mb": {"cell": max(peaks, default=None), "this_process": round(cells.peak_mb())},
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

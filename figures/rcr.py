@@ -1,0 +1,108 @@
+"""Draws `results/leaderboard.json`: how many reasoning chains about everybody else stay valid (RCR).
+
+    python figures/rcr.py [--results results/] [--out results/]
+
+Writes `rcr` (column width, for several forget rates text width) as PDF, PNG and a caption. After the paper's Fig. 2.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import _style as style
+import matplotlib.pyplot as plt
+from _methods import LOOK, SAID, name_of, spread
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SCHEMA = "rmuse-leaderboard/1"
+SPLITS = {"retain": "|", "retain_test": "x", "celebrity": "+", "reasoning": "1", "benign": "2"}
+"""Split → marker of its own value."""
+ORDER = ("reference", "rmuse", "rival", "trained")
+Row = dict[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, 2 with one line where no method has a value."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of leaderboard.json")
+    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
+    given = parser.parse_args(argv)
+    record = style.read(given.results / "leaderboard.json", SCHEMA)
+    if all(row["values"]["rcr"]["value"] is None for row in record["summary"]):
+        print(
+            "error: required RCR of one method, got none: the rules have no verdicts on this benchmark's chains",
+            file=sys.stderr,
+        )
+        return 2
+    style.use()
+    written = style.save(draw(record), given.out or given.results, "rcr", caption(record))
+    print("\n".join(map(str, written)))
+    return 0
+
+
+def draw(record: Row) -> Figure:
+    """A bar per method, all kept splits together, with a mark per split; a panel per forget rate."""
+    rates = record["provenance"]["rates"]
+    groups = [[row for row in record["summary"] if row["forget"] == rate] for rate in rates]
+    most = max(map(len, groups))
+    width = style.COLUMN if len(rates) == 1 else style.TEXT
+    figure, axes = plt.subplots(1, len(rates), figsize=(width, 0.85 + 0.155 * most), squeeze=False)
+    for axis, rate, rows in zip(axes[0], rates, groups, strict=True):
+        panel(axis, rows)
+        if len(rates) > 1:
+            axis.set_title(f"{rate} % forgotten")
+    marks = [
+        plt.Line2D([], [], marker=marker, color=style.BLACK, ls="", ms=4, mew=0.8, label=split)
+        for split, marker in SPLITS.items()
+    ]
+    figure.legend(
+        handles=marks, loc="outside lower center", ncols=3 if len(rates) == 1 else 5, handletextpad=0.1
+    )
+    return figure
+
+
+def panel(axis: Axes, rows: Sequence[Row]) -> None:
+    """The bars of one forget rate, by kind of method, the highest of each kind first."""
+    known = [row for row in rows if row["values"]["rcr"]["value"] is not None]
+    known.sort(key=lambda row: (ORDER.index(row["kind"]), -row["values"]["rcr"]["value"]))
+    for place, row in enumerate(known):
+        middle, error = spread(row["values"]["rcr"])
+        colour = LOOK[row["kind"]][1]
+        axis.barh(place, middle, height=0.66, color=colour, alpha=0.3, edgecolor=colour, linewidth=0.6)
+        axis.errorbar(middle, place, xerr=error, color=colour, elinewidth=0.8, capsize=1.5, ls="")
+        for split, marker in SPLITS.items():
+            value = row["values"][f"rcr_{split}"]["value"]
+            if value is not None:
+                axis.plot(value, place, marker, color=style.BLACK, ms=3.4, mew=0.6, clip_on=False, zorder=3)
+    axis.set_yticks(range(len(known)), [name_of(row["method"]) for row in known])
+    for text, row in zip(axis.get_yticklabels(), known, strict=True):
+        text.set_color(LOOK[row["kind"]][1])
+    axis.set_ylim(len(known) - 0.4, -0.6)
+    axis.set_xlim(0, 102)
+    axis.set_xticks(range(0, 101, 25))
+    axis.set_xlabel("valid and supported chains (RCR, %) →")
+    axis.tick_params(axis="y", length=0)
+
+
+def caption(record: Row) -> str:
+    """What the figure shows."""
+    origin = record["provenance"]
+    sizes = sorted({row["values"]["rcr"]["n"] for row in record["summary"] if row["values"]["rcr"]["n"]})
+    kinds = {row["kind"] for row in record["summary"]}
+    n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
+    order = ", ".join(SAID[kind] for kind in ORDER if kind in kinds)
+    return (
+        "Reasoning that stays: the share of chains that the rules call valid and supported (RCR), over all splits but "
+        "those about the people to forget; malformed chains count as invalid. Marks: each split by itself. From the "
+        f"top: {order}. Bars: 95 % bootstrap intervals over people (n = {n} "
+        f"chains). Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark "
+        f"{origin['benchmark']['id']}, {', '.join(map(str, origin['rates']))} % forgotten; seeds "
+        f"{', '.join(map(str, origin['seeds']))}."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

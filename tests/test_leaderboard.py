@@ -1,0 +1,224 @@
+"""The leaderboard on a real tiny LLaVA: cells that are kept, fail alone and go on; what the tables say; both figures."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import parquet_fixture
+import pytest
+import tiny
+
+from analyses import _cells as cells
+from analyses import _standings as standings
+from analyses import leaderboard
+from analyses._cells import Cell, halves, worst_of
+from rmuse_interp import load_benchmark
+from rmuse_interp.baselines import train
+from rmuse_interp.fitting import tuning
+from rmuse_interp.results import AttackTranscript, Transcript
+
+ROOT = Path(__file__).resolve().parent.parent
+METHODS = ("vanilla", "rmuse/calibrated", "caa", "ga")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def asked(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("results")
+    return ["--model", str(tiny.tiny_llava()), "--data", str(data), "--forget", "10", "--limit", "3", "--attack-limit",
+            "2", "--fit-limit", "6", "--max-new-tokens", "5", "--out", str(out), "--jobs", "1", "--attacks",
+            "prefix,4-bit,relearning", "--methods", ",".join(METHODS)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """One choice of blocks for rivals, one setting for trained baselines, and no cell worked out twice unseen."""
+    worked = []
+    real = cells._worked_out
+
+    def counted(cell, *arguments):
+        worked.append(cell.method)
+        return real(cell, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "choices", lambda n_layers: [(2,)])
+        patch.setattr("rmuse_interp.fitting.rivals.choices", lambda n_layers: [(2,)])
+        patch.setattr(cells, "train", partial(train, limit=4, epochs=1))
+        patch.setattr(cells, "_worked_out", counted)
+        yield worked
+
+
+@pytest.fixture(scope="module")
+def broken_then_whole(asked, quick):
+    """The record of a run in which one cell fails, that of the same command again, and what each of them worked out."""
+    with pytest.MonkeyPatch.context() as patch:
+
+        def no_memory(*_arguments, **_settings):
+            raise MemoryError("no room")
+
+        patch.setattr(cells, "train", no_memory)
+        code = leaderboard.main(asked)
+    out = Path(asked[asked.index("--out") + 1])
+    broken = json.loads((out / "leaderboard.json").read_text()), code, list(quick)
+    quick.clear()
+    code = leaderboard.main(asked)
+    whole = json.loads((out / "leaderboard.json").read_text()), code, list(quick)
+    return out, broken, whole
+
+
+def test_a_cell_fails_alone_and_is_worked_out_again(broken_then_whole):
+    _, (first, first_code, first_worked), (second, second_code, second_worked) = broken_then_whole
+    assert (first_code, second_code) == (1, 0)
+    assert sorted(first_worked) == sorted(METHODS)
+    assert second_worked == ["ga"]
+    errors = {row["method"]: row["error"] for row in first["rows"]}
+    assert errors == {**dict.fromkeys(METHODS), "ga": "MemoryError: no room"}
+    assert [row["method"] for row in first["summary"]] == ["vanilla", "rmuse/calibrated", "caa"]
+    assert "ga (seed 0) | failed: MemoryError: no room" in standings.markdown(first)
+    assert [row["method"] for row in second["summary"]] == list(METHODS)
+    old, new = ({row["method"]: row for row in record["rows"]} for record in (first, second))
+    assert all(old[name] == new[name] for name in METHODS if name != "ga")
+
+
+def test_every_row_has_values_attacks_and_the_worst(broken_then_whole):
+    out, _, (record, *_) = broken_then_whole
+    assert record["schema"] == leaderboard.SCHEMA
+    assert set(record["attacks"]) == {"prefix", "4-bit", "relearning"}
+    for row in record["rows"]:
+        relearnt = {"relearning"} if row["method"] == "ga" else set()
+        assert set(row["attacks"]) == {"prefix", "4-bit"} | relearnt
+        assert set(row["values"]) == set(cells.REPORTED)
+        assert set(row["seconds"]) == {"prepare", "answer", "attack", "score"}
+        assert row["peak_mb"] > 50
+        values = [block["ril"]["value"] for by_split in row["attacks"].values()
+                  for split, block in by_split.items() if split != "retain"]  # fmt: skip
+        assert row["worst"]["value"] == max(0.0, *(v for v in values if v is not None))
+        folder = Cell(row["method"], 10, 0).folder(out / "leaderboard")
+        plain = [
+            Transcript.from_json(line) for line in (folder / "transcripts.jsonl").read_text().splitlines()
+        ]
+        under = [
+            AttackTranscript.from_json(line) for line in (folder / "attacked.jsonl").read_text().splitlines()
+        ]
+        assert {t.id for t in under} <= {t.id for t in plain}
+        assert {t.attack for t in under} == set(row["attacks"])
+    chosen = {row["method"]: row["chosen"] for row in record["rows"]}
+    assert chosen["caa"]["layers"]["image"]["layers"] == [2]
+    assert chosen["ga"]["trials"] >= 1
+    assert record["provenance"]["cell_seconds"].keys() == {"reference", "rmuse", "rival", "trained"}
+
+
+def test_processes_of_their_own_give_the_same(asked, broken_then_whole, tmp_path):
+    again = [*asked, "--methods", "vanilla", "--out", str(tmp_path), "--jobs", "2"]
+    assert leaderboard.main(again) == 0
+    row = json.loads((tmp_path / "leaderboard.json").read_text())["rows"][0]
+    known = broken_then_whole[2][0]["rows"][0]
+    assert {k: row[k] for k in ("method", "values", "attacks", "worst")} == {
+        k: known[k] for k in ("method", "values", "attacks", "worst")
+    }
+
+
+def test_other_settings_are_other_cells(broken_then_whole, asked):
+    given = leaderboard.options().parse_args(asked)
+    given.attacks = leaderboard.attacks_of(given.attacks)
+    folder = Cell("vanilla", 10, 0).folder(broken_then_whole[0] / "leaderboard")
+    of = json.loads((folder / "cell.json").read_text())["of"]
+    assert cells.kept(folder, of) is not None
+    for name, value in (("limit", 4), ("version", "0"), ("seed", 1), ("attacks", [])):
+        assert cells.kept(folder, of | {name: value}) is None
+    assert cells.kept(folder / "nowhere", of) is None
+
+
+def test_relearning_asks_about_other_people_than_it_is_taught(data):
+    benchmark = load_benchmark(data, forget=10)
+    questions = {"forget": benchmark.scoring("forget"), "retain": benchmark.scoring("retain")}
+    lessons, rest = halves(benchmark, questions, seed=0)
+    taught = {e.person for e in lessons}
+    assert 0 < len(lessons) <= cells.RELEARNT
+    assert taught < benchmark.forget_people
+    assert {e.person for e in rest["forget"]} == benchmark.forget_people - taught
+    assert rest["retain"] == questions["retain"]
+
+
+def value(number, n=10):
+    low, high = (None, None) if number is None else (number - 1, number + 1)
+    return {"value": number, "low": low, "high": high, "n": n}
+
+
+def row(method, seed=0, kind="trained", worst=50.0, plain=10.0, exact=90.0, malformed=0.0):
+    values = {key: value(90.0) for key in cells.REPORTED}
+    values |= {"ril_forget": value(plain), "ril_test": value(plain - 1), "exact_retain_test": value(exact),
+               "malformed": value(malformed)}  # fmt: skip
+    return {"method": method, "forget": 5, "seed": seed, "kind": kind, "error": None, "values": values, "attacks": {},
+            "worst": {**value(worst), "attack": "prefix", "split": "test"}, "seconds": {"prepare": 2.0}}  # fmt: skip
+
+
+def test_seeds_are_pooled_and_the_verdict_follows():
+    rows = [
+        row("rmuse/calibrated", 0, "rmuse", worst=4.0), row("rmuse/calibrated", 1, "rmuse", worst=8.0),
+        row("ga", worst=11.0), row("npo", worst=30.0), row("po", worst=60.0, plain=20.5),
+        row("caa", kind="rival", worst=90.0, exact=95.0), row("gold", kind="reference", worst=0.0, exact=91.0),
+    ]  # fmt: skip
+    found = standings.summary(rows)
+    ours = found[0]["values"]["worst"]
+    assert ours == {"value": 6.0, "low": 3.0, "high": 9.0, "n": 20}
+    assert found[0]["seeds"] == [0, 1]
+    said = standings.verdict(found, 5)
+    assert said["within"] is True
+    assert said["trained"] == {"ga": {"worst": 11.0, "half": False}, "npo": {"worst": 30.0, "half": True}}
+    assert said["dominates"] == ["ga", "npo", "po"]
+    assert said["dominated_by"] == ["gold"]
+    assert (
+        standings.verdict([r for r in found if r["method"] != "rmuse/calibrated"], 5)["dominated_by"] is None
+    )
+    assert standings.over_seeds([value(None), value(2.0)])["value"] == 2.0
+    assert standings.over_seeds([value(None)])["value"] is None
+
+
+def test_without_attacks_the_worst_is_that_of_none():
+    values = {"ril_forget": value(3.0), "ril_test": value(7.0)}
+    assert worst_of(values, None) == {**value(7.0), "attack": "none", "split": "test"}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--methods", "caa,best"], "'best'"),
+        (["--methods", "gold", "--model", "elsewhere"], "gold is the twin"),
+        (["--attacks", "prefix,force"], "'force'"),
+        (["--attack-limit", "0"], "--attack-limit of at least 1"),
+        (["--data", "nowhere"], "no such folder"),
+    ],
+)
+def test_bad_arguments_are_refused_on_one_line(words, said, tmp_path, capsys):
+    assert leaderboard.main([*words, "--out", str(tmp_path / "x")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("stem", ["tradeoff", "rcr"])
+def test_figures_are_drawn_from_results_alone(broken_then_whole, stem, tmp_path):
+    """In a process of its own, without torch."""
+    code = (
+        "import runpy, sys; sys.path.insert(0, 'figures')\n"
+        f"try: runpy.run_path('figures/{stem}.py', run_name='__main__')\n"
+        "except SystemExit as end: print('left with', end.code)\n"
+        "print('torch' in sys.modules)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, "--results", str(broken_then_whole[0]), "--out", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"},
+    )  # fmt: skip
+    assert "left with 0" in run.stdout, run.stderr
+    assert run.stdout.endswith("False\n")
+    assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for kind in ("pdf", "png", "txt")}
+    assert "bootstrap intervals" in " ".join((tmp_path / f"{stem}.txt").read_text().split())
