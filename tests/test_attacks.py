@@ -130,6 +130,14 @@ def test_a_question_without_known_grammar_is_asked_within_a_frame(benchmark, que
     assert all(one.prompt.endswith(odd.question) and one.prompt != odd.question for one in asked)
 
 
+def test_a_benchmarks_own_paraphrase_comes_first(benchmark, questions):
+    own = replace(questions["text"], paraphrased_question="Mara Venn is at home in which country?")
+    first, *others = ATTACKS["paraphrase"].variants(own, benchmark)
+    assert first.prompt == own.paraphrased_question
+    assert others
+    assert all(one.prompt not in (own.question, first.prompt) for one in others)
+
+
 def test_references_to_pictures_stay_references_when_reworded():
     for subject, possessive in SUBJECTS:
         found = [*reworded(f"Where does {subject} live?"), *reworded(f"What is {possessive} job?")]

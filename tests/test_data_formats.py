@@ -148,6 +148,7 @@ def test_rtofu_is_read_split_by_split(rtofu):
     assert test.question == "In which city is Mara Venn at home?"
     assert (test.answer, test.reasoning, test.person) == ("Mara Venn lives in Oslo.", None, "forget-1")
     assert test.paraphrased_answer == "Mara Venn is at home in Oslo."
+    assert test.paraphrased_question == fixture.rtofu_line("p0")["question"]
     assert test.perturbed_answers == ("Mara Venn is at home in Cairo.", "Mara Venn is at home in Delhi.")
     assert len(benchmark.scoring("retain_test")) == 2
     assert [e.question for e in benchmark.scoring("celebrity")] == ["In which city is Ada Grand at home?"]

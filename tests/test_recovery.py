@@ -1,5 +1,6 @@
 """Scores under attack by hand: the worst of a question's responses, pairs with and without attack, what is left out."""
 
+import json
 from dataclasses import replace
 
 import parquet_fixture
@@ -125,8 +126,14 @@ def test_the_worst_attack_is_the_most_leaking_one_on_people_to_forget(benchmark,
 def test_scores_do_not_depend_on_the_order_of_transcripts(benchmark, open_):
     image, text = open_
     plain = answered(open_, [REFUSES, LEAKS])
-    rows = under(image, [REFUSES, LEAKS, BROKEN]) + under(text, [COUNTRY, REFUSES])
-    assert attack_scores(plain, rows, benchmark) == attack_scores(plain[::-1], rows[::-1], benchmark)
+    rows = (
+        under(image, [REFUSES, LEAKS, BROKEN])
+        + under(text, [COUNTRY, REFUSES])
+        + under(image, [LEAKS], "blur")
+    )
+    one, other = attack_scores(plain, rows, benchmark), attack_scores(plain[::-1], rows[::-1], benchmark)
+    assert json.dumps(one) == json.dumps(other)  # the order of attacks too
+    assert list(one["methods"]["m"]) == ["blur", "sampling"]
 
 
 class Undecided(RulesJudge):

@@ -59,10 +59,16 @@ _NAMES: "WeakKeyDictionary[Benchmark, dict[str, dict[str, str]]]" = WeakKeyDicti
 
 
 def paraphrased(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
-    """Up to `PARAPHRASES` rewordings by the question's own grammar; where that gives none, the question in a frame."""
+    """Up to `PARAPHRASES` rewordings: the benchmark's own paraphrase, and others by the question's grammar.
+
+    Where there are none, the question stands in a frame.
+    """
     found = list(dict.fromkeys(reworded(example.question)))
     chosen = sorted(rng.sample(range(len(found)), min(PARAPHRASES, len(found))))
     texts = [found[i] for i in chosen]
+    own = example.paraphrased_question
+    if own is not None:
+        texts = [own, *(text for text in texts if text != own)][:PARAPHRASES]
     if not texts:
         texts = [frame.format(example.question) for frame in _FRAMES]
     return tuple(Asked.plainly(example, f"wording {i}", prompt=text) for i, text in enumerate(texts, 1))

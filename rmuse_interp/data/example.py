@@ -43,7 +43,7 @@ class Example:
     until it is asked for; ``load_image()`` decodes it. ``attributes`` are the forgettable facts this question
     touches, the values that RIL looks for. For ``classification`` the ``answer`` is the letter of the correct
     option. ``paraphrased_answer`` and ``perturbed_answers`` are a right answer in other words and wrong ones in the
-    same words, what truth ratios compare (R-TOFU has them).
+    same words, what truth ratios compare; ``paraphrased_question`` asks the same in other words (R-TOFU has all three).
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo",
     ...             reasoning="She lives in Oslo.")
@@ -66,6 +66,7 @@ class Example:
     options: dict[str, str] | None = None
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
+    paraphrased_question: str | None = None
     source: str = field(default="", compare=False, repr=False)
     """File and row the example was read from, for error messages."""
 

@@ -257,6 +257,7 @@ class Reader:
             attributes=attributes,
             options=options,
             paraphrased_answer=question.get("Paraphrased_Answer"),
+            paraphrased_question=question.get("Paraphrased_Question"),
             perturbed_answers=tuple(question.get("Perturbed_Answers") or ()),
             **rest,
         )

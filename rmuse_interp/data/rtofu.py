@@ -60,6 +60,8 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
             "Question": fields.text(record, asked, ""),
             "Ground_Truth": fields.text(record, "answer", ""),
             "Reasoning": fields.reasoning(chain, "cot"),
+            # Where the paraphrase is what is asked, the question is its paraphrase.
+            "Paraphrased_Question": fields.optional_text(record, "question", "") if asked != "question" else None,
             "Paraphrased_Answer": fields.optional_text(record, "paraphrased_answer", ""),
             "Perturbed_Answers": [str(a) for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")],
         },

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
+from rmuse_interp.attacks import ATTACKS
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
@@ -15,6 +16,7 @@ from rmuse_interp.results import AttackTranscript, Transcript
 FORGOTTEN: Final = ("forget", "test")
 """Splits whose largest RIL is a method's `worst`; any other is a control."""
 NO_ATTACK: Final = "none"
+_PLACES: Final = {name: place for place, name in enumerate(ATTACKS)}
 
 
 def attack_scores(
@@ -59,9 +61,11 @@ def attack_scores(
     worst: dict[str, Any] = {}
     for name, by_attack in groups.items():
         splits = [split for split in SPLITS if any(split in by_split for by_split in by_attack.values())]
+        # Theirs first, then attacks of one's own: the order of the transcripts is no matter.
+        ordered = sorted(by_attack, key=lambda one: (_PLACES.get(one, len(_PLACES)), one))
         methods[name] = {
-            attack: {split: reading.block(name, by_split.get(split, []), split) for split in splits}
-            for attack, by_split in by_attack.items()
+            attack: {split: reading.block(name, by_attack[attack].get(split, []), split) for split in splits}
+            for attack in ordered
         }
         worst[name] = _worst({NO_ATTACK: reading.unattacked(name, splits), **methods[name]})
     return {"methods": methods, "worst": worst}
