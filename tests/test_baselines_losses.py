@@ -19,7 +19,7 @@ from rmuse_interp.baselines.losses import (
     token_loss,
 )
 from rmuse_interp.baselines.methods import BASELINES, Step
-from rmuse_interp.baselines.saliency import mask_of
+from rmuse_interp.baselines.saliency import mask_of, relative
 from rmuse_interp.baselines.trainables import Weights
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.layouts import Layout
@@ -85,6 +85,9 @@ def test_weights_move_that_matter_more_to_what_is_forgotten():
     forget, retain = tensor([4.0, 1.0, 0.0, 2.0]), tensor([1.0, 4.0, 0.0, 2.0])
     assert mask_of(forget, retain).tolist() == [True, False, False, True]
     assert mask_of(forget, retain, threshold=2.0).tolist() == [True, False, False, False]
+    assert mask_of(1e-6 * forget, retain).tolist() == [False] * 4
+    scaled = relative([1e-6 * forget[:2], 1e-6 * forget[2:]])  # mean 1.75e-6
+    assert torch.cat(scaled).tolist() == pytest.approx([4 / 1.75, 1 / 1.75, 0.0, 2 / 1.75])
 
 
 def test_four_measures_of_a_neuron():

@@ -37,13 +37,13 @@ class Batch:
         encoding: left-padded inputs, the end token behind every response.
         labels: [batch, tokens] the response's own tokens, its end included; `IGNORED` elsewhere.
         trace: [batch, tokens] the tokens of the reasoning, delimiters included.
-        image: [batch, tokens] the image placeholders.
+        text: [batch, tokens] words: no padding, image placeholder or special token (whose states are outliers).
     """
 
     encoding: Encoding
     labels: Int[Tensor, "batch tokens"]
     trace: Bool[Tensor, "batch tokens"]
-    image: Bool[Tensor, "batch tokens"]
+    text: Bool[Tensor, "batch tokens"]
 
     @property
     def response(self) -> Bool[Tensor, "batch tokens"]:
@@ -53,7 +53,7 @@ class Batch:
     @property
     def rest(self) -> Bool[Tensor, "batch tokens"]:
         """Words that are no reasoning: question and answer."""
-        return self.encoding["attention_mask"].bool() & ~self.trace & ~self.image
+        return self.text & ~self.trace
 
 
 def rows_of(examples: Sequence[Example], delimiters: tuple[str, str]) -> list[Row]:
@@ -102,5 +102,6 @@ def encode(lens: LensModel, rows: Sequence[Row]) -> Batch:
     ]
     reach = mask.sum(dim=1, keepdim=True) - torch.tensor(tails, device=ids.device).unsqueeze(1)
     reasoned = torch.tensor([row.trace > 0 for row in rows], device=ids.device).unsqueeze(1)
-    image = torch.zeros_like(own) if lens.image_token_id is None else ids == lens.image_token_id
-    return Batch(encoding, ids.masked_fill(~own, IGNORED), own & (place < reach) & reasoned, image)
+    special = torch.tensor(sorted(lens.layout.vocabulary.special), device=ids.device)
+    text = mask & ~torch.isin(ids, special)
+    return Batch(encoding, ids.masked_fill(~own, IGNORED), text & own & (place < reach) & reasoned, text)

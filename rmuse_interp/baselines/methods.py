@@ -128,8 +128,7 @@ def r2mu(step: Step) -> Float[Tensor, ""]:
         if group in step.batches:
             batch = step.batches[group]  # type: ignore[index]
             reference = step.original(lambda batch=batch: read_states(step.lens, batch, layer))  # type: ignore[misc]
-            said = batch.encoding["attention_mask"].bool()
-            loss = loss + weight * distance(read_states(step.lens, batch, layer), reference, said)
+            loss = loss + weight * distance(read_states(step.lens, batch, layer), reference, batch.text)
     return loss
 
 

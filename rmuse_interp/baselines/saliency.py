@@ -26,6 +26,15 @@ def mask_of(
     return (forget >= threshold * retain) & (forget > 0)
 
 
+def relative(saliencies: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
+    """Saliencies relative to their mean over all weights.
+
+    Squared gradients shrink with the loss: rows that are known by heart would have no salient weight beside others.
+    """
+    mean = sum(float(s.sum()) for s in saliencies) / sum(s.numel() for s in saliencies)
+    return [s / mean if mean > 0 else s for s in saliencies]
+
+
 def saliency(
     lens: LensModel, trainable: Trainable, rows: Sequence[Row], batch_size: int, seed: int
 ) -> list[Float[Tensor, "..."]]:

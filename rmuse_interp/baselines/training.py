@@ -8,7 +8,7 @@ files and celebrities are never read. What was validated is what is kept: nothin
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,7 +25,7 @@ from rmuse_interp.baselines.batches import Row, batches, encode, refused, rows_o
 from rmuse_interp.baselines.journal import Journal
 from rmuse_interp.baselines.methods import Baseline, Group, Step, build, require_name
 from rmuse_interp.baselines.pruning import neuron_scores, prune
-from rmuse_interp.baselines.saliency import mask_of, saliency
+from rmuse_interp.baselines.saliency import mask_of, relative, saliency
 from rmuse_interp.baselines.store import RECORD, read_record, versions, write_baseline
 from rmuse_interp.baselines.trainables import RANK, Trainable, adapter_config, require_peft
 from rmuse_interp.baselines.trials import Judged, Trial, best, next_setting
@@ -119,8 +119,7 @@ def train(
     with _mode_kept(lens):
         judged = Judged(lens, benchmark, part)
         for number in range(settings):
-            for _ in course.trials(number, epochs, judged, journal):
-                pass
+            course.try_setting(number, epochs, judged, journal)
             if progress is not None and task is not None:
                 progress.advance(task)
     trials = [Trial(**row) for row in journal.trials]
@@ -193,14 +192,14 @@ class Course:
             return refused(drawn, self.benchmark.refusals_cot, seed)
         return rows_of(drawn, self.benchmark.delimiters)
 
-    def trials(self, number: int, epochs: int, judged: Judged, journal: Journal) -> Iterator[Trial]:
-        """The trials of the setting of this number, as they are made; those that the journal holds are not made again."""
+    def try_setting(self, number: int, epochs: int, judged: Judged, journal: Journal) -> None:
+        """Makes the trials of the setting of this number; those that the journal holds are not made again."""
         done = [Trial(**row) for row in journal.trials]
         order = list(dict.fromkeys(t.setting for t in done))
         mine = [t for t in done if number < len(order) and t.setting == order[number]]
-        if number < len(order) - 1 or (mine and self._finished(mine[-1], epochs)):
-            return
         before = [t for t in done if t.setting in order[:number]]
+        if number < len(order) - 1 or (mine and self._finished(mine[-1], epochs, before)):
+            return
         most = 1.0 if self.baseline.objective is None else math.inf
         setting = next_setting(before, self.baseline.setting, most)
         trainable = build(self.baseline, self.lens, self.seed)
@@ -209,7 +208,7 @@ class Course:
             if mine:
                 journal.resume(trainable, optimiser)
             last = mine[-1] if mine else None
-            while last is None or not self._finished(last, epochs):
+            while last is None or not self._finished(last, epochs, before):
                 began, loss = time.monotonic(), None
                 epoch = 0 if self.baseline.objective is None else 1 + (0 if last is None else last.epoch)
                 if self.baseline.objective is None:
@@ -220,12 +219,14 @@ class Course:
                 last = Trial(setting, epoch, loss=loss, seconds=time.monotonic() - began, **found)
                 done.append(last)
                 journal.add(asdict(last), trainable, optimiser, best=best(done) is last)
-                yield last
         finally:
             trainable.undo()
 
-    def _finished(self, trial: Trial, epochs: int) -> bool:
-        return self.baseline.objective is None or trial.epoch >= epochs or trial.hopeless
+    def _finished(self, trial: Trial, epochs: int, before: Sequence[Trial]) -> bool:
+        """Whether a setting is done with: all epochs, a ruined model, nothing changed while the search climbs."""
+        climbing = all(other.setting < trial.setting for other in before)
+        early = trial.ruined or (climbing and trial.changed == 0)
+        return self.baseline.objective is None or trial.epoch >= epochs or early
 
     @cached_property
     def neurons(self) -> Float[Tensor, "layers neurons"]:
@@ -241,7 +242,7 @@ class Course:
         if self.baseline.masked and not self._masks:
             with trainable.original():
                 forget, retain = (
-                    saliency(self.lens, trainable, self.rows(group, 0), self.batch_size, self.seed)
+                    relative(saliency(self.lens, trainable, self.rows(group, 0), self.batch_size, self.seed))
                     for group in ("forget", "retain")
                 )
             self._masks.extend(map(mask_of, forget, retain))

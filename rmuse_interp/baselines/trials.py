@@ -1,8 +1,9 @@
 """Which settings of a baseline are tried, and which is kept: one rule and one budget for all of them.
 
 A setting is a learning rate, or the share of neurons that are pruned. The first is the paper's own. Then the search
-climbs by tens from the best so far until settings on both sides of it are worse, and halves the wider gap beside it,
-on a logarithmic scale. What is good is `keep − leak − malformed` on the validation part, as for the rivals.
+climbs by tens from the best so far until larger ones are worse (or its own last epoch ruined the model), and halves the
+wider gap beside the best, on a logarithmic scale. What is good is `keep − leak − malformed` on the validation part, as
+for the rivals.
 """
 
 import math
@@ -51,9 +52,9 @@ class Trial:
         return round(self.keep - self.leak - self.malformed, 12)
 
     @property
-    def hopeless(self) -> bool:
-        """Whether more epochs at this setting are not worth their time: nothing changed at all, or nothing is kept."""
-        return self.changed == 0 or self.keep == 0
+    def ruined(self) -> bool:
+        """Whether nothing is kept: the model forgets nothing in particular."""
+        return self.keep == 0
 
 
 def best(trials: Sequence[Trial]) -> Trial:
@@ -82,7 +83,7 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
         return first
     scores: dict[float, float] = {}
     for trial in trials:
-        score = trial.score if trial.keep > 0 else -math.inf  # a ruined model forgets nothing in particular
+        score = -math.inf if trial.ruined else trial.score
         scores[trial.setting] = max(score, scores.get(trial.setting, -math.inf))
     if max(scores.values()) == -math.inf:
         return min(scores) / LADDER
@@ -90,7 +91,8 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
     top = max(scores, key=lambda setting: (scores[setting], setting))
     above = min((s for s in scores if s > top), default=None)
     below = max((s for s in scores if s < top), default=None)
-    if above is None and top < most:
+    ended_well = not next(t for t in reversed(trials) if t.setting == top).ruined
+    if above is None and top < most and ended_well:
         return min(most, top * LADDER)
     if above is None or (LADDER if below is None else top / below) > above / top:
         return top / LADDER if below is None else math.sqrt(below * top)
