@@ -63,12 +63,13 @@ def draw(record: Row) -> Figure:
         sharey=True,
     )
     kinds: set[str] = set()
+    drawn = []
     for line, rate in zip(axes, rates, strict=True):
         rows = [row for row in record["summary"] if row["forget"] == rate]
         rows.sort(key=lambda row: list(LOOK).index(row["kind"]))
         kinds |= {row["kind"] for row in rows}
         for axis, (title, leaked) in zip(line, PANELS.items(), strict=True):
-            panel(axis, rows, leaked)
+            drawn.append((axis, panel(axis, rows, leaked)))
             axis.set_title(title if len(rates) == 1 else f"{rate} % forgotten, {title}")
         line[0].set_ylabel("exact, new questions about others (%) →")
     for axis in axes[-1]:
@@ -77,11 +78,17 @@ def draw(record: Row) -> Figure:
     figure.legend(
         handles=found, loc="outside lower center", ncols=len(found), handletextpad=0.2, columnspacing=1.2
     )
+    for axis, (places, colours, bars) in drawn:  # when all else has its place
+        label(axis, places, {name: name_of(name) for name in places}, colours, bars)
     return figure
 
 
-def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> None:
-    """One panel: a point with intervals per method, named."""
+Drawn = tuple[dict[str, tuple[float, float]], dict[str, str], list[Any]]
+"""Method → its point, method → its colour, and the intervals: what names must not cover."""
+
+
+def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> Drawn:
+    """One panel: a point with intervals per method."""
     axis.set_xlim(-4, 104)
     axis.set_ylim(-4, 106)
     axis.set_xticks(range(0, 101, 25))
@@ -103,7 +110,7 @@ def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> None
         places[row["method"]], colours[row["method"]] = (x, y), colour
         bars += [] if across is None else [((x - across[0][0], y), (x + across[1][0], y))]
         bars += [] if along is None else [((x, y - along[0][0]), (x, y + along[1][0]))]
-    label(axis, places, {name: name_of(name) for name in places}, colours, bars)
+    return places, colours, bars
 
 
 def caption(record: Row) -> str:
