@@ -1,6 +1,6 @@
 """The paper's main table in one command: vanilla and R-MUSE on MLLMU-Bench, the paper's rows beside ours.
 
-    python analyses/paper_table.py --model llava-hf/llava-1.5-7b-hf --data MLLMU-Bench --batch-size 8
+    python analyses/paper_table.py --model llava-hf/llava-1.5-7b-hf --data MLLMU-Bench --dtype bfloat16 --batch-size 8
     python analyses/paper_table.py --model M --data D --methods vanilla,rmuse/calibrated,rmuse/paper --limit 200
 
 Writes `paper_table.json` and, from it, `paper_table.md`. `--model` is the model that has been taught the benchmark's
@@ -18,11 +18,12 @@ that lacks a span, all it says there as reasoning, with its response to the dire
 with ``composed=True``; how many is in the record). Retain data are the people of `retain_X`; Test_Set and celebrities
 are never fitted on.
 
-**What it takes.** For a 7B model in half precision 14 GB of GPU memory for the weights and half a GB per row of a batch:
-24 GB with `--batch-size 8`, 40 GB with 32. Fitting keeps states of every block in host memory, half a MB each: about
-10 GB at 5 %, 25 GB at 15 %. Pictures are read batch by batch. MLLMU-Bench in full has about 9,500 questions at each rate
-and for each method (500 people, 153 celebrities, 14 or more questions each), a third of them once more with reasoning;
-what there is to ask is told before it begins, and `--limit` takes fewer of each split.
+**What it takes**, estimated from shapes, not measured: for a 7B model in half precision 14 GB of GPU memory for the
+weights and half a GB per row of a batch, so 24 GB with `--batch-size 8` and 40 GB with 32. Fitting keeps states of
+every block in host memory, half a MB each: about 10 GB at 5 %, 25 GB at 15 %. Of the pictures 64 MB are held, and
+those that are fitted on. MLLMU-Bench in full has about 9,500 questions at each rate and for each method (500 people,
+153 celebrities, 14 or more questions each), some of them once more with reasoning; what there is to ask is told before
+it begins, and `--limit` takes fewer of each split.
 
 Bundles and answers are kept in the folder `paper_table` beside the result; the same command, or one for more rates and
 methods, does again only what is missing. They tell what the model knows of the people to forget: delete them with the
@@ -248,7 +249,7 @@ def _short(example: Example) -> Example:
     """The question as MLLMU-Bench puts it; for multiple choice and cloze `Example.prompt` does."""
     if example.kind != "generation":
         return example
-    return replace(example, question=generation_prompt(example.question))
+    return example.changed(question=generation_prompt(example.question))
 
 
 def bundles_of(

@@ -11,7 +11,8 @@ import tiny
 
 from analyses import _paper, paper_table
 from rmuse_interp import running
-from rmuse_interp.data import load_benchmark
+from rmuse_interp.data import load_benchmark, reader
+from rmuse_interp.data.pictures import Stored
 from rmuse_interp.elicit import TEMPLATES, elicit, elicited_again
 from rmuse_interp.evaluate.text import rouge_l
 from rmuse_interp.models import respond
@@ -262,6 +263,20 @@ def test_responses_that_lack_a_span_are_composed_of_both(data, tmp_path, monkeyp
     )  # fmt: skip
     with pytest.raises(paper_table.RMuseError, match="no opening delimiter"):
         elicit(lens, benchmark, template=empty, composed=True, cache=tmp_path, max_new_tokens=64)
+
+
+def test_no_picture_is_held_for_what_is_asked(data, tmp_path, monkeypatch):
+    """With room for none, every question's picture stays in its file, however the question is put."""
+    monkeypatch.setattr(reader, "HELD_BYTES", 0)
+    given = paper_table.options().parse_args(arguments(data, tmp_path))
+    asked = paper_table.questions_of(given, load_benchmark(data))
+    put = [
+        e for form in (asked.short, asked.reasoned) for some in form.values() for e in some if e.modality == "image"
+    ]  # fmt: skip
+    put += [e for split in ("test", "retain") for e in asked.put.scoring(split) if e.modality == "image"]
+    assert len(put) > 30
+    assert all(isinstance(e.picture, Stored) for e in put)
+    assert {e.load_image().size for e in put} == {(8, 8)}
 
 
 def test_the_papers_figures_are_those_of_the_spec():

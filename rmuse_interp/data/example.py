@@ -1,8 +1,8 @@
 """One question of a benchmark with everything that fitting and scoring need to know about it."""
 
 import io
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
@@ -99,6 +99,13 @@ class Example:
         if direct and self.direct_answer is not None:
             return self.direct_answer
         return render_response(None if direct else self.reasoning, self.answer, delimiters)
+
+    def changed(self, **changes: Any) -> "Example":
+        """The example with other values; its picture stays where it is, and is not read for that.
+
+        `dataclasses.replace` would take the bytes along, of every example that is changed.
+        """
+        return replace(self, **{"image": self.picture, **changes})
 
     @property
     def picture(self) -> bytes | Stored | None:

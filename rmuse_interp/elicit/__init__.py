@@ -7,7 +7,7 @@ reasoning and for the answer alone; what lacks a span is left out and counted.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
@@ -288,7 +288,7 @@ def _own(example: Example, template: Template, stepwise: str, direct: str | None
         reasoning, answer = stepwise[slice(*spans.reasoning)], stepwise[slice(*spans.answer)]
     elif alone is not None:
         reasoning, answer = _bare(stepwise, template), alone
-    return replace(restated(example, template), reasoning=reasoning, answer=answer, direct_answer=alone)
+    return restated(example, template).changed(reasoning=reasoning, answer=answer, direct_answer=alone)
 
 
 def _alone(text: str, template: Template) -> str:

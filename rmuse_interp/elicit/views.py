@@ -84,8 +84,8 @@ def restated(example: Example, template: Template) -> Example:
     """The example as the template puts it; multiple choice and cloze as they are."""
     if example.kind in ("classification", "cloze"):
         return example
-    return replace(
-        example, question=template.prompt(example), direct_question=template.prompt(example, "direct")
+    return example.changed(
+        question=template.prompt(example), direct_question=template.prompt(example, "direct")
     )
 
 
