@@ -290,8 +290,8 @@ def test_a_little_of_what_was_forgotten_brings_it_back(lens, benchmark):
 def test_what_is_learnt_of_a_row(lens, benchmark):
     """Labels are the response and its end; the trace ends with its closing delimiter; padding is neither."""
     asked = [e for e in benchmark.fit_forget if e.kind == "generation"][:2]
-    plain = Row(asked[0], "Oslo")
-    batch = encode(lens, [*rows_of(asked, benchmark.delimiters), plain])
+    rows = [*rows_of(asked, benchmark.delimiters), Row(asked[0], "Oslo")]
+    batch = encode(lens, rows)
     ids = batch.encoding["input_ids"]
     decode = lens.tokenizer.decode
     for row, example in enumerate(asked):
@@ -304,8 +304,15 @@ def test_what_is_learnt_of_a_row(lens, benchmark):
     assert not (batch.text & (ids == lens.image_token_id)).any()
     assert not (batch.text & (ids == lens.tokenizer.eos_token_id)).any()
     assert not batch.response[~batch.encoding["attention_mask"].bool()].any()
-    out = lens.hf(**batch.encoding).logits
-    assert float(token_loss(out, batch.labels)) > 0
+    with torch.no_grad():
+        loss = token_loss(lens.hf(**batch.encoding).logits, batch.labels)
+    found = response_nll(
+        lens,
+        [row.example.prompt() for row in rows],
+        [row.response + lens.tokenizer.eos_token for row in rows],
+        [row.example.image for row in rows],
+    )
+    assert float(loss) == pytest.approx(sum(n for n, _ in found) / sum(n for _, n in found), rel=1e-4)
 
 
 def test_groups_hold_nothing_held_out_and_nothing_of_others(lens, benchmark):

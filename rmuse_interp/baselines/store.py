@@ -88,10 +88,11 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
     record = read_record(path)
     lens.fingerprint.require(record["model"]["fingerprint"], f"the baseline in {path}")
     (name, digest), *_ = record["files"].items()
+    peft = require_peft() if name == ADAPTER else None
     model = copied(lens, str(record["method"]), digest)
     try:
-        if name == ADAPTER:
-            model.hf = require_peft().PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
+        if peft is not None:
+            model.hf = peft.PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
         else:
             tensors = load_file(path / name)
             with torch.no_grad():
@@ -101,7 +102,7 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
         raise RMuseError(
             f"the baseline in {path} cannot be put on {lens.name} ({type(error).__name__}: {error}); train it again"
         ) from error
-    model.hf.eval()
+    model.hf.requires_grad_(True).eval()
     return model
 
 
@@ -121,7 +122,7 @@ def merged(lens: LensModel, state: Mapping[str, Tensor], config: Any, name: str)
     model = copied(lens, name, digest.hexdigest())
     adapted = peft.get_peft_model(model.hf, config)
     peft.set_peft_model_state_dict(adapted, dict(state))
-    model.hf = adapted.merge_and_unload().eval()
+    model.hf = adapted.merge_and_unload().requires_grad_(True).eval()
     return model
 
 
