@@ -351,6 +351,9 @@ def test_the_search_finds_a_narrow_window_far_from_where_it_begins():
     assert next_setting([trial(1.0, 0.0, 0.0)], 1.0) == pytest.approx(0.1)  # ruined at once: down
     assert next_setting([trial(1.0, 0.0, 0.0), trial(0.1, 1.0, 1.0)], 1.0) == pytest.approx(0.1**0.5)
     assert next_setting([trial(0.3, 0.2, 1.0), trial(0.03, 1.0, 1.0)], 0.03, most=1.0) == 1.0
+    low, early, late = trial(1.0, 1.0, 1.0), trial(10.0, 0.1, 0.9), trial(10.0, 0.0, 0.2, epoch=2)
+    assert next_setting([low, early, late], 1.0) == pytest.approx(10**0.5)  # worse with more epochs: down
+    assert next_setting([low, early, replace(late, keep=1.0)], 1.0) == pytest.approx(100.0)  # better: up
 
 
 def test_what_is_kept_is_what_validates_best():

@@ -35,7 +35,7 @@ from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.fitting.rivals import Validation, hold_out
 from rmuse_interp.models.lens import LensModel
 
-SETTINGS: Final = 8
+SETTINGS: Final = 10
 """Learning rates (or shares of neurons) that are tried."""
 EPOCHS: Final = 3
 """Most epochs at each; every one is validated."""

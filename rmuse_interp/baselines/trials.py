@@ -1,14 +1,15 @@
 """Which settings of a baseline are tried, and which is kept: one rule and one budget for all of them.
 
-A setting is a learning rate, or the share of neurons that are pruned. The first is the paper's own. Then the search
-climbs by tens from the best so far until larger ones are worse (or its own last epoch ruined the model), and halves the
-wider gap beside the best, on a logarithmic scale. What is good is `keep − leak − malformed` on the validation part, as
-for the rivals.
+A setting is a learning rate, or the share of neurons that are pruned. The first is the paper's own. From the best so
+far the search goes on to smaller ones if its later epochs were worse, to larger ones if not: by tens where none was
+tried yet, else half way to the next one that was, on a logarithmic scale. What is good is `keep − leak − malformed` on
+the validation part, as for the rivals.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from rmuse_interp.data import Benchmark
 from rmuse_interp.evaluate import measure
@@ -18,8 +19,10 @@ from rmuse_interp.models.lens import LensModel
 from rmuse_interp.steering import Trial as Choice
 from rmuse_interp.steering import choose_strength
 
-LADDER = 10.0
-"""Step of the climb."""
+LADDER: Final = 10.0
+"""Step to where no setting was tried yet."""
+NARROW: Final = 1.1
+"""Least step: where it is smaller, the other side of the best is looked at."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,12 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
     top = max(scores, key=lambda setting: (scores[setting], setting))
     above = min((s for s in scores if s > top), default=None)
     below = max((s for s in scores if s < top), default=None)
-    ended_well = not next(t for t in reversed(trials) if t.setting == top).ruined
-    if above is None and top < most and ended_well:
-        return min(most, top * LADDER)
-    if above is None or (LADDER if below is None else top / below) > above / top:
-        return top / LADDER if below is None else math.sqrt(below * top)
-    return math.sqrt(top * above)
+    higher = min(most, top * LADDER) if above is None else math.sqrt(top * above)
+    lower = top / LADDER if below is None else math.sqrt(below * top)
+    mine = [t for t in trials if t.setting == top]
+    falling = max(mine, key=lambda t: t.score).epoch < mine[-1].epoch
+    first_choice, other = (lower, higher) if falling else (higher, lower)
+    return first_choice if abs(math.log(first_choice / top)) >= math.log(NARROW) else other
 
 
 class Judged:

@@ -56,7 +56,7 @@ def train(
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions per step.")] = 4,
     settings: Annotated[
         int, typer.Option("--settings", min=1, help="Learning rates (or shares of neurons) to try.")
-    ] = 8,
+    ] = 10,
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Most epochs at each of them.")] = 3,
     seed: o.Seed = 0,
     device: o.Device = None,
