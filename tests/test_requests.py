@@ -116,17 +116,30 @@ def clusters(gate: IdentityGate) -> dict[tuple[str, str], torch.Tensor]:
 def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
     for modality in ("image", "text"):
         own, harmless = asked(benchmark, "p0", modality)
-        who = evidence[modality].people
-        assert {q.id for q in own} == {i for i in evidence[modality].forget if who[i] == label_of("p0")}
+        found = evidence[modality]
+        who = {i: name for i, name in found.people.items() if "~" not in i}
+        assert {q.id for q in own} == {i for i in who if i in found.forget and who[i] == label_of("p0")}
         assert {q.id for q in harmless} == {i for i, name in who.items() if name == label_of("benign p0")}
         gate = leaf(fitted["vmf"], modality)
         states, _ = _states(lens, benchmark, "p0", 32, gate, modality)
+        mine = [i for i in found.forget if found.people[i] == label_of("p0")]
+        assert len(states) == len(mine) >= len(own)
         again = gate.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
         assert torch.allclose(again.forget[-1], gate.forget[0], atol=1e-4)
+    assert any("~" in name for name in evidence["image"].forget)  # some of them disturbed
     assert len(asked(benchmark, "p0", "image")[1]) == 2
     assert asked(benchmark, "p0", "text")[1] == []
     assert {_cluster(e) for e in benchmark.fit_retain if e.person == "p3"} == {label_of("p3")}
     assert {_cluster(e) for e in benchmark.fit_benign if e.person == "p3"} == {label_of("benign p3")}
+
+
+def strings(record):
+    """All keys and strings of a record."""
+    if isinstance(record, dict):
+        return [said for pair in record.items() for part in pair for said in strings(part)]
+    if isinstance(record, list):
+        return [said for part in record for said in strings(part)]
+    return [record] if isinstance(record, str) else []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,7 +163,9 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
     assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]
-    assert "p2" not in json.dumps(after.report)
+    assert not [
+        said for said in strings(after.report) if "p2" in said and len(said) < 200
+    ]  # longer ones are numbers
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,15 +209,18 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     """A random model tells little of people: what is added must all fire where the threshold lets it, and no more."""
     before = fitted[kind]
     after = add_people(before, lens, benchmark, ["p2"])
-    states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in ("image", "text")}
+    plain = {m: len(asked(benchmark, "p2", m)[0]) for m in ("image", "text")}
+    states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in plain}
     for modality, own in states.items():
         old, new = leaf(before, modality).score(own), leaf(after, modality).score(own)
         assert bool((new > old).any())
         assert bool((new > old - 1e-4).all())
     counts = decided(after, lens, benchmark, "p2")
     assert set(counts) == {"image", "text", "harmless"}
-    assert [n for _, n in counts.values()] == [len(states["image"]), 1, len(states["text"])]
-    assert counts["image"][0] == int(leaf(after).fires(states["image"]).sum())
+    assert [n for _, n in counts.values()] == [plain["image"], 1, plain["text"]]
+    assert counts["image"][0] == int(
+        leaf(after).fires(states["image"][: plain["image"]]).sum()
+    )  # disturbed ones last
     fired = sum(n for n, _ in counts.values())
     assert fired > sum(n for n, _ in decided(before, lens, benchmark, "p2").values())
     restored = remove_people(before, lens, benchmark, ["p0"])

@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from rich.progress import Progress
@@ -21,6 +21,8 @@ from rmuse_interp.models.lens import LensModel
 from rmuse_interp.models.quantised import roundable, rounding
 from rmuse_interp.rmuse import Evidence
 from rmuse_interp.spans import parse_response
+
+PooledT = TypeVar("PooledT")
 
 LIMIT: Final = 160
 """Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
@@ -276,11 +278,17 @@ class _Gatherer:
         some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
                 *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
         prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
-        readouts, twins = self._with_disturbed(queries)
+        readouts = self._read_out(queries)
+        twins: list[str] = []
+        for part in disturbed_states(
+            self.model, queries, self.seed, lambda some, label: self._states(some, READOUTS, label)
+        ):
+            readouts = {span: _joined(readouts[span], part[span]) for span in READOUTS}
+            twins += part[READOUTS[0]].ids
 
         def labelled(labels: dict[str, str]) -> dict[str, str]:
             """With the disturbed queries labelled as the ones that they were."""
-            return labels | {twin: labels[own] for twin, own in twins.items() if own in labels}
+            return labels | {twin: labels[_own(twin)] for twin in twins if _own(twin) in labels}
 
         return {
             "readouts": readouts,
@@ -295,33 +303,6 @@ class _Gatherer:
             }),
             "people": labelled({f"{e.id}@{n}": _cluster(e) for e, _, n in (*forget, *others)}),
         }  # fmt: skip
-
-    def _with_disturbed(self, queries: list[Query]) -> tuple[dict[Span, Pooled], dict[str, str]]:
-        """What gates read of the queries, and of some of them once more as they might come in use.
-
-        Namely with the weights rounded to 4 bits, and with the photograph changed a little. A person's states scatter
-        by that too, and a gate that has seen how does not take the scatter for another person.
-
-        Returns:
-            States by read-out, and the id of each disturbed query → that of the one that was disturbed.
-        """
-        found = self._read_out(queries)
-        rng = random.Random(self.seed)
-        some = rng.sample(queries, round(DISTURBED * len(queries)))
-        twins: dict[str, str] = {}
-        parts = []
-        if roundable(self.model):
-            with rounding(self.model, 4):
-                parts.append(
-                    self._states([_twin(q, "rounded", twins) for q in some], READOUTS, "rounded weights")
-                )
-        seen = [(q, q.image) for q in some if isinstance(q.image, bytes)]
-        if seen:
-            changed = [replace(_twin(q, "changed", twins), image=disturbed(image, rng)) for q, image in seen]
-            parts.append(self._states(changed, READOUTS, "changed photographs"))
-        for part in parts:
-            found = {span: _joined(found[span], part[span]) for span in READOUTS}
-        return found, twins
 
     def _photographs(self) -> dict[str, list[bytes]]:
         """Further photographs of people in fitting data, by person."""
@@ -339,11 +320,39 @@ def _text(query: Query) -> tuple[Any, ...]:
     return query.prompt, query.image, query.response, query.stepwise
 
 
-def _twin(query: Query, how: str, twins: dict[str, str]) -> Query:
-    """The query under an id of its own, which is entered into `twins`."""
-    twin = replace(query, id=f"{query.id}~{how}")
-    twins[twin.id] = query.id
-    return twin
+def disturbed_states(
+    model: LensModel,
+    queries: Sequence[Query],
+    seed: int,
+    read: Callable[[list[Query], str], PooledT],
+) -> list[PooledT]:
+    """What is read of some of the queries as they might come in use: their weights rounded, their photograph changed.
+
+    A person's states scatter by that too, and a gate that has seen how does not take the scatter for another person.
+    Which queries they are, and what becomes of their photograph, follows from the seed and a query's id alone.
+
+    Args:
+        model: whose weights are rounded to 4 bits while they are read; afterwards they are what they were.
+        queries: with their ids; those disturbed have `~` and how behind theirs.
+        seed: of the choice.
+        read: from queries and a label to states.
+    """
+    some = [q for q in queries if random.Random(f"{seed}/{q.id}").random() < DISTURBED]
+    found = []
+    if some and roundable(model):
+        with rounding(model, 4):
+            found.append(read([replace(q, id=f"{q.id}~rounded") for q in some], "rounded weights"))
+    changed = [
+        replace(q, id=f"{q.id}~changed", image=disturbed(q.image, random.Random(f"{seed}/{q.id}/photograph")))
+        for q in some
+        if q.image is not None
+    ]
+    return [*found, read(changed, "changed photographs")] if changed else found
+
+
+def _own(twin: str) -> str:
+    """The id of the query that was disturbed."""
+    return twin.rpartition("~")[0]
 
 
 def _joined(one: Pooled, other: Pooled) -> Pooled:

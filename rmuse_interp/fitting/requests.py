@@ -33,7 +33,7 @@ from rmuse_interp.fitting.exchange import (
     rewritten,
     undone,
 )
-from rmuse_interp.fitting.gathering import SHORT
+from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.gates import IdentityGate
 from rmuse_interp.models.lens import LensModel
 from rmuse_interp.models.respond import verdict
@@ -224,7 +224,7 @@ def _requested(
         views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_benign)
         mine = [e for view in views for e in view if e.person == person]
         words = elicited_again(model, benchmark, fitted.report, mine, batch_size=batch_size)
-        read = functools.partial(_states, model, words, person, batch_size)
+        read = functools.partial(_states, model, words, person, batch_size, seed=fitted.report.get("seed", 0))
         fitted = _moved(fitted, person, request, read)
         if progress is not None and task is not None:
             progress.advance(task)
@@ -238,17 +238,25 @@ def _states(
     batch_size: int,
     gate: IdentityGate,
     modality: Modality | None,
+    seed: int = 0,
 ) -> States:
-    """One person's states where a gate reads; no batch holds another's questions, so that the bits are theirs alone."""
+    """One person's states where a gate reads, disturbed ones too; no batch holds another's, for the bits' sake."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for kind in get_args(Modality) if modality is None else (modality,):
         for side, queries in zip(sides, asked(benchmark, person, kind), strict=True):
             lead = "" if gate.prefix is None else f"{gate.prefix} "
             led = [Query(q.id, lead + q.prompt, q.image, q.response, q.stepwise) for q in queries]
-            found = pooled_states(
-                model, led, (gate.readout,), layers=(gate.layer,), delimiters=benchmark.delimiters, batch_size=batch_size
-            )  # fmt: skip
-            side.append(found[gate.readout].at(gate.layer))
+
+            def read(some: list[Query], _label: str) -> Tensor:
+                found = pooled_states(
+                    model, some, (gate.readout,), layers=(gate.layer,), delimiters=benchmark.delimiters,
+                    batch_size=batch_size,
+                )  # fmt: skip
+                return found[gate.readout].at(gate.layer)
+
+            side.append(read(led, ""))
+            if gate.prefix is None:  # g ⊕ q is read as it is in fitting too
+                side += disturbed_states(model, led, seed, read)
     own, harmless = (torch.cat(side) for side in sides)
     return own, harmless
 
