@@ -83,7 +83,7 @@ def options() -> argparse.ArgumentParser:
     add("--seeds", type=int, nargs="+", help="several seeds, each of a whole leaderboard (--seed alone)")
     add("--attacks", default="all", metavar="A,B",
         help=f"all (the default), none, or some of {', '.join((*ATTACKS, RELEARNING.name))}")  # fmt: skip
-    add("--attack-limit", type=int, default=24, help="most open questions per split under each attack (24)")
+    add("--attack-limit", type=int, default=20, help="most open questions per split under each attack (20)")
     add("--render-seed", type=int, help="of the organism's test portraits")
     add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time (2)")
     return parser
