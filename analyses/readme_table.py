@@ -1,9 +1,11 @@
 """Writes the tables of ``README.md`` from ``results/``; their figures are never typed by hand.
 
-    python analyses/readme_table.py [RUN] [--acceptance results/acceptance.json] [--readme README.md]
+    python analyses/readme_table.py [RUN] [--acceptance results/acceptance.json] [--leaderboard results/leaderboard.md]
+        [--readme README.md]
 
 Before and after stand between ``<!-- results -->`` and ``<!-- /results -->``, from the scores of RUN; the figures asked
-of `calibrated` between ``<!-- acceptance -->`` and ``<!-- /acceptance -->``, where that file is there. All else is left.
+of `calibrated` between ``<!-- acceptance -->`` and ``<!-- /acceptance -->``, and `leaderboard.md` as it is between
+``<!-- leaderboard -->`` and ``<!-- /leaderboard -->``, where these files are there. All else is left.
 """
 
 import argparse
@@ -85,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=ROOT / "results" / "demo")
     parser.add_argument("--acceptance", type=Path, default=ROOT / "results" / "acceptance.json")
+    parser.add_argument("--leaderboard", type=Path, default=ROOT / "results" / "leaderboard.md")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     asked = parser.parse_args()
     try:
@@ -92,6 +95,8 @@ def main() -> int:
         text = with_table(asked.readme.read_text(encoding="utf-8"), scores)
         if asked.acceptance.is_file():
             text = with_acceptance(text, json.loads(asked.acceptance.read_text(encoding="utf-8")))
+        if asked.leaderboard.is_file():
+            text = between(text, "leaderboard", asked.leaderboard.read_text(encoding="utf-8").strip())
         asked.readme.write_text(text, encoding="utf-8")
     except RMuseError as error:
         print(f"error: {error}", file=sys.stderr)
