@@ -225,11 +225,19 @@ def test_prototypes_refuse_what_is_no_direction():
     assert float(geodesic(torch.eye(2)[0], torch.eye(2)[1])) > 1
 
 
-@pytest.mark.slow
-def test_gates_are_given_the_states_of_the_very_text_and_picture():
-    """A text is read once for responses and gates alike; another photograph of the same person is another text."""
+@pytest.fixture(scope="module")
+def gathered():
+    """The organism, its benchmark, its weights before anything was read, and what is read for gates."""
     lens, benchmark = load_model("organism"), load_benchmark("organism", forget=5)
-    found = gather(lens, benchmark, limit=4)["image"]
+    before = {name: weight.clone() for name, weight in lens.hf.named_parameters()}
+    return lens, benchmark, before, gather(lens, benchmark, limit=5)
+
+
+@pytest.mark.slow
+def test_gates_are_given_the_states_of_the_very_text_and_picture(gathered):
+    """A text is read once for responses and gates alike; another photograph of the same person is another text."""
+    lens, benchmark, _, evidence = gathered
+    found = evidence["image"]
     examples = {e.id: e for view in (benchmark.fit_forget, benchmark.fit_benign) for e in view}
     further: dict[str, list[bytes]] = {}
     for example in benchmark.fit_benign:
@@ -250,11 +258,10 @@ def test_gates_are_given_the_states_of_the_very_text_and_picture():
 
 
 @pytest.mark.slow
-def test_gates_are_shown_some_queries_disturbed():
+def test_gates_are_shown_some_queries_disturbed(gathered):
     """As what they were: the same person and group; other states; and the model is afterwards as it was before."""
-    lens, benchmark = load_model("organism"), load_benchmark("organism", forget=5)
-    before = {name: weight.clone() for name, weight in lens.hf.named_parameters()}
-    for modality, found in gather(lens, benchmark, limit=6).items():
+    lens, _, before, evidence = gathered
+    for modality, found in evidence.items():
         read = found.readouts["question"]
         twins = [name for name in read.ids if "~" in name]
         kinds = {name.rpartition("~")[2] for name in twins}

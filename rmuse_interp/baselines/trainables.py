@@ -1,6 +1,7 @@
 """What training changes: low-rank adapters (`peft`), or some weights themselves. Both undo what they did to the model."""
 
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,7 +95,8 @@ class LowRank:
         self._hf, self._package = lens.hf, require_peft()
         self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
         self.config = adapter_config(lens, rank)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it will drop
             torch.manual_seed(seed)
             self.peft = self._package.get_peft_model(lens.hf, self.config)
 
