@@ -96,7 +96,9 @@ class LowRank:
         self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
         self.config = adapter_config(lens, rank)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by a name that it will drop
+            warnings.simplefilter(
+                "ignore", FutureWarning
+            )  # peft asks transformers by a name that it will drop
             torch.manual_seed(seed)
             self.peft = self._package.get_peft_model(lens.hf, self.config)
 

@@ -32,7 +32,7 @@ def demo(
     forget: Annotated[
         int, typer.Option("--forget", help="Percent of the people to forget: 5, 10 or 15.")
     ] = 5,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 60,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 45,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
     max_new_tokens: o.MaxNewTokens = 48,
