@@ -93,7 +93,7 @@ def markdown(record: Record) -> str:
         lines += [f"**{rate} % forgotten**", "", "| | " + " | ".join(COLUMNS.values()) + " | by | s |",
                   "|---|" + "---:|" * len(COLUMNS) + "---|---:|"]  # fmt: skip
         for row in sorted(rows, key=lambda one: _last(one["values"]["worst"]["value"])):
-            cells = [shown(row["values"][key]) for key in COLUMNS]
+            cells = [shown(row["values"][key], spread=key == "worst") for key in COLUMNS]
             by = "–" if row["attack"] is None else f"{row['attack']}, {row['split']}"
             name = f"**{row['method']}**" if row["method"] == OURS else row["method"]
             lines.append(f"| {name} | " + " | ".join(cells) + f" | {by} | {row['seconds']:.0f} |")
@@ -102,13 +102,14 @@ def markdown(record: Record) -> str:
                 error = row["error"][:120].replace("|", "/")
                 lines.append(f"| {row['method']} (seed {row['seed']}) | failed: {error} |")
         lines.append("")
-    worst = record["attacks"]
+    model, attacks = origin["model"], record["attacks"]
     lines.append(
-        f"{origin['benchmark']['id']}, {origin['model']['id']} ({origin['model']['fingerprint']}): percent; "
-        f"{origin['limit']} questions a split, {origin['attack_limit']} open ones a split under each of {len(worst)} "
-        f"attacks ({', '.join(worst)}), seeds {', '.join(map(str, origin['seeds']))}; intervals in the JSON. Worst: the "
-        "largest RIL on forget and test, without attack or under any, and by which. s: seconds per cell, fitting or "
-        "training, answers, attacks and scores. Written by `python analyses/leaderboard.py`."
+        f"Benchmark {origin['benchmark']['id']}, model {model['id']} ({model['fingerprint']}); percent. "
+        f"{origin['limit']} questions a split, {origin['attack_limit']} open ones a split under each of {len(attacks)} "
+        f"attacks ({', '.join(attacks)}); seed {', '.join(map(str, origin['seeds']))}. Worst: the largest RIL on forget "
+        "and test, without attack (none) or under any, with a 95 % interval over people (further ones in the JSON), and "
+        "by which. s: seconds per cell, fitting or training, answers, attacks and scores. Written by "
+        "`python analyses/leaderboard.py`."
     )
     return "\n".join(lines) + "\n"
 
@@ -145,6 +146,9 @@ def show(record: Record) -> None:
             print(f"failed: {row['method']} at {row['forget']} %, seed {row['seed']}: {row['error']}")
 
 
-def shown(value: Mapping[str, Any] | None) -> str:
-    """A value in a table."""
-    return "–" if value is None or value["value"] is None else f"{value['value']:.1f}"
+def shown(value: Mapping[str, Any] | None, spread: bool = False) -> str:
+    """A value in a table, with its interval behind it or without."""
+    if value is None or value["value"] is None:
+        return "–"
+    known = spread and value["low"] is not None
+    return f"{value['value']:.1f}" + (f" ({value['low']:.0f}–{value['high']:.0f})" if known else "")
