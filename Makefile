@@ -11,7 +11,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 TORCH_INDEX ?=
-PYTEST ?= -n 2 --dist loadfile
+# A file is one worker's, files in the order of their names: by number of tests the slowest few would come last, one by one.
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 SMALL := results/small
 FIGURES := $(patsubst figures/%.py,%,$(filter-out figures/_%.py,$(wildcard figures/*.py)))
 
