@@ -34,7 +34,7 @@ from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.models.lens import LensModel, load_model
 from rmuse_interp.results import AttackTranscript, Transcript, write_atomically
 from rmuse_interp.running import Method, choose, finish, run
-from rmuse_interp.running.attacked import attacked
+from rmuse_interp.running.attacked import ATTACKED_SPLITS, attacked
 from rmuse_interp.steering import RIVALS
 
 METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
@@ -42,8 +42,6 @@ REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
     "rcr": ("rcr", KEPT),
     **{f"rcr_{split}": ("rcr", (split,)) for split in KEPT},
 }
-ATTACKED: Final = (*FORGET, "retain")
-"""Splits that are attacked: the people to forget, and others for control."""
 RELEARNT: Final = 16
 """Questions that relearning trains on."""
 RELEARNING: Final = Attack(
@@ -253,7 +251,7 @@ def to_attack(questions: Mapping[str, Sequence[Example]], limit: int, seed: int)
     """Of the questions that are asked, those that are asked under attack: open ones, spread over people."""
     return {
         split: sample([e for e in questions[split] if e.kind in OPEN_KINDS], limit, seed)
-        for split in ATTACKED
+        for split in ATTACKED_SPLITS
         if questions.get(split)
     }
 
