@@ -11,7 +11,7 @@ from PIL import Image
 
 from rmuse_interp.attacks import ATTACKS, Attack, require_names
 from rmuse_interp.attacks.conversation import plain
-from rmuse_interp.attacks.photographs import SEVERITIES
+from rmuse_interp.attacks.photographs import SEVERITIES, disturbed
 from rmuse_interp.attacks.wording import reworded, with_name
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.errors import RMuseError
@@ -161,6 +161,20 @@ def test_severities_do_to_the_photograph_what_they_say(photographed):
     assert sharpness[0] > 1.2 * sharpness[1] > 1.2 * 1.2 * sharpness[2]
     losses = [float(np.abs(m - before).mean()) for m in made["jpeg"]]
     assert 0 < losses[0] < losses[1]
+
+
+def test_a_disturbed_photograph_is_another_for_every_draw_and_up_to_as_bad_as_under_attack(photographed):
+    """And on the average nearer to the strongest attack than to none: severity is the larger of two."""
+    before = pixels(photographed.image)
+    made = [pixels(disturbed(photographed.image, random.Random(i))) for i in range(60)]
+    assert len({m.tobytes() for m in made}) == 60
+    sides = [m.shape[0] / before.shape[0] for m in made]
+    assert 0.64 <= min(sides) < 0.8  # cropped twice
+    assert 0.25 < sum(side < 1 for side in sides) / 60 < 0.65  # 1 − (3/4)², in the mean
+    once = [side for side in sides if 0.8 <= side < 1]
+    assert sum(side < 0.9 for side in once) > len(once) / 2
+    again = disturbed(photographed.image, random.Random(7))
+    assert np.array_equal(pixels(again), made[7])
 
 
 def test_prefills_carry_the_benchmarks_own_delimiters(benchmark, questions):

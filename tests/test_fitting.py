@@ -273,6 +273,11 @@ def test_gates_are_shown_some_queries_disturbed(gathered):
             assert (twin in found.forget) != (twin in found.others)
             moved, state = (read.select([name]).states for name in (twin, own))
             assert 1e-4 < float((moved - state).norm() / state.norm()) < 1
+        changed = [
+            sum(name.endswith("~changed") for name in side) / sum("~" not in name for name in side)
+            for side in (found.forget, found.others)
+        ]
+        assert changed[0] > changed[1] > 0 if modality == "image" else changed == [0, 0]
         rest = without(found, {twins[0].rpartition("@")[0]}).readouts["question"]
         assert twins[0] not in rest.ids
         assert len(rest.ids) < len(read.ids)

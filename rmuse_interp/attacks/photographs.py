@@ -62,12 +62,19 @@ SEVERITIES: Final[dict[str, dict[str, Severity]]] = {
 
 
 def disturbed(image: bytes, rng: random.Random) -> bytes:
-    """The picture cropped, blurred, noisy or compressed, at a severity drawn between none and the strongest attack's."""
-    with Image.open(io.BytesIO(image)) as opened:
-        picture = opened.convert("RGB")
-    drawn = rng.choice((crop(rng.uniform(0.8, 1.0)), blur(rng.uniform(0.0, 0.02)), noise(rng.uniform(0.0, 30.0)),
-                        jpeg(rng.randint(15, 75))))  # fmt: skip
-    return drawn(picture, rng)
+    """The picture changed twice: cropped, blurred, noisy or compressed, up to the strongest attack.
+
+    Severities are the larger of two drawn evenly, so that strong changes, where a gate errs, are not the rare ones.
+    """
+    for _ in range(2):
+        with Image.open(io.BytesIO(image)) as opened:
+            picture = opened.convert("RGB")
+        hard = max(rng.random(), rng.random())
+        change = rng.choice(
+            (crop(1 - 0.2 * hard), blur(0.02 * hard), noise(30 * hard), jpeg(round(75 - 60 * hard)))
+        )
+        image = change(picture, rng)
+    return image
 
 
 def photographed(kind: str) -> Ask:

@@ -243,7 +243,9 @@ def _states(
     """One person's states where a gate reads, disturbed ones too; no batch holds another's, for the bits' sake."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for kind in get_args(Modality) if modality is None else (modality,):
-        for side, queries in zip(sides, asked(benchmark, person, kind), strict=True):
+        own_ones, harmless_ones = asked(benchmark, person, kind)
+        forget = {q.id for q in own_ones}
+        for side, queries in zip(sides, (own_ones, harmless_ones), strict=True):
             lead = "" if gate.prefix is None else f"{gate.prefix} "
             led = [Query(q.id, lead + q.prompt, q.image, q.response, q.stepwise) for q in queries]
 
@@ -256,7 +258,7 @@ def _states(
 
             side.append(read(led, ""))
             if gate.prefix is None:  # g ⊕ q is read as it is in fitting too
-                side += disturbed_states(model, led, seed, read)
+                side += disturbed_states(model, led, forget, seed, read)
     own, harmless = (torch.cat(side) for side in sides)
     return own, harmless
 
