@@ -94,5 +94,5 @@ def photographed(kind: str) -> Ask:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    picture.save(buffer, "PNG", compress_level=1)  # pixels are what they are; speed counts
     return buffer.getvalue()
