@@ -53,7 +53,7 @@ from analyses._paper import COLUMNS, METRICS, PAPER, markdown
 from rmuse_interp import __version__, running
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.prompts import generation_prompt
-from rmuse_interp.elicit import TEMPLATES, Template, as_asked, asked_with
+from rmuse_interp.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
 from rmuse_interp.elicit.views import restated
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import measure
@@ -296,9 +296,10 @@ def fits_at(
 
     @functools.cache
     def evidence() -> tuple[Benchmark, Any]:
-        check(lens, benchmark, traces="auto")
+        traces: Traces = "given" if benchmark.has_reasoning else "composed"
+        check(lens, benchmark, traces=traces)
         own = traced(
-            lens, benchmark, "auto", asked.template, composed=True, cache=folder / "own", progress=progress,
+            lens, benchmark, traces, asked.template, cache=folder / "own", progress=progress,
             max_new_tokens=given.reasoning_tokens, **settings,
         )  # fmt: skip
         return own, gather(lens, own, progress=progress, **settings)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import rmuse_interp.operators as op
 from rmuse_interp import RMuse, fit
 from rmuse_interp.cli import app
-from rmuse_interp.cli.traces import Ready, template_of
+from rmuse_interp.cli.traces import Ready, fitted_on, template_of
 from rmuse_interp.cli.traces import as_asked as together
 from rmuse_interp.data import SPLITS, load_benchmark, sample
 from rmuse_interp.elicit import (
@@ -466,6 +466,25 @@ def test_auto_fits_on_the_models_words_where_there_are_no_others(lens, fitted, t
     shown = told("info", tmp_path / "bundle").stdout
     assert "dropped stepwise: no opening delimiter 1" in shown
     assert TEMPLATES["reasoning"].stepwise in shown
+
+
+def test_who_follows_no_template_is_fitted_on_two_responses_each(lens, benchmark, tmp_path):
+    """What a random model says has no delimiters: an error that names the way out, and that way."""
+    out = tmp_path / "bundle"
+    words = ("fit", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--template", "reasoning", "--limit", 2,
+             "--layers", 3, "--max-new-tokens", 4, "--out", out)  # fmt: skip
+    refused = told(*words)
+    assert refused.exit_code == 2
+    assert "--traces composed" in " ".join(refused.output.split())
+    assert not (out / "rmuse.json").exists()
+    said = told(*words, "--traces", "composed")
+    assert said.exit_code == 0, said.output
+    traces = RMuse.load(out, lens).report["traces"]
+    assert 0 < traces["composed"] <= traces["kept"] == traces["asked"]
+    assert f"{traces['composed']} of them composed of two each" in " ".join(said.output.split())
+    settings = {"limit": 2, "batch_size": 32, "seed": 0}
+    again = fitted_on(lens, benchmark, [RMuse.load(out, lens)], {}, **settings)
+    assert again.record == traces
 
 
 def test_auto_asks_nothing_where_the_benchmark_has_reasoning(lens, tmp_path, monkeypatch):

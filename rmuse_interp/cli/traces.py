@@ -25,6 +25,7 @@ class Source(StrEnum):
     auto = "auto"
     given = "given"
     own = "own"
+    composed = "composed"
 
 
 class Ready(StrEnum):
@@ -38,7 +39,8 @@ Traces = Annotated[
     Source,
     typer.Option(
         "--traces",
-        help="Whose reasoning is fitted on: the benchmark's (given), the model's own, or its own where there is none.",
+        help="Whose reasoning is fitted on: the benchmark's (given), the model's own, its own where there is none (auto) "
+        "or, for models that follow no template, a stepwise and a direct response of its own taken together (composed).",
     ),
 ]
 TemplateName = Annotated[
@@ -120,12 +122,13 @@ def gathered_from(
     from rmuse_interp.elicit import elicit
     from rmuse_interp.fitting import source_of
 
-    if source_of(benchmark, source.value) == "given":
+    whose = source_of(benchmark, source.value)
+    if whose == "given":
         return benchmark
     with support.bars("own responses", seconds, "elicit") as progress:
         found = elicit(
             lens, benchmark, template=template, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
-            seed=seed, progress=progress,
+            composed=whose == "composed", seed=seed, progress=progress,
         )  # fmt: skip
     support.out.print(escape(str(found)), soft_wrap=True)
     return found.benchmark
@@ -171,7 +174,7 @@ def fitted_on(
             from rmuse_interp.elicit import asked_with
 
             return gathered_from(
-                lens, benchmark, Source.own, asked_with(bundle.report), seconds, limit=limit, batch_size=batch_size,
-                max_new_tokens=record["max_new_tokens"], seed=seed,
+                lens, benchmark, Source.composed if "composed" in record else Source.own, asked_with(bundle.report),
+                seconds, limit=limit, batch_size=batch_size, max_new_tokens=record["max_new_tokens"], seed=seed,
             )  # fmt: skip
     return benchmark

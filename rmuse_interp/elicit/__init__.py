@@ -27,7 +27,7 @@ __all__ = [
     "fitting_questions", "template_for", "traces_of",
 ]  # fmt: skip
 
-Traces = Literal["auto", "given", "own"]
+Traces = Literal["auto", "given", "own", "composed"]
 """Whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, or `auto`: the benchmark's
 where every open question about people has reasoning, else the model's."""
 TRACES: Final[tuple[Traces, ...]] = get_args(Traces)
@@ -82,7 +82,9 @@ class Elicited:
 
     def __str__(self) -> str:
         why = "".join(f", {n} dropped ({reason})" for reason, n in _counted(self.dropped).items())
-        return f"own responses to {len(self.kept)} of {self.asked} questions{why}"
+        composed = self.benchmark.record.get("composed")
+        two = f", {composed} of them composed of two each" if composed else ""
+        return f"own responses to {len(self.kept)} of {self.asked} questions{two}{why}"
 
 
 def elicit(
@@ -146,7 +148,7 @@ def elicit(
     for some in (sample(reasoned, PROBE, seed), reasoned):
         stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
         if dropped and not stepwise:
-            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped)
+            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped, composed)
     direct, undirected = _usable(answers, [e for e in reasoned if e.id in stepwise], how, "direct", composed)
     dropped += undirected
     for split, modality in dict.fromkeys((e.split, e.modality) for e in reasoned):
@@ -154,7 +156,7 @@ def elicit(
         # General reasoning can be done without: the people to retain stand for it.
         if split != "fit_reasoning" and not group & direct.keys():
             lost = [d for d in dropped if d.id in group]
-            raise _none_left(f"{benchmark.id}, {split}, {modality} questions", answers, how, lost)
+            raise _none_left(f"{benchmark.id}, {split}, {modality} questions", answers, how, lost, composed)
     own = {e.id: _own(e, how, stepwise[e.id], direct[e.id]) for e in reasoned if e.id in direct}
     harmless = [e for e in asked if e.kind == "benign"]
     for example, text in zip(harmless, _responses(answers, harmless, how, "stepwise"), strict=True):
@@ -307,13 +309,17 @@ def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
     return dict(Counter(f"{d.form}: {d.reason}" for d in dropped).most_common())
 
 
-def _none_left(what: str, answers: Answers, template: Template, dropped: Sequence[Dropped]) -> RMuseError:
+def _none_left(
+    what: str, answers: Answers, template: Template, dropped: Sequence[Dropped], composed: bool
+) -> RMuseError:
     """The error where no response is usable: what was required, what the model said, which setting mends it."""
     opener, closer = template.delimiters
     reasons = _counted(dropped)
     typical = next(d for d in dropped if f"{d.form}: {d.reason}" in list(reasons)[:1])
     said = typical.said if len(typical.said) <= 120 else typical.said[:119] + "…"
     mend = "choose a template that this model follows ('think', 'reasoning', or a `Template` with other delimiters)"
+    if not composed:
+        mend += ", or take two responses together, traces='composed' (--traces composed)"
     if typical.reason == "ran out of tokens":
         mend = f"raise max_new_tokens (now {answers.max_new_tokens})"
     return RMuseError(

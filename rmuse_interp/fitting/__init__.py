@@ -76,8 +76,9 @@ def fit(
         preset: `calibrated` (default) or `paper`.
         layers: 0-based blocks to steer; chosen by the preset where absent.
         auto: choose blocks, target and the rank of the RRS by a search on fitting queries (`search`).
-        traces: whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, or `auto`: the
-            benchmark's where it has reasoning, else the model's own.
+        traces: whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, its own even
+            where it follows no template (`composed`, see `elicit`), or `auto`: the benchmark's where it has reasoning,
+            else the model's own.
         template: how the model is asked for traces of its own; see `elicit`.
         max_new_tokens: the most tokens per response of its own.
         cache: folder of its responses; see `elicit`.
@@ -132,7 +133,7 @@ def check(
 
 
 def source_of(benchmark: Benchmark, traces: Traces) -> Traces:
-    """`given` or `own`: what `auto` comes to on this benchmark.
+    """`given`, `own` or `composed`: what `auto` comes to on this benchmark.
 
     Raises:
         RMuseError: none of these words.
@@ -152,9 +153,10 @@ def traced(
     **settings: Any,
 ) -> Benchmark:
     """The benchmark to gather from: itself, or with the model's own words; further settings are those of `elicit`."""
-    if source_of(benchmark, traces) == "given":
+    source = source_of(benchmark, traces)
+    if source == "given":
         return benchmark
-    return elicit(model, benchmark, template=template, **settings).benchmark
+    return elicit(model, benchmark, template=template, composed=source == "composed", **settings).benchmark
 
 
 def assemble(
