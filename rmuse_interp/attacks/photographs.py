@@ -71,7 +71,7 @@ def disturbed(image: bytes, rng: random.Random) -> bytes:
             picture = opened.convert("RGB")
         hard = max(rng.random(), rng.random())
         change = rng.choice(
-            (crop(1 - 0.2 * hard), blur(0.02 * hard), noise(30 * hard), jpeg(round(75 - 60 * hard)))
+            (crop(1 - 0.25 * hard), blur(0.02 * hard), noise(30 * hard), jpeg(round(75 - 60 * hard)))
         )
         image = change(picture, rng)
     return image
