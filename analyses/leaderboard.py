@@ -53,6 +53,7 @@ from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD_RATE, MODEL
 from rmuse_interp.errors import RMuseError
 from rmuse_interp.results import write_atomically
+from rmuse_interp.rmuse import PRESETS
 from rmuse_interp.running import choose
 from rmuse_interp.steering import RIVALS
 
@@ -197,7 +198,8 @@ def settled(
         )
     task = progress.add_task("cells", total=len(wanted))
     # The longest first, so that no process is alone at the end.
-    ordered = sorted(wanted, key=lambda c: (c.method not in BASELINES, c.method not in RIVALS))
+    kinds = (BASELINES, PRESETS, RIVALS)
+    ordered = sorted(wanted, key=lambda c: [c.method.removeprefix("rmuse/") not in names for names in kinds])
     if given.jobs == 1:
         for cell in ordered:
             yield _told(settle(cell, given, root, progress), progress)
