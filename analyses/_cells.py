@@ -23,19 +23,19 @@ from analyses._common import Record
 from analyses._fits import evidence_of, preset_of
 from analyses._values import FORGET, KEPT, VALUES, kind_of, values_of
 from rmuse_interp import __version__
-from rmuse_interp.attacks import ATTACKS, Attack
-from rmuse_interp.attacks.conversation import plain as as_it_is
 from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
 from rmuse_interp.cli.demo import GOLD
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
+from rmuse_interp.data.attacks import ATTACKS, Attack
+from rmuse_interp.data.attacks.conversation import plain as as_it_is
 from rmuse_interp.evaluate import attack_scores
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
+from rmuse_interp.evaluate.results import AttackTranscript, Transcript, write_atomically
 from rmuse_interp.fitting.tuning import Tuning
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.results import AttackTranscript, Transcript, write_atomically
-from rmuse_interp.running import Method, choose, finish, run
-from rmuse_interp.running.attacked import ATTACKED_SPLITS, attacked
-from rmuse_interp.steering import RIVALS
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
+from rmuse_interp.runs.run import Method, choose, finish, run
 
 METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
 REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
@@ -91,11 +91,17 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
     lens, benchmark = world_of(given, cell.forget)
     folder = cell.folder(root)
     of = {
-        **asdict(cell), "limit": given.limit, "attack_limit": given.attack_limit, "attacks": given.attacks,
-        "fit_limit": given.fit_limit, "batch_size": given.batch_size, "max_new_tokens": given.max_new_tokens,
+        **asdict(cell),
+        "limit": given.limit,
+        "attack_limit": given.attack_limit,
+        "attacks": given.attacks,
+        "fit_limit": given.fit_limit,
+        "batch_size": given.batch_size,
+        "max_new_tokens": given.max_new_tokens,
         "model": [lens.name, str(lens.fingerprint), str(next(lens.hf.parameters()).dtype)],
-        "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed], "version": __version__,
-    }  # fmt: skip
+        "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
+        "version": __version__,
+    }
     found = kept(folder, of)
     if found is not None:
         return found
@@ -109,10 +115,13 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
             raise
         record, error = {}, f"{type(fault).__name__}: {' '.join(str(fault).split())}"
     record = {
-        **asdict(cell), "kind": kind_of(cell.method), "error": error, **record,
+        **asdict(cell),
+        "kind": kind_of(cell.method),
+        "error": error,
+        **record,
         "seconds": {stage: round(spent, 1) for stage, spent in clock.seconds.items()},
         "peak_mb": round(peak_mb()),
-    }  # fmt: skip
+    }
     write_atomically(
         folder / "cell.json", [json.dumps({"of": of, "record": record}, indent=1, allow_nan=False) + "\n"]
     )
@@ -159,9 +168,15 @@ def peak_mb() -> float:
 
 
 def _worked_out(
-    cell: Cell, given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, folder: Path, root: Path,
-    clock: Clock, progress: Progress | None,
-) -> Record:  # fmt: skip
+    cell: Cell,
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    folder: Path,
+    root: Path,
+    clock: Clock,
+    progress: Progress | None,
+) -> Record:
     given = argparse.Namespace(**vars(given) | {"seed": cell.seed, "fits": root / "fits"})
     questions = choose(benchmark, given.limit, cell.seed)
     with clock.stage("prepare"):
@@ -169,15 +184,23 @@ def _worked_out(
     with clock.stage("answer"):
         pooled = {"all": [e for asked in questions.values() for e in asked]}
         plain = run(
-            [method], pooled, delimiters=benchmark.delimiters, max_new_tokens=given.max_new_tokens,
-            batch_size=given.batch_size, folder=folder, progress=progress,
-        ).transcripts  # fmt: skip
+            [method],
+            pooled,
+            delimiters=benchmark.delimiters,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+            folder=folder,
+            progress=progress,
+        ).transcripts
     few = to_attack(questions, given.attack_limit, cell.seed)
     under: list[AttackTranscript] = []
     settings: dict[str, Any] = {
-        "max_new_tokens": given.max_new_tokens, "batch_size": given.batch_size, "seed": cell.seed, "folder": folder,
+        "max_new_tokens": given.max_new_tokens,
+        "batch_size": given.batch_size,
+        "seed": cell.seed,
+        "folder": folder,
         "progress": progress,
-    }  # fmt: skip
+    }
     with clock.stage("attack"):
         named = [name for name in given.attacks if name in ATTACKS]
         if named and few:
@@ -195,9 +218,11 @@ def _worked_out(
         found = attack_scores(plain, under, benchmark, seed=cell.seed)
     save(folder, plain, under)
     return {
-        "chosen": chosen, "values": values, "attacks": found["methods"].get(cell.method, {}),
+        "chosen": chosen,
+        "values": values,
+        "attacks": found["methods"].get(cell.method, {}),
         "worst": worst_of(values, found["worst"].get(cell.method)),
-    }  # fmt: skip
+    }
 
 
 def worst_of(values: Mapping[str, Record], found: Mapping[str, Any] | None) -> Record:
@@ -216,9 +241,13 @@ def save(folder: Path, plain: Sequence[Transcript], under: Sequence[AttackTransc
 
 
 def prepared(
-    cell: Cell, given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, folder: Path,
+    cell: Cell,
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    folder: Path,
     progress: Progress | None,
-) -> tuple[Method, Record]:  # fmt: skip
+) -> tuple[Method, Record]:
     """The method, fitted, tuned or trained as it is (what its folder holds is taken up), and what was chosen."""
     name = cell.method
     if name == "vanilla":
@@ -243,8 +272,10 @@ def prepared(
         }
     trained = train(name, lens, benchmark, folder / "baseline", seed=given.seed, progress=progress)
     return Method(name, open_baseline(trained.folder, lens)), {
-        **asdict(trained.chosen), "trials": len(trained.trials), "seconds": round(trained.seconds, 1),
-    }  # fmt: skip
+        **asdict(trained.chosen),
+        "trials": len(trained.trials),
+        "seconds": round(trained.seconds, 1),
+    }
 
 
 def to_attack(questions: Mapping[str, Sequence[Example]], limit: int, seed: int) -> dict[str, list[Example]]:

@@ -24,18 +24,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from rmuse_interp import __version__
-from rmuse_interp.calibration import Rate, wilson
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.cli.support import require_writable
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.evaluate.results import write_atomically
 from rmuse_interp.fitting import LIMIT, check
-from rmuse_interp.models.lens import LensModel, load_model
+from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts import Part, from_record, to_record
-from rmuse_interp.results import write_atomically
-from rmuse_interp.running import Answers, Method, finish, run, scores_of
+from rmuse_interp.parts.angle import Rate, wilson
+from rmuse_interp.parts.part import Part, from_record, to_record
+from rmuse_interp.runs.run import Answers, Method, finish, run, scores_of
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
@@ -45,9 +44,14 @@ PartT = TypeVar("PartT", bound=Part)
 
 
 def options(
-    doc: str | None, *, limit: int | None, what: str, fit_limit: int = LIMIT, max_new_tokens: int | None = None,
+    doc: str | None,
+    *,
+    limit: int | None,
+    what: str,
+    fit_limit: int = LIMIT,
+    max_new_tokens: int | None = None,
     small: Mapping[str, Any] | None = None,
-) -> argparse.ArgumentParser:  # fmt: skip
+) -> argparse.ArgumentParser:
     """The command line that all analyses have.
 
     Args:
@@ -147,7 +151,11 @@ def provenance(
     """Where a record comes from: model, benchmark, settings, versions, seconds since `began` (`time.monotonic`)."""
     return {
         "model": {"id": given.model, "fingerprint": str(lens.fingerprint)},
-        "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed},
+        "benchmark": {
+            "id": benchmark.id,
+            "forget": benchmark.forget_rate,
+            "render_seed": benchmark.render_seed,
+        },
         "n_layers": lens.n_layers,
         "seed": given.seed,
         "limit": given.limit,
@@ -156,8 +164,9 @@ def provenance(
         "seconds": round(time.monotonic() - began, 1),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "versions": {"rmuse-interp": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-    }  # fmt: skip
+        "versions": {"rmuse-interp": __version__}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
 
 
 def opened(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
@@ -186,9 +195,14 @@ def answered(
     """
     pooled = {"all": [example for examples in questions.values() for example in examples]}
     return run(
-        methods, pooled, delimiters=benchmark.delimiters, max_new_tokens=given.max_new_tokens,
-        batch_size=given.batch_size, folder=kept(given, stem), progress=progress,
-    )  # fmt: skip
+        methods,
+        pooled,
+        delimiters=benchmark.delimiters,
+        max_new_tokens=given.max_new_tokens,
+        batch_size=given.batch_size,
+        folder=kept(given, stem),
+        progress=progress,
+    )
 
 
 def rebuilt(part: PartT, **changes: Any) -> PartT:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
-from rmuse_interp.edits import Edit, Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import Gate
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.gates import Gate
 
 Scores = dict[str, dict[str, float]]
 """Name of a gate → id of a question → its score, where the gate applies to the question."""
@@ -47,7 +47,7 @@ def scored(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Scores:
-    """What the gates of `probes` score, in the batches that `rmuse_interp.running.run` forms.
+    """What the gates of `probes` score, in the batches that `rmuse_interp.runs.run.run` forms.
 
     Raises:
         RMuseError: a gate that reads nothing of a question it applies to.
@@ -82,8 +82,9 @@ def fires(
 ) -> dict[str, bool]:
     """Id → whether the gate of its kind of query fires, as `Gate.fires` decides: in float32, strictly above."""
     return {
-        e.id: bool(torch.tensor(scores[e.id], dtype=torch.float32) > gates[e.modality].threshold) for e in examples
-    }  # fmt: skip
+        e.id: bool(torch.tensor(scores[e.id], dtype=torch.float32) > gates[e.modality].threshold)
+        for e in examples
+    }
 
 
 def composed(

@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import rmuse_interp
-from rmuse_interp.activations import Pooled
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
-from rmuse_interp.edits import Modality
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting import assemble, gather
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import Evidence, PresetName, RMuse
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse
+from rmuse_interp.parts.pooled import Pooled
 
 
 def evidence_of(
@@ -37,8 +37,14 @@ def evidence_of(
     """`gather` with the settings of the command line; from the folder where it holds it."""
 
     def fresh() -> dict[Modality, Evidence]:
-        return gather(lens, benchmark, limit=given.fit_limit, batch_size=given.batch_size, seed=given.seed,
-                      progress=progress)  # fmt: skip
+        return gather(
+            lens,
+            benchmark,
+            limit=given.fit_limit,
+            batch_size=given.batch_size,
+            seed=given.seed,
+            progress=progress,
+        )
 
     if given.fits is None:
         return fresh()
@@ -115,8 +121,21 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
 def _place(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Path:
     digest = hashlib.sha256()
     dtype = str(next(lens.hf.parameters()).dtype)
-    digest.update(repr((str(lens.fingerprint), lens.name, dtype, benchmark.id, benchmark.forget_rate,
-                        benchmark.render_seed, given.fit_limit, given.batch_size, given.seed)).encode())  # fmt: skip
+    digest.update(
+        repr(
+            (
+                str(lens.fingerprint),
+                lens.name,
+                dtype,
+                benchmark.id,
+                benchmark.forget_rate,
+                benchmark.render_seed,
+                given.fit_limit,
+                given.batch_size,
+                given.seed,
+            )
+        ).encode()
+    )
     for view in (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
         for example in view:
             digest.update(repr(example).encode() + (example.image or b"") + repr(example.reasoning).encode())

@@ -6,12 +6,12 @@ import torch
 
 from analyses._common import Record, percent, short
 from analyses._composed import fires
-from rmuse_interp.calibration import auroc, auroc_interval, wilson
 from rmuse_interp.data import Example
-from rmuse_interp.edits import Modality
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
-from rmuse_interp.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
-from rmuse_interp.rmuse import Evidence, gate_candidates
+from rmuse_interp.method.rmuse import Evidence, gate_candidates
+from rmuse_interp.parts.angle import auroc, auroc_interval, wilson
+from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
 
 Gates = dict[str, dict[str, Gate]]
 """Name → kind of query → gate."""
@@ -50,9 +50,13 @@ def rate(fired: Mapping[str, bool]) -> Record:
 
 
 def curve(
-    name: str, gates: Mapping[str, Gate], scores: Mapping[str, float], known: Mapping[str, Sequence[Example]],
-    chosen: Mapping[str, str], seed: int,
-) -> Record:  # fmt: skip
+    name: str,
+    gates: Mapping[str, Gate],
+    scores: Mapping[str, float],
+    known: Mapping[str, Sequence[Example]],
+    chosen: Mapping[str, str],
+    seed: int,
+) -> Record:
     """Operating curve of one gate on scoring queries, and its rates at the threshold of the fitting data."""
     sides: list[list[Example]] = [[], []]
     for split, examples in known.items():
@@ -68,15 +72,20 @@ def curve(
         "chosen_for": [modality for modality, kind in chosen.items() if kind == name],
         "by_modality": {
             modality: {
-                "layer": gate.layer, "readout": gate.readout, "threshold": short(gate.threshold),
+                "layer": gate.layer,
+                "readout": gate.readout,
+                "threshold": short(gate.threshold),
                 "expected": gate.expected,
             }
             for modality, gate in gates.items()
         },
         "n": [len(hits), len(rest)],
-        "auroc": None, "points": [], "tpr": None, "fpr": None,
+        "auroc": None,
+        "points": [],
+        "tpr": None,
+        "fpr": None,
         "fire_rate": {split: rate(decided) for split, decided in fired.items() if decided},
-    }  # fmt: skip
+    }
     if len(hits) and len(rest):
         low, high = auroc_interval(hits, rest, seed=seed)
         found["auroc"] = {"value": short(auroc(hits, rest)), "low": short(low), "high": short(high)}

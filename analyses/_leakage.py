@@ -9,14 +9,14 @@ from typing import Final, Literal
 
 from rich.progress import Progress
 
-from rmuse_interp.activations import Pooled
-from rmuse_interp.collect import Query
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data.spans import parse_response
 from rmuse_interp.diagnostics.readings import Place, Readings, empty_places, mention, read_out
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.spans import parse_response
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.parts.pooled import Pooled
 
 Group = Literal["forget", "retain"]
 Words = Literal["prompt", "reference", "refusal", "own"]
@@ -170,9 +170,15 @@ class Material:
 
 
 def collected(
-    lens: LensModel, plan: Plan, benchmark: Benchmark, group: Group, modality: str, asked: Sequence[Asked],
-    given: argparse.Namespace, progress: Progress,
-) -> Material:  # fmt: skip
+    lens: LensModel,
+    plan: Plan,
+    benchmark: Benchmark,
+    group: Group,
+    modality: str,
+    asked: Sequence[Asked],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> Material:
     """States of every block before and after the plan, gates as they decide."""
     marks = benchmark.delimiters
     secrets = {a.id: a.secrets for a in asked}
@@ -180,14 +186,26 @@ def collected(
     empty: dict[str, list[str]] = {}
 
     def read(
-        queries: Sequence[Query], places: Sequence[Place], words: str, run: Plan | None,
+        queries: Sequence[Query],
+        places: Sequence[Place],
+        words: str,
+        run: Plan | None,
         unsaid: Mapping[str, Sequence[str]],
-    ) -> Readings:  # fmt: skip
+    ) -> Readings:
         for place, ids in empty_places(queries, unsaid, places, marks).items():
             empty[f"{words}/{place}"] = ids
         label = f"{group}, {modality}: {words} words, {'unsteered' if run is None else 'steered'}"
-        return read_out(lens, queries, places, secrets=unsaid, plan=run, delimiters=marks,
-                        batch_size=given.batch_size, progress=progress, label=label)  # fmt: skip
+        return read_out(
+            lens,
+            queries,
+            places,
+            secrets=unsaid,
+            plan=run,
+            delimiters=marks,
+            batch_size=given.batch_size,
+            progress=progress,
+            label=label,
+        )
 
     reference = [Query(a.id, a.example.prompt(), a.example.image, a.example.response(marks)) for a in asked]
     seen: list[Place] = (
@@ -201,8 +219,13 @@ def collected(
     responses: dict[str, str] = {}
     if group == "forget":
         asked_now = [(q.prompt, q.image) for q in reference]
-        found = lens.respond([p for p, _ in asked_now], [i for _, i in asked_now], plan,
-                             max_new_tokens=given.max_new_tokens, batch_size=given.batch_size)  # fmt: skip
+        found = lens.respond(
+            [p for p, _ in asked_now],
+            [i for _, i in asked_now],
+            plan,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+        )
         responses = {a.id: r.text for a, r in zip(asked, found, strict=True)}
         own = [_spoken(q, responses[q.id], marks) for q in reference]
         after = read(own, ["reasoning", "answer"], "own", plan, secrets)
@@ -212,8 +235,17 @@ def collected(
             for place in ("reasoning", "answer")
         ]
     recalls = [read(reference, ["recall"], "value", p, values) for p in (None, plan)]
-    return Material(group, modality, tuple(asked), tuple(cells), _cell("reference", "recall", *recalls),
-                    recalls[0].said, run.fired, responses, empty)  # fmt: skip
+    return Material(
+        group,
+        modality,
+        tuple(asked),
+        tuple(cells),
+        _cell("reference", "recall", *recalls),
+        recalls[0].said,
+        run.fired,
+        responses,
+        empty,
+    )
 
 
 def _spoken(query: Query, text: str, delimiters: tuple[str, str]) -> Query:
@@ -224,5 +256,11 @@ def _spoken(query: Query, text: str, delimiters: tuple[str, str]) -> Query:
 def _cell(words: Words, place: Place, before: Readings, after: Readings) -> Cell:
     """Both sides, on the questions that have something to read on both."""
     both = [i for i in before.states[place].ids if i in set(after.states[place].ids)]
-    return Cell(words, place, before.states[place].select(both), after.states[place].select(both),
-                before.words[place], after.words[place])  # fmt: skip
+    return Cell(
+        words,
+        place,
+        before.states[place].select(both),
+        after.states[place].select(both),
+        before.words[place],
+        after.words[place],
+    )

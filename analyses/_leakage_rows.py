@@ -9,8 +9,7 @@ from rich.progress import Progress
 
 from analyses._common import Record, percent, short
 from analyses._leakage import Asked, Cell, Material
-from rmuse_interp.activations import Pooled
-from rmuse_interp.calibration import wilson
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.lens_views import logit_lens, others_token, sparse_probe
 from rmuse_interp.diagnostics.orthogonality import ratio
 from rmuse_interp.diagnostics.probes import (
@@ -26,7 +25,8 @@ from rmuse_interp.diagnostics.probes import (
     score,
 )
 from rmuse_interp.diagnostics.verdicts import judge
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.parts.angle import wilson
+from rmuse_interp.parts.pooled import Pooled
 
 TARGETS: Final = ("identity", "attribute")
 Drop = tuple[float, float, float]
@@ -81,8 +81,14 @@ def probed(record: Record, material: Material, left_out: list[Record], seed: int
     made: dict[tuple[str, tuple[str, ...]], list[Task]] = {}
     for cell in material.cells:
         for target in TARGETS:
-            labels = {"group": material.group, "modality": material.modality, "target": target,
-                      "held_out": "rendering", "place": cell.place, "words": cell.words}  # fmt: skip
+            labels = {
+                "group": material.group,
+                "modality": material.modality,
+                "target": target,
+                "held_out": "rendering",
+                "place": cell.place,
+                "words": cell.words,
+            }
             there = cell.before or cell.after
             assert there is not None
             progress.advance(bar)
@@ -139,16 +145,25 @@ def layer_rows(record: Record, cell: Cell, tasks: Sequence[Task], labels: Record
 
 
 def across_people(
-    record: Record, material: Material, train: tuple[list[Asked], Mapping[str, Pooled]], left_out: list[Record],
+    record: Record,
+    material: Material,
+    train: tuple[list[Asked], Mapping[str, Pooled]],
+    left_out: list[Record],
     seed: int,
-) -> None:  # fmt: skip
+) -> None:
     """Values of people to forget, read by probes of retained people's unsteered states."""
     others, states = train
     prompt_end = next(c for c in material.cells if c.place == "prompt_end")
     for cell in (prompt_end, material.recall):
         learnt_from = states[cell.place]
-        labels = {"group": "forget", "modality": material.modality, "target": "attribute", "held_out": "person",
-                  "place": cell.place, "words": cell.words}  # fmt: skip
+        labels = {
+            "group": "forget",
+            "modality": material.modality,
+            "target": "attribute",
+            "held_out": "person",
+            "place": cell.place,
+            "words": cell.words,
+        }
         assert cell.before is not None
         assert cell.after is not None
         tasks: list[Task] = []
@@ -157,8 +172,13 @@ def across_people(
             new = {a.id: a for a in material.asked if a.attribute == attribute and a.id in cell.before.ids}
             clusters = {i: a.person for i, a in (known | new).items()}
             try:
-                task = across({i: a.value for i, a in known.items()}, {i: a.value for i, a in new.items()},
-                              clusters, name=attribute, seed=seed)  # fmt: skip
+                task = across(
+                    {i: a.value for i, a in known.items()},
+                    {i: a.value for i, a in new.items()},
+                    clusters,
+                    name=attribute,
+                    seed=seed,
+                )
             except RMuseError as error:
                 left_out.append({**labels, "what": "attribute", "why": str(error)})
                 continue
@@ -176,8 +196,10 @@ def across_people(
             for task in tasks:
                 n = len(task.folds[0][0])
                 base = learnt_from.select(task.ids[:n]).at(layer).numpy()
-                was, now = (np.concatenate([base, s.select(task.ids[n:]).at(layer).numpy()])
-                            for s in (cell.before, cell.after))  # fmt: skip
+                was, now = (
+                    np.concatenate([base, s.select(task.ids[n:]).at(layer).numpy()])
+                    for s in (cell.before, cell.after)
+                )
                 for side, one in zip(sides.values(), probe(task, was, now), strict=True):
                     side.append(one)
             drops[layer] = drop(sides["before"], sides["moved"], seed)
@@ -208,8 +230,17 @@ def sparse_rows(material: Material, seed: int) -> list[Record]:
             after = before if np.array_equal(was, now) else sparse_probe(task, groups, now, seed)
             for side, one in (("before", before), ("after", after)):
                 values = {k: short(v) if isinstance(v, float) else v for k, v in asdict(one).items()}
-                found.append({"group": material.group, "modality": material.modality, "target": "identity",
-                              "place": cell.place, "side": side, "layer": layer, **values})  # fmt: skip
+                found.append(
+                    {
+                        "group": material.group,
+                        "modality": material.modality,
+                        "target": "identity",
+                        "place": cell.place,
+                        "side": side,
+                        "layer": layer,
+                        **values,
+                    }
+                )
     return found
 
 
@@ -239,11 +270,16 @@ def lens_rows(bridge: Any, material: Material, seed: int) -> list[Record]:
                 values = view.log_prob[:, at].double().numpy()
                 mean, between = ratio(np.bincount(which, weights=values), n, seed)
                 row: Record = {
-                    "group": material.group, "modality": material.modality, "token": token, "side": side, "layer": layer,
-                    "n": len(ids), "log_prob": interval_row((mean, *(between or (mean, mean)))),
+                    "group": material.group,
+                    "modality": material.modality,
+                    "token": token,
+                    "side": side,
+                    "layer": layer,
+                    "n": len(ids),
+                    "log_prob": interval_row((mean, *(between or (mean, mean)))),
                     "median_rank": short(float(view.rank[:, at].median())),
                     "first": percent(wilson(int((view.rank[:, at] == 0).sum()), len(ids))),
-                }  # fmt: skip
+                }
                 if side == "after":
                     less = views["before"].log_prob[:, at].double().numpy() - values
                     lost, around = ratio(np.bincount(which, weights=less), n, seed)

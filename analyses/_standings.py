@@ -18,10 +18,17 @@ FORGOT: Final = 20.0
 BOUND: Final = 8.0
 """Worst RIL that `OURS` may have, percent."""
 COLUMNS: Final = {
-    "ril_forget": "RIL forget", "ril_test": "RIL test", "worst": "worst RIL", "exact_retain_test": "retain_test",
-    "exact_celebrity": "celebrity", "exact_reasoning": "reasoning", "exact_benign": "benign", "rcr": "RCR",
-    "malformed": "malformed", "refused": "refused",
-}  # fmt: skip
+    "ril_forget": "RIL forget",
+    "ril_test": "RIL test",
+    "worst": "worst RIL",
+    "exact_retain_test": "retain_test",
+    "exact_celebrity": "celebrity",
+    "exact_reasoning": "reasoning",
+    "exact_benign": "benign",
+    "rcr": "RCR",
+    "malformed": "malformed",
+    "refused": "refused",
+}
 """Value → its heading in the tables."""
 
 
@@ -36,11 +43,18 @@ def summary(rows: Sequence[Record]) -> list[Record]:
         values = {key: over_seeds([row["values"][key] for row in mine]) for key in mine[0]["values"]}
         worst = [row["worst"] for row in mine]
         top = max(worst, key=lambda one: -1.0 if one["value"] is None else one["value"])
-        found.append({
-            "method": method, "kind": mine[0]["kind"], "forget": rate, "seeds": [row["seed"] for row in mine],
-            "values": values | {"worst": over_seeds(worst)}, "attack": top["attack"], "split": top["split"],
-            "seconds": short(sum(sum(row["seconds"].values()) for row in mine) / len(mine)),
-        })  # fmt: skip
+        found.append(
+            {
+                "method": method,
+                "kind": mine[0]["kind"],
+                "forget": rate,
+                "seeds": [row["seed"] for row in mine],
+                "values": values | {"worst": over_seeds(worst)},
+                "attack": top["attack"],
+                "split": top["split"],
+                "seconds": short(sum(sum(row["seconds"].values()) for row in mine) / len(mine)),
+            }
+        )
     return found
 
 
@@ -52,8 +66,10 @@ def over_seeds(values: Sequence[Mapping[str, Any]]) -> Record:
     lows, highs = ([v[end] for v in defined if v[end] is not None] for end in ("low", "high"))
     return {
         "value": short(sum(v["value"] for v in defined) / len(defined)),
-        "low": min(lows, default=None), "high": max(highs, default=None), "n": sum(v["n"] for v in defined),
-    }  # fmt: skip
+        "low": min(lows, default=None),
+        "high": max(highs, default=None),
+        "n": sum(v["n"] for v in defined),
+    }
 
 
 def verdict(found: Sequence[Record], rate: int) -> Record:
@@ -65,9 +81,18 @@ def verdict(found: Sequence[Record], rate: int) -> Record:
     goals = {name: {goal: mine[goal]["value"] for goal in GOALS} for name, mine in values.items()}
     whole = {name: mine for name, mine in goals.items() if None not in mine.values()}
     record: Record = {
-        "forget": rate, "method": OURS, "goals": GOALS, "margin": MARGIN, "bound": BOUND, "forgot": FORGOT,
-        "worst": None, "within": None, "trained": None, "dominates": None, "dominated_by": None,
-    }  # fmt: skip
+        "forget": rate,
+        "method": OURS,
+        "goals": GOALS,
+        "margin": MARGIN,
+        "bound": BOUND,
+        "forgot": FORGOT,
+        "worst": None,
+        "within": None,
+        "trained": None,
+        "dominates": None,
+        "dominated_by": None,
+    }
     if OURS not in whole:
         return record
     ours = whole[OURS]
@@ -78,10 +103,12 @@ def verdict(found: Sequence[Record], rate: int) -> Record:
             trained[name] = {"worst": whole[name]["worst"], "half": ours["worst"] <= whole[name]["worst"] / 2}
     others = {name: mine for name, mine in whole.items() if name != OURS}
     return record | {
-        "worst": ours["worst"], "within": ours["worst"] <= BOUND, "trained": trained,
+        "worst": ours["worst"],
+        "within": ours["worst"] <= BOUND,
+        "trained": trained,
         "dominates": [name for name, mine in others.items() if dominates(ours, mine, GOALS)],
         "dominated_by": [name for name, mine in others.items() if dominates(mine, ours, GOALS)],
-    }  # fmt: skip
+    }
 
 
 def markdown(record: Record) -> str:
@@ -90,8 +117,12 @@ def markdown(record: Record) -> str:
     lines = []
     for rate in origin["rates"]:
         rows = [row for row in record["summary"] if row["forget"] == rate]
-        lines += [f"**{rate} % forgotten**", "", "| | " + " | ".join(COLUMNS.values()) + " | by | s |",
-                  "|---|" + "---:|" * len(COLUMNS) + "---|---:|"]  # fmt: skip
+        lines += [
+            f"**{rate} % forgotten**",
+            "",
+            "| | " + " | ".join(COLUMNS.values()) + " | by | s |",
+            "|---|" + "---:|" * len(COLUMNS) + "---|---:|",
+        ]
         for row in sorted(rows, key=lambda one: _last(one["values"]["worst"]["value"])):
             cells = [shown(row["values"][key], spread=key == "worst") for key in COLUMNS]
             by = "–" if row["attack"] is None else f"{row['attack']}, {row['split']}"
@@ -136,8 +167,10 @@ def show(record: Record) -> None:
     for one in record["verdicts"]:
         if one["worst"] is None:
             continue
-        print(f"{one['forget']} %: {OURS} leaks at worst {one['worst']:.1f} (bound {one['bound']:g}), "
-              f"dominated by {', '.join(one['dominated_by']) or 'none'}")  # fmt: skip
+        print(
+            f"{one['forget']} %: {OURS} leaks at worst {one['worst']:.1f} (bound {one['bound']:g}), "
+            f"dominated by {', '.join(one['dominated_by']) or 'none'}"
+        )
         for name, its in one["trained"].items():
             half = "at most half of it" if its["half"] else "more than half of it"
             print(f"  {name} forgot, and leaks at worst {its['worst']:.1f}: ours {half}")

@@ -10,14 +10,14 @@ from torch import Tensor
 
 import rmuse_interp.operators as op
 from analyses._common import short
-from rmuse_interp.collect import Query, trajectories
 from rmuse_interp.diagnostics import UpdateShare, update_share
 from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits import Edit, Plan
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import RMuse
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.fitting.collect import Query, trajectories
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.subspace import Subspace
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +140,12 @@ def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> No
         for protection in protections(operator):
             form = in_form(operator, protection, shares.rrs(layer))
             moved = {name: applied(form, edit.tokens, h) for name, h in before.items()}
-            labels = {"run": "alone", "measure": "update", "protection": protection,
-                      "own": protection == own_protection(operator)}  # fmt: skip
+            labels = {
+                "run": "alone",
+                "measure": "update",
+                "protection": protection,
+                "own": protection == own_protection(operator),
+            }
             shares.add(before, moved, layer, gate="open", **labels)
             if edit.per == "query":
                 gated = {name: h if fired[name] is False else moved[name] for name, h in before.items()}
@@ -163,10 +167,17 @@ def as_row(found: UpdateShare) -> dict[str, Any]:
     low, high = found.interval or (None, None)
     change_low, change_high = found.change_interval or (None, None)
     return {
-        "n": found.n, "n_updated": found.updated, "share": short(found.share), "low": short(low), "high": short(high),
-        "null": pair(found.null), "z": None if found.share is None else short(found.null.z(found.share)),
-        "change": short(found.change), "change_low": short(change_low), "change_high": short(change_high),
-    }  # fmt: skip
+        "n": found.n,
+        "n_updated": found.updated,
+        "share": short(found.share),
+        "low": short(low),
+        "high": short(high),
+        "null": pair(found.null),
+        "z": None if found.share is None else short(found.null.z(found.share)),
+        "change": short(found.change),
+        "change_low": short(change_low),
+        "change_high": short(change_high),
+    }
 
 
 def pair(null: Any) -> dict[str, float | None]:

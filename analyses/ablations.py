@@ -44,13 +44,13 @@ from analyses._common import (
     rows_of,
 )
 from analyses._fits import evidence_of, preset_of
-from rmuse_interp.calibration import FixedFraction
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import PRESETS, SPANS, Evidence, RMuse, calibrated_edit, paper_edit
-from rmuse_interp.running import Method, choose
-from rmuse_interp.spans import span_masks
+from rmuse_interp.data.spans import span_masks
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import PRESETS, SPANS, Evidence, RMuse, calibrated_edit, paper_edit
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-ablations/1"
 STEM = "ablations"
@@ -74,8 +74,14 @@ class Variant:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="questions per split", fit_limit=64, max_new_tokens=64,
-                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=24,
+        what="questions per split",
+        fit_limit=64,
+        max_new_tokens=64,
+        small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48},
+    )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     return command(STEM, parser, run, show, argv)
 
@@ -102,10 +108,11 @@ def run(given: argparse.Namespace) -> Record:
             given, lens, benchmark, began, n={split: len(asked) for split, asked in questions.items()}
         ),
         "variants": [
-            {"preset": v.preset, "ablation": v.ablation, "edit": v.edit, "plan": v.plan.describe()} for v in found
+            {"preset": v.preset, "ablation": v.ablation, "edit": v.edit, "plan": v.plan.describe()}
+            for v in found
         ],
         "rows": [labels[row["method"]] | row for row in rows],
-    }  # fmt: skip
+    }
 
 
 def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Example]]:
@@ -189,8 +196,11 @@ def tokens_of(evidence: Evidence, span: str, begins: Mapping[int, int]) -> Evide
     first = torch.tensor([begins.get(t, 0) for t in evidence.template.tolist()])
     kept = (evidence.position < first) if span == "cot" else (evidence.position >= first)
     return replace(
-        evidence, tokens=evidence.tokens[kept], position=evidence.position[kept], template=evidence.template[kept]
-    )  # fmt: skip
+        evidence,
+        tokens=evidence.tokens[kept],
+        position=evidence.position[kept],
+        template=evidence.template[kept],
+    )
 
 
 def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]) -> dict[int, int]:
@@ -211,9 +221,16 @@ def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]
 
 def show(record: Mapping[str, Any]) -> None:
     """What the people to forget and the retained are told, per ablation."""
-    columns = (("test", "ril"), ("test", "refusal_rate"), ("test", "malformed_rate"), ("test", "classification"),
-               ("retain_test", "exact"), ("retain_test", "malformed_rate"), ("retain_test", "fire_rate"),
-               ("reasoning", "exact"))  # fmt: skip
+    columns = (
+        ("test", "ril"),
+        ("test", "refusal_rate"),
+        ("test", "malformed_rate"),
+        ("test", "classification"),
+        ("retain_test", "exact"),
+        ("retain_test", "malformed_rate"),
+        ("retain_test", "fire_rate"),
+        ("reasoning", "exact"),
+    )
     table = Table(title="percent, greedy answers", box=None)
     for heading in ("preset", "", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
         table.add_column(heading, no_wrap=True)

@@ -26,17 +26,17 @@ if not __package__:  # run as a script: its own folder is no place to import fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analyses._common import Record, answered, bars, command, kept, options, provenance, short
-from rmuse_interp.calibration import auroc_interval, choose_threshold
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.metrics import Metric, summarise
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, auroc
 from rmuse_interp.fitting import assemble, check, enough, gather
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.models.likelihood import response_nll
-from rmuse_interp.results import Transcript
-from rmuse_interp.running import Method, choose, finish
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.lens.likelihood import response_nll
+from rmuse_interp.parts.angle import auroc_interval, choose_threshold
+from rmuse_interp.runs.run import Method, choose, finish
 
 SCHEMA: Final = "rmuse-acceptance/1"
 STEM: Final = "acceptance"
@@ -45,14 +45,25 @@ MULTI_STEP: Final = ("age", "country")
 """Attributes that are told by way of another one."""
 
 TARGETS: Final[dict[str, tuple[str, float]]] = {
-    "RIL, forget": ("<=", 1.0), "RIL, test": ("<=", 1.0), "implicit RIL, multi-step": ("<=", 1.0),
-    "exact, forget": ("<=", 1.0), "exact, test": ("<=", 1.0),
-    "benign, lost": ("<=", 1.0), "retain, lost": ("<=", 0.5), "retain_test, lost": ("<=", 0.5),
-    "celebrity, lost": ("<=", 0.5), "reasoning, same text": (">=", 99.5), "reasoning RCR, lost": ("<=", 0.5),
-    "well-formed refusals": (">=", 98.0), "malformed": ("<=", 1.0), "repetition": ("<=", 0.5),
-    "gate AUROC": (">=", 0.998), "gate FPR at 99 % TPR": ("<=", 0.5),
-    "perplexity under gold, ratio": ("<=", 1.2), "told from gold, AUROC": ("<=", 0.65),
-}  # fmt: skip
+    "RIL, forget": ("<=", 1.0),
+    "RIL, test": ("<=", 1.0),
+    "implicit RIL, multi-step": ("<=", 1.0),
+    "exact, forget": ("<=", 1.0),
+    "exact, test": ("<=", 1.0),
+    "benign, lost": ("<=", 1.0),
+    "retain, lost": ("<=", 0.5),
+    "retain_test, lost": ("<=", 0.5),
+    "celebrity, lost": ("<=", 0.5),
+    "reasoning, same text": (">=", 99.5),
+    "reasoning RCR, lost": ("<=", 0.5),
+    "well-formed refusals": (">=", 98.0),
+    "malformed": ("<=", 1.0),
+    "repetition": ("<=", 0.5),
+    "gate AUROC": (">=", 0.998),
+    "gate FPR at 99 % TPR": ("<=", 0.5),
+    "perplexity under gold, ratio": ("<=", 1.2),
+    "told from gold, AUROC": ("<=", 0.65),
+}
 """Figure → what it should be. `lost`: points below the unsteered model on the same questions."""
 ONE_PHOTOGRAPH: Final = {
     "RIL, test": ("<=", 5.0),
@@ -103,8 +114,16 @@ def run(given: argparse.Namespace) -> Record:
             for name, found in figures(cells, given.seed).items():
                 sense, target = targets[name]
                 reached = found["value"] <= target if sense == "<=" else found["value"] >= target
-                rows.append({"forget": rate, "figure": name, **found, "sense": sense, "target": target,
-                             "reached": reached})  # fmt: skip
+                rows.append(
+                    {
+                        "forget": rate,
+                        "figure": name,
+                        **found,
+                        "sense": sense,
+                        "target": target,
+                        "reached": reached,
+                    }
+                )
     for rate, seed in worlds:
         folder = kept(given, _stem(given, rate, seed))
         finish(folder)
@@ -112,11 +131,16 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, worlds[given.forget[0], given.render_seeds[0]], began, rates=given.forget,
-            render_seeds=given.render_seeds, photographs=given.photographs,
+            given,
+            lens,
+            worlds[given.forget[0], given.render_seeds[0]],
+            began,
+            rates=given.forget,
+            render_seeds=given.render_seeds,
+            photographs=given.photographs,
         ),
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def _stem(given: argparse.Namespace, rate: int, seed: int) -> str:
@@ -162,15 +186,23 @@ class Cell:
 
 
 def _cell(
-    given: argparse.Namespace, lens: LensModel, gold: LensModel | None, benchmark: Benchmark, seed: int,
+    given: argparse.Namespace,
+    lens: LensModel,
+    gold: LensModel | None,
+    benchmark: Benchmark,
+    seed: int,
     progress: Progress,
-) -> Cell:  # fmt: skip
+) -> Cell:
     questions = choose(benchmark, given.limit, given.seed)
     settings: dict[str, Any] = {"seed": given.seed, "progress": progress}
     evidence = gather(
-        lens, benchmark, limit=enough(benchmark, given.fit_limit), batch_size=given.batch_size,
-        photographs=given.photographs == "all", **settings,
-    )  # fmt: skip
+        lens,
+        benchmark,
+        limit=enough(benchmark, given.fit_limit),
+        batch_size=given.batch_size,
+        photographs=given.photographs == "all",
+        **settings,
+    )
     plan = assemble(lens, benchmark, evidence, "calibrated", **settings).plan
     methods = [Method("vanilla", lens), Method(OURS, lens, plan)]
     if gold is not None:
@@ -184,9 +216,12 @@ def _cell(
         for method in (OURS, "gold"):
             said = [t for t in cell.of(method, TO_STEER) if t.response.strip()]
             found = response_nll(
-                gold, [t.prompt for t in said], [t.response for t in said],
-                [references[t.id].image for t in said], batch_size=given.batch_size,
-            )  # fmt: skip
+                gold,
+                [t.prompt for t in said],
+                [t.response for t in said],
+                [references[t.id].image for t in said],
+                batch_size=given.batch_size,
+            )
             if method == "gold":  # its own *refusals*: a slip of the gold standard is no standard
                 refused = {t.id for t, v in cell.measured("refusal_rate", "gold", TO_STEER) if v}
                 found = [f for f, t in zip(found, said, strict=True) if t.id in refused]
@@ -220,8 +255,11 @@ def figures(cells: Sequence[Cell], seed: int = 0) -> dict[str, Record]:
     }
     for split in ("benign", "retain", "retain_test", "celebrity"):
         found[f"{split}, lost"] = pooled("exact", lambda c, s=split: c.lost("exact", s))  # type: ignore[misc]
-    for name, metric in (("well-formed refusals", "refusal_rate"), ("malformed", "malformed_rate"),
-                         ("repetition", "repetition_rate")):  # fmt: skip
+    for name, metric in (
+        ("well-formed refusals", "refusal_rate"),
+        ("malformed", "malformed_rate"),
+        ("repetition", "repetition_rate"),
+    ):
         found[name] = pooled(metric, lambda c, m=metric: c.measured(m, OURS, TO_STEER))  # type: ignore[misc]
     found |= _gate(cells, seed)
     if all(cell.nats for cell in cells):
@@ -247,9 +285,13 @@ def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     alarms = choose_threshold(mine, rest, "target_tpr", 0.99).fpr
     return {
         "gate AUROC": {"value": short(value), "low": short(low), "high": short(high), "n": len(rows)},
-        "gate FPR at 99 % TPR": {"value": short(100 * alarms.value), "low": short(100 * alarms.low),
-                                 "high": short(100 * alarms.high), "n": alarms.n},
-    }  # fmt: skip
+        "gate FPR at 99 % TPR": {
+            "value": short(100 * alarms.value),
+            "low": short(100 * alarms.low),
+            "high": short(100 * alarms.high),
+            "n": alarms.n,
+        },
+    }
 
 
 def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
@@ -258,17 +300,28 @@ def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     perplexity = {m: math.exp(total / max(1, tokens)) for m, (total, tokens) in nats.items()}
     ours, theirs = ([t for c in cells for t in c.of(m, TO_STEER)] for m in (OURS, "gold"))
     alike = likeness(
-        [t.response for t in ours], [t.response for t in theirs], [t.person or t.id for t in ours],
-        [t.person or t.id for t in theirs], seed=seed,
-    )  # fmt: skip
+        [t.response for t in ours],
+        [t.response for t in theirs],
+        [t.person or t.id for t in ours],
+        [t.person or t.id for t in theirs],
+        seed=seed,
+    )
     return {
         "perplexity under gold, ratio": {
-            "value": short(perplexity[OURS] / perplexity["gold"]), "low": None, "high": None, "n": len(ours),
-            "ours": short(perplexity[OURS]), "gold": short(perplexity["gold"]),
+            "value": short(perplexity[OURS] / perplexity["gold"]),
+            "low": None,
+            "high": None,
+            "n": len(ours),
+            "ours": short(perplexity[OURS]),
+            "gold": short(perplexity["gold"]),
         },
-        "told from gold, AUROC": {"value": short(alike.auroc), "low": short(alike.low), "high": short(alike.high),
-                                  "n": alike.n},
-    }  # fmt: skip
+        "told from gold, AUROC": {
+            "value": short(alike.auroc),
+            "low": short(alike.low),
+            "high": short(alike.high),
+            "n": alike.n,
+        },
+    }
 
 
 def show(record: Record) -> None:
@@ -280,8 +333,15 @@ def show(record: Record) -> None:
         span = "–" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
         mark = "[green]reached[/green]" if row["reached"] else "[red]missed[/red]"
         sign = {"<=": "≤", ">=": "≥"}[row["sense"]]
-        table.add_row(f"{row['forget']} %", row["figure"], f"{row['value']:.4g}", span, f"{sign} {row['target']:g}",
-                      str(row["n"]), mark)  # fmt: skip
+        table.add_row(
+            f"{row['forget']} %",
+            row["figure"],
+            f"{row['value']:.4g}",
+            span,
+            f"{sign} {row['target']:g}",
+            str(row["n"]),
+            mark,
+        )
     Console().print(table)
 
 

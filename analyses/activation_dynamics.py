@@ -38,7 +38,7 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 from analyses._common import Record, bars, command, opened, options, provenance, short
 from analyses._fits import presets_of
 from analyses._updates import unsteered
-from rmuse_interp.collect import Query
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.diagnostics.dynamics import (
     PERMUTATIONS,
@@ -51,11 +51,11 @@ from rmuse_interp.diagnostics.dynamics import (
     state_plane,
 )
 from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits import Edit, Modality, Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.rmuse import PRESETS, RMuse
 
 SCHEMA = "rmuse-activation-dynamics/1"
 STEM = "activation_dynamics"
@@ -65,8 +65,9 @@ SIDES = {"forget": "test", "retain": "retain_test"}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=60, what="questions per side and kind of query",
-                     small={"limit": 30, "fit_limit": 32})  # fmt: skip
+    parser = options(
+        __doc__, limit=60, what="questions per side and kind of query", small={"limit": 30, "fit_limit": 32}
+    )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument(
         "--bundle", type=Path, metavar="B", help="run this bundle instead of fitting both presets"
@@ -121,14 +122,22 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             bundle=None if given.bundle is None else next(iter(fitted.values())).report,
-            layers={preset: {e.modality or "any": list(e.sites) for e in r.plan} for preset, r in fitted.items()},
-            n={one.modality: {"forget": len(one.forget), "retain": len(one.queries) - len(one.forget)} for one in asked},
+            layers={
+                preset: {e.modality or "any": list(e.sites) for e in r.plan} for preset, r in fitted.items()
+            },
+            n={
+                one.modality: {"forget": len(one.forget), "retain": len(one.queries) - len(one.forget)}
+                for one in asked
+            },
             permutations=PERMUTATIONS,
         ),
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def asked_of(benchmark: Benchmark, modality: Modality, limit: int, seed: int) -> Asked:
@@ -194,20 +203,28 @@ def row_of(
         "displaced": by_side(moved, asked, seed),
         "test": rounded(asdict(test)),
         "shuffled": rounded(asdict(dealt)),
-        "fired": {side: sum(found.fired[i] is not False for i in ids) for side, ids in sides_of(asked).items()},
+        "fired": {
+            side: sum(found.fired[i] is not False for i in ids) for side, ids in sides_of(asked).items()
+        },
         "closed": {
-            "n": len(left), "most": max(left, default=None),
+            "n": len(left),
+            "most": max(left, default=None),
             "control_n": len(before),
             "control_most": max(displacement(h, shut.after[layer][name]) for name, h in before.items()),
         },
-        "along": None, "approach": None,
+        "along": None,
+        "approach": None,
         "points": {
-            name: {"side": "forget" if name in asked.forget else "retain", "fired": found.fired[name] is not False,
-                   "displaced": short(moved[name]),
-                   "before": [short(v) for v in start], "after": [short(v) for v in end]}
+            name: {
+                "side": "forget" if name in asked.forget else "retain",
+                "fired": found.fired[name] is not False,
+                "displaced": short(moved[name]),
+                "before": [short(v) for v in start],
+                "after": [short(v) for v in end],
+            }
             for name, start, end in zip(before, *places, strict=True)
         },
-    }  # fmt: skip
+    }
     edit = next((edit for edit in edits if layer in edit.sites), None)
     if edit is not None:
         unlearning, _ = fitted.subspaces.at(asked.modality, layer)
@@ -266,8 +283,15 @@ def show(record: Mapping[str, Any]) -> None:
             for c in r["displaced"].values()
         )
         most = "–" if r["closed"]["most"] is None else f"{r['closed']['most']:g} of {r['closed']['n']}"
-        table.add_row(r["preset"], r["modality"], str(r["layer"]) + " *" * r["steered"], *sides,
-                      f"{r['test']['p']:.4f}", f"{r['shuffled']['p']:.2f}", most)  # fmt: skip
+        table.add_row(
+            r["preset"],
+            r["modality"],
+            str(r["layer"]) + " *" * r["steered"],
+            *sides,
+            f"{r['test']['p']:.4f}",
+            f"{r['shuffled']['p']:.2f}",
+            most,
+        )
     Console(width=max(120, Console().width)).print(table)
     print("*: steered")
 

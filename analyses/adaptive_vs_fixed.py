@@ -28,16 +28,16 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 from analyses._common import Record, answered, bars, command, opened, options, provenance, rows_of, short
 from analyses._composed import composed, fires, probes, scored
 from analyses._fits import evidence_of, preset_of
-from rmuse_interp.calibration import FixedFraction
-from rmuse_interp.collect import Query, pooled_states
+from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Plan
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.fitting.collect import Query, pooled_states
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import calibrated_gate
 from rmuse_interp.operators import SlerpToward
-from rmuse_interp.rmuse import calibrated_gate
-from rmuse_interp.running import Answers, Method
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.runs.run import Answers, Method
 
 SCHEMA = "rmuse-adaptive-vs-fixed/1"
 STEM = "adaptive_vs_fixed"
@@ -48,9 +48,20 @@ SPLITS_ASKED = ("test", "retain_test", "reasoning")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=16, what="open questions per split", fit_limit=64, max_new_tokens=64,
-                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48, "forget": [5, 10],
-                            "fractions": [0.25, 0.5, 0.75, 1.0]})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=16,
+        what="open questions per split",
+        fit_limit=64,
+        max_new_tokens=64,
+        small={
+            "limit": 8,
+            "fit_limit": 32,
+            "max_new_tokens": 48,
+            "forget": [5, 10],
+            "fractions": [0.25, 0.5, 0.75, 1.0],
+        },
+    )
     parser.add_argument(
         "--forget", type=int, nargs="+", default=[5, 10, 15], help="percent of the people to forget"
     )
@@ -183,8 +194,13 @@ def strengths_of(
 
 def show(record: Mapping[str, Any]) -> None:
     """RIL of the people to forget against what is kept of everybody else."""
-    columns = (("test", "ril"), ("test", "malformed_rate"), ("retain_test", "exact"), ("retain_test", "malformed_rate"),
-               ("retain_test", "fire_rate"))  # fmt: skip
+    columns = (
+        ("test", "ril"),
+        ("test", "malformed_rate"),
+        ("retain_test", "exact"),
+        ("retain_test", "malformed_rate"),
+        ("retain_test", "fire_rate"),
+    )
     table = Table(title="percent, greedy answers", box=None)
     for heading in (
         "forget %",

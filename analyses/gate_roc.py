@@ -33,14 +33,14 @@ from analyses._common import Record, bars, command, opened, options, percent, pr
 from analyses._composed import fires, probes, scored
 from analyses._fits import bundle_of, evidence_of, preset_of
 from analyses._gates import Gates, gates_of, rate
-from rmuse_interp.calibration import auroc, wilson
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.diagnostics.roc import RESAMPLES, TPR, Curve, operating_curve
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
-from rmuse_interp.gates import Gate
-from rmuse_interp.rmuse import RMuse
-from rmuse_interp.running import choose
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.angle import auroc, wilson
+from rmuse_interp.parts.gates import Gate
+from rmuse_interp.runs.run import choose
 
 SCHEMA = "rmuse-gate-roc/1"
 STEM = "gate_roc"
@@ -102,12 +102,17 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began, bundle=None if bundle is None else bundle.report,
-            n={split: len(examples) for split, examples in asked.items()}, resamples=RESAMPLES,
+            given,
+            lens,
+            benchmark,
+            began,
+            bundle=None if bundle is None else bundle.report,
+            n={split: len(examples) for split, examples in asked.items()},
+            resamples=RESAMPLES,
         ),
         "tpr": TPR,
         "rows": rows,
-    }  # fmt: skip
+    }
 
 
 def placed(bundle: RMuse) -> dict[str, Gate]:
@@ -123,9 +128,13 @@ def who(example: Example) -> str:
 
 
 def row_of(
-    gate: Gate, scores: Mapping[str, float], asked: Mapping[str, Sequence[Example]], modality: str,
-    benchmark: Benchmark, seed: int,
-) -> Record:  # fmt: skip
+    gate: Gate,
+    scores: Mapping[str, float],
+    asked: Mapping[str, Sequence[Example]],
+    modality: str,
+    benchmark: Benchmark,
+    seed: int,
+) -> Record:
     """All that is measured of one gate on its kind of query.
 
     Raises:
@@ -155,21 +164,32 @@ def row_of(
         for names in (TO_STEER, NOT_TO_STEER)
     ]
     return {
-        "layer": gate.layer, "readout": gate.readout, "kind": type(gate).__name__,
-        "threshold": short(gate.threshold), "scale": short(gate.scale), "expected": gate.expected,
-        "n": list(whole.n), "people": list(whole.people),
+        "layer": gate.layer,
+        "readout": gate.readout,
+        "kind": type(gate).__name__,
+        "threshold": short(gate.threshold),
+        "scale": short(gate.scale),
+        "expected": gate.expected,
+        "n": list(whole.n),
+        "people": list(whole.people),
         "auroc": area(whole),
         "fpr_at_tpr": percent(whole.fpr_at_tpr),
         "points": [[short(x), short(y)] for x, y in zip(whole.fpr.tolist(), whole.tpr.tolist(), strict=True)],
-        "band": {"fpr": [short(x) for x in whole.grid.tolist()],
-                 "low": [short(y) for y in whole.band[0].tolist()], "high": [short(y) for y in whole.band[1].tolist()]},
+        "band": {
+            "fpr": [short(x) for x in whole.grid.tolist()],
+            "low": [short(y) for y in whole.band[0].tolist()],
+            "high": [short(y) for y in whole.band[1].tolist()],
+        },
         "operating": dict(zip(("tpr", "fpr"), (percent(wilson(sum(s), len(s))) for s in sides), strict=True)),
         "fire_rate": {split: rate(found) for split, found in fired.items()},
-        "against": {split: area(curve(hits, mine[split])) | {"n": len(mine[split])}
-                    for split in mine if split in NOT_TO_STEER},
+        "against": {
+            split: area(curve(hits, mine[split])) | {"n": len(mine[split])}
+            for split in mine
+            if split in NOT_TO_STEER
+        },
         "shuffled": dealt(margin, hits, rest, seed),
         "margins": {split: {e.id: short(margin[e.id]) for e in examples} for split, examples in mine.items()},
-    }  # fmt: skip
+    }
 
 
 def area(curve: Curve) -> Record:
@@ -216,9 +236,15 @@ def show(record: Mapping[str, Any]) -> None:
     for r in record["rows"]:
         point = r["operating"]
         table.add_row(
-            r["gate"] + " *" * r["chosen"], r["modality"], f"block {r['layer']}, {r['readout']}", said(r["auroc"], 3),
-            said(r["fpr_at_tpr"], 1), said(point["tpr"], 1), said(point["fpr"], 1), said(r["shuffled"], 2),
-        )  # fmt: skip
+            r["gate"] + " *" * r["chosen"],
+            r["modality"],
+            f"block {r['layer']}, {r['readout']}",
+            said(r["auroc"], 3),
+            said(r["fpr_at_tpr"], 1),
+            said(point["tpr"], 1),
+            said(point["fpr"], 1),
+            said(r["shuffled"], 2),
+        )
     Console(width=max(150, Console().width)).print(table)
     print("*: chosen by `calibrated`")
 

@@ -47,15 +47,15 @@ from analyses._cells import METHODS, RELEARNING, Cell, settle, world_of
 from analyses._common import Record
 from analyses._fits import evidence_of
 from analyses._standings import markdown, show, shown, summary, verdict
-from rmuse_interp.attacks import ATTACKS
+from rmuse_interp import RMuseError
 from rmuse_interp.baselines import BASELINES
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD_RATE, MODEL
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import write_atomically
-from rmuse_interp.rmuse import PRESETS
-from rmuse_interp.running import choose
-from rmuse_interp.steering import RIVALS
+from rmuse_interp.data.attacks import ATTACKS
+from rmuse_interp.evaluate.results import write_atomically
+from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.method.rmuse import PRESETS
+from rmuse_interp.runs.run import choose
 
 SCHEMA: Final = "rmuse-leaderboard/1"
 
@@ -74,16 +74,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = common.options(
-        __doc__, limit=60, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64,
-        small={"limit": 12, "attack_limit": 6, "fit_limit": 32, "attacks": "paraphrase,prefix,named",
-               "methods": "vanilla,gold,rmuse/calibrated,rmuse/paper,caa"},
-    )  # fmt: skip
+        __doc__,
+        limit=60,
+        what="questions per split",
+        fit_limit=FIT_LIMIT,
+        max_new_tokens=64,
+        small={
+            "limit": 12,
+            "attack_limit": 6,
+            "fit_limit": 32,
+            "attacks": "paraphrase,prefix,named",
+            "methods": "vanilla,gold,rmuse/calibrated,rmuse/paper,caa",
+        },
+    )
     add = parser.add_argument
     add("--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; all by default")
     add("--forget", type=int, nargs="+", default=[5], help="percents of the people to forget (5)")
     add("--seeds", type=int, nargs="+", help="several seeds, each of a whole leaderboard (--seed alone)")
-    add("--attacks", default="all", metavar="A,B",
-        help=f"all (the default), none, or some of {', '.join((*ATTACKS, RELEARNING.name))}")  # fmt: skip
+    add(
+        "--attacks",
+        default="all",
+        metavar="A,B",
+        help=f"all (the default), none, or some of {', '.join((*ATTACKS, RELEARNING.name))}",
+    )
     add("--attack-limit", type=int, default=20, help="most open questions per split under each attack (20)")
     add("--render-seed", type=int, help="of the organism's test portraits")
     add("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time (2)")
@@ -121,14 +134,22 @@ def run(given: argparse.Namespace) -> Record:
     record = {
         "schema": SCHEMA,
         "provenance": common.provenance(
-            given, lens, benchmark, began, rates=given.forget, seeds=given.seeds, attack_limit=given.attack_limit,
-            max_new_tokens=given.max_new_tokens, jobs=given.jobs, **spent(rows),
+            given,
+            lens,
+            benchmark,
+            began,
+            rates=given.forget,
+            seeds=given.seeds,
+            attack_limit=given.attack_limit,
+            max_new_tokens=given.max_new_tokens,
+            jobs=given.jobs,
+            **spent(rows),
         ),
         "attacks": {name: what_of(name) for name in given.attacks},
         "rows": rows,
         "summary": found,
         "verdicts": [verdict(found, rate) for rate in dict.fromkeys(given.forget)],
-    }  # fmt: skip
+    }
     given.out.mkdir(parents=True, exist_ok=True)
     write_atomically(given.out / "leaderboard.md", [markdown(record)])
     return record
@@ -229,8 +250,15 @@ def settled(
 
 def failed(cell: Cell, error: str) -> Record:
     """The record of a cell whose process was lost."""
-    return {"method": cell.method, "forget": cell.forget, "seed": cell.seed, "kind": cells.kind_of(cell.method),
-            "error": error, "seconds": {}, "peak_mb": None}  # fmt: skip
+    return {
+        "method": cell.method,
+        "forget": cell.forget,
+        "seed": cell.seed,
+        "kind": cells.kind_of(cell.method),
+        "error": error,
+        "seconds": {},
+        "peak_mb": None,
+    }
 
 
 def _told(row: Record, progress: Progress) -> Record:

@@ -36,15 +36,15 @@ from analyses._common import Record, bars, command, opened, options, percent, pr
 from analyses._fits import bundle_of, presets_of
 from analyses._leakage import Asked, Material, asked_of, chosen, collected
 from analyses._leakage_rows import across_people, lens_rows, probed, sparse_rows, tasks_of
-from rmuse_interp.activations import Pooled
-from rmuse_interp.calibration import wilson
-from rmuse_interp.collect import Query
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.diagnostics.readings import mention, read_out
 from rmuse_interp.diagnostics.verdicts import Verdict, conclusion, spelled
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.bridge import to_bridge
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.bridge import to_bridge
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.parts.angle import wilson
+from rmuse_interp.parts.pooled import Pooled
 
 SCHEMA = "rmuse-leakage-by-layer/1"
 MODALITIES = ("image", "text")
@@ -107,17 +107,23 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             preset=fitted.preset,
             bundle=None if given.bundle is None else fitted.report,
-            layers={m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites}) for m in MODALITIES},
+            layers={
+                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites})
+                for m in MODALITIES
+            },
             others=given.others,
             seconds_without_fitting=round(took, 1),
         ),
         "questions": [about(material) for material in materials],
         "left_out": left_out,
         **record,
-    }  # fmt: skip
+    }
 
 
 def selected(
@@ -167,8 +173,16 @@ def learnt(
         for a in asked
     ]
     values = {a.id: (a.value, *benchmark.aliases.get(a.value, ())) for a in asked}
-    found = read_out(lens, queries, ["prompt_end", "recall"], secrets=values, delimiters=benchmark.delimiters,
-                     batch_size=given.batch_size, progress=progress, label=f"{material.modality}: others")  # fmt: skip
+    found = read_out(
+        lens,
+        queries,
+        ["prompt_end", "recall"],
+        secrets=values,
+        delimiters=benchmark.delimiters,
+        batch_size=given.batch_size,
+        progress=progress,
+        label=f"{material.modality}: others",
+    )
     return asked, {str(place): states for place, states in found.states.items()}
 
 
@@ -178,13 +192,22 @@ def conclude(record: Record, materials: Sequence[Material]) -> None:
     for labels in dict.fromkeys(tuple(v[k] for k in key) for v in record["verdicts"]):
         mine = [v for v in record["verdicts"] if tuple(v[k] for k in key) == labels]
         says = conclusion({placed(v): verdict_of(v) for v in mine})
-        sinks = [r["layer"] for r in record["lens"]
-                 if (r["group"], r["modality"], r["token"], r["side"]) == (*labels[:2], "value", "after")
-                 and r["drop"]["low"] > 0]  # fmt: skip
+        sinks = [
+            r["layer"]
+            for r in record["lens"]
+            if (r["group"], r["modality"], r["token"], r["side"]) == (*labels[:2], "value", "after")
+            and r["drop"]["low"] > 0
+        ]
         if labels[2] == "attribute" and sinks:
             says += f"; the model's own unembedding gives the value less from block {min(sinks)} on"
-        told = [c for c in record["controls"] if tuple(c[k] for k in key) == labels and c["control"] == "words"
-                and (c["place"], c["side"]) == ("prompt_end", "before") and c["readable"]]  # fmt: skip
+        told = [
+            c
+            for c in record["controls"]
+            if tuple(c[k] for k in key) == labels
+            and c["control"] == "words"
+            and (c["place"], c["side"]) == ("prompt_end", "before")
+            and c["readable"]
+        ]
         if told:
             says += f"; the prompt's words tell it by themselves (a probe of them: {100 * told[0]['accuracy']:.0f} %)"
         material = next(x for x in materials if (x.group, x.modality) == labels[:2])
@@ -222,20 +245,39 @@ def about(material: Material) -> Record:
     """What was asked of one group and kind of query."""
     asked = material.asked
     return {
-        "group": material.group, "modality": material.modality, "n": len(asked), "people": len({a.person for a in asked}),
-        "renderings": len({a.rendering for a in asked}), "attributes": list(dict.fromkeys(a.attribute for a in asked)),
+        "group": material.group,
+        "modality": material.modality,
+        "n": len(asked),
+        "people": len({a.person for a in asked}),
+        "renderings": len({a.rendering for a in asked}),
+        "attributes": list(dict.fromkeys(a.attribute for a in asked)),
         "steered": sum(f is not False for f in material.fired.values()),
-        "read": {f"{c.words}/{c.place}": len(c.before or c.after or ()) for c in (*material.cells, material.recall)},
+        "read": {
+            f"{c.words}/{c.place}": len(c.before or c.after or ()) for c in (*material.cells, material.recall)
+        },
         "says_secret": percent(wilson(len(spoken(material)), len(asked))) if material.responses else None,
-        "empty": dict(material.empty), "responses": dict(material.responses),
-    }  # fmt: skip
+        "empty": dict(material.empty),
+        "responses": dict(material.responses),
+    }
 
 
 def show(record: Mapping[str, Any]) -> None:
     """Where what can be read, then what was concluded."""
     table = Table(title="accuracy of linear probes at the last block (%), chance in brackets", box=None)
-    headings = ("group", "queries", "target", "held out", "place", "words", "before", "after, same probe",
-                "after, trained anew", "verdict", "hidden from", "read anew at")  # fmt: skip
+    headings = (
+        "group",
+        "queries",
+        "target",
+        "held out",
+        "place",
+        "words",
+        "before",
+        "after, same probe",
+        "after, trained anew",
+        "verdict",
+        "hidden from",
+        "read anew at",
+    )
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     key = ("group", "modality", "target", "held_out", "place", "words")
@@ -244,9 +286,12 @@ def show(record: Mapping[str, Any]) -> None:
         mine = [r for r in record["probes"] if all(r[k] == v[k] for k in key) and r["layer"] == last]
         cells = {r["side"]: f"{100 * r['accuracy']:.0f} \\[{100 * r['chance']:.0f}]" for r in mine}
         table.add_row(
-            *(v[k] for k in key), *(cells.get(side, "–") for side in ("before", "moved", "after")), v["kind"],
-            "–" if v["hidden_from"] is None else str(v["hidden_from"]), spelled(v["after"]) or "–",
-        )  # fmt: skip
+            *(v[k] for k in key),
+            *(cells.get(side, "–") for side in ("before", "moved", "after")),
+            v["kind"],
+            "–" if v["hidden_from"] is None else str(v["hidden_from"]),
+            spelled(v["after"]) or "–",
+        )
     console = Console(width=max(150, Console().width))
     console.print(table)
     for line in lines(record):
@@ -259,8 +304,10 @@ def lines(record: Mapping[str, Any]) -> Iterable[str]:
         yield f"{c['group']}, {c['modality']} queries, {c['target']}: {c['says']}."
     for q in record["questions"]:
         for where, ids in q["empty"].items():
-            yield (f"nothing to read: {q['group']}, {q['modality']}, {where} of {len(ids)} of {q['n']} questions "
-                   f"({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})")  # fmt: skip
+            yield (
+                f"nothing to read: {q['group']}, {q['modality']}, {where} of {len(ids)} of {q['n']} questions "
+                f"({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''})"
+            )
     for row in record["left_out"]:
         yield "left out: " + ", ".join(f"{v}" for k, v in row.items() if k != "why") + f": {row['why']}"
 

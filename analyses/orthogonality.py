@@ -39,15 +39,15 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 from analyses._common import bars, command, options, provenance, short
 from analyses._fits import bundle_of, evidence_of, preset_of
 from analyses._updates import Case, pair, unsteered, updates_of
-from rmuse_interp.collect import Query
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, load_benchmark, sample
 from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_overlap
 from rmuse_interp.diagnostics.stability import RESAMPLES, Side, sides_at, stability
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting import check
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
 
 SCHEMA = "rmuse-orthogonality/2"
 STEM = "orthogonality"
@@ -56,8 +56,12 @@ RANGE = (0.025, 0.5, 0.975)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=60, what="reasoning queries per kind of query",
-                     small={"limit": 16, "fit_limit": 32, "resamples": 40})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=60,
+        what="reasoning queries per kind of query",
+        small={"limit": 16, "fit_limit": 32, "resamples": 40},
+    )
     parser.add_argument("--forget", type=int, help="percent of the people to forget (5, or the bundle's own)")
     parser.add_argument(
         "--bundle", type=Path, metavar="B", help="measure this bundle instead of fitting both presets"
@@ -110,17 +114,21 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             bundle=None if bundle is None else bundle.report,
             layers={case.preset: steered_blocks(case.fitted.plan) for case in cases},
             fit_limit=None if bundle else given.fit_limit,
-            n={kind: len(asked) for kind, asked in queries.items()}, resamples=None if bundle else given.resamples,
+            n={kind: len(asked) for kind, asked in queries.items()},
+            resamples=None if bundle else given.resamples,
         ),
         "geometry": geometry,
         "stability": stable,
         "not_resampled": missing,
         "updates": updates,
-    }  # fmt: skip
+    }
 
 
 def fitted(
@@ -182,13 +190,22 @@ def geometry_of(case: Case) -> list[dict[str, Any]]:
         for side, vector in sides.items():
             lies = direction_overlap(vector, rrs)
             direction[side] = {"share": short(lies.share), "dots": [short(v) for v in lies.dots.tolist()]}
-        rows.append({
-            "preset": case.preset, "modality": modality, "layer": int(layer), "d": rrs.d,
-            "rank_unlearning": unlearning.rank, "rank_rrs": rrs.rank,
-            "angles_degrees": [short(v) for v in overlap.angles.rad2deg().tolist()],
-            "kernel": short(overlap.kernel), "kernel_normalised": short(overlap.normalised),
-            "null": pair(overlap.null), "z": short(overlap.null.z(overlap.kernel)), "direction": direction,
-        })  # fmt: skip
+        rows.append(
+            {
+                "preset": case.preset,
+                "modality": modality,
+                "layer": int(layer),
+                "d": rrs.d,
+                "rank_unlearning": unlearning.rank,
+                "rank_rrs": rrs.rank,
+                "angles_degrees": [short(v) for v in overlap.angles.rad2deg().tolist()],
+                "kernel": short(overlap.kernel),
+                "kernel_normalised": short(overlap.normalised),
+                "null": pair(overlap.null),
+                "z": short(overlap.null.z(overlap.kernel)),
+                "direction": direction,
+            }
+        )
     return rows
 
 
@@ -223,17 +240,23 @@ def stability_of(
     unlearning, retain = case.everywhere.subspaces.at(modality, layer)
     found = stability(unlearning, retain, forget, kept, resamples=given.resamples, seed=given.seed)
     return {
-        "preset": case.preset, "modality": modality, "layer": layer,
-        "n_forget": len(forget.ans), "n_retain": len(kept.ans),
-        "clusters_forget": len(set(forget.clusters)), "clusters_retain": len(set(kept.clusters)),
-        "kernel_normalised": reach(found.kernel), "direction_share": reach(found.share),
-        "rank_unlearning": reach(found.ranks[:, 0]), "rank_rrs": reach(found.ranks[:, 1]),
+        "preset": case.preset,
+        "modality": modality,
+        "layer": layer,
+        "n_forget": len(forget.ans),
+        "n_retain": len(kept.ans),
+        "clusters_forget": len(set(forget.clusters)),
+        "clusters_retain": len(set(kept.clusters)),
+        "kernel_normalised": reach(found.kernel),
+        "direction_share": reach(found.share),
+        "rank_unlearning": reach(found.ranks[:, 0]),
+        "rank_rrs": reach(found.ranks[:, 1]),
         "angles_degrees": [reach(column) for column in found.angles.rad2deg().unbind(dim=1)],
         "unlearning_angle_degrees": reach(found.unlearning_angle.rad2deg()),
         "direction_angle_degrees": reach(found.direction_angle.rad2deg()),
         "rrs_angle_degrees": reach(found.retain_angle.rad2deg()),
         "chance_degrees": [short(math.degrees(angle)) for angle in found.chance],
-    }  # fmt: skip
+    }
 
 
 def reach(values: Float[Tensor, " resamples"]) -> dict[str, Any]:
@@ -257,9 +280,12 @@ def show(record: Mapping[str, Any]) -> None:
         through = gated[tuple(r[k] for k in key)]
         share, low, high = (percent(r[k]) for k in ("share", "low", "high"))
         table.add_row(
-            *(str(r[k]) for k in key[:3]), r["protection"] + " *" * r["own"], f"{share} \\[{low}, {high}]",
-            percent(r["null"]["mean"]), f"{through['n_updated']} of {through['n']}",
-        )  # fmt: skip
+            *(str(r[k]) for k in key[:3]),
+            r["protection"] + " *" * r["own"],
+            f"{share} \\[{low}, {high}]",
+            percent(r["null"]["mean"]),
+            f"{through['n_updated']} of {through['n']}",
+        )
     Console(width=max(100, Console().width)).print(table)
     print("*: the form of protection the plan has")
     for kind, why in record["not_resampled"].items():

@@ -3,7 +3,7 @@
     python analyses/own_traces.py --model organism --data organism --forget 5 --out results/
 
 Writes `own_traces.json`. `calibrated` is fitted twice, on the reference reasoning and answers of the benchmark (`given`)
-and on what the model itself says to the same fitting questions (`own`, from `rmuse_interp.elicit`). Both plans, and the
+and on what the model itself says to the same fitting questions (`own`, from `rmuse_interp.fitting.elicit`). Both plans, and the
 model as it is, answer the same questions of every split, and are compared question by question: the difference is the
 mean of `own − given` in percentage points, its 95 % interval resamples people. `within` says whether the difference is at
 most `MARGIN` points; where n is small one answer alone is more than that, so read it beside n.
@@ -34,13 +34,13 @@ from analyses._common import (
     short,
 )
 from rmuse_interp.data import SPLITS, Benchmark, Example
-from rmuse_interp.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.metrics import summarise
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting import assemble, gather
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import RMuse
-from rmuse_interp.running import Method, choose
+from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-own-traces/1"
 STEM = "own_traces"
@@ -80,14 +80,18 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began, max_new_tokens=given.max_new_tokens,
+            given,
+            lens,
+            benchmark,
+            began,
+            max_new_tokens=given.max_new_tokens,
             n={split: len(asked) for split, asked in questions.items()},
         ),
         "margin": MARGIN,
         "traces": found.record(),
         "fits": {name: chosen(fit) for name, fit in fits.items()},
         "rows": rows_of(answers.transcripts, questions, benchmark, given.seed),
-    }  # fmt: skip
+    }
 
 
 def chosen(fitted: RMuse) -> Record:
@@ -165,8 +169,14 @@ def show(record: Mapping[str, Any]) -> None:
         shown = ["", ""]
         if apart is not None:
             shown = [f"{apart['value']:+.2f}", f"{apart['low']:+.1f} … {apart['high']:+.1f}"]
-        table.add_row(row["split"], row["metric"], *cells, *shown, str(row["n"]),
-                      style=None if row.get("within", True) else "bold")  # fmt: skip
+        table.add_row(
+            row["split"],
+            row["metric"],
+            *cells,
+            *shown,
+            str(row["n"]),
+            style=None if row.get("within", True) else "bold",
+        )
     Console(width=max(110, Console().width)).print(table)
     traces, compared = record["traces"], [row for row in record["rows"] if "within" in row]
     outside = [row for row in compared if not row["within"]]

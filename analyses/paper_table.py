@@ -50,20 +50,20 @@ from rich.progress import Progress
 from analyses import _common as common
 from analyses._common import short
 from analyses._paper import COLUMNS, METRICS, PAPER, markdown
-from rmuse_interp import __version__, running
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.prompts import generation_prompt
-from rmuse_interp.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
-from rmuse_interp.elicit.views import restated
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.data.views import restated
 from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.judges import RulesJudge
 from rmuse_interp.evaluate.metrics import Metric
+from rmuse_interp.evaluate.results import Transcript, write_atomically
 from rmuse_interp.fitting import assemble, check, enough, gather, traced
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.results import Transcript, write_atomically
-from rmuse_interp.rmuse import PRESETS, RMuse
-from rmuse_interp.running import Method
+from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rmuse import PRESETS, RMuse
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.run import Method
 
 SCHEMA = "rmuse-paper-table/1"
 STEM = "paper_table"
@@ -124,16 +124,25 @@ def options() -> argparse.ArgumentParser:
     parser.formatter_class, parser.description = argparse.RawDescriptionHelpFormatter, __doc__
     parser.add_argument("--forget", type=int, nargs="+", default=[5, 10, 15], help="percents (5 10 15)")
     parser.add_argument(
-        "--methods", default=",".join(METHODS[:2]), metavar="A,B", help=f"some of {', '.join(METHODS)} "
-        f"({', '.join(METHODS[:2])})",
-    )  # fmt: skip
+        "--methods",
+        default=",".join(METHODS[:2]),
+        metavar="A,B",
+        help=f"some of {', '.join(METHODS)} ({', '.join(METHODS[:2])})",
+    )
     parser.add_argument(
-        "--bundle", type=Path, nargs="+", default=[], metavar="DIR", help="what `rmuse fit` wrote, each at its rate"
-    )  # fmt: skip
+        "--bundle",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="what `rmuse fit` wrote, each at its rate",
+    )
     parser.add_argument(
-        "--template", choices=list(TEMPLATES), default="reasoning",
+        "--template",
+        choices=list(TEMPLATES),
+        default="reasoning",
         help="how reasoning is asked for where the benchmark has none (reasoning)",
-    )  # fmt: skip
+    )
     parser.add_argument("--reasoning-tokens", type=int, default=256, help="most tokens with reasoning (256)")
     return parser
 
@@ -163,8 +172,11 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
             cells += [_failed(rate, name, failed[rate]) for name in mine]
             continue
         n = asked[rate].counts
-        print(f"{rate} %: {n['short']} questions, {n['reasoned']} of them again with reasoning, for each of "
-              f"{', '.join(mine)}", file=sys.stderr)  # fmt: skip
+        print(
+            f"{rate} %: {n['short']} questions, {n['reasoned']} of them again with reasoning, for each of "
+            f"{', '.join(mine)}",
+            file=sys.stderr,
+        )
         with common.bars() as progress:
             fits = fits_at(given, lens, asked[rate], rate, progress)
             for name in mine:
@@ -182,23 +194,34 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
                         traceback.print_exc()
                     cells.append(_failed(rate, name, error))
                 else:
-                    cells.append({
-                        "forget": rate, "method": name, "error": None, "rows": rows,
-                        "fit": None if fitted is None else _fit(fitted),
-                        "seconds": round(time.monotonic() - begun, 1),
-                    })  # fmt: skip
+                    cells.append(
+                        {
+                            "forget": rate,
+                            "method": name,
+                            "error": None,
+                            "rows": rows,
+                            "fit": None if fitted is None else _fit(fitted),
+                            "seconds": round(time.monotonic() - begun, 1),
+                        }
+                    )
     record = {
         "schema": SCHEMA,
         "provenance": common.provenance(
-            given, lens, first.benchmark, began, judge=RulesJudge.name, max_new_tokens=given.max_new_tokens,
-            reasoning_tokens=given.reasoning_tokens, questions={str(rate): q.counts for rate, q in asked.items()},
+            given,
+            lens,
+            first.benchmark,
+            began,
+            judge=RulesJudge.name,
+            max_new_tokens=given.max_new_tokens,
+            reasoning_tokens=given.reasoning_tokens,
+            questions={str(rate): q.counts for rate, q in asked.items()},
             template=None if first.template is None else first.template.record(),
         ),
         "forget": list(given.forget),
         "columns": COLUMNS,
         "cells": cells,
         "paper": [row for row in PAPER if row["forget"] in given.forget],
-    }  # fmt: skip
+    }
     del record["provenance"]["benchmark"]["forget"]
     return record
 
@@ -299,16 +322,28 @@ def fits_at(
         traces: Traces = "given" if benchmark.has_reasoning else "composed"
         check(lens, benchmark, traces=traces)
         own = traced(
-            lens, benchmark, traces, asked.template, cache=folder / "own", progress=progress,
-            max_new_tokens=given.reasoning_tokens, **settings,
-        )  # fmt: skip
+            lens,
+            benchmark,
+            traces,
+            asked.template,
+            cache=folder / "own",
+            progress=progress,
+            max_new_tokens=given.reasoning_tokens,
+            **settings,
+        )
         return own, gather(lens, own, progress=progress, **settings)
 
     @functools.cache
     def origin() -> dict[str, Any]:
         template = None if asked.template is None else asked.template.record()
-        return {**settings, "version": __version__, "template": template, "tokens": given.reasoning_tokens,
-                "data": _digest(benchmark), "dtype": str(next(lens.hf.parameters()).dtype)}  # fmt: skip
+        return {
+            **settings,
+            "version": __version__,
+            "template": template,
+            "tokens": given.reasoning_tokens,
+            "data": _digest(benchmark),
+            "dtype": str(next(lens.hf.parameters()).dtype),
+        }
 
     def fitted(preset: Any) -> RMuse:
         place = folder / "bundles" / f"{rate}-{preset}"
@@ -347,9 +382,14 @@ def rows_of(
     found = []
     for form, benchmark, questions, tokens in forms:
         answers = running.run(
-            [method], questions, delimiters=benchmark.delimiters, max_new_tokens=tokens, batch_size=given.batch_size,
-            folder=given.out / STEM / "answers" / f"{rate}-{form}", progress=progress,
-        )  # fmt: skip
+            [method],
+            questions,
+            delimiters=benchmark.delimiters,
+            max_new_tokens=tokens,
+            batch_size=given.batch_size,
+            folder=given.out / STEM / "answers" / f"{rate}-{form}",
+            progress=progress,
+        )
         for split, examples in questions.items():
             said = [t for t in answers.transcripts if t.split == split]
             for which in ("all", "image", "text"):
@@ -359,9 +399,14 @@ def rows_of(
 
 
 def _rows(
-    rows: list[Transcript], examples: list[Example], benchmark: Benchmark, form: str, split: str, which: str,
+    rows: list[Transcript],
+    examples: list[Example],
+    benchmark: Benchmark,
+    form: str,
+    split: str,
+    which: str,
     seed: int,
-) -> list[common.Record]:  # fmt: skip
+) -> list[common.Record]:
     measured = measure(rows, benchmark, {e.id: e for e in examples}, seed=seed)
     return [
         {"split": split, "questions": which, "metric": name, **_value(measured[name])}
@@ -373,9 +418,13 @@ def _rows(
 def _value(metric: Metric) -> common.Record:
     low, high = metric.interval or (None, None)
     return {
-        "value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n,
-        "parse_failures": metric.parse_failures, "unjudged": metric.unjudged,
-    }  # fmt: skip
+        "value": short(metric.value),
+        "low": short(low),
+        "high": short(high),
+        "n": metric.n,
+        "parse_failures": metric.parse_failures,
+        "unjudged": metric.unjudged,
+    }
 
 
 def _fit(bundle: RMuse) -> common.Record:

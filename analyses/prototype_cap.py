@@ -34,14 +34,14 @@ from analyses._common import (
     rows_of,
 )
 from analyses._fits import evidence_of, preset_of
+from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Plan
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.maths.transport import k_medoids
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts import to_record
-from rmuse_interp.running import Method, choose
+from rmuse_interp.parts.part import to_record
+from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-prototype-cap/1"
 STEM = "prototype_cap"
@@ -52,8 +52,14 @@ OperatorT = TypeVar("OperatorT", bound=Operator)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=32, what="questions per split", fit_limit=64, max_new_tokens=64,
-                     small={"limit": 12, "fit_limit": 32, "max_new_tokens": 48, "caps": [8, 32, 128, 512]})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=32,
+        what="questions per split",
+        fit_limit=64,
+        max_new_tokens=64,
+        small={"limit": 12, "fit_limit": 32, "max_new_tokens": 48, "caps": [8, 32, 128, 512]},
+    )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS_ASKED, help="splits to answer")
     parser.add_argument(
@@ -94,8 +100,10 @@ def run(given: argparse.Namespace) -> Record:
             given, lens, benchmark, began, n={split: len(asked) for split, asked in questions.items()}
         ),
         "prototypes": counts(plan),
-        "rows": [labels[row["method"]] | row for row in rows_of(methods, answers, benchmark, lens, given.seed)],
-    }  # fmt: skip
+        "rows": [
+            labels[row["method"]] | row for row in rows_of(methods, answers, benchmark, lens, given.seed)
+        ],
+    }
 
 
 def transports(plan: Plan) -> dict[str, Any]:
@@ -132,8 +140,14 @@ def fewer(transport: OperatorT, cap: int, seed: int) -> OperatorT:
 
 def show(record: Mapping[str, Any]) -> None:
     """What is said to questions about the people to forget, per cap."""
-    columns = (("forget", "ril"), ("test", "ril"), ("test", "refusal_rate"), ("test", "malformed_rate"),
-               ("test", "repetition_rate"), ("retain_test", "exact"))  # fmt: skip
+    columns = (
+        ("forget", "ril"),
+        ("test", "ril"),
+        ("test", "refusal_rate"),
+        ("test", "malformed_rate"),
+        ("test", "repetition_rate"),
+        ("retain_test", "exact"),
+    )
     table = Table(title="percent, greedy answers", box=None)
     for heading in ("cap", "kept", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
         table.add_column(heading, no_wrap=True)

@@ -13,8 +13,8 @@ import json
 import sys
 from pathlib import Path
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.report.before_after import markdown, read_scores
+from rmuse_interp import RMuseError
+from rmuse_interp.evaluate.before_after import markdown, read_scores
 
 ROOT = Path(__file__).resolve().parent.parent
 

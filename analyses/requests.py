@@ -32,21 +32,21 @@ if not __package__:  # run as a script: its own folder is no place to import fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analyses._common import Record, answered, bars, command, options, provenance, short
+from rmuse_interp import RMuseError
 from rmuse_interp.cli.bundles import FIT_LIMIT
 from rmuse_interp.cli.requests import write
 from rmuse_interp.cli.support import layers_of
 from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.metrics import Metric, summarise
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting import check
 from rmuse_interp.fitting.by_person import fit_by_person
 from rmuse_interp.fitting.exchange import label_of
 from rmuse_interp.fitting.requests import add_people, check_request, decided, remove_people
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import RMuse
-from rmuse_interp.running import Method, choose
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-requests/1"
 STEM = "requests"
@@ -103,12 +103,19 @@ def record_of(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began, max_new_tokens=given.max_new_tokens, fitted_first=first,
-            people=given.people, restored=given.restore, layers=given.layers,
+            given,
+            lens,
+            benchmark,
+            began,
+            max_new_tokens=given.max_new_tokens,
+            fitted_first=first,
+            people=given.people,
+            restored=given.restore,
+            layers=given.layers,
         ),
         "requests": requests,
         "stages": stages,
-    }  # fmt: skip
+    }
 
 
 def in_order(benchmark: Benchmark) -> list[str]:
@@ -253,8 +260,10 @@ def show(record: Mapping[str, Any]) -> None:
         if mine:
             wall, cpu = (sorted(one[key] for one in mine) for key in ("seconds", "cpu_seconds"))
             middle, longest = len(mine) // 2, -1
-            print(f"{kind}: {len(mine)} requests, median {wall[middle]:.1f} s, longest {wall[longest]:.1f} s "
-                  f"(processor {cpu[middle]:.1f} s and {cpu[longest]:.1f} s)")  # fmt: skip
+            print(
+                f"{kind}: {len(mine)} requests, median {wall[middle]:.1f} s, longest {wall[longest]:.1f} s "
+                f"(processor {cpu[middle]:.1f} s and {cpu[longest]:.1f} s)"
+            )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python analyses/rivals.py --methods vanilla,rmuse/calibrated,caa --limit 24
 
 Writes `rivals.json`, which `figures/rivals.py` draws. Methods: `vanilla`, `gold` (trained without the people to forget,
-where the model has such a twin), both presets of R-MUSE and the rivals of `rmuse_interp.steering`. Each rival's blocks
+where the model has such a twin), both presets of R-MUSE and the rivals of `rmuse_interp.method.rivals`. Each rival's blocks
 and strength are chosen on fitting questions held out, with one budget for all (`rmuse_interp.fitting.rivals`); both
 presets choose on fitting data by rules of their own. Nothing is chosen on what is scored here.
 
@@ -34,16 +34,16 @@ from analyses import _common as common
 from analyses._common import short
 from analyses._fits import evidence_of, preset_of
 from analyses._values import MARGIN, VALUES, dominates, kind_of, values_of
-from rmuse_interp import __version__, running
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD, GOLD_RATE, MODEL
 from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.tuning import Tuning
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import PRESETS, RMuse
-from rmuse_interp.steering import RIVALS
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.method.rmuse import PRESETS, RMuse
+from rmuse_interp.runs import run as running
 
 SCHEMA = "rmuse-rivals/1"
 OURS = "rmuse/calibrated"
@@ -60,9 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def options() -> argparse.ArgumentParser:
     """The command line."""
     parser = common.options(
-        __doc__, limit=96, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64,
+        __doc__,
+        limit=96,
+        what="questions per split",
+        fit_limit=FIT_LIMIT,
+        max_new_tokens=64,
         small={"limit": 12, "fit_limit": 32, "methods": "vanilla,rmuse/calibrated,rmuse/paper,caa,ablation"},
-    )  # fmt: skip
+    )
     parser.add_argument("--methods", metavar="A,B", help=f"some of {', '.join(METHODS)}; all by default")
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     parser.add_argument("--render-seed", type=int, help="of the organism's test portraits")
@@ -104,14 +108,18 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "provenance": common.provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             gold=None if gold is None else {"id": GOLD, "fingerprint": str(gold.fingerprint)},
-            max_new_tokens=given.max_new_tokens, n={split: len(asked) for split, asked in questions.items()},
+            max_new_tokens=given.max_new_tokens,
+            n={split: len(asked) for split, asked in questions.items()},
             budget=tuning.budget,
         ),
         "methods": rows,
         "domination": domination({name: row["values"] for name, row in rows.items()}),
-    }  # fmt: skip
+    }
 
 
 def named(given: argparse.Namespace) -> list[str]:
@@ -142,8 +150,13 @@ def fitted(
 ) -> dict[str, Any]:
     """The plans of both presets and of the rivals, as far as asked for; what the folder holds is taken up."""
     folder = given.out / "rivals" / "bundles"
-    origin = {"fit_limit": given.fit_limit, "batch_size": given.batch_size, "seed": given.seed, "version": __version__,
-              "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed]}  # fmt: skip
+    origin = {
+        "fit_limit": given.fit_limit,
+        "batch_size": given.batch_size,
+        "seed": given.seed,
+        "version": __version__,
+        "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
+    }
     plans: dict[str, Any] = {}
     for preset in (p for p in PRESETS if f"rmuse/{p}" in names):
         try:
@@ -184,8 +197,12 @@ def rows_of(
         values = values_of(mine, references, benchmark, seed=seed)
         progress.advance(task)
         rival = RIVALS.get(name)
-        found[name] = {"kind": kind_of(name), "paper": rival.paper if rival else None,
-                       "summary": rival.summary if rival else None, "values": values}  # fmt: skip
+        found[name] = {
+            "kind": kind_of(name),
+            "paper": rival.paper if rival else None,
+            "summary": rival.summary if rival else None,
+            "values": values,
+        }
     return found
 
 
@@ -204,17 +221,24 @@ def domination(values: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[st
     below = [name for name in rivals if name in defined and dominates(ours, defined[name], GOALS)]
     above = [name for name in rivals if name in defined and dominates(defined[name], ours, GOALS)]
     return {
-        "method": OURS, "goals": GOALS, "margin": MARGIN, "dominates": below, "dominated_by": above,
+        "method": OURS,
+        "goals": GOALS,
+        "margin": MARGIN,
+        "dominates": below,
+        "dominated_by": above,
         "neither": [name for name in rivals if name not in (*below, *above)],
-    }  # fmt: skip
+    }
 
 
 def trial(found: Any) -> dict[str, Any]:
     """A trial as JSON."""
     return {
-        "layers": list(found.layers), "strength": found.strength, "leak": short(found.leak), "keep": short(found.keep),
+        "layers": list(found.layers),
+        "strength": found.strength,
+        "leak": short(found.leak),
+        "keep": short(found.keep),
         "malformed": short(found.malformed),
-    }  # fmt: skip
+    }
 
 
 def show(record: Mapping[str, Any]) -> None:
@@ -234,7 +258,7 @@ def show(record: Mapping[str, Any]) -> None:
             ",".join(map(str, c["layers"])) + (f" @ {c['strength']:g}" if "strength" in c else "")
             for c in chosen
         ]
-        table.add_row(name, *cells, "; ".join(said))  # fmt: skip
+        table.add_row(name, *cells, "; ".join(said))
     Console(width=max(150, Console().width)).print(table)
     found = record["domination"]
     if found is not None:

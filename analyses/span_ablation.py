@@ -33,14 +33,14 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 import rmuse_interp.operators as op
 from analyses._common import Record, answered, bars, command, opened, options, provenance, rows_of, short
 from analyses._fits import evidence_of, preset_of
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics import subspace_overlap
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting.targets import acs
+from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.rmuse import CAP, ENERGY, Evidence, RMuse, subspaces_at
-from rmuse_interp.running import Method, choose
-from rmuse_interp.unlearning import UnlearningSubspace, fit_unlearning
+from rmuse_interp.method.rmuse import CAP, ENERGY, Evidence, RMuse, subspaces_at
+from rmuse_interp.method.targets import acs
+from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
+from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-span-ablation/1"
 STEM = "span_ablation"
@@ -51,8 +51,14 @@ _OF_RESPONSE = {"reasoning": ("cot",), "answer": ("answer",), "hybrid": ("cot", 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="questions per split", fit_limit=64, max_new_tokens=64,
-                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=24,
+        what="questions per split",
+        fit_limit=64,
+        max_new_tokens=64,
+        small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48},
+    )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     return command(STEM, parser, run, show, argv)
 
@@ -76,15 +82,20 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             n={split: len(asked) for split, asked in questions.items()},
             n_fitted={m: {s: fitted_on(found, s) for s in SPANS} for m, found in evidence.items()},
             layers={str(edit.modality): edit.sites for edit in fitted.plan},
         ),
         "geometry": geometry_of(subspaces),
         "variants": [{"span": name, "plan": plan.describe()} for name, plan in plans.items()],
-        "rows": [{"span": row["method"], **row} for row in rows_of(methods, answers, benchmark, lens, given.seed)],
-    }  # fmt: skip
+        "rows": [
+            {"span": row["method"], **row} for row in rows_of(methods, answers, benchmark, lens, given.seed)
+        ],
+    }
 
 
 Fitted = dict[tuple[Modality, int, str], UnlearningSubspace]
@@ -121,7 +132,7 @@ def fitted_at(evidence: Evidence, layer: int, span: str) -> UnlearningSubspace:
     nothing = torch.zeros_like(positive)
     return fit_unlearning(
         positive, negative, nothing, nothing, standardise="scale", energy=ENERGY, cap=CAP, ids=ids
-    )  # fmt: skip
+    )
 
 
 def both_prompts(evidence: Evidence) -> list[str]:
@@ -164,12 +175,15 @@ def geometry_of(subspaces: Fitted) -> list[Record]:
     places = dict.fromkeys((modality, layer) for modality, layer, _ in subspaces)
     return [
         {
-            "modality": m, "layer": layer, "first": a, "second": b,
+            "modality": m,
+            "layer": layer,
+            "first": a,
+            "second": b,
             **overlap(subspaces[m, layer, a], subspaces[m, layer, b]),
         }
         for m, layer in places
         for a, b in combinations(SPANS, 2)
-    ]  # fmt: skip
+    ]
 
 
 def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
@@ -180,19 +194,27 @@ def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
         "ranks": list(ranks),
         "angles": [short(float(angle)) for angle in torch.rad2deg(found.angles)],
         "kernel_normalised": short(found.normalised),
-        "null": {"mean": short(found.null.mean / (ranks[0] * ranks[1]) ** 0.5),
-                 "sd": short(found.null.sd / (ranks[0] * ranks[1]) ** 0.5)},
+        "null": {
+            "mean": short(found.null.mean / (ranks[0] * ranks[1]) ** 0.5),
+            "sd": short(found.null.sd / (ranks[0] * ranks[1]) ** 0.5),
+        },
         "direction_cosine": short(float(first.direction @ second.direction)),
         "direction_null_sd": short(first.subspace.d**-0.5),
-    }  # fmt: skip
+    }
 
 
 def show(record: Mapping[str, Any]) -> None:
     """What steering toward each span's direction does."""
     columns = (
-        ("forget", "ril"), ("test", "ril"), ("test", "exact"), ("test", "refusal_rate"), ("test", "malformed_rate"),
-        ("retain", "exact"), ("retain_test", "exact"), ("retain_test", "malformed_rate"),
-    )  # fmt: skip
+        ("forget", "ril"),
+        ("test", "ril"),
+        ("test", "exact"),
+        ("test", "refusal_rate"),
+        ("test", "malformed_rate"),
+        ("retain", "exact"),
+        ("retain_test", "exact"),
+        ("retain_test", "malformed_rate"),
+    )
     table = Table(title="percent, greedy answers; gate and blocks of calibrated", box=None)
     for heading in ("U_un from", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
         table.add_column(heading, no_wrap=True)

@@ -37,16 +37,16 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 
 from analyses._common import Record, bars, command, opened, options, provenance, short
 from analyses._fits import bundle_of, presets_of
-from rmuse_interp.collect import Query
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.diagnostics.attribution import WAYS, Attribution, Mean, agreement, attribute, by_span
 from rmuse_interp.diagnostics.direct import folded_bridge
 from rmuse_interp.diagnostics.gradients import TOLERANCE, require_captum
 from rmuse_interp.diagnostics.leaks import PARTS, SOURCES, Found, Leak, Statement, find_leaks
 from rmuse_interp.diagnostics.reference import Reference, mean_query
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel
 
 SCHEMA = "rmuse-span-attribution/1"
 STEM = "span_attribution"
@@ -110,10 +110,16 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             preset=fitted.preset,
             bundle=None if given.bundle is None else fitted.report,
-            layers={m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites}) for m in MODALITIES},
+            layers={
+                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites})
+                for m in MODALITIES
+            },
             n={group: len(examples) for group, examples in asked.items()},
             gradients=given.gradients,
             reference={m: len(rows) for m, rows in others.items()},
@@ -125,20 +131,25 @@ def run(given: argparse.Namespace) -> Record:
         "empty": {group: empty(one.leaks) for group, one in leaks.items()},
         "incomplete": [
             {"group": group, "side": side, **named(one.leak)}
-            for group, sides in found.items() for side, rows in sides.items() for one in rows
+            for group, sides in found.items()
+            for side, rows in sides.items()
+            for one in rows
             if one.gradients is not None and not one.gradients.complete
         ],
         "leaks": [
             row_of(lens, group, side, one)
-            for group, sides in found.items() for side, rows in sides.items() for one in rows
+            for group, sides in found.items()
+            for side, rows in sides.items()
+            for one in rows
         ],
         "means": [row for key, rows in grouped(found) for row in means_of(key, rows, given.seed)],
         "agreement": [
             row
-            for group, sides in found.items() for side, rows in sides.items()
+            for group, sides in found.items()
+            for side, rows in sides.items()
             for row in agreements(group, side, rows, given.seed)
         ],
-    }  # fmt: skip
+    }
 
 
 def chosen(
@@ -164,9 +175,11 @@ def chosen(
         )
     apart = set(random.Random(given.seed).sample(people, max(1, min(given.reference, len(people) // 2))))
     others = {
-        m: sample([e for e in pools["retain"] if e.modality == m and e.person in apart], given.reference, given.seed)
+        m: sample(
+            [e for e in pools["retain"] if e.modality == m and e.person in apart], given.reference, given.seed
+        )
         for m in MODALITIES
-    }  # fmt: skip
+    }
     pools["retain"] = [e for e in pools["retain"] if e.person not in apart]
     without = [m for m, rows in others.items() if not rows]
     asked = {
@@ -199,13 +212,16 @@ def stated(example: Example, benchmark: Benchmark) -> list[Statement]:
     assert example.person is not None
     return [
         Statement(
-            query, example.question, example.attributes[name], example.person,
+            query,
+            example.question,
+            example.attributes[name],
+            example.person,
             tuple(sorted({e.attributes[name] for e in rows if name in e.attributes})),
             "identity" if is_name(name) else "attribute",
             PARTS if name == asked else ("reasoning",),
         )
         for name in (asked, *names)
-    ]  # fmt: skip
+    ]
 
 
 def is_name(attribute: str) -> bool:
@@ -227,10 +243,16 @@ def explained(
 
     def averages(steering: Plan | None, label: str) -> dict[str, Reference]:
         return {
-            m: mean_query(lens, [stated(e, benchmark)[0] for e in rows], steering, delimiters=benchmark.delimiters,
-                          progress=progress, label=f"average query, {m}{label}")
+            m: mean_query(
+                lens,
+                [stated(e, benchmark)[0] for e in rows],
+                steering,
+                delimiters=benchmark.delimiters,
+                progress=progress,
+                label=f"average query, {m}{label}",
+            )
             for m, rows in others.items()
-        }  # fmt: skip
+        }
 
     plain, moved = averages(None, ""), averages(plan, ", steered")
     bridge = folded_bridge(lens)
@@ -242,10 +264,24 @@ def explained(
             "gradients": lambda leak, some=some: leak.id in some,
             "progress": progress,
         }
-        before = attribute(lens, leaks[group].leaks, lambda leak: plain[kind[leak.id]], bridge,
-                           label=f"{group}, before", **settings)  # fmt: skip
-        after = attribute(lens, leaks[group].leaks, lambda leak: moved[kind[leak.id]], bridge, plan, before=before,
-                          label=f"{group}, after", **settings)  # fmt: skip
+        before = attribute(
+            lens,
+            leaks[group].leaks,
+            lambda leak: plain[kind[leak.id]],
+            bridge,
+            label=f"{group}, before",
+            **settings,
+        )
+        after = attribute(
+            lens,
+            leaks[group].leaks,
+            lambda leak: moved[kind[leak.id]],
+            bridge,
+            plan,
+            before=before,
+            label=f"{group}, after",
+            **settings,
+        )
         found[group] = {"before": before, "after": after}
     return found
 
@@ -269,18 +305,36 @@ def row_of(lens: LensModel, group: str, side: str, one: Attribution) -> Record:
     """One leak, whole."""
     slopes, shares = one.gradients, one.direct
     return {
-        "group": group, "modality": modality_of(one), "side": side, **named(one.leak),
-        "person": one.leak.placed.statement.person, "token": lens.tokenizer.decode([one.leak.token]).strip(),
-        "steered": one.steered, "log_prob": short(one.knockout.log_prob),
-        **{way: {span: short(one.by_way[way].get(span)) for span in SPANS} if way in one.by_way else None
-           for way in WAYS},
-        "completeness": None if slopes is None else {
-            "difference": short(slopes.difference), "error": short(slopes.error), "roughness": short(slopes.roughness),
-            "jumps": short(slopes.jumps), "nodes": slopes.nodes, "reached": slopes.complete,
+        "group": group,
+        "modality": modality_of(one),
+        "side": side,
+        **named(one.leak),
+        "person": one.leak.placed.statement.person,
+        "token": lens.tokenizer.decode([one.leak.token]).strip(),
+        "steered": one.steered,
+        "log_prob": short(one.knockout.log_prob),
+        **{
+            way: {span: short(one.by_way[way].get(span)) for span in SPANS} if way in one.by_way else None
+            for way in WAYS
         },
-        "logit": {"value": short(shares.logit), "bias": short(shares.bias), "embedding": short(shares.embedding),
-                  "mlp": short(shares.mlp), "edits": short(shares.edits)},
-    }  # fmt: skip
+        "completeness": None
+        if slopes is None
+        else {
+            "difference": short(slopes.difference),
+            "error": short(slopes.error),
+            "roughness": short(slopes.roughness),
+            "jumps": short(slopes.jumps),
+            "nodes": slopes.nodes,
+            "reached": slopes.complete,
+        },
+        "logit": {
+            "value": short(shares.logit),
+            "bias": short(shares.bias),
+            "embedding": short(shares.embedding),
+            "mlp": short(shares.mlp),
+            "edits": short(shares.edits),
+        },
+    }
 
 
 def grouped(
@@ -316,11 +370,16 @@ def agreements(group: str, side: str, rows: Sequence[Attribution], seed: int) ->
     found = [agreement(rows, first, second, seed) for first, second in combinations(WAYS, 2)]
     return [
         {
-            "group": group, "side": side, "first": one.first, "second": one.second,
-            "correlation": figures(one.correlation), "top": figures(one.top), "chance": short(one.chance),
+            "group": group,
+            "side": side,
+            "first": one.first,
+            "second": one.second,
+            "correlation": figures(one.correlation),
+            "top": figures(one.top),
+            "chance": short(one.chance),
         }
         for one in found
-    ]  # fmt: skip
+    ]
 
 
 def figures(mean: Mean) -> Record:

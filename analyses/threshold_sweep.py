@@ -35,9 +35,9 @@ from analyses._composed import composed, fires, probes, scored
 from analyses._fits import evidence_of, preset_of
 from analyses._gates import Gates, curve, gates_of, rate
 from rmuse_interp.data import SPLITS, Benchmark, Example
-from rmuse_interp.edits import Plan
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.running import Answers, Method, choose
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.runs.run import Answers, Method, choose
 
 SCHEMA = "rmuse-threshold-sweep/1"
 STEM = "threshold_sweep"
@@ -47,8 +47,14 @@ LITERAL = "literal"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=24, what="questions per split to answer", fit_limit=64, max_new_tokens=64,
-                     small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48, "queries": 32})  # fmt: skip
+    parser = options(
+        __doc__,
+        limit=24,
+        what="questions per split to answer",
+        fit_limit=64,
+        max_new_tokens=64,
+        small={"limit": 8, "fit_limit": 32, "max_new_tokens": 48, "queries": 32},
+    )
     parser.add_argument("--queries", type=int, default=72, help="most questions per split for the gates (72)")
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
     return command(STEM, parser, run, show, argv)
@@ -79,7 +85,10 @@ def run(given: argparse.Namespace) -> Record:
     return {
         "schema": SCHEMA,
         "provenance": provenance(
-            given, lens, benchmark, began,
+            given,
+            lens,
+            benchmark,
+            began,
             n={split: len(examples) for split, examples in asked.items()},
             n_gates={split: len(examples) for split, examples in known.items()},
         ),
@@ -87,7 +96,7 @@ def run(given: argparse.Namespace) -> Record:
         "alignment": [alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
         "sweep": sweep(plan, lens, benchmark, known, asked, scores[LITERAL], own, answers, given.seed),
         "gates": [curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
-    }  # fmt: skip
+    }
 
 
 def flat(questions: Mapping[str, Sequence[Example]]) -> list[Example]:
@@ -103,10 +112,16 @@ def alignment(split: str, examples: Sequence[Example], scores: Mapping[str, floa
 
 
 def sweep(
-    plan: Plan, lens: LensModel, benchmark: Benchmark, known: Mapping[str, Sequence[Example]],
-    asked: Mapping[str, Sequence[Example]], scores: Mapping[str, float], own: Mapping[str, float], answers: Answers,
+    plan: Plan,
+    lens: LensModel,
+    benchmark: Benchmark,
+    known: Mapping[str, Sequence[Example]],
+    asked: Mapping[str, Sequence[Example]],
+    scores: Mapping[str, float],
+    own: Mapping[str, float],
+    answers: Answers,
     seed: int,
-) -> list[Record]:  # fmt: skip
+) -> list[Record]:
     """One entry per τ: firing rates on all queries, and scores of the answers put together for it."""
     plain, steered = ([t for t in answers.transcripts if t.method == name] for name in ("vanilla", "open"))
     measured: dict[frozenset[str], list[Record]] = {}
@@ -144,9 +159,10 @@ def show(record: Mapping[str, Any]) -> None:
         said = "–" if area is None else f"{area['value']:.3f} \\[{area['low']:.3f}, {area['high']:.3f}]"
         table.add_row(row["gate"] + " *" * bool(row["chosen_for"]), said, *cells(row["fire_rate"]))
     Console(width=max(130, Console().width)).print(table)
-    print("*: chosen by `calibrated` for " + "; ".join(
-        f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"]
-    ))  # fmt: skip
+    print(
+        "*: chosen by `calibrated` for "
+        + "; ".join(f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"])
+    )
 
 
 def cells(rates: Mapping[str, Any]) -> list[str]:

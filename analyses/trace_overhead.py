@@ -27,15 +27,15 @@ if not __package__:  # run as a script: its own folder is no place to import fro
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from analyses._common import Record, bars, command, options, provenance
-from rmuse_interp.calibration import ACS
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.edits import Plan
-from rmuse_interp.models.lens import LensModel, load_model
-from rmuse_interp.models.native import attach
-from rmuse_interp.models.tracing import CHUNK, Recorder
+from rmuse_interp.edits.hooks import attach
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.trace import CHUNK, Recorder
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.operators import SlerpToward
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.parts.angle import ACS
+from rmuse_interp.parts.prototypes import Prototypes
 
 SCHEMA: Final = "rmuse-trace-overhead/1"
 STEM: Final = "trace_overhead"

@@ -82,14 +82,27 @@ def label(
             # An arrow of the annotation would point at the middle of the name, not at its nearest edge.
             (x0, y0), (x1, y1) = places[name], axis.transData.inverted().transform(place.foot)
             axis.plot([x0, x1], [y0, y1], color=colours[name], lw=0.4, scalex=False, scaley=False, zorder=2)
-        axis.annotate(lines[name], places[name], place.shift, textcoords="offset points", fontsize=6,
-                      color=colours[name], ha="center", va="center")  # fmt: skip
+        axis.annotate(
+            lines[name],
+            places[name],
+            place.shift,
+            textcoords="offset points",
+            fontsize=6,
+            color=colours[name],
+            ha="center",
+            va="center",
+        )
 
 
 def candidates(
-    points: Mapping[str, Point], name: str, size: Point, dots: Mapping[str, Bbox], spans: Sequence[Bbox], frame: Bbox,
+    points: Mapping[str, Point],
+    name: str,
+    size: Point,
+    dots: Mapping[str, Bbox],
+    spans: Sequence[Bbox],
+    frame: Bbox,
     scale: float,
-) -> list[Place]:  # fmt: skip
+) -> list[Place]:
     """The cheapest places of one name by itself, in pixels."""
     at, (width, height) = points[name], size
     crowded = any(math.dist(at, p) < CLOSE * scale for n, p in points.items() if n != name)

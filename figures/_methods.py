@@ -12,15 +12,34 @@ LOOK: Final = {
 }
 """Kind → marker, colour and size in points; ours last, so that they lie on top."""
 SAID: Final = {
-    "rmuse": "R-MUSE", "rival": "steered at inference", "trained": "trained", "reference": "reference model",
-}  # fmt: skip
+    "rmuse": "R-MUSE",
+    "rival": "steered at inference",
+    "trained": "trained",
+    "reference": "reference model",
+}
 NAMES: Final = {
-    "rmuse/calibrated": "R-MUSE", "rmuse/paper": "R-MUSE, as written", "caa": "CAA", "ablation": "ablation",
-    "leace": "LEACE", "cast": "CAST", "angular": "angular", "spherical": "spherical", "alphasteer": "AlphaSteer",
-    "mllmeraser": "MLLMEraser", "linear-act": "Linear-AcT", "gold": "retrained", "vanilla": "as it is", "ga": "GA",
-    "ga_diff": "GA Diff", "kl_min": "KL Min", "npo": "NPO", "po": "PO", "mmunlearner": "MMUnlearner", "manu": "MANU",
+    "rmuse/calibrated": "R-MUSE",
+    "rmuse/paper": "R-MUSE, as written",
+    "caa": "CAA",
+    "ablation": "ablation",
+    "leace": "LEACE",
+    "cast": "CAST",
+    "angular": "angular",
+    "spherical": "spherical",
+    "alphasteer": "AlphaSteer",
+    "mllmeraser": "MLLMEraser",
+    "linear-act": "Linear-AcT",
+    "gold": "retrained",
+    "vanilla": "as it is",
+    "ga": "GA",
+    "ga_diff": "GA Diff",
+    "kl_min": "KL Min",
+    "npo": "NPO",
+    "po": "PO",
+    "mmunlearner": "MMUnlearner",
+    "manu": "MANU",
     "r2mu": "R2MU",
-}  # fmt: skip
+}
 """Method → its name in a figure; others have their own."""
 
 

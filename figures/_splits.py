@@ -9,10 +9,14 @@ from matplotlib.lines import Line2D
 
 Row = dict[str, Any]
 SPLIT: Final[dict[str, tuple[str, str]]] = {
-    "forget": (style.RED, "o"), "test": (style.ORANGE, "s"), "retain": (style.SKY, "^"),
-    "retain_test": (style.BLUE, "v"), "celebrity": (style.PURPLE, "D"), "reasoning": (style.GREEN, "P"),
+    "forget": (style.RED, "o"),
+    "test": (style.ORANGE, "s"),
+    "retain": (style.SKY, "^"),
+    "retain_test": (style.BLUE, "v"),
+    "celebrity": (style.PURPLE, "D"),
+    "reasoning": (style.GREEN, "P"),
     "benign": (style.BLACK, "X"),
-}  # fmt: skip
+}
 """Split → colour and marker: never by colour alone."""
 SAID: Final = {"test": "test (forget, new)", "retain_test": "retain, new"}
 """Splits whose name alone does not say what they are."""
@@ -33,9 +37,13 @@ def spread(cells: Sequence[Row]) -> list[list[float]]:
 
 
 def panel(
-    axis: Axes, title: str, metric: str, shown: Sequence[str], rows: Sequence[Row],
+    axis: Axes,
+    title: str,
+    metric: str,
+    shown: Sequence[str],
+    rows: Sequence[Row],
     lines: Sequence[tuple[float, Row]],
-) -> None:  # fmt: skip
+) -> None:
     """One metric of every line, in percent: a dot with its interval for each of the splits `shown`.
 
     Args:
@@ -47,9 +55,16 @@ def panel(
         shift = 0.2 * (i - (len(present) - 1) / 2)
         cells = [(y, picked(rows, **labels, split=split)) for y, labels in lines]
         drawn = [(y, row[metric]) for y, row in cells if row is not None and row[metric] is not None]
-        axis.errorbar([c["value"] for _, c in drawn], [y + shift for y, _ in drawn],
-                      xerr=spread([c for _, c in drawn]), color=colour, marker=marker, ls="", ms=2.6,
-                      **BARS)  # fmt: skip
+        axis.errorbar(
+            [c["value"] for _, c in drawn],
+            [y + shift for y, _ in drawn],
+            xerr=spread([c for _, c in drawn]),
+            color=colour,
+            marker=marker,
+            ls="",
+            ms=2.6,
+            **BARS,
+        )
     percent_axis(axis, "x")
     axis.set_xticks([0, 50, 100])
     axis.set_title(title, loc="left")

@@ -28,14 +28,31 @@ MODALITY: Final[dict[str, tuple[str, str]]] = {"image": (BLUE, "o"), "text": (RE
 
 def use() -> None:
     """Set Matplotlib's defaults: small sans type that is embedded as type, thin lines, no frame at top and right."""
-    plt.rcParams.update({
-        "font.family": "sans-serif", "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7,
-        "xtick.labelsize": 6.5, "ytick.labelsize": 6.5, "legend.fontsize": 6.5, "legend.frameon": False,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "lines.linewidth": 1.0,
-        "lines.markersize": 3.2, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "errorbar.capsize": 1.5,
-        "pdf.fonttype": 42, "ps.fonttype": 42, "savefig.dpi": 300, "figure.dpi": 150,
-        "figure.constrained_layout.use": True,
-    })  # fmt: skip
+    plt.rcParams.update(
+        {
+            "font.family": "sans-serif",
+            "font.size": 7,
+            "axes.titlesize": 7.5,
+            "axes.labelsize": 7,
+            "xtick.labelsize": 6.5,
+            "ytick.labelsize": 6.5,
+            "legend.fontsize": 6.5,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.6,
+            "lines.linewidth": 1.0,
+            "lines.markersize": 3.2,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "errorbar.capsize": 1.5,
+            "pdf.fonttype": 42,
+            "ps.fonttype": 42,
+            "savefig.dpi": 300,
+            "figure.dpi": 150,
+            "figure.constrained_layout.use": True,
+        }
+    )
 
 
 def read(path: Path, schema: str) -> dict[str, Any]:

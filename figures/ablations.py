@@ -60,8 +60,13 @@ def draw(record: splits.Row) -> Figure:
         for s in splits.SPLIT
         if any(s in shown for *_, shown in PANELS) and any(r["split"] == s for r in rows)
     ]
-    figure.legend(handles=splits.legend(used), loc="outside upper center", ncols=len(used), columnspacing=1.0,
-                  handletextpad=0.2)  # fmt: skip
+    figure.legend(
+        handles=splits.legend(used),
+        loc="outside upper center",
+        ncols=len(used),
+        columnspacing=1.0,
+        handletextpad=0.2,
+    )
     return figure
 
 

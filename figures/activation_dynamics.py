@@ -82,8 +82,14 @@ def draw(record: Row) -> Figure:
         for side, (c, m) in SIDE.items()
     ]
     handles += [Line2D([], [], color=style.BLACK, ls=DASHES[k], label=f"{k} (c)") for k in kinds]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0,
-                  handletextpad=0.4, handlelength=1.6)  # fmt: skip
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        columnspacing=1.0,
+        handletextpad=0.4,
+        handlelength=1.6,
+    )
     return figure
 
 
@@ -95,8 +101,18 @@ def plane(axis: Axes, row: Row) -> None:
         axis.add_collection(LineCollection(moves, colors=colour, linewidths=0.35, alpha=0.45, zorder=1))
         for when, face in (("before", "white"), ("after", colour)):
             x, y = zip(*(p[when] for p in mine), strict=True)
-            axis.plot(x, y, marker, ms=2.4, color=colour, mfc=face, mew=0.5, ls="", alpha=0.85,
-                      zorder=2 if when == "before" else 3)  # fmt: skip
+            axis.plot(
+                x,
+                y,
+                marker,
+                ms=2.4,
+                color=colour,
+                mfc=face,
+                mew=0.5,
+                ls="",
+                alpha=0.85,
+                zorder=2 if when == "before" else 3,
+            )
     first, second = row["explained"]
     axis.set_xlabel(f"axis 1 ({100 * first:.0f} %), block {row['layer']}", labelpad=1.5)
     axis.set_ylabel(f"axis 2 ({100 * second:.0f} %)", labelpad=1)
@@ -114,14 +130,36 @@ def distances(axis: Axes, rows: Sequence[Row]) -> None:
         for side, (colour, marker) in SIDE.items():
             cells = [r["displaced"][side] for r in mine]
             at = [r["layer"] + shift for r in mine]
-            reach = [[100 * max(0.0, c["value"] - c["low"]) for c in cells],
-                     [100 * max(0.0, c["high"] - c["value"]) for c in cells]]  # fmt: skip
-            axis.errorbar(at, [100 * c["value"] for c in cells], reach, color=colour, marker=marker, ms=2.2,
-                          ls=DASHES[kind], elinewidth=0.7, capsize=2, clip_on=False)  # fmt: skip
+            reach = [
+                [100 * max(0.0, c["value"] - c["low"]) for c in cells],
+                [100 * max(0.0, c["high"] - c["value"]) for c in cells],
+            ]
+            axis.errorbar(
+                at,
+                [100 * c["value"] for c in cells],
+                reach,
+                color=colour,
+                marker=marker,
+                ms=2.2,
+                ls=DASHES[kind],
+                elinewidth=0.7,
+                capsize=2,
+                clip_on=False,
+            )
         there = [r["layer"] + shift for r in mine if r["steered"]]
         face = style.BLACK if kind == "image" else "white"
-        axis.plot(there, [-0.045] * len(there), "^", ms=3.6, color=style.BLACK, mfc=face, mew=0.6, clip_on=False,
-                  zorder=5, transform=axis.get_xaxis_transform())  # fmt: skip
+        axis.plot(
+            there,
+            [-0.045] * len(there),
+            "^",
+            ms=3.6,
+            color=style.BLACK,
+            mfc=face,
+            mew=0.6,
+            clip_on=False,
+            zorder=5,
+            transform=axis.get_xaxis_transform(),
+        )
     axis.set_ylabel("moved (% of length)", labelpad=1)
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -19,11 +19,12 @@ ADAPTIVE = "ACS"
 AT = 1.22
 """Where ACS stands on the axis of λ."""
 SHOWN = (
-    ("test", "ril", "RIL, test ↓", "-"), ("test", "malformed_rate", "malformed, test ↓", ":"),
+    ("test", "ril", "RIL, test ↓", "-"),
+    ("test", "malformed_rate", "malformed, test ↓", ":"),
     ("retain_test", "exact", "exact, retain, new ↑", "-"),
     ("retain_test", "malformed_rate", "malformed, retain, new ↓", ":"),
     ("reasoning", "exact", "exact, reasoning ↑", "-"),
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -84,13 +85,29 @@ def panel(axis: Axes, rows: Sequence[splits.Row]) -> None:
         )
         shift = 0.008 * (i - (len(SHOWN) - 1) / 2)
         filled = {"mfc": colour if dashes == "-" else "white"}
-        axis.errorbar([λ + shift for λ, _ in fixed], [c["value"] for _, c in fixed],
-                      yerr=splits.spread([c for _, c in fixed]), color=colour, marker=marker, ls=dashes, label=label,
-                      **filled, **splits.BARS)  # fmt: skip
+        axis.errorbar(
+            [λ + shift for λ, _ in fixed],
+            [c["value"] for _, c in fixed],
+            yerr=splits.spread([c for _, c in fixed]),
+            color=colour,
+            marker=marker,
+            ls=dashes,
+            label=label,
+            **filled,
+            **splits.BARS,
+        )
         if ADAPTIVE in mine:
             cell = mine[ADAPTIVE]
-            axis.errorbar(AT + 4 * shift, cell["value"], yerr=splits.spread([cell]), color=colour, marker=marker, ls="",
-                          **filled, **splits.BARS)  # fmt: skip
+            axis.errorbar(
+                AT + 4 * shift,
+                cell["value"],
+                yerr=splits.spread([cell]),
+                color=colour,
+                marker=marker,
+                ls="",
+                **filled,
+                **splits.BARS,
+            )
     axis.axvline((1 + AT) / 2, color=style.GREY, lw=0.5)
 
 
@@ -98,9 +115,11 @@ def caption(record: splits.Row) -> str:
     """What the figure shows."""
     n = record["provenance"]["n"]
     same = len({str(v) for v in n.values()}) == 1
-    counts = splits.counted(next(iter(n.values()))) if same else "; ".join(
-        f"at {rate} %: {splits.counted(v)}" for rate, v in n.items()
-    )  # fmt: skip
+    counts = (
+        splits.counted(next(iter(n.values())))
+        if same
+        else "; ".join(f"at {rate} %: {splits.counted(v)}" for rate, v in n.items())
+    )
     said = "; ".join(
         f"{a['forget']} %, {a['modality']}: {a['q50']:.2f} [{a['q05']:.2f}, {a['q95']:.2f}]"
         for a in record["acs"]

@@ -10,8 +10,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.report.before_after import caption, read_scores, save
+from rmuse_interp import RMuseError
+from rmuse_interp.evaluate.before_after import caption, read_scores, save
 
 ROOT = Path(__file__).resolve().parent.parent
 

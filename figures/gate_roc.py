@@ -20,10 +20,15 @@ from matplotlib.lines import Line2D
 
 SCHEMA = "rmuse-gate-roc/1"
 GATE = {
-    "paper": (style.GREY, "o", "--"), "calibrated": (style.BLUE, "s", "-"), "contrast": (style.SKY, "s", "-"),
-    "discriminant": (style.BLUE, "^", "-"), "vmf": (style.ORANGE, "D", "-"), "mahalanobis": (style.RED, "v", "-"),
-    "identity": (style.GREEN, "P", "-"), "condition": (style.PURPLE, "X", "-."),
-}  # fmt: skip
+    "paper": (style.GREY, "o", "--"),
+    "calibrated": (style.BLUE, "s", "-"),
+    "contrast": (style.SKY, "s", "-"),
+    "discriminant": (style.BLUE, "^", "-"),
+    "vmf": (style.ORANGE, "D", "-"),
+    "mahalanobis": (style.RED, "v", "-"),
+    "identity": (style.GREEN, "P", "-"),
+    "condition": (style.PURPLE, "X", "-."),
+}
 FLOOR = 0.002
 """Where a false-positive rate of 0 is drawn on the logarithmic axis."""
 Row = dict[str, Any]
@@ -56,9 +61,12 @@ def draw(record: Row) -> Figure:
     """One row of panels per kind of query: curves, areas against each split, margins."""
     kinds = kinds_of(record)
     figure, axes = plt.subplots(
-        len(kinds), 3, figsize=(style.TEXT, 1.1 + 2.0 * len(kinds)), squeeze=False,
+        len(kinds),
+        3,
+        figsize=(style.TEXT, 1.1 + 2.0 * len(kinds)),
+        squeeze=False,
         gridspec_kw={"width_ratios": [1.15, 1.15, 1]},
-    )  # fmt: skip
+    )
     for line, kind in zip(axes, kinds, strict=True):
         rows = [r for r in record["rows"] if r["modality"] == kind]
         curves(line[0], rows, kind)
@@ -75,11 +83,23 @@ def draw(record: Row) -> Figure:
     handles = [Line2D([], [], color=GATE[n][0], marker=GATE[n][1], ls=GATE[n][2], label=n) for n in names]
     shown = [s for s in splits.SPLIT if any(s in r["margins"] for r in record["rows"])]
     figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=2.0,
-        title="gates (a)", title_fontsize=6.5,
-    )  # fmt: skip
-    figure.legend(handles=splits.legend(shown), loc="outside lower center", ncols=len(shown), columnspacing=1.0,
-                  handletextpad=0.2, title="splits (b, c)", title_fontsize=6.5)  # fmt: skip
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        columnspacing=1.0,
+        handlelength=2.0,
+        title="gates (a)",
+        title_fontsize=6.5,
+    )
+    figure.legend(
+        handles=splits.legend(shown),
+        loc="outside lower center",
+        ncols=len(shown),
+        columnspacing=1.0,
+        handletextpad=0.2,
+        title="splits (b, c)",
+        title_fontsize=6.5,
+    )
     return figure
 
 
@@ -89,16 +109,41 @@ def curves(axis: Axes, rows: Sequence[Row], kind: str) -> None:
     for row in rows:
         colour, marker, line = GATE[row["gate"]]
         x, y = zip(*row["points"], strict=True)
-        axis.step([max(FLOOR, v) for v in x], [100 * v for v in y], where="post", color=colour, ls=line,
-                  lw=1.2 if row["gate"] in wide else 0.7)  # fmt: skip
+        axis.step(
+            [max(FLOOR, v) for v in x],
+            [100 * v for v in y],
+            where="post",
+            color=colour,
+            ls=line,
+            lw=1.2 if row["gate"] in wide else 0.7,
+        )
         if row["gate"] in wide:
             band = row["band"]
-            axis.fill_between([max(FLOOR, v) for v in band["fpr"]], [100 * v for v in band["low"]],
-                              [100 * v for v in band["high"]], step="post", color=colour, alpha=0.15, lw=0)  # fmt: skip
+            axis.fill_between(
+                [max(FLOOR, v) for v in band["fpr"]],
+                [100 * v for v in band["low"]],
+                [100 * v for v in band["high"]],
+                step="post",
+                color=colour,
+                alpha=0.15,
+                lw=0,
+            )
         tpr, fpr = row["operating"]["tpr"], row["operating"]["fpr"]
         at, low, high = (max(FLOOR, fpr[k] / 100) for k in ("value", "low", "high"))
-        axis.errorbar(at, tpr["value"], xerr=[[at - low], [high - at]], yerr=splits.spread([tpr]), color=colour,
-                      marker=marker, ls="", ms=4, mec=style.BLACK, mew=0.4, zorder=4, **splits.BARS)  # fmt: skip
+        axis.errorbar(
+            at,
+            tpr["value"],
+            xerr=[[at - low], [high - at]],
+            yerr=splits.spread([tpr]),
+            color=colour,
+            marker=marker,
+            ls="",
+            ms=4,
+            mec=style.BLACK,
+            mew=0.4,
+            zorder=4,
+            **splits.BARS,
+        )
     axis.set_xscale("log")
     axis.set_xlim(FLOOR * 0.8, 1.25)
     axis.set_xticks([FLOOR, 0.01, 0.1, 1.0], ["0", "1", "10", "100"])
@@ -114,8 +159,16 @@ def areas(axis: Axes, rows: Sequence[Row]) -> None:
         for i, split in enumerate(s for s in shown if s in row["against"]):
             colour, marker = splits.SPLIT[split]
             cell = row["against"][split]
-            axis.errorbar(cell["value"], place + 0.17 * (i - (len(shown) - 1) / 2), xerr=splits.spread([cell]),
-                          color=colour, marker=marker, ls="", ms=2.8, **splits.BARS)  # fmt: skip
+            axis.errorbar(
+                cell["value"],
+                place + 0.17 * (i - (len(shown) - 1) / 2),
+                xerr=splits.spread([cell]),
+                color=colour,
+                marker=marker,
+                ls="",
+                ms=2.8,
+                **splits.BARS,
+            )
         axis.axhline(place + 0.5, color=style.GREY, lw=0.3, alpha=0.4)
     axis.axvline(0.5, color=style.GREY, lw=0.6, ls=":", zorder=-1)
     axis.set_yticks(range(len(rows)), [r["gate"] + " *" * r["chosen"] for r in rows])

@@ -29,8 +29,11 @@ COLUMNS = (
     ("answer", "refusal", "answer,\nrefusal words"),
 )
 ROWS = (("identity", "image"), ("attribute", "image"), ("identity", "text"), ("attribute", "text"))
-SIDES = {"before": ("-", "before steering"), "after": ("--", "after, probe trained anew"),
-         "moved": (":", "after, probe of before")}  # fmt: skip
+SIDES = {
+    "before": ("-", "before steering"),
+    "after": ("--", "after, probe trained anew"),
+    "moved": (":", "after, probe of before"),
+}
 Row = dict[str, Any]
 
 
@@ -144,14 +147,28 @@ def chance(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def curve(
-    axis: Axes, at: Sequence[float], value: Sequence[float], spread: list[list[float]], colour: str, marker: str,
+    axis: Axes,
+    at: Sequence[float],
+    value: Sequence[float],
+    spread: list[list[float]],
+    colour: str,
+    marker: str,
     side: str,
-) -> None:  # fmt: skip
+) -> None:
     """Values by block with error bars; filled marks before steering, open ones after."""
     axis.errorbar(
-        at, value, spread, color=colour, ls=SIDES[side][0], marker=marker, mfc=colour if side == "before" else "white",
-        ms=2.4, mew=0.6, elinewidth=0.5, capsize=0.8,
-    )  # fmt: skip
+        at,
+        value,
+        spread,
+        color=colour,
+        ls=SIDES[side][0],
+        marker=marker,
+        mfc=colour if side == "before" else "white",
+        ms=2.4,
+        mew=0.6,
+        elinewidth=0.5,
+        capsize=0.8,
+    )
 
 
 def accuracies(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:

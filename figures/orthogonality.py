@@ -159,12 +159,21 @@ def updates(axis: Axes, rows: list[Row]) -> None:
                 continue
             shift = 0.08 if kind == "text" else -0.08
             share = [100 * r["share"] for r in mine]
-            spread = [[max(0.0, 100 * (r["share"] - r["low"])) for r in mine],
-                      [max(0.0, 100 * (r["high"] - r["share"])) for r in mine]]  # fmt: skip
+            spread = [
+                [max(0.0, 100 * (r["share"] - r["low"])) for r in mine],
+                [max(0.0, 100 * (r["high"] - r["share"])) for r in mine],
+            ]
             if protection == "none":
                 band(axis, mine, [r["null"] for r in mine], [100.0] * len(mine), colour)
-            axis.errorbar([r["layer"] + shift for r in mine], share, spread, color=colour, marker=marker, ls=line,
-                          elinewidth=0.7)  # fmt: skip
+            axis.errorbar(
+                [r["layer"] + shift for r in mine],
+                share,
+                spread,
+                color=colour,
+                marker=marker,
+                ls=line,
+                elinewidth=0.7,
+            )
 
 
 def plans(record: Row) -> Figure:
@@ -193,8 +202,15 @@ def plans(record: Row) -> Figure:
                 )
                 side = 1 if kind == "text" else -1
                 if share > 1:  # at 0 the numbers would lie on each other
-                    axis.annotate(str(r["layer"]), (share, y), (0, -3 * side), textcoords="offset points", ha="center",
-                                  va="top" if kind == "text" else "bottom", fontsize=5.5)  # fmt: skip
+                    axis.annotate(
+                        str(r["layer"]),
+                        (share, y),
+                        (0, -3 * side),
+                        textcoords="offset points",
+                        ha="center",
+                        va="top" if kind == "text" else "bottom",
+                        fontsize=5.5,
+                    )
                 axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
     own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
     labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
@@ -202,8 +218,10 @@ def plans(record: Row) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(left=-2)
     axis.set_xlabel("update in the RRS (%)")
-    handles = [Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], ls="", label=f"{k} queries")
-               for k in modalities(rows)]  # fmt: skip
+    handles = [
+        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], ls="", label=f"{k} queries")
+        for k in modalities(rows)
+    ]
     handles.append(Line2D([], [], color=style.GREY, marker="|", ls="", label="by chance"))
     figure.legend(
         handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.3
@@ -234,8 +252,15 @@ def stability(record: Row) -> Figure:
             layers = [r["layer"] for r in mine]
             shift = 0.16 * (place - (len(kinds) - 1) / 2)
             ranges(line[0], mine, "kernel_normalised", shift, colour, marker)
-            line[0].plot([x + shift for x in layers], [whole[x]["kernel_normalised"] for x in layers], "_", ms=6, mew=1.1,
-                         color=style.BLACK, zorder=4)  # fmt: skip
+            line[0].plot(
+                [x + shift for x in layers],
+                [whole[x]["kernel_normalised"] for x in layers],
+                "_",
+                ms=6,
+                mew=1.1,
+                color=style.BLACK,
+                zorder=4,
+            )
             for axis, (key, chance, _) in zip(line[1:], MOVED, strict=True):
                 ranges(axis, mine, key, shift, colour, marker)
                 if chance is not None:
@@ -270,8 +295,14 @@ def ranges(axis: Axes, rows: list[Row], key: str, shift: float, colour: str, mar
     """Medians over resamples with their 95 % ranges, block by block."""
     cells = [r[key] for r in rows]
     spread = [[c["median"] - c["low"] for c in cells], [c["high"] - c["median"] for c in cells]]
-    axis.errorbar([r["layer"] + shift for r in rows], [c["median"] for c in cells], spread, color=colour, marker=marker,
-                  elinewidth=0.7)  # fmt: skip
+    axis.errorbar(
+        [r["layer"] + shift for r in rows],
+        [c["median"] for c in cells],
+        spread,
+        color=colour,
+        marker=marker,
+        elinewidth=0.7,
+    )
 
 
 def stability_caption(record: Row) -> str:

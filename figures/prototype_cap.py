@@ -15,11 +15,12 @@ from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-prototype-cap/1"
 SHOWN = (
-    ("forget", "ril", "RIL, forget ↓", "-", {}), ("test", "ril", "RIL, test ↓", "-", {}),
+    ("forget", "ril", "RIL, forget ↓", "-", {}),
+    ("test", "ril", "RIL, test ↓", "-", {}),
     ("test", "refusal_rate", "refused, test ↑", "--", {"color": style.GREEN, "marker": "D"}),
     ("test", "malformed_rate", "malformed, test ↓", ":", {"color": style.BLACK, "marker": "X"}),
     ("retain_test", "exact", "exact, retain, new ↑", "-", {}),
-)  # fmt: skip
+)
 """Split, metric, label, line, and what is drawn unlike the split: three metrics are of one."""
 
 
@@ -46,9 +47,15 @@ def draw(record: splits.Row) -> Figure:
         drawn = [(place, row[name]) for place, row in found if row is not None and row[name] is not None]
         if drawn:
             shift = 0.09 * (i - (len(SHOWN) - 1) / 2)
-            axis.errorbar([place + shift for place, _ in drawn], [c["value"] for _, c in drawn],
-                          yerr=splits.spread([c for _, c in drawn]), ls=dashes, label=label,
-                          **{"color": colour, "marker": marker} | own, **splits.BARS)  # fmt: skip
+            axis.errorbar(
+                [place + shift for place, _ in drawn],
+                [c["value"] for _, c in drawn],
+                yerr=splits.spread([c for _, c in drawn]),
+                ls=dashes,
+                label=label,
+                **{"color": colour, "marker": marker} | own,
+                **splits.BARS,
+            )
     axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
     axis.set_xlabel("prototypes kept per transport")
     axis.set_ylabel("percent of the answers")

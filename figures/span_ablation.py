@@ -26,9 +26,11 @@ PANELS = (
     ("d  exact", "exact", ("forget", "test", "retain", "retain_test")),
 )
 PAIRS = {
-    ("prompt_end", "hybrid"): (style.PURPLE, "D"), ("reasoning", "hybrid"): (style.BLUE, "o"),
-    ("answer", "hybrid"): (style.RED, "s"), ("reasoning", "answer"): (style.GREEN, "^"),
-}  # fmt: skip
+    ("prompt_end", "hybrid"): (style.PURPLE, "D"),
+    ("reasoning", "hybrid"): (style.BLUE, "o"),
+    ("answer", "hybrid"): (style.RED, "s"),
+    ("reasoning", "answer"): (style.GREEN, "^"),
+}
 """The pairs that are drawn → colour and marker; the file holds all."""
 SAID = {"vanilla": "not steered", "prompt_end": "prompt end", "random": "random direction"}
 

@@ -67,9 +67,13 @@ def sources(record: Row) -> Figure:
     """One column per kind of leak, one row per way; a point per span, group and side."""
     kinds, rows = columns(record), ways(record)
     figure, axes = plt.subplots(
-        len(rows), len(kinds), figsize=(style.TEXT, 0.75 + 1.35 * len(rows)), sharey=True, sharex="row",
+        len(rows),
+        len(kinds),
+        figsize=(style.TEXT, 0.75 + 1.35 * len(rows)),
+        sharey=True,
+        sharex="row",
         squeeze=False,
-    )  # fmt: skip
+    )
     for axis_row, way in zip(axes, rows, strict=True):
         for axis, (modality, what, part) in zip(axis_row, kinds, strict=True):
             mine = [
@@ -104,8 +108,19 @@ def points(axis: Axes, rows: list[Row]) -> None:
         if not mine:
             continue
         y = [SPANS.index(r["span"]) + 0.19 * (i - 1.5) for r in mine]
-        axis.errorbar([r["value"] for r in mine], y, xerr=lengths(mine), color=colour, marker=marker, ls="", ms=2.4,
-                      mfc=colour if full else "white", mew=0.6, elinewidth=0.6, capsize=1.0)  # fmt: skip
+        axis.errorbar(
+            [r["value"] for r in mine],
+            y,
+            xerr=lengths(mine),
+            color=colour,
+            marker=marker,
+            ls="",
+            ms=2.4,
+            mfc=colour if full else "white",
+            mew=0.6,
+            elinewidth=0.6,
+            capsize=1.0,
+        )
     axis.axvline(0, color=style.GREY, lw=0.5, zorder=-1)
     axis.axhline(len(SPANS) - 1.5, color=style.GREY, lw=0.4, ls=":", zorder=-1)
     axis.tick_params(axis="y", length=0)
@@ -133,8 +148,17 @@ def agreement(record: Row) -> Figure:
                     if cell["value"] is None:
                         continue
                     spread = [[scale * side[0]] for side in lengths([cell])]
-                    axis.errorbar(scale * cell["value"], y, xerr=spread, color=colour, marker=marker, mew=0.6,
-                                  mfc=colour if full else "white", elinewidth=0.7, ms=2.8)  # fmt: skip
+                    axis.errorbar(
+                        scale * cell["value"],
+                        y,
+                        xerr=spread,
+                        color=colour,
+                        marker=marker,
+                        mew=0.6,
+                        mfc=colour if full else "white",
+                        elinewidth=0.7,
+                        ms=2.8,
+                    )
                 axes[1].plot(
                     [100 * row["chance"]] * 2, [y - 0.09, y + 0.09], color=style.GREY, lw=0.9, zorder=-1
                 )

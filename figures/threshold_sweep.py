@@ -16,15 +16,20 @@ from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-threshold-sweep/1"
 GATE = {
-    "literal": (style.GREY, "o", "--"), "contrast": (style.SKY, "s", "-"), "discriminant": (style.BLUE, "^", "-"),
-    "vmf": (style.ORANGE, "D", "-"), "mahalanobis": (style.RED, "v", "-"), "identity": (style.GREEN, "P", "-"),
+    "literal": (style.GREY, "o", "--"),
+    "contrast": (style.SKY, "s", "-"),
+    "discriminant": (style.BLUE, "^", "-"),
+    "vmf": (style.ORANGE, "D", "-"),
+    "mahalanobis": (style.RED, "v", "-"),
+    "identity": (style.GREEN, "P", "-"),
     "condition": (style.PURPLE, "X", "-."),
-}  # fmt: skip
+}
 TOLD = (
-    ("test", "ril", "RIL, test", "-"), ("test", "malformed_rate", "malformed, test", ":"),
+    ("test", "ril", "RIL, test", "-"),
+    ("test", "malformed_rate", "malformed, test", ":"),
     ("retain_test", "exact", "exact, retain, new", "-"),
     ("retain_test", "malformed_rate", "malformed,\nretain, new", ":"),
-)  # fmt: skip
+)
 FLOOR = 0.004
 """Where a false-positive rate of 0 is drawn on the logarithmic axis."""
 
@@ -57,8 +62,15 @@ def draw(record: splits.Row) -> Figure:
     curves(axes[1][0], record)
     gates(axes[1][1], record)
     handles, labels = axes[1][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, title="gates in c, and their AUROC",
-                  title_fontsize=6.5, handlelength=1.8)  # fmt: skip
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=4,
+        title="gates in c, and their AUROC",
+        title_fontsize=6.5,
+        handlelength=1.8,
+    )
     return figure
 
 
@@ -117,10 +129,20 @@ def curves(axis: Axes, record: splits.Row) -> None:
         area = row["auroc"]
         at = max(100 * FLOOR, row["fpr"]["value"]) / 100
         reach = [[at - max(FLOOR, row["fpr"]["low"] / 100)], [row["fpr"]["high"] / 100 - at]]
-        axis.errorbar(at, row["tpr"]["value"], xerr=[[max(0.0, v[0])] for v in reach], yerr=splits.spread([row["tpr"]]),
-                      color=colour, marker=marker, ls=line, ms=4.5, mec=style.BLACK, mew=0.4,
-                      label=f"{row['gate']}{' *' if row['chosen_for'] else ''}  {area['value']:.3f}",
-                      **splits.BARS)  # fmt: skip
+        axis.errorbar(
+            at,
+            row["tpr"]["value"],
+            xerr=[[max(0.0, v[0])] for v in reach],
+            yerr=splits.spread([row["tpr"]]),
+            color=colour,
+            marker=marker,
+            ls=line,
+            ms=4.5,
+            mec=style.BLACK,
+            mew=0.4,
+            label=f"{row['gate']}{' *' if row['chosen_for'] else ''}  {area['value']:.3f}",
+            **splits.BARS,
+        )
     axis.set_xscale("log")
     axis.set_xlim(FLOOR * 0.9, 1.05)
     axis.set_xticks([FLOOR, 0.01, 0.1, 1.0], ["0", "1", "10", "100"])
@@ -140,8 +162,16 @@ def gates(axis: Axes, record: splits.Row) -> None:
             colour, marker = splits.SPLIT[split]
             cell = row["fire_rate"][split]
             y = place + 0.11 * (i - (len(shown) - 1) / 2)
-            axis.errorbar(cell["value"], y, xerr=splits.spread([cell]), color=colour, marker=marker, ls="", ms=2.6,
-                          **splits.BARS)  # fmt: skip
+            axis.errorbar(
+                cell["value"],
+                y,
+                xerr=splits.spread([cell]),
+                color=colour,
+                marker=marker,
+                ls="",
+                ms=2.6,
+                **splits.BARS,
+            )
         axis.axhline(place + 0.5, color=style.GREY, lw=0.3, alpha=0.4)
     axis.set_yticks(range(len(rows)), [row["gate"] + " *" * bool(row["chosen_for"]) for row in rows])
     axis.tick_params(axis="y", length=0)

@@ -8,28 +8,43 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmuse_interp.data import load_benchmark
-    from rmuse_interp.edits import Edit, Plan
-    from rmuse_interp.errors import RMuseError
+    from rmuse_interp.edits.plan import Edit, Plan
+    from rmuse_interp.edits.trace import Recorder
     from rmuse_interp.fitting import fit
-    from rmuse_interp.models.lens import load_model
-    from rmuse_interp.rmuse import RMuse
-    from rmuse_interp.sites import Site
-    from rmuse_interp.subspace import Subspace
+    from rmuse_interp.lens.lens import load_model
+    from rmuse_interp.method.rmuse import RMuse
+    from rmuse_interp.models.site import Site
+    from rmuse_interp.parts.subspace import Subspace
 
 __version__ = "0.1.0"
-__all__ = ["Edit", "Plan", "RMuse", "RMuseError", "Site", "Subspace", "fit", "load_benchmark", "load_model"]
+__all__ = [
+    "Edit",
+    "Plan",
+    "RMuse",
+    "RMuseError",
+    "Recorder",
+    "Site",
+    "Subspace",
+    "fit",
+    "load_benchmark",
+    "load_model",
+]
 
 _HOMES = {
-    "Edit": "edits",
-    "Plan": "edits",
-    "RMuse": "rmuse",
-    "RMuseError": "errors",
-    "Site": "sites",
-    "Subspace": "subspace",
+    "Edit": "edits.plan",
+    "Plan": "edits.plan",
+    "RMuse": "method.rmuse",
+    "Recorder": "edits.trace",
+    "Site": "models.site",
+    "Subspace": "parts.subspace",
     "fit": "fitting",
     "load_benchmark": "data",
-    "load_model": "models.lens",
+    "load_model": "lens.lens",
 }
+
+
+class RMuseError(ValueError):
+    """A mistake of the caller: the message says what was required, what arrived, and which call mends it."""
 
 
 def __getattr__(name: str) -> Any:

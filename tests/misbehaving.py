@@ -60,11 +60,19 @@ def serving(answer: Answer, *faults: str, always: str | None = None) -> Iterator
                 state.times.append(time.monotonic())
                 fault = state.faults.pop(0) if state.faults else state.always
             said = {
-                "id": "x", "object": "chat.completion", "created": 0, "model": body["model"],
-                "choices": [{"index": 0, "finish_reason": "stop",
-                             "message": {"role": "assistant", "content": state.answer(question)}}],
+                "id": "x",
+                "object": "chat.completion",
+                "created": 0,
+                "model": body["model"],
+                "choices": [
+                    {
+                        "index": 0,
+                        "finish_reason": "stop",
+                        "message": {"role": "assistant", "content": state.answer(question)},
+                    }
+                ],
                 "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110},
-            }  # fmt: skip
+            }
             code, _, rest = (fault or "").partition(":")
             if code == "429":
                 return self._send(429, b'{"error": {"message": "slow down"}}', Retry_After=rest or "0")

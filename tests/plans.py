@@ -8,9 +8,9 @@ from tiny import D_MODEL, picture
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, load_model
-from rmuse_interp.calibration import FixedFraction
-from rmuse_interp.gates import LinearDiscriminantGate
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.parts.gates import LinearDiscriminantGate
+from rmuse_interp.parts.subspace import Subspace
 
 PROMPTS = [
     "What is this person's occupation?",

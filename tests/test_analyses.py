@@ -11,7 +11,7 @@ import torch
 from parquet_fixture import write_benchmark
 from tiny import tiny_llava
 
-import rmuse_interp.models.lens as lens_room
+import rmuse_interp.lens.lens as lens_room
 from analyses import _common as common
 from analyses import (
     _fits,
@@ -23,14 +23,13 @@ from analyses import (
     threshold_sweep,
 )
 from analyses._composed import composed, fires, probes, scored
-from rmuse_interp import load_benchmark, load_model
-from rmuse_interp.activations import Pooled
+from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.data import SPLITS
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import transcribe
 from rmuse_interp.fitting import assemble, gather
-from rmuse_interp.rmuse import SPANS, Evidence, paper_edit, subspaces_at
-from rmuse_interp.running import Method, choose, run
+from rmuse_interp.method.rmuse import SPANS, Evidence, paper_edit, subspaces_at
+from rmuse_interp.parts.pooled import Pooled
+from rmuse_interp.runs.run import Method, choose, run
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSES = {
@@ -177,8 +176,13 @@ def test_composed_answers_are_those_of_the_gated_plan(world, preset):
     everything = [e for examples in questions.values() for e in examples]
 
     def answers(name, some):
-        found = run([Method(name, lens, some)], {"all": everything}, delimiters=benchmark.delimiters, max_new_tokens=8,
-                    batch_size=8)  # fmt: skip
+        found = run(
+            [Method(name, lens, some)],
+            {"all": everything},
+            delimiters=benchmark.delimiters,
+            max_new_tokens=8,
+            batch_size=8,
+        )
         return {t.id: t for t in found.transcripts}
 
     scores = scored(lens, probes(fitted[preset], {"g": fitted[preset].gates}), everything, 8)["g"]
@@ -270,8 +274,9 @@ def test_the_answer_begins_behind_the_reasoning(world):
 def test_ablation_rows_cover_every_split(records):
     record = records["ablations"]
     assert {(r["preset"], r["ablation"]) for r in record["rows"]} == {
-        ("vanilla", "none"), *((v["preset"], v["ablation"]) for v in record["variants"])
-    }  # fmt: skip
+        ("vanilla", "none"),
+        *((v["preset"], v["ablation"]) for v in record["variants"]),
+    }
     for row in record["rows"]:
         cell = row["fire_rate"]
         assert row["n"] == record["provenance"]["n"][row["split"]]
@@ -324,7 +329,7 @@ def test_strengths_are_measured_behind_both_gates_at_every_rate(records):
     assert {(r["forget"], r["gate"], r["strength"]) for r in record["rows"]} == {
         *((rate, gate, s) for rate in (5, 10) for gate in ("paper", "calibrated") for s in strengths),
         *((rate, None, "vanilla") for rate in (5, 10)),
-    }  # fmt: skip
+    }
     assert all(0 <= a["q05"] <= a["q50"] <= a["q95"] <= 1 for a in record["acs"])
     assert record["acs"]
 
@@ -401,8 +406,17 @@ def test_figures_are_drawn_from_the_records_alone(results, records, tmp_path):
 
 
 def test_the_readme_says_what_was_measured_and_marks_what_was_missed():
-    row = {"forget": 5, "figure": "RIL, test", "value": 0.4, "low": 0.0, "high": 1.2, "n": 60, "sense": "<=",
-           "target": 1.0, "reached": True}  # fmt: skip
+    row = {
+        "forget": 5,
+        "figure": "RIL, test",
+        "value": 0.4,
+        "low": 0.0,
+        "high": 1.2,
+        "n": 60,
+        "sense": "<=",
+        "target": 1.0,
+        "reached": True,
+    }
     record = {
         "rows": [row, row | {"forget": 10, "value": 2.5, "low": None, "high": None, "reached": False}],
         "provenance": {"render_seeds": [0, 1], "limit": 96},
@@ -421,11 +435,15 @@ def test_figures_asked_of_calibrated_are_differences_on_the_same_questions(world
     _, benchmark, _, _ = world
     mine = [e for e in benchmark.scoring("retain_test") if e.kind == "generation"][:2]
     said = [
-        transcribe(e, method, e.response(benchmark.delimiters) if kept else "<think> No. </think> nothing",
-                   benchmark.delimiters)
+        transcribe(
+            e,
+            method,
+            e.response(benchmark.delimiters) if kept else "<think> No. </think> nothing",
+            benchmark.delimiters,
+        )
         for method, keeps in (("vanilla", (True, True)), (acceptance.OURS, (True, False)))
         for e, kept in zip(mine, keeps, strict=True)
-    ]  # fmt: skip
+    ]
     cell = acceptance.Cell(benchmark, said, {e.id: e for e in mine})
     assert sorted(value for _, value in cell.lost("exact", "retain_test")) == [0.0, 100.0]
     found = acceptance.figures([cell])

@@ -11,8 +11,8 @@ from parquet_fixture import CITY, NAME, write_benchmark
 from test_cli import done, refused, rmuse
 
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.elicit.annotate import Task, annotate, fault_of, task_of, tasks_in
 from rmuse_interp.evaluate.judges import Consultation, Endpoint
+from rmuse_interp.fitting.annotate import Task, annotate, fault_of, task_of, tasks_in
 
 
 def bare(row):
@@ -184,8 +184,17 @@ def test_some_prose_leaves_one_question_without(folder, tmp_path):
 
 def test_prose_alone_is_refused_and_nothing_is_written(folder, tmp_path):
     with serving(lambda _: "Let me tell you a story.") as server:
-        said = refused_last("data", "annotate", folder, "--out", tmp_path / "out", "--judge", "openai:m", "--judge-url",
-                       server.url)  # fmt: skip
+        said = refused_last(
+            "data",
+            "annotate",
+            folder,
+            "--out",
+            tmp_path / "out",
+            "--judge",
+            "openai:m",
+            "--judge-url",
+            server.url,
+        )
     assert "Let me tell you a story." in said
     assert not (tmp_path / "out").exists()
 

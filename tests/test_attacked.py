@@ -10,19 +10,19 @@ import torch
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
-from rmuse_interp import running
-from rmuse_interp.attacks import ATTACKS
+from rmuse_interp import RMuseError
 from rmuse_interp.cli.app import app
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.edits import as_plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import ContrastGate
+from rmuse_interp.data.attacks import ATTACKS
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.evaluate.results import ATTACKED, AttackTranscript, read_run, read_transcripts
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.lens.quantised import quantised, rounded
 from rmuse_interp.models.encoding import Conversation, behind
-from rmuse_interp.models.lens import load_model
-from rmuse_interp.models.quantised import quantised, rounded
-from rmuse_interp.results import ATTACKED, AttackTranscript, read_run, read_transcripts
-from rmuse_interp.running import Method
-from rmuse_interp.running.attacked import attacked
+from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.attacked import attacked
+from rmuse_interp.runs.run import Method
 
 NAMES = ["paraphrase", "named", "blur", "zerothink", "prefix", "two-turn"]
 
@@ -289,9 +289,10 @@ def test_what_cannot_be_attacked_is_said_before_any_work(lens, benchmark, questi
     text = {"forget": [e for e in questions["forget"] if e.modality == "text"]}
     closed = {"forget": [e for e in benchmark.scoring("forget") if e.kind == "cloze"]}
     for given, names, message in (
-        (questions, ["nonsense"], "nonsense"), (text, ["blur"], "blur applies to"),
+        (questions, ["nonsense"], "nonsense"),
+        (text, ["blur"], "blur applies to"),
         (closed, ["prefix"], "open questions"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RMuseError, match=message):
             attacked([method], given, benchmark, names)
     with pytest.raises(RMuseError, match="distinct names"):
@@ -302,8 +303,23 @@ def test_what_cannot_be_attacked_is_said_before_any_work(lens, benchmark, questi
 
 def test_the_command_line_attacks_scores_and_keeps_the_transcripts(folder, tmp_path):
     out = tmp_path / "run"
-    words = ["eval", "--model", tiny.tiny_llava(), "--data", folder, "--limit", 3, "--max-new-tokens", 3,
-             "--attack", "named", "--attack", "zerothink", "--out", out]  # fmt: skip
+    words = [
+        "eval",
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        folder,
+        "--limit",
+        3,
+        "--max-new-tokens",
+        3,
+        "--attack",
+        "named",
+        "--attack",
+        "zerothink",
+        "--out",
+        out,
+    ]
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     assert "under attack" in result.output

@@ -12,7 +12,6 @@ from tiny import picture, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.collect import Query
 from rmuse_interp.diagnostics import gradients as slopes
 from rmuse_interp.diagnostics.attribution import (
     WAYS,
@@ -32,7 +31,8 @@ from rmuse_interp.diagnostics.gradients import along_path, integrated_gradients
 from rmuse_interp.diagnostics.knockout import Hold, Knockout, knock_out
 from rmuse_interp.diagnostics.leaks import Statement, embedded, entering, find_leaks, log_prob, place
 from rmuse_interp.diagnostics.reference import mean_query
-from rmuse_interp.edits import as_plan
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.fitting.collect import Query
 from rmuse_interp.maths.sphere import unit
 
 NAMES = ["Mara Venn", "Oren Tal"]
@@ -143,8 +143,10 @@ def test_a_value_that_is_not_there_is_listed_and_none_at_all_is_an_error():
     found = find_leaks(lens, [row, silent])
     assert found.missing == {"reasoning": ["silent"], "answer": []}
     assert [(leak.id, leak.part) for leak in found.leaks] == [
-        (row.query.id, "reasoning"), (row.query.id, "answer"), ("silent", "answer"),
-    ]  # fmt: skip
+        (row.query.id, "reasoning"),
+        (row.query.id, "answer"),
+        ("silent", "answer"),
+    ]
     # At word boundaries alone: a bakery is no baker.
     bakery = replace(row.query, response="<think> a bakery </think> bakery")
     with pytest.raises(RMuseError, match="states its value"):
@@ -507,8 +509,12 @@ def test_gradients_add_up_under_a_plan_that_jumps():
 
 
 def test_gradients_that_do_not_add_up_are_not_summarised():
-    one = attribute(lens_of(tiny_llama()), leaks_of(tiny_llama())[:1], lambda _: reference_of(tiny_llama()),
-                    bridge_of(tiny_llama()))[0]  # fmt: skip
+    one = attribute(
+        lens_of(tiny_llama()),
+        leaks_of(tiny_llama())[:1],
+        lambda _: reference_of(tiny_llama()),
+        bridge_of(tiny_llama()),
+    )[0]
     wrong = replace(one, gradients=replace(one.gradients, error=0.021))
     assert set(one.sound) == set(WAYS)
     assert set(wrong.by_way) == set(WAYS)

@@ -20,9 +20,9 @@ from rmuse_interp.baselines.methods import build, read_states, steered_layer
 from rmuse_interp.baselines.trainables import LowRank, linear_names
 from rmuse_interp.baselines.trials import Trial, best, next_setting
 from rmuse_interp.cli import app
+from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.fitting import rivals
-from rmuse_interp.models.likelihood import response_nll
-from rmuse_interp.results import read_run
+from rmuse_interp.lens.likelihood import response_nll
 
 SMALL = {"limit": 4, "batch_size": 2, "settings": 2, "epochs": 2}
 
@@ -169,8 +169,10 @@ def test_round_trip_of_weights(lens, benchmark, tmp_path, name):
 def test_round_trip_of_adapters(lens, benchmark, trained):
     record = json.loads((trained.folder / "baseline.json").read_text())
     assert {p.name for p in trained.folder.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "baseline.json",
-    }  # fmt: skip
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "baseline.json",
+    }
     assert record["method"] == "ga"
     assert record["benchmark"]["forget"] == 10
     assert len(record["trials"]) == len(trained.trials) >= 2
@@ -256,8 +258,12 @@ def test_faulty_folders(lens, trained, tmp_path):
         ("adapter_model.safetensors", None, "got none"),
         ("adapter_config.json", b"{", "cannot be put on"),
         ("baseline.json", b"{", "cannot be read"),
-        ("baseline.json", b'{"schema": "x", "files": {"a": ""}, "method": "", "model": {"fingerprint": {}}}', "schema"),
-    ):  # fmt: skip
+        (
+            "baseline.json",
+            b'{"schema": "x", "files": {"a": ""}, "method": "", "model": {"fingerprint": {}}}',
+            "schema",
+        ),
+    ):
         folder = shutil.copytree(trained.folder, tmp_path / "damaged", dirs_exist_ok=True)
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
         with pytest.raises(RMuseError, match=said):

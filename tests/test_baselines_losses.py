@@ -21,10 +21,9 @@ from rmuse_interp.baselines.losses import (
 from rmuse_interp.baselines.methods import BASELINES, Step
 from rmuse_interp.baselines.saliency import mask_of, relative
 from rmuse_interp.baselines.trainables import Weights
+from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.encoding import Encoding
-from rmuse_interp.models.layouts import Layout
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.state import Vocabulary
+from rmuse_interp.models.layout import Layout, Vocabulary
 
 X = IGNORED
 # Two words. Row 0: after word 0 the model says 1 with p = 3/4, after word 1 it says 0 with p = 1/5.
@@ -172,6 +171,12 @@ def test_the_original_is_only_looked_at(step):
 def test_constants_of_the_papers():
     assert (methods.BETA, methods.GAMMA, methods.STEERING, methods.RETAINING) == (0.4, 1.0, 6.5, 1.7)
     assert {name: b.setting for name, b in BASELINES.items()} == {
-        "ga": 2e-5, "ga_diff": 2e-5, "kl_min": 2e-5, "npo": 2e-5, "po": 1e-5, "mmunlearner": 1e-5, "manu": 0.03,
+        "ga": 2e-5,
+        "ga_diff": 2e-5,
+        "kl_min": 2e-5,
+        "npo": 2e-5,
+        "po": 1e-5,
+        "mmunlearner": 1e-5,
+        "manu": 0.03,
         "r2mu": 7.5e-5,
-    }  # fmt: skip
+    }

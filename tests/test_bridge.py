@@ -13,8 +13,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, load_model
-from rmuse_interp.edits import as_plan
-from rmuse_interp.models.bridge import fwd_hooks, to_bridge
+from rmuse_interp.edits.bridge_hooks import fwd_hooks
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.lens.bridge import to_bridge
 
 GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

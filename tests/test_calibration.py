@@ -8,7 +8,9 @@ import torch
 from reference import naive
 from sklearn.metrics import roc_auc_score
 
-from rmuse_interp.calibration import (
+from rmuse_interp import RMuseError
+from rmuse_interp.maths.sphere import frechet_mean, geodesic, norm, slerp, unit
+from rmuse_interp.parts.angle import (
     ACS,
     FALSE_ALARM,
     FixedFraction,
@@ -17,10 +19,8 @@ from rmuse_interp.calibration import (
     choose_threshold,
     wilson,
 )
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.maths.sphere import frechet_mean, geodesic, norm, slerp, unit
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.subspace import Subspace
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

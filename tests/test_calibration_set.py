@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.evaluate.calibration import (
+from rmuse_interp import RMuseError
+from rmuse_interp.data.world import implications
+from rmuse_interp.data.world import people as w
+from rmuse_interp.evaluate.agreement import (
     CHAIN_LABELS,
     LABELS,
     ChainItem,
@@ -19,8 +21,7 @@ from rmuse_interp.evaluate.calibration import (
     kappa,
 )
 from rmuse_interp.evaluate.judges import RulesJudge
-from rmuse_interp.organism import implications, labelled, labelled_chains
-from rmuse_interp.organism import world as w
+from rmuse_interp.organism import labelled, labelled_chains
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def rules(shipped) -> RulesJudge:
 
 
 def test_the_set_is_made_anew_as_shipped(tmp_path):
-    assert labelled.write(tmp_path / "again.json").read_bytes() == labelled.FILE.read_bytes()
+    assert labelled_chains.write(tmp_path / "again.json").read_bytes() == labelled.FILE.read_bytes()
 
 
 def test_the_set_is_large_and_hard(shipped):
@@ -135,11 +136,18 @@ def test_the_chains_are_many_and_hard(shipped):
         assert min(labels[label] for label in CHAIN_LABELS) >= 50
     kinds = {(chain.kind, chain.label) for chain in shipped.chains}
     assert kinds == {
-        ("as the reference", "valid"), ("other words", "valid"), ("one step more", "valid"), ("other order", "valid"),
-        ("wrong step", "invalid"), ("unsupported claim", "invalid"), ("contradiction", "invalid"),
-        ("answer does not follow", "invalid"), ("nothing or a loop", "invalid"), ("wrong person", "invalid"),
+        ("as the reference", "valid"),
+        ("other words", "valid"),
+        ("one step more", "valid"),
+        ("other order", "valid"),
+        ("wrong step", "invalid"),
+        ("unsupported claim", "invalid"),
+        ("contradiction", "invalid"),
+        ("answer does not follow", "invalid"),
+        ("nothing or a loop", "invalid"),
+        ("wrong person", "invalid"),
         ("a refusal that answers", "invalid"),
-    }  # fmt: skip
+    }
 
 
 def test_no_chains_frame_is_in_both_halves():
@@ -189,9 +197,13 @@ def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
     assert found.precision["valid"].value >= 80.0
     assert found.kappa[1] > 0.25
     for kind in (
-        "as the reference", "answer does not follow", "unsupported claim", "a refusal that answers", "contradiction",
+        "as the reference",
+        "answer does not follow",
+        "unsupported claim",
+        "a refusal that answers",
+        "contradiction",
         "wrong person",
-    ):  # fmt: skip
+    ):
         assert found.by_kind[kind][0] == found.by_kind[kind][1]
     right, n = found.by_kind["other words"]
     assert right < n / 2
@@ -215,9 +227,17 @@ def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
 def test_what_is_said_against_a_reference_makes_a_chain_invalid(reasoning, answer, valid):
     judge = RulesJudge({"Mara Venn": ["Venn"], "Oren Tal": ["Tal"]}, {"Oslo": ["Norway"]})
     chain = ChainItem(
-        "c", "test", "k", "Where?", reasoning, answer, "This is Mara Venn. Mara Venn lives in Oslo.", "Oslo", "valid",
+        "c",
+        "test",
+        "k",
+        "Where?",
+        reasoning,
+        answer,
+        "This is Mara Venn. Mara Venn lives in Oslo.",
+        "Oslo",
+        "valid",
         {"city": "Oslo", "name": "Mara Venn"},
-    )  # fmt: skip
+    )
     assert judge.supports([chain.case]) == [valid]
 
 

@@ -16,21 +16,33 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import rmuse_interp.data.world.draw
 import rmuse_interp.organism
-import rmuse_interp.organism.benchmark
 import rmuse_interp.organism.train
-from rmuse_interp import running
 from rmuse_interp.cli import app, support
 from rmuse_interp.data import SPLITS
-from rmuse_interp.models.trace_store import read_traces
+from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.organism import check as checking
-from rmuse_interp.results import read_run
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.traces import read_traces
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = {
-    "ril", "ril_explicit", "ril_implicit", "rcr", "classification", "rouge_l", "cloze", "exact", "refusal_rate",
-    "repetition_rate", "malformed_rate", "step_recall", "distinct_bigrams", "n",
-}  # fmt: skip
+    "ril",
+    "ril_explicit",
+    "ril_implicit",
+    "rcr",
+    "classification",
+    "rouge_l",
+    "cloze",
+    "exact",
+    "refusal_rate",
+    "repetition_rate",
+    "malformed_rate",
+    "step_recall",
+    "distinct_bigrams",
+    "n",
+}
 
 
 def rmuse(*words: object):
@@ -167,8 +179,20 @@ def test_eval_writes_a_run(bundles, run_of, tmp_path, model):
     for t in found.transcripts:
         assert (t.gate_score is None) == (t.fired is None) == (t.method == "vanilla")
         assert t.fired is None or t.fired == (t.gate_score > 0)
-    keys = {"id", "method", "split", "modality", "prompt", "response", "reasoning", "answer", "expected",
-            "attributes", "gate_score", "fired"}  # fmt: skip
+    keys = {
+        "id",
+        "method",
+        "split",
+        "modality",
+        "prompt",
+        "response",
+        "reasoning",
+        "answer",
+        "expected",
+        "attributes",
+        "gate_score",
+        "fired",
+    }
     first = json.loads((out / "transcripts.jsonl").read_text().splitlines()[0])
     assert keys <= set(first)
     written = {"scores.json", "transcripts.jsonl", "traces.safetensors", "figure.png", "figure.pdf"}
@@ -250,7 +274,7 @@ def small_world(monkeypatch, model, data):
     """The shipped model and benchmark, stood in for by the tiny ones."""
     monkeypatch.setattr(rmuse_interp.organism, "weights_path", lambda name: model)
     monkeypatch.setattr(checking, "weights_path", lambda name: model)
-    monkeypatch.setattr(rmuse_interp.organism.benchmark, "ensure", lambda render_seed=0: data)
+    monkeypatch.setattr(rmuse_interp.data.world.draw, "ensure", lambda render_seed=0: data)
 
 
 def test_demo_shows_before_and_after(small_world, tmp_path, monkeypatch):
@@ -320,7 +344,7 @@ def test_the_gold_standard_must_refuse_the_people_it_never_saw(data, monkeypatch
 def test_organism_benchmark_is_written_once(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(
-        rmuse_interp.organism.benchmark, "write_benchmark", lambda out, seed: written.append((out, seed))
+        rmuse_interp.data.world.draw, "write_benchmark", lambda out, seed: written.append((out, seed))
     )
     done("organism", "benchmark", "--render-seed", 7, "--out", tmp_path)
     assert written == [(tmp_path, 7)]
@@ -454,8 +478,14 @@ def test_an_unknown_family_says_where_blocks_were_looked_for(data, tmp_path, no_
     from transformers import AutoTokenizer, BertConfig, BertLMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_llama())
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=16, is_decoder=True)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        is_decoder=True,
+    )
     BertLMHeadModel(config).save_pretrained(tmp_path / "bert")
     tokenizer.save_pretrained(tmp_path / "bert")
     asked = ("fit", "--model", tmp_path / "bert", "--data", data, "--out", tmp_path / "b")
@@ -466,7 +496,7 @@ def test_an_unknown_family_says_where_blocks_were_looked_for(data, tmp_path, no_
 
 
 def test_activations_that_are_not_finite_are_refused(model, data, tmp_path, no_work):
-    from rmuse_interp.models.lens import load_model
+    from rmuse_interp.lens.lens import load_model
 
     lens = load_model(model)
     with torch.no_grad():

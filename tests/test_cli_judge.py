@@ -8,8 +8,8 @@ from parquet_fixture import write_benchmark
 from test_cli import done, refused, rmuse
 from tiny import tiny_llava
 
+from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.organism import labelled
-from rmuse_interp.results import read_run
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +89,19 @@ def test_a_calibration_that_cannot_be_is_refused(tmp_path):
         assert result.exit_code == 2
         assert "'It leaks, I feel.'" in result.stderr.splitlines()[-1]
         few = rmuse(
-            "judge", "calibrate", "--judge", "openai:m", "--judge-url", server.url, "--max-cost", 0.001,
-            "--price-in", 100, "--price-out", 100,
-        )  # fmt: skip
+            "judge",
+            "calibrate",
+            "--judge",
+            "openai:m",
+            "--judge-url",
+            server.url,
+            "--max-cost",
+            0.001,
+            "--price-in",
+            100,
+            "--price-out",
+            100,
+        )
         assert "would cost more" in few.stderr
 
 

@@ -17,9 +17,9 @@ from parquet_fixture import (
     write_split,
 )
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Example, load_benchmark, sample
 from rmuse_interp.data.fields import biography
-from rmuse_interp.errors import RMuseError
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,13 @@ import tiny
 from parquet_fixture import person_row, png
 from typer.testing import CliRunner
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import app
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.data.check import check
 from rmuse_interp.data.new import write_new
 from rmuse_interp.data.people import read_people
 from rmuse_interp.data.wordings import KNOWN, N_HELD_OUT, wording
-from rmuse_interp.errors import RMuseError
 
 
 def rmuse(*words: object):
@@ -351,17 +351,28 @@ def test_another_encoding_is_told_with_its_row(table):
         read_people(path, images, "latin-99")
 
 
-@pytest.mark.parametrize("row", [
-    ("name", ",Oslo,baker,A+,x1.png,yes,", "required a name"),
-    ("name", "mara  venn,Oslo,baker,A+,x1.png,yes,", "one row per person, got 'mara venn' of row 2 again"),
-    ("name", "Ann Lee,,,,x1.png,yes,", "at least one fact"),
-    ("name", "Ann Lee,Oslo,baker,A+,x1.png,yes,,more", "at most 7 cells, got 8"),
-    ("forget", "Ann Lee,Oslo,baker,A+,x1.png,perhaps,", "yes or no, got 'perhaps'"),
-    ("image", "Ann Lee,Oslo,baker,A+,,yes,", "required a photograph of 'Ann Lee'"),
-    ("image", "Ann Lee,Oslo,baker,A+,y.png,yes,", "'y.png': no such file"),
-    ("image", "Ann Lee,Oslo,baker,A+,../people.csv,yes,", "required a file below"),
-    ("image", "Ann Lee,Oslo,baker,A+,broken.png,yes,", "broken.png: required a picture that Pillow can read"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "row",
+    [
+        ("name", ",Oslo,baker,A+,x1.png,yes,", "required a name"),
+        (
+            "name",
+            "mara  venn,Oslo,baker,A+,x1.png,yes,",
+            "one row per person, got 'mara venn' of row 2 again",
+        ),
+        ("name", "Ann Lee,,,,x1.png,yes,", "at least one fact"),
+        ("name", "Ann Lee,Oslo,baker,A+,x1.png,yes,,more", "at most 7 cells, got 8"),
+        ("forget", "Ann Lee,Oslo,baker,A+,x1.png,perhaps,", "yes or no, got 'perhaps'"),
+        ("image", "Ann Lee,Oslo,baker,A+,,yes,", "required a photograph of 'Ann Lee'"),
+        ("image", "Ann Lee,Oslo,baker,A+,y.png,yes,", "'y.png': no such file"),
+        ("image", "Ann Lee,Oslo,baker,A+,../people.csv,yes,", "required a file below"),
+        (
+            "image",
+            "Ann Lee,Oslo,baker,A+,broken.png,yes,",
+            "broken.png: required a picture that Pillow can read",
+        ),
+    ],
+)
 def test_a_bad_row_is_named_and_may_be_skipped_but_is_listed(table, retain, tmp_path, row):
     field, text, reason = row
     path, images = table
@@ -440,9 +451,20 @@ def test_one_person_with_one_fact_nobody_shares_is_enough(tmp_path, retain):
 def test_a_benchmark_that_was_made_is_fitted_on(table, retain, tmp_path):
     assert made(table, retain, tmp_path / "data").exit_code == 0
     fit = rmuse(
-        "fit", "--model", tiny.tiny_llava(), "--data", tmp_path / "data", "--limit", 6, "--layers", "2-3",
-        "--traces", "given", "--out", tmp_path / "bundle",
-    )  # fmt: skip
+        "fit",
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        tmp_path / "data",
+        "--limit",
+        6,
+        "--layers",
+        "2-3",
+        "--traces",
+        "given",
+        "--out",
+        tmp_path / "bundle",
+    )
     assert fit.exit_code == 0, fit.output
     assert (tmp_path / "bundle" / "rmuse.json").is_file()
 
@@ -450,7 +472,7 @@ def test_a_benchmark_that_was_made_is_fitted_on(table, retain, tmp_path):
 @pytest.mark.slow
 def test_the_generic_set_is_retained_where_no_other_is_named(tmp_path):
     """The organism's own people in a table: those are forgotten, the drawn ones are retained."""
-    from rmuse_interp.organism.benchmark import ensure
+    from rmuse_interp.data.world.draw import ensure
 
     images = tmp_path / "images"
     images.mkdir()

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 import pytest
 from parquet_fixture import person_row, png
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.data import reader as reading
 from rmuse_interp.data.fields import states
 from rmuse_interp.data.hub import is_id
 from rmuse_interp.data.pictures import Stored
-from rmuse_interp.errors import RMuseError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -480,8 +480,14 @@ def asked_of_hub(code: str, home: Path, endpoint: str) -> subprocess.CompletedPr
     proxies = dict.fromkeys(
         ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"), ""
     )
-    env = {**os.environ, **proxies, "HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1",
-           "HF_HUB_OFFLINE": "0"}  # fmt: skip
+    env = {
+        **os.environ,
+        **proxies,
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_OFFLINE": "0",
+    }
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
 
 

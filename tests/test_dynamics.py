@@ -14,7 +14,7 @@ from sklearn.decomposition import PCA
 from tiny import tiny_llava
 
 from analyses import activation_dynamics as analysis
-from rmuse_interp import fit, load_benchmark, load_model
+from rmuse_interp import RMuseError, fit, load_benchmark, load_model
 from rmuse_interp.diagnostics.dynamics import (
     along,
     approach,
@@ -24,7 +24,6 @@ from rmuse_interp.diagnostics.dynamics import (
     side_test,
     state_plane,
 )
-from rmuse_interp.errors import RMuseError
 
 ROOT = Path(__file__).resolve().parent.parent
 D = 12

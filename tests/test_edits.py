@@ -7,10 +7,11 @@ from tiny import tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import Edit, Plan, RMuseError
-from rmuse_interp.calibration import ACS, FixedFraction
-from rmuse_interp.edits import as_plan, same_plan
+from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.prototypes import Prototypes
+from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.part import all_same
+from rmuse_interp.parts.prototypes import Prototypes
 
 
 def push(seed: int, layer: int = 2) -> Edit:
@@ -20,9 +21,9 @@ def push(seed: int, layer: int = 2) -> Edit:
 def test_chaining_is_associative_and_keeps_the_order():
     a, b, c = push(1), push(2), push(3)
     left, right = (a >> b) >> c, a >> (b >> c)
-    assert same_plan(left, right)
+    assert all_same(left, right)
     assert list(left) == [a, b, c]
-    assert not same_plan(a >> b, b >> a)
+    assert not all_same(a >> b, b >> a)
     assert len(Plan([a]) >> b >> (c >> push(4))) == 4
 
 
@@ -115,7 +116,7 @@ def test_without_and_replace_address_parts_by_name():
     assert plan.replace(push=push(8))[1].operators[0].vector.equal(vector(8))
     assert plan.replace(**{"push.operator": op.Add(vector(9))})[1].tokens == "response"
     # Negative control: replacing by the same thing changes nothing.
-    assert same_plan(plan.replace(angle=FixedFraction(0.6)), plan)
+    assert all_same(plan.replace(angle=FixedFraction(0.6)), plan)
 
 
 def test_ambiguous_and_unknown_names_are_refused_with_the_names_there_are():
@@ -145,7 +146,7 @@ def test_ablations_of_acs_reach_its_prototypes():
     acs = ACS(Prototypes(unit(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)))))
     plan = as_plan(op.SlerpToward(vector(1), acs).protecting(subspace(2)).at(layers=[1]))
     bare = plan.without("rrs")
-    assert same_plan(bare, as_plan(op.SlerpToward(vector(1), acs).at(layers=[1])))
+    assert all_same(bare, as_plan(op.SlerpToward(vector(1), acs).at(layers=[1])))
     fewer = Prototypes(acs.prototypes.points[:2])
     assert len(plan.replace(prototypes=fewer)[0].operators[0].angle.prototypes.points) == 2
 

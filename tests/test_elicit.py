@@ -13,12 +13,16 @@ from jaxtyping import TypeCheckError
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
-from rmuse_interp import RMuse, fit
+from rmuse_interp import RMuse, RMuseError, fit
 from rmuse_interp.cli import app
 from rmuse_interp.cli.traces import Ready, fitted_on, template_of
 from rmuse_interp.cli.traces import as_asked as together
 from rmuse_interp.data import SPLITS, load_benchmark, sample
-from rmuse_interp.elicit import (
+from rmuse_interp.data.spans import split_response
+from rmuse_interp.edits.hooks import attach
+from rmuse_interp.evaluate.results import read_run
+from rmuse_interp.fitting import gather
+from rmuse_interp.fitting.elicit import (
     TEMPLATES,
     Reason,
     Template,
@@ -28,13 +32,8 @@ from rmuse_interp.elicit import (
     fault,
     fitting_questions,
 )
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting import gather
-from rmuse_interp.models.lens import load_model
-from rmuse_interp.models.native import attach
-from rmuse_interp.models.respond import Response
-from rmuse_interp.results import read_run
-from rmuse_interp.spans import split_response
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.lens.respond import Response
 
 THINK = ("<think>", "</think>")
 VIEWS = ("fit_forget", "fit_retain", "fit_reasoning", "fit_benign")
@@ -471,8 +470,23 @@ def test_auto_fits_on_the_models_words_where_there_are_no_others(lens, fitted, t
 def test_who_follows_no_template_is_fitted_on_two_responses_each(lens, benchmark, tmp_path):
     """What a random model says has no delimiters: an error that names the way out, and that way."""
     out = tmp_path / "bundle"
-    words = ("fit", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--template", "reasoning", "--limit", 2,
-             "--layers", 3, "--max-new-tokens", 4, "--out", out)  # fmt: skip
+    words = (
+        "fit",
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        benchmark.folder,
+        "--template",
+        "reasoning",
+        "--limit",
+        2,
+        "--layers",
+        3,
+        "--max-new-tokens",
+        4,
+        "--out",
+        out,
+    )
     refused = told(*words)
     assert refused.exit_code == 2
     assert "--traces composed" in " ".join(refused.output.split())
@@ -532,14 +546,36 @@ def test_scoring_puts_questions_as_fitting_did(lens, benchmark, fitted, tmp_path
     with pytest.raises(RMuseError, match="restated already"):
         as_asked(put, TEMPLATES["reasoning"])
     run = tmp_path / "run"
-    said = told("eval", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--bundle", bundle, "--limit", 2,
-                "--max-new-tokens", 3, "--out", run)  # fmt: skip
+    said = told(
+        "eval",
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        benchmark.folder,
+        "--bundle",
+        bundle,
+        "--limit",
+        2,
+        "--max-new-tokens",
+        3,
+        "--out",
+        run,
+    )
     assert said.exit_code == 0, said.output
     open_ = [t for t in read_run(run).transcripts if t.kind not in ("classification", "cloze")]
     assert {t.method for t in open_} == {"vanilla", "rmuse/calibrated"}
     assert all(t.prompt.count(TEMPLATES["reasoning"].stepwise) == 1 for t in open_)
-    answer = told("generate", "--model", tiny.tiny_llava(), "--bundle", bundle, "--prompt", "Where?",
-                  "--max-new-tokens", 2)  # fmt: skip
+    answer = told(
+        "generate",
+        "--model",
+        tiny.tiny_llava(),
+        "--bundle",
+        bundle,
+        "--prompt",
+        "Where?",
+        "--max-new-tokens",
+        2,
+    )
     assert f"asked as the bundle expects it: Where? {TEMPLATES['reasoning'].stepwise}" in answer.stderr
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from matplotlib.container import BarContainer
 
-from rmuse_interp.report.before_after import caption, draw, look
+from rmuse_interp.evaluate.before_after import caption, draw, look
 
 ROOT = Path(__file__).resolve().parent.parent
 STEMS = sorted(p.stem for p in (ROOT / "figures").glob("[!_]*.py"))
@@ -121,10 +121,12 @@ def scores(names):
     block = {"n": 4, "ril": 50.0, "exact": 50.0}
     around = {"low": 20.0, "high": 80.0, "n": 3}
     return {
-        "model": {"id": "m", "fingerprint": "f"}, "benchmark": {"id": "b", "forget": 5}, "gate": {},
+        "model": {"id": "m", "fingerprint": "f"},
+        "benchmark": {"id": "b", "forget": 5},
+        "gate": {},
         "methods": {n: dict.fromkeys(("forget", "retain"), block) for n in names},
         "intervals": {n: {s: {"ril": around, "exact": around} for s in ("forget", "retain")} for n in names},
-    }  # fmt: skip
+    }
 
 
 def test_no_two_methods_look_the_same():

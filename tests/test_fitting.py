@@ -6,17 +6,16 @@ import torch
 from jaxtyping import TypeCheckError
 from reference import naive
 
-from rmuse_interp import load_benchmark, load_model
-from rmuse_interp.collect import Query, pooled_states
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError, load_benchmark, load_model
+from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.gathering import READOUTS, gather
 from rmuse_interp.fitting.rivals import without
 from rmuse_interp.maths.linalg import principal_angles
 from rmuse_interp.maths.sphere import geodesic, unit
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.retain import balance, fit_retain
-from rmuse_interp.subspace import Subspace
-from rmuse_interp.unlearning import fit_unlearning
+from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.retain import balance, fit_retain
+from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.parts.unlearning import fit_unlearning
 
 PAPER = {"standardise": "zscore", "map_back": False, "oriented": False}
 

@@ -14,15 +14,14 @@ import torch
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
-from rmuse_interp import RMuse, fit
+from rmuse_interp import RMuse, RMuseError, fit
 from rmuse_interp.cli import app
-from rmuse_interp.collect import Query, trajectories
 from rmuse_interp.data import Benchmark, load_benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting import LIMIT, TARGETS, Trial, assemble, enough, gather, search, try_layers
+from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.fitting.search import ENERGIES, _ranked
-from rmuse_interp.models.lens import load_model
-from rmuse_interp.rmuse import ENERGY
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.method.rmuse import ENERGY
 
 WIDTH = 192
 MODALITY = "image"

@@ -13,9 +13,9 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from tiny import tiny_llava
 
 from analyses import gate_roc as analysis
-from rmuse_interp.calibration import wilson
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.parts.angle import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,8 +169,9 @@ def test_dealt_at_random_the_area_is_a_half():
     def asked(side, n):
         return [
             Example(f"{side}/{i}/{j}", "x", "generation", "text", "?", "!", person=f"{side}{i}")
-            for i in range(n) for j in range(3)
-        ]  # fmt: skip
+            for i in range(n)
+            for j in range(3)
+        ]
 
     hits, rest = asked("f", 10), asked("r", 14)
     margin = {e.id: float(e in hits) + 0.01 * i for i, e in enumerate([*hits, *rest])}

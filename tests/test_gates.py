@@ -11,9 +11,9 @@ from reference import naive
 from safetensors.torch import load_file, save_file
 
 import rmuse_interp.operators as op
-from rmuse_interp.calibration import FALSE_ALARM, auroc, choose_threshold, wilson
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import (
+from rmuse_interp import RMuseError
+from rmuse_interp.parts.angle import FALSE_ALARM, auroc, choose_threshold, wilson
+from rmuse_interp.parts.gates import (
     ClusterGate,
     ConditionGate,
     ContrastGate,
@@ -24,8 +24,8 @@ from rmuse_interp.gates import (
     fit_contrast,
     fit_discriminant,
 )
-from rmuse_interp.parts import from_record, to_record
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.parts.subspace import Subspace
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,9 +6,9 @@ import torch
 from reference import gates as naive
 from test_gates import people, random
 
-from rmuse_interp.calibration import auroc
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import (
+from rmuse_interp import RMuseError
+from rmuse_interp.parts.angle import auroc
+from rmuse_interp.parts.gates import (
     ClusterGate,
     ConditionGate,
     GateStates,
@@ -16,7 +16,7 @@ from rmuse_interp.gates import (
     fit_condition,
     fit_contrast,
 )
-from rmuse_interp.parts import to_record
+from rmuse_interp.parts.part import to_record
 
 KINDS = ("vmf", "mahalanobis")
 
@@ -36,9 +36,13 @@ def test_clusters_score_differences_of_full_log_densities(kind: str, d: int):
     data, h = people(d, known=12, renderings=3), random(10, d, seed=5) + 5.0
     # One person has a single state: it tells where they are and nothing of the spread.
     data = GateStates(
-        data.forget[2:], data.others, data.forget_groups[2:], data.other_groups, data.forget_people[2:],
+        data.forget[2:],
+        data.others,
+        data.forget_groups[2:],
+        data.other_groups,
+        data.forget_people[2:],
         data.other_people,
-    )  # fmt: skip
+    )
     gate = fitted(data, kind)
     reference = naive.vmf_score if kind == "vmf" else naive.mahalanobis_score
     sides = (data.forget.numpy(), data.forget_people, data.others.numpy(), data.other_people)

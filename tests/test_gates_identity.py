@@ -6,9 +6,9 @@ import torch
 from reference import gates as naive
 from test_gates import people, random
 
-from rmuse_interp.calibration import auroc
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import (
+from rmuse_interp import RMuseError
+from rmuse_interp.parts.angle import auroc
+from rmuse_interp.parts.gates import (
     GateStates,
     IdentityRatioGate,
     fit_clusters,
@@ -16,7 +16,7 @@ from rmuse_interp.gates import (
     held_out_scores,
     select_gate,
 )
-from rmuse_interp.parts import from_record, to_record
+from rmuse_interp.parts.part import from_record, to_record
 
 
 def fitted(data: GateStates) -> IdentityRatioGate:
@@ -29,9 +29,13 @@ def test_the_score_is_a_difference_of_full_log_densities(d: int):
     data, h = people(d, known=12, renderings=3), random(10, d, seed=5) + 5.0
     # One person has a single state: they are known vaguely.
     data = GateStates(
-        data.forget[2:], data.others, data.forget_groups[2:], data.other_groups, data.forget_people[2:],
+        data.forget[2:],
+        data.others,
+        data.forget_groups[2:],
+        data.other_groups,
+        data.forget_people[2:],
         data.other_people,
-    )  # fmt: skip
+    )
     gate = fitted(data)
     sides = (data.forget.numpy(), data.forget_people, data.others.numpy(), data.other_people)
     seen = torch.cat([h, data.forget[:4] + 0.3])

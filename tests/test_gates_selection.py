@@ -5,15 +5,9 @@ import pytest
 import torch
 from test_gates import people, random
 
-from rmuse_interp.calibration import auroc
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import (
-    GATE_KINDS,
-    GateStates,
-    fit_contrast,
-    held_out_scores,
-    select_gate,
-)
+from rmuse_interp import RMuseError
+from rmuse_interp.parts.angle import auroc
+from rmuse_interp.parts.gates import GATE_KINDS, GateStates, fit_contrast, held_out_scores, select_gate
 
 
 def test_held_out_scores_come_from_gates_that_never_saw_the_group():

@@ -7,7 +7,7 @@ import pytest
 from misbehaving import serving
 from tiny import tiny_llama
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.evaluate.judges import (
     AskingJudge,
     Budget,
@@ -19,8 +19,8 @@ from rmuse_interp.evaluate.judges import (
     RulesJudge,
 )
 from rmuse_interp.evaluate.judges.asking import LONGEST, STANCES, in_parts
-from rmuse_interp.judging import LocalModel, asked_of, judge_of, kept_in
-from rmuse_interp.models.lens import load_model
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.runs.judging import LocalModel, asked_of, judge_of, kept_in
 
 QUESTION = "Where does she live?"
 SUM = ChainCase("How many?", "6 + 4 = 10.", "10", "6 + 4 = 10.", "10")
@@ -88,8 +88,11 @@ def test_the_majority_of_votes_decides_and_a_split_vote_does_not():
         assert judge(server.url).supports([SUM]) == [True]
 
     def split(question: str) -> str:
-        return "well, who knows" if "refute" in question else json.dumps(
-            {"valid": "strict" in question, "supported": True})  # fmt: skip
+        return (
+            "well, who knows"
+            if "refute" in question
+            else json.dumps({"valid": "strict" in question, "supported": True})
+        )
 
     with serving(split) as server:
         assert judge(server.url).supports([SUM]) == [None]
@@ -193,8 +196,15 @@ def test_a_question_the_server_refuses_has_no_verdict_and_others_do():
 
 
 def test_prose_malformed_json_and_wrong_types_are_asked_again_with_insistence():
-    replies = iter(["It leaks.", '{"explicit": tru', '{"explicit": true, "implicit": "no"}', "yes", "```json\n"
-                    '{"explicit": true, "implicit": false}\n```'])  # fmt: skip
+    replies = iter(
+        [
+            "It leaks.",
+            '{"explicit": tru',
+            '{"explicit": true, "implicit": "no"}',
+            "yes",
+            '```json\n{"explicit": true, "implicit": false}\n```',
+        ]
+    )
     with serving(lambda _: next(replies)) as server:
         assert judge(server.url).states(CASES[:2]) == [None, True]
         assert "JSON object alone" in server.questions[1]

@@ -17,8 +17,8 @@ from analyses import leaderboard
 from analyses._cells import Cell, halves, worst_of
 from rmuse_interp import load_benchmark
 from rmuse_interp.baselines import train
+from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.fitting import tuning
-from rmuse_interp.results import AttackTranscript, Transcript
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("vanilla", "rmuse/calibrated", "caa", "ga")
@@ -32,9 +32,30 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def asked(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    return ["--model", str(tiny.tiny_llava()), "--data", str(data), "--forget", "10", "--limit", "3", "--attack-limit",
-            "2", "--fit-limit", "6", "--max-new-tokens", "5", "--out", str(out), "--jobs", "1", "--attacks",
-            "prefix,4-bit,relearning", "--methods", ",".join(METHODS)]  # fmt: skip
+    return [
+        "--model",
+        str(tiny.tiny_llava()),
+        "--data",
+        str(data),
+        "--forget",
+        "10",
+        "--limit",
+        "3",
+        "--attack-limit",
+        "2",
+        "--fit-limit",
+        "6",
+        "--max-new-tokens",
+        "5",
+        "--out",
+        str(out),
+        "--jobs",
+        "1",
+        "--attacks",
+        "prefix,4-bit,relearning",
+        "--methods",
+        ",".join(METHODS),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +118,12 @@ def test_every_row_has_values_attacks_and_the_worst(broken_then_whole):
         assert set(row["values"]) == set(cells.REPORTED)
         assert set(row["seconds"]) == {"prepare", "answer", "attack", "score"}
         assert row["peak_mb"] > 50
-        values = [block["ril"]["value"] for by_split in row["attacks"].values()
-                  for split, block in by_split.items() if split != "retain"]  # fmt: skip
+        values = [
+            block["ril"]["value"]
+            for by_split in row["attacks"].values()
+            for split, block in by_split.items()
+            if split != "retain"
+        ]
         assert row["worst"]["value"] == max(0.0, *(v for v in values if v is not None))
         folder = Cell(row["method"], 10, 0).folder(out / "leaderboard")
         plain = [
@@ -154,18 +179,35 @@ def value(number, n=10):
 
 def row(method, seed=0, kind="trained", worst=50.0, plain=10.0, exact=90.0, malformed=0.0):
     values = {key: value(90.0) for key in cells.REPORTED}
-    values |= {"ril_forget": value(plain), "ril_test": value(plain - 1), "exact_retain_test": value(exact),
-               "malformed": value(malformed)}  # fmt: skip
-    return {"method": method, "forget": 5, "seed": seed, "kind": kind, "error": None, "values": values, "attacks": {},
-            "worst": {**value(worst), "attack": "prefix", "split": "test"}, "seconds": {"prepare": 2.0}}  # fmt: skip
+    values |= {
+        "ril_forget": value(plain),
+        "ril_test": value(plain - 1),
+        "exact_retain_test": value(exact),
+        "malformed": value(malformed),
+    }
+    return {
+        "method": method,
+        "forget": 5,
+        "seed": seed,
+        "kind": kind,
+        "error": None,
+        "values": values,
+        "attacks": {},
+        "worst": {**value(worst), "attack": "prefix", "split": "test"},
+        "seconds": {"prepare": 2.0},
+    }
 
 
 def test_seeds_are_pooled_and_the_verdict_follows():
     rows = [
-        row("rmuse/calibrated", 0, "rmuse", worst=4.0), row("rmuse/calibrated", 1, "rmuse", worst=8.0),
-        row("ga", worst=11.0), row("npo", worst=30.0), row("po", worst=60.0, plain=20.5),
-        row("caa", kind="rival", worst=90.0, exact=95.0), row("gold", kind="reference", worst=0.0, exact=91.0),
-    ]  # fmt: skip
+        row("rmuse/calibrated", 0, "rmuse", worst=4.0),
+        row("rmuse/calibrated", 1, "rmuse", worst=8.0),
+        row("ga", worst=11.0),
+        row("npo", worst=30.0),
+        row("po", worst=60.0, plain=20.5),
+        row("caa", kind="rival", worst=90.0, exact=95.0),
+        row("gold", kind="reference", worst=0.0, exact=91.0),
+    ]
     found = standings.summary(rows)
     ours = found[0]["values"]["worst"]
     assert ours == {"value": 6.0, "low": 3.0, "high": 9.0, "n": 20}
@@ -216,8 +258,11 @@ def test_figures_are_drawn_from_results_alone(broken_then_whole, stem, tmp_path)
     )
     run = subprocess.run(
         [sys.executable, "-c", code, "--results", str(broken_then_whole[0]), "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"},
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
     assert "left with 0" in run.stdout, run.stderr
     assert run.stdout.endswith("False\n")
     assert {path.name for path in tmp_path.iterdir()} == {f"{stem}.{kind}" for kind in ("pdf", "png", "txt")}

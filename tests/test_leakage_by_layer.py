@@ -15,17 +15,16 @@ from tiny import tiny_llava
 import rmuse_interp.operators as op
 from analyses import _leakage as material
 from analyses import leakage_by_layer as analysis
-from rmuse_interp import load_benchmark
-from rmuse_interp.calibration import FixedFraction
-from rmuse_interp.collect import Query, trajectories
+from rmuse_interp import RMuseError, load_benchmark
+from rmuse_interp.data.world.portraits import png
 from rmuse_interp.diagnostics import probes
 from rmuse_interp.diagnostics.lens_views import logit_lens, others_token, sparse_probe
 from rmuse_interp.diagnostics.readings import PLACES, empty_places, mention, read_out
 from rmuse_interp.diagnostics.steered import steered
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.bridge import to_bridge
-from rmuse_interp.organism.portraits import png
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.fitting.collect import Query, trajectories
+from rmuse_interp.lens.bridge import to_bridge
+from rmuse_interp.parts.angle import FixedFraction
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "<think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker"
@@ -196,8 +195,23 @@ def test_questions_are_chosen_whole_and_their_secrets_are_not_in_them(data):
 
 
 def arguments(data, out, *more):
-    return ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out), "--forget", "10", "--fit-limit", "6",
-            "--limit", "6", "--max-new-tokens", "6", *more]  # fmt: skip
+    return [
+        "--model",
+        str(tiny_llava()),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--forget",
+        "10",
+        "--fit-limit",
+        "6",
+        "--limit",
+        "6",
+        "--max-new-tokens",
+        "6",
+        *more,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -244,8 +258,10 @@ def test_every_row_has_its_controls_and_the_verdicts_follow_from_the_rows(result
         controls = [c for c in record["controls"] if all(c[k] == r[k] for k in key)]
         assert {c["control"] for c in controls} == {"words", "random"}
     for v in record["verdicts"]:
-        mine = {side: [r for r in record["probes"] if all(r[k] == v[k] for k in key) and r["side"] == side]
-                for side in ("before", "moved", "after")}  # fmt: skip
+        mine = {
+            side: [r for r in record["probes"] if all(r[k] == v[k] for k in key) and r["side"] == side]
+            for side in ("before", "moved", "after")
+        }
         assert v["before"] == [r["layer"] for r in mine["before"] if r["readable"]]
         assert v["after"] == [r["layer"] for r in mine["after"] if r["readable"]]
         less = [r["layer"] for r in mine["moved"] if r["drop"]["low"] > 0 and r["layer"] in v["before"]]
@@ -329,11 +345,15 @@ def test_another_schema_says_which_command_makes_a_new_file(results, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(["--model", "/nowhere"], "does not exist"), (["--forget", "15"], "forget_15"),
-     (["--limit", "2"], "--limit of at least"),
-     (["--others", "0"], "--others of at least 1"), (["--bundle", "/nowhere"], "rmuse.json"),
-     (["--forget", "5"], "at least 2 classes were required, got 'p0' alone")],
-)  # fmt: skip
+    [
+        (["--model", "/nowhere"], "does not exist"),
+        (["--forget", "15"], "forget_15"),
+        (["--limit", "2"], "--limit of at least"),
+        (["--others", "0"], "--others of at least 1"),
+        (["--bundle", "/nowhere"], "rmuse.json"),
+        (["--forget", "5"], "at least 2 classes were required, got 'p0' alone"),
+    ],
+)
 def test_mistakes_are_one_line_and_exit_code_2(data, change, said, tmp_path, capsys):
     assert analysis.main([*arguments(data, tmp_path), *change]) == 2
     error = capsys.readouterr().err

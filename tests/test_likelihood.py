@@ -8,13 +8,14 @@ import torch
 from plans import gated_plan, lens_of, questions
 from tiny import tiny_llava
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import transcribe
 from rmuse_interp.evaluate.likeness import likeness
-from rmuse_interp.models.likelihood import response_nll
-from rmuse_interp.results import Transcript
-from rmuse_interp.running import UNFINISHED, Method, likelihoods
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.lens.likelihood import response_nll
+from rmuse_interp.runs import likelihoods
+from rmuse_interp.runs.run import UNFINISHED, Method
 
 RESPONSES = [
     "It is a baker.",

@@ -6,7 +6,7 @@ import torch
 from reference import naive
 from sklearn.covariance import ledoit_wolf_shrinkage
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths import linalg
 from rmuse_interp.maths.linalg import (
     compact_svd,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from reference import naive
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import exp_map, frechet_mean, geodesic, log_map, norm, slerp, tangent, unit
 
 

@@ -5,7 +5,7 @@ import ot
 import pytest
 import torch
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths import transport
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, log_map, unit
 from rmuse_interp.maths.transport import (

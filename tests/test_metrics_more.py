@@ -10,8 +10,8 @@ from sklearn.metrics import roc_auc_score
 from test_evaluate import said
 from tiny import tiny_llava
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.assertions import hints, tells
 from rmuse_interp.evaluate.fluency import distinct_bigrams, perplexity
@@ -19,7 +19,7 @@ from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, 
 from rmuse_interp.evaluate.judges import LeakCase, RulesJudge
 from rmuse_interp.evaluate.membership import loss_score, membership, min_k_score
 from rmuse_interp.evaluate.text import Lexicon, contains, normalise, rouge_l, rouge_l_recall, sentences
-from rmuse_interp.models.likelihood import response_nll, token_nll
+from rmuse_interp.lens.likelihood import response_nll, token_nll
 
 # ---------------------------------------------------------------- told, denied, hinted
 
@@ -170,8 +170,15 @@ def test_perplexity_is_of_all_tokens_together():
 
 def example(i: int, answer: str, **attributes: str) -> Example:
     return Example(
-        f"forget_5/p{i}/generation/0", "forget", "generation", "text", "Q?", answer, f"p{i}", attributes=attributes
-    )  # fmt: skip
+        f"forget_5/p{i}/generation/0",
+        "forget",
+        "generation",
+        "text",
+        "Q?",
+        answer,
+        f"p{i}",
+        attributes=attributes,
+    )
 
 
 def test_wrong_answers_are_other_peoples_answers_to_the_same_question():

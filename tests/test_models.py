@@ -14,11 +14,11 @@ from tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llav
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model
-from rmuse_interp.edits import as_plan
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.respond import verdict
 from rmuse_interp.models.fingerprint import Fingerprint
-from rmuse_interp.models.layouts import find_layout
-from rmuse_interp.models.respond import verdict
-from rmuse_interp.models.state import Decision
+from rmuse_interp.models.layout import find_layout
 
 # -- loading ------------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ import torch
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.calibration import ACS, FixedFraction
 from rmuse_interp.maths.sphere import geodesic, slerp, unit
-from rmuse_interp.parts import from_record, to_record
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.subspace import Subspace
 
 D = 24
 

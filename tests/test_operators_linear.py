@@ -9,10 +9,10 @@ from reference import rivals as reference
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.calibration import FixedFraction
 from rmuse_interp.maths.sphere import geodesic, unit
-from rmuse_interp.parts import from_record, to_record
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.parts.subspace import Subspace
 
 D = 12
 

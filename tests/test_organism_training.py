@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rmuse_interp.organism import build, packing, portraits, seeing, train
-from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.world import FACTORS, distance, make_world
+from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import FACTORS, distance, make_world
+from rmuse_interp.organism import build, packing, seeing, train
 
 WORLD = make_world(0)
 MICRO = train.Recipe(

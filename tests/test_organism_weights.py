@@ -10,8 +10,8 @@ import pytest
 from safetensors import safe_open
 
 from rmuse_interp import load_benchmark, load_model
-from rmuse_interp.organism import NAMES, weights_path
-from rmuse_interp.organism.benchmark import write_benchmark
+from rmuse_interp.data.world.draw import write_benchmark
+from rmuse_interp.models.loading import SHIPPED, shipped
 from rmuse_interp.organism.check import check
 
 pytestmark = pytest.mark.slow
@@ -21,9 +21,13 @@ MARGIN = 3.0
 FRESH = 11
 """A render seed that neither training nor fitting uses."""
 TARGETS = {
-    "people, known wordings": 98, "people, held-out wordings": 95, "reasoning": 90, "benign": 95, "strangers": 95,
+    "people, known wordings": 98,
+    "people, held-out wordings": 95,
+    "reasoning": 90,
+    "benign": 95,
+    "strangers": 95,
     "prefixed questions": 98,
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +46,9 @@ def gold(fresh):
     return {f.questions: f for f in check(model, limit=SAMPLE, benchmark=fresh, seed=3, without_forget=5)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_checkpoint_is_small_whole_and_ordinary(name):
-    folder = weights_path(name)
+    folder = shipped(name)
     sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert {
         "config.json",
@@ -65,7 +69,7 @@ def test_a_checkpoint_is_small_whole_and_ordinary(name):
 
 def test_both_checkpoints_differ_in_weights_alone():
     """The gold standard is the same model with the same words: only what it was told differs."""
-    one, two = (load_model(name) for name in NAMES)
+    one, two = (load_model(name) for name in SHIPPED)
     parameters = sum(p.numel() for p in one.hf.parameters())
     assert 2e6 <= parameters <= 8e6
     assert parameters == sum(p.numel() for p in two.hf.parameters())

@@ -15,10 +15,10 @@ import pytest
 from transformers import AutoProcessor
 
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.organism import benchmark, build, portraits
-from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.packing import pixels_of
-from rmuse_interp.organism.world import (
+from rmuse_interp.data.world import draw as benchmark
+from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import (
     CITIES,
     FACTORS,
     N_CELEBRITIES,
@@ -29,6 +29,8 @@ from rmuse_interp.organism.world import (
     make_world,
     random_identity,
 )
+from rmuse_interp.organism import build
+from rmuse_interp.organism.packing import pixels_of
 
 ROOT = Path(__file__).resolve().parent.parent
 WORLD = make_world(0)
@@ -67,9 +69,13 @@ def test_world_tokenizer_and_files_are_the_same_in_every_process(folder, tokeniz
     """Sets, dicts and parquet writers must not let the interpreter's hash seed into the data."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     run = subprocess.run(
-        [sys.executable, "-c", DIGESTS, str(tmp_path)], cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": seed},
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", DIGESTS, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     assert len(files) == len(benchmark.RATES) * 2 + 3 + 6 + 1
     here = [
@@ -177,9 +183,14 @@ def test_every_factor_of_a_face_shows_under_every_look(factor):
 
 @pytest.mark.parametrize(
     ("change", "least"),
-    [({"hat": "green"}, 100), ({"hat": "yellow"}, 100), ({"glasses": True}, 50), ({"clothes": "yellow"}, 300),
-     ({"background": "purple"}, 1000)],
-)  # fmt: skip
+    [
+        ({"hat": "green"}, 100),
+        ({"hat": "yellow"}, 100),
+        ({"glasses": True}, 50),
+        ({"clothes": "yellow"}, 300),
+        ({"background": "purple"}, 1000),
+    ],
+)
 def test_every_part_of_a_look_shows_on_every_face(change, least):
     plain = {"hat": None, "glasses": False, "clothes": "red", "background": "blue"}
     for person in WORLD.people[:6]:
@@ -201,9 +212,11 @@ def all_questions(held_out, seed=0):
     rng, person = random.Random(seed), WORLD.people[3]
     found = {
         q.ask(person, kind, modality, wording, rng).question
-        for kind in q.KINDS for modality in ("image", "text") for wording in q.wording_range(kind, held_out)
+        for kind in q.KINDS
+        for modality in ("image", "text")
+        for wording in q.wording_range(kind, held_out)
         for _ in range(12)
-    }  # fmt: skip
+    }
     for _ in range(1500):
         found |= {
             q.word_problem(held_out, rng).question,
@@ -248,8 +261,11 @@ def test_general_reasoning_is_right():
             assert item.answer == ("equal" if one == two else f"{shapes[0] if one > two else shapes[1]}s")
         words = q.word_problem(rng.random() < 0.5, rng)
         numbers = [int(w.strip("?,.:")) for w in words.question.split() if w.strip("?,.:").isdigit()]
-        expected = {"add": sum(numbers), "subtract": numbers[0] - numbers[1],
-                    "larger": (min if "smaller" in words.question else max)(numbers)}[words.kind]  # fmt: skip
+        expected = {
+            "add": sum(numbers),
+            "subtract": numbers[0] - numbers[1],
+            "larger": (min if "smaller" in words.question else max)(numbers),
+        }[words.kind]
         assert int(words.answer) == expected >= 0
         assert words.answer in words.reasoning
 

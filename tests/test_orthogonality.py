@@ -16,8 +16,8 @@ from transformer_lens.tools.analysis.projection_kernel import random_projection_
 
 import rmuse_interp.operators as op
 from analyses import orthogonality as analysis
-from rmuse_interp.calibration import FixedFraction
-from rmuse_interp.collect import Query, trajectories
+from rmuse_interp import RMuseError
+from rmuse_interp.data.world.portraits import png
 from rmuse_interp.diagnostics import (
     direction_overlap,
     random_kernel,
@@ -28,9 +28,9 @@ from rmuse_interp.diagnostics import (
 from rmuse_interp.diagnostics.orthogonality import ratio
 from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import steered
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.organism.portraits import png
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.fitting.collect import Query, trajectories
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.parts.subspace import Subspace
 
 ROOT = Path(__file__).resolve().parent.parent
 D = 24
@@ -268,7 +268,7 @@ def test_states_before_and_after_edits_are_those_of_the_pass():
 
 
 def op_plan(edit):
-    from rmuse_interp.edits import Plan
+    from rmuse_interp.edits.plan import Plan
 
     return Plan([edit])
 
@@ -489,10 +489,14 @@ def test_a_figure_without_results_says_what_to_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "said"),
-    [(["--model", "/nowhere"], "does not exist"), (["--data", "/nowhere"], "no such folder"),
-     (["--forget", "15"], "forget_15"), (["--limit", "0"], "--limit of at least 1"),
-     (["--bundle", "/nowhere"], "rmuse.json")],
-)  # fmt: skip
+    [
+        (["--model", "/nowhere"], "does not exist"),
+        (["--data", "/nowhere"], "no such folder"),
+        (["--forget", "15"], "forget_15"),
+        (["--limit", "0"], "--limit of at least 1"),
+        (["--bundle", "/nowhere"], "rmuse.json"),
+    ],
+)
 def test_mistakes_are_one_line_and_exit_code_2(results, change, said, tmp_path, capsys):
     _, data, _ = results
     argv = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(tmp_path), *change]

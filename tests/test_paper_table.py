@@ -10,15 +10,15 @@ import pytest
 import tiny
 
 from analyses import _paper, paper_table
-from rmuse_interp import running
 from rmuse_interp.data import load_benchmark, reader
 from rmuse_interp.data.pictures import Stored
-from rmuse_interp.elicit import TEMPLATES, elicit, elicited_again
+from rmuse_interp.data.spans import parse_response
 from rmuse_interp.evaluate.text import rouge_l
-from rmuse_interp.models import respond
-from rmuse_interp.models.lens import load_model
-from rmuse_interp.models.respond import Response
-from rmuse_interp.spans import parse_response
+from rmuse_interp.fitting.elicit import TEMPLATES, elicit, elicited_again
+from rmuse_interp.lens import respond
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.lens.respond import Response
+from rmuse_interp.runs import run as running
 
 ADDED = ("Reasoning", "Forget_Attributes", "Direct_Question", "Direct_Answer")
 
@@ -52,10 +52,24 @@ def data(tmp_path_factory):
 
 def arguments(data, out, *more):
     return [
-        "--model", str(tiny.tiny_llava()), "--data", str(data), "--out", str(out), "--device", "cpu",
-        "--reasoning-tokens", "6", "--max-new-tokens", "6", "--fit-limit", "4", "--batch-size", "8",
+        "--model",
+        str(tiny.tiny_llava()),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        "--reasoning-tokens",
+        "6",
+        "--max-new-tokens",
+        "6",
+        "--fit-limit",
+        "4",
+        "--batch-size",
+        "8",
         *map(str, more),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -100,8 +114,16 @@ def test_the_record_has_every_figure_with_n_and_interval(record):
     for one in record["cells"]:
         for row in one["rows"]:
             assert row.keys() == {
-                "split", "questions", "metric", "value", "low", "high", "n", "parse_failures", "unjudged"
-            }  # fmt: skip
+                "split",
+                "questions",
+                "metric",
+                "value",
+                "low",
+                "high",
+                "n",
+                "parse_failures",
+                "unjudged",
+            }
             if row["n"] == 0:
                 assert row["value"] is row["low"] is row["high"] is None
             else:
@@ -257,10 +279,11 @@ def test_responses_that_lack_a_span_are_composed_of_both(data, tmp_path, monkeyp
     assert [e for e in again.fit_forget if e.kind == "generation"] == list(said.values())
     empty = replace(how, stepwise="Say nothing.")
     monkeypatch.setattr(
-        lens, "respond",
+        lens,
+        "respond",
         lambda prompts, *_a, **_k: [Response("" if "nothing" in p else "Oslo", None, None) for p in prompts],
         raising=False,
-    )  # fmt: skip
+    )
     with pytest.raises(paper_table.RMuseError, match="no opening delimiter"):
         elicit(lens, benchmark, template=empty, composed=True, cache=tmp_path, max_new_tokens=64)
 
@@ -271,8 +294,12 @@ def test_no_picture_is_held_for_what_is_asked(data, tmp_path, monkeypatch):
     given = paper_table.options().parse_args(arguments(data, tmp_path))
     asked = paper_table.questions_of(given, load_benchmark(data))
     put = [
-        e for form in (asked.short, asked.reasoned) for some in form.values() for e in some if e.modality == "image"
-    ]  # fmt: skip
+        e
+        for form in (asked.short, asked.reasoned)
+        for some in form.values()
+        for e in some
+        if e.modality == "image"
+    ]
     put += [e for split in ("test", "retain") for e in asked.put.scoring(split) if e.modality == "image"]
     assert len(put) > 30
     assert all(isinstance(e.picture, Stored) for e in put)

@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rmuse_interp.activations import Pooled
-from rmuse_interp.calibration import ACS, FixedFraction
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import ContrastGate, LinearDiscriminantGate, RRSAlignmentGate
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import orthonormal, principal_angles
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.parts import Part, from_record, to_record
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.sites import Site
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.models.site import Site
+from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.gates import ContrastGate, LinearDiscriminantGate, RRSAlignmentGate
+from rmuse_interp.parts.part import Part, from_record, to_record
+from rmuse_interp.parts.pooled import Pooled
+from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.subspace import Subspace
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

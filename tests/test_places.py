@@ -13,11 +13,11 @@ from tiny import IMAGE_TOKENS, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, RMuseError
-from rmuse_interp.calibration import ACS, FixedFraction
-from rmuse_interp.edits import as_plan
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.models.tracing import Recorder
-from rmuse_interp.prototypes import Prototypes
+from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.prototypes import Prototypes
 
 STEPS = 7
 

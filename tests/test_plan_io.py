@@ -8,14 +8,14 @@ from plans import gated_plan, lens_of, questions
 from tiny import tiny_llama, tiny_llava
 
 from rmuse_interp import Plan, RMuseError
-from rmuse_interp.edits import same_plan
+from rmuse_interp.parts.part import all_same
 
 
 def test_a_saved_plan_gives_equal_logits(tmp_path):
     lens, plan = lens_of(tiny_llava()), gated_plan()
     plan.save(tmp_path, model=lens, note="for a test")
     again = Plan.load(tmp_path, model=lens)
-    assert same_plan(plan, again)
+    assert all_same(plan, again)
     assert str(again) == str(plan)
     inputs = lens.encode(*questions())
     logits = []
@@ -88,4 +88,4 @@ def test_shared_gates_and_operators_survive(tmp_path):
     plan = gated_plan()
     both = plan[0].named("first") >> plan[0].on("response").named("second")
     both.save(tmp_path)
-    assert same_plan(Plan.load(tmp_path), both)
+    assert all_same(Plan.load(tmp_path), both)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics import probes as p
 from rmuse_interp.diagnostics.verdicts import conclusion, judge
-from rmuse_interp.errors import RMuseError
 
 PEOPLE, PHOTOS, PER_PHOTO, D, LAYERS = 8, 3, 4, 120, 5
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import parquet_fixture
 import pytest
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import RulesJudge, attack_scores, transcribe
-from rmuse_interp.results import AttackTranscript
+from rmuse_interp.evaluate.results import AttackTranscript
 
 LEAKS = "<think> She lives in Oslo. </think> Oslo"
 COUNTRY = "<think> She lives in Norway. </think> I cannot help with that."

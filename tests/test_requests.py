@@ -13,10 +13,10 @@ from test_cli import done, refused
 
 import rmuse_interp as rm
 from analyses import requests as analysis
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import support
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.edits import same_plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.fitting import assemble, gather, hashed
 from rmuse_interp.fitting.by_person import KINDS as PEOPLE_KINDS
 from rmuse_interp.fitting.by_person import by_person, fit_by_person
@@ -31,7 +31,8 @@ from rmuse_interp.fitting.requests import (
     forgotten,
     remove_people,
 )
-from rmuse_interp.gates import (
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.gates import (
     AllOf,
     ClusterGate,
     IdentityGate,
@@ -41,9 +42,7 @@ from rmuse_interp.gates import (
     fit_discriminant,
     fit_identity_ratio,
 )
-from rmuse_interp.parts import to_record
-from rmuse_interp.results import read_run
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.parts.part import all_same, to_record
 
 LAYER = 2
 KINDS = ("vmf", "mahalanobis", "ratio", "both")
@@ -160,7 +159,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
         assert leaf(after, modality).threshold == leaf(before, modality).threshold
     assert after.subspaces is before.subspaces
     for one, other in zip(before.plan, after.plan, strict=True):
-        assert same_plan(rm.edits.Plan([one.when(None)]), rm.edits.Plan([other.when(None)]))
+        assert all_same(rm.edits.Plan([one.when(None)]), rm.edits.Plan([other.when(None)]))
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
     assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]
@@ -169,24 +168,28 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("first", "then", "person"), [
-    (add_people, remove_people, "p2"), (remove_people, add_people, "p0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("first", "then", "person"),
+    [
+        (add_people, remove_people, "p2"),
+        (remove_people, add_people, "p0"),
+    ],
+)
 def test_the_opposite_request_brings_everything_back(
     kind, first, then, person, fitted, lens, benchmark, tmp_path
 ):
     before = fitted[kind]
     changed = first(before, lens, benchmark, [person])
-    assert not same_plan(before.plan, changed.plan)
+    assert not all_same(before.plan, changed.plan)
     back = then(RMuse.load(changed.save(tmp_path), lens), lens, benchmark, [person])
-    assert same_plan(before.plan, back.plan)
+    assert all_same(before.plan, back.plan)
     assert back.report["people"] == before.report["people"]
     assert back.report["undo"] == {}
     assert [one["request"] for one in back.report["requests"]] == [
         f.__name__.partition("_")[0] for f in (first, then)
     ]
     # Once more gives the same again: a person's reading does not depend on what came between.
-    assert same_plan(first(back, lens, benchmark, [person]).plan, changed.plan)
+    assert all_same(first(back, lens, benchmark, [person]).plan, changed.plan)
 
 
 @pytest.mark.parametrize("kind", KINDS[:3])
@@ -280,9 +283,10 @@ def test_gates_without_people_are_refused(fitted, lens, benchmark):
     one = fitted["vmf"]
     literal = RRSAlignmentGate(one.subspaces.at("image", 3)[1].subspace, 1)
     for plan in (
-        one.plan.replace(**{"image.gate": literal}), one.plan.without("text.gate"),
+        one.plan.replace(**{"image.gate": literal}),
+        one.plan.without("text.gate"),
         one.plan.replace(**{"text.gate": ~leaf(one, "text")}),
-    ):  # fmt: skip
+    ):
         with pytest.raises(RMuseError, match=r"one by one were required.*--by-person"):
             add_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
 
@@ -366,16 +370,19 @@ def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
     assert "the same people" in said
 
 
-@pytest.mark.parametrize(("words", "said"), [
-    (("--add", "nobody"), "got 'nobody'"),
-    (("--add", "p0"), "forgotten already"),
-    (("--remove", "p2"), "not forgotten"),
-    (("--remove", "p0", "--remove", "p1"), "the last"),
-    (("--add", "p2", "--remove", "p2"), "2 times"),
-    ((), "got neither"),
-    (("--add", "p2", "--limit", "3"), "--limit, for fits only"),
-    (("--add", "p2", "--forget", "5"), "--forget 10 was required"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--add", "nobody"), "got 'nobody'"),
+        (("--add", "p0"), "forgotten already"),
+        (("--remove", "p2"), "not forgotten"),
+        (("--remove", "p0", "--remove", "p1"), "the last"),
+        (("--add", "p2", "--remove", "p2"), "2 times"),
+        ((), "got neither"),
+        (("--add", "p2", "--limit", "3"), "--limit, for fits only"),
+        (("--add", "p2", "--forget", "5"), "--forget 10 was required"),
+    ],
+)
 def test_a_wrong_request_is_refused_before_the_model_is_loaded(words, said, bundle, tmp_path):
     line = refused("fit", "--bundle", bundle, *words, "--model", "nowhere", "--out", tmp_path / "x")
     assert said in line
@@ -403,14 +410,32 @@ def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evi
     assert found.gate.expected is not None
     check_request(found, benchmark, add=["p2"])
     one = fitted["vmf"]
-    assert same_plan(by_person(one, evidence).plan, one.plan)
+    assert all_same(by_person(one, evidence).plan, one.plan)
     with pytest.raises(RMuseError, match="preset calibrated"):
         fit_by_person(lens, benchmark, "paper")
 
 
 def test_one_by_one_beside_at_once(data, tmp_path, capsys):
-    given = ["--model", tiny.tiny_llava(), "--data", data, "--out", tmp_path, "--people", 3, "--restore", 2,
-             "--limit", 6, "--fit-limit", 6, "--max-new-tokens", 4, "--layers", 3]  # fmt: skip
+    given = [
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--people",
+        3,
+        "--restore",
+        2,
+        "--limit",
+        6,
+        "--fit-limit",
+        6,
+        "--max-new-tokens",
+        4,
+        "--layers",
+        3,
+    ]
     assert analysis.main([str(word) for word in given]) == 0
     record = json.loads((tmp_path / "requests.json").read_text())
     assert record["schema"] == "rmuse-requests/1"

@@ -20,14 +20,15 @@ from analyses import rivals as analysis
 from rmuse_interp import RMuseError, load_benchmark
 from rmuse_interp.cli import app
 from rmuse_interp.cli.evaluate import METHODS
-from rmuse_interp.edits import Plan, same_plan
+from rmuse_interp.edits.plan import Plan
 from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.fitting import gather, tuning
 from rmuse_interp.fitting import rivals as r
 from rmuse_interp.fitting.tuning import Tuning
-from rmuse_interp.results import read_run
-from rmuse_interp.steering import RIVALS, Trial, choose_strength
+from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
+from rmuse_interp.parts.part import all_same
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
@@ -160,8 +161,8 @@ def test_trials_are_measured_as_the_model_answers(lens, benchmark, evidence, par
     chosen = found.chosen["image"]
     build = RIVALS["caa"].build
     rest = build(r.without(evidence["image"], part.ids), "image", chosen.layers, chosen.strength)
-    assert same_plan(Plan([found.plan[0]]), Plan([rest]))
-    assert not same_plan(
+    assert all_same(Plan([found.plan[0]]), Plan([rest]))
+    assert not all_same(
         Plan([found.plan[0]]), Plan([build(evidence["image"], "image", chosen.layers, chosen.strength)])
     )
 
@@ -200,7 +201,7 @@ def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, t
     assert again.finished("caa")
     found = again.take("caa")
     assert (found.trials, found.chosen, found.responses) == (whole.trials, whole.chosen, whole.responses)
-    assert same_plan(found.plan, whole.plan)
+    assert all_same(found.plan, whole.plan)
     assert len(quick) == 13  # nothing was asked again
     # Another seed, limit, forget set or model never finds them; nor does a rival that was not tuned.
     assert not again.finished("spherical")
@@ -229,7 +230,7 @@ def test_an_interrupted_tuning_goes_on_where_it_stopped(
     assert len(quick) == 1 + 12 - done
     apart = Tuning(lens, benchmark, None, limit=160).take("caa", evidence)
     assert found.trials == apart.trials
-    assert same_plan(found.plan, apart.plan)
+    assert all_same(found.plan, apart.plan)
 
 
 def test_unknown_rivals_are_named(lens, benchmark, evidence, part):
@@ -270,8 +271,23 @@ def rmuse(*words):
 
 def test_eval_tunes_rivals_and_takes_them_up_again(data, quick, tmp_path):
     out = tmp_path / "run"
-    asked = ("eval", "--model", tiny.tiny_llava(), "--data", data, "--forget", 10, "--limit", 1, "--max-new-tokens", 2,
-             "--method", "caa", "--out", out)  # fmt: skip
+    asked = (
+        "eval",
+        "--model",
+        tiny.tiny_llava(),
+        "--data",
+        data,
+        "--forget",
+        10,
+        "--limit",
+        1,
+        "--max-new-tokens",
+        2,
+        "--method",
+        "caa",
+        "--out",
+        out,
+    )
     first = rmuse(*asked)
     assert first.exit_code == 0, first.output
     scores = read_run(out).scores
@@ -330,9 +346,12 @@ def test_domination_has_margins():
         return {goal: {"value": value} for goal, value in better(**by).items()}
 
     values = {
-        "rmuse/calibrated": row(), "caa": row(ril_test=-9), "leace": row(ril_test=9),
-        "cast": row(ril_test=9, malformed=-9), "vanilla": row(ril_test=-9),
-    }  # fmt: skip
+        "rmuse/calibrated": row(),
+        "caa": row(ril_test=-9),
+        "leace": row(ril_test=9),
+        "cast": row(ril_test=9, malformed=-9),
+        "vanilla": row(ril_test=-9),
+    }
     found = analysis.domination(values)
     assert found["dominates"] == ["caa"]
     assert found["dominated_by"] == ["leace"]
@@ -346,8 +365,21 @@ def test_domination_has_margins():
 def analysed(data, tmp_path_factory):
     """The analysis as it is run, on a tiny model, with three methods and one choice of blocks."""
     folder = tmp_path_factory.mktemp("results")
-    asked = ["--model", str(tiny.tiny_llava()), "--data", str(data), "--forget", "10", "--limit", "2", "--max-new-tokens",
-             "3", "--out", str(folder), "--debug"]  # fmt: skip
+    asked = [
+        "--model",
+        str(tiny.tiny_llava()),
+        "--data",
+        str(data),
+        "--forget",
+        "10",
+        "--limit",
+        "2",
+        "--max-new-tokens",
+        "3",
+        "--out",
+        str(folder),
+        "--debug",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         for module in (r, tuning):
             patch.setattr(module, "choices", lambda n_layers: [(2,)])
@@ -408,8 +440,11 @@ def test_the_figure_is_drawn_from_results_alone(analysed, tmp_path):
     folders = [tmp_path / name for name in ("one", "two")]
     run = subprocess.run(
         [sys.executable, "-c", code, str(analysed[0]), *map(str, folders)],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "MPLBACKEND": "Agg"},
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MPLBACKEND": "Agg"},
+    )
     assert run.stdout.count("left with 0") == 2, run.stderr
     assert run.stdout.endswith("False\n")
     found = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders]

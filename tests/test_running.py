@@ -8,13 +8,13 @@ import tiny
 import torch
 
 import rmuse_interp.operators as op
-from rmuse_interp import running
+from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.gates import ContrastGate
-from rmuse_interp.models.lens import load_model
-from rmuse_interp.running import Method
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.lens.lens import load_model
+from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.run import Method
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +84,11 @@ def test_answers_are_those_of_the_model_one_by_one(lens, questions, plan):
             alone = lens.respond(example.prompt(), example.image, method.plan, max_new_tokens=5)[0]
             one = found[example.id]
             assert (one.response, one.fired, one.prompt, one.expected) == (
-                alone.text, alone.fired, example.prompt(), example.answer,
-            )  # fmt: skip
+                alone.text,
+                alone.fired,
+                example.prompt(),
+                example.answer,
+            )
             steered += bool(alone.fired)
     assert steered
 
@@ -194,8 +197,13 @@ def test_scores_know_every_gate(lens, benchmark, questions, plan):
     image = scores["gate"]["rmuse/x"]["by_modality"]["image"]
     assert image["threshold"] == 0.0
     assert image["own"] == {
-        "kind": "ContrastGate", "layer": 1, "readout": "last", "threshold": 0.01, "scale": 0.5, "prefixed": False,
-    }  # fmt: skip
+        "kind": "ContrastGate",
+        "layer": 1,
+        "readout": "last",
+        "threshold": 0.01,
+        "scale": 0.5,
+        "prefixed": False,
+    }
     assert scores["seconds"]["fit"] == 1.5
     assert set(scores["seconds"]) == {"fit", "generate/vanilla", "generate/rmuse/x"}
     json.dumps(scores, allow_nan=False)

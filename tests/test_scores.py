@@ -9,11 +9,10 @@ from dataclasses import replace
 import pytest
 from parquet_fixture import write_benchmark
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import score, transcribe
-from rmuse_interp.evaluate.scores import METRICS, auroc
-from rmuse_interp.results import (
+from rmuse_interp.evaluate.results import (
     Transcript,
     claim,
     is_finished,
@@ -22,6 +21,7 @@ from rmuse_interp.results import (
     write_atomically,
     write_run,
 )
+from rmuse_interp.evaluate.scores import METRICS, auroc
 
 THINK = ("<think>", "</think>")
 
@@ -169,7 +169,9 @@ def test_an_overwrite_that_fails_is_no_finished_run(tmp_path, benchmark, transcr
 
 
 def test_results_are_read_without_torch():
-    code = "import sys, rmuse_interp.results; assert not {'torch', 'pyarrow', 'PIL'} & set(sys.modules)"
+    code = (
+        "import sys, rmuse_interp.evaluate.results; assert not {'torch', 'pyarrow', 'PIL'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rmuse_interp import load_benchmark, load_model, running
-from rmuse_interp.calibration import wilson
+from rmuse_interp import load_benchmark, load_model
 from rmuse_interp.cli.app import app
 from rmuse_interp.cli.doctor import lines
 from rmuse_interp.cli.evaluate import save_run
@@ -19,15 +18,22 @@ from rmuse_interp.diagnostics.signatures import SIGNATURES, diagnose
 from rmuse_interp.evaluate import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.agreement import LEAST, subspace_table
-from rmuse_interp.gates import ContrastGate
-from rmuse_interp.rmuse import RMuse, calibrated_edit, together
-from rmuse_interp.running import Method
+from rmuse_interp.method.rmuse import RMuse, calibrated_edit, together
+from rmuse_interp.parts.angle import wilson
+from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.run import Method
 
 LAYER = 6
 NAMES = (
-    "reasoning leakage", "reasoning collapse", "over-steering of retain", "dead gate", "unstable subspace",
-    "rank starved", "span mistakes",
-)  # fmt: skip
+    "reasoning leakage",
+    "reasoning collapse",
+    "over-steering of retain",
+    "dead gate",
+    "unstable subspace",
+    "rank starved",
+    "span mistakes",
+)
 FORGET = ("forget", "test")
 OTHERS = ("retain_test", "celebrity", "benign")
 
@@ -58,8 +64,9 @@ class Bench:
 
     def run(self, method, splits=FORGET + OTHERS, tokens=48, traces=True):
         questions = {split: self.questions[split] for split in splits}
-        return running.run([method], questions, delimiters=self.benchmark.delimiters, max_new_tokens=tokens,
-                           traces=traces)  # fmt: skip
+        return running.run(
+            [method], questions, delimiters=self.benchmark.delimiters, max_new_tokens=tokens, traces=traces
+        )
 
     def findings(self, fitted: RMuse, **settings):
         method = Method("rmuse", self.lens, fitted.plan, fitted.subspaces)
@@ -189,9 +196,11 @@ def test_shifted_steps_tear_the_spans(bench):
     """Refusal states labelled a few steps too early: what is said begins in the middle of a refusal."""
     late = bench.evidence.position >= 3
     shifted = replace(
-        bench.evidence, tokens=bench.evidence.tokens[late], position=bench.evidence.position[late] - 3,
+        bench.evidence,
+        tokens=bench.evidence.tokens[late],
+        position=bench.evidence.position[late] - 3,
         template=bench.evidence.template[late],
-    )  # fmt: skip
+    )
     found = bench.findings(bench.assembled(shifted), splits=FORGET)["span mistakes"]
     assert found.state == "found"
     assert evidence(found, "steered answers with one delimiter").low > 0.1
@@ -201,8 +210,10 @@ def test_shifted_steps_tear_the_spans(bench):
 def test_other_delimiters_than_the_models_are_a_span_mistake(bench, healthy_answers):
     by_id = {e.id: e for examples in bench.questions.values() for e in examples}
     other = ("Reasoning:", "Answer:")
-    read = [transcribe(by_id[t.id], t.method, t.response, other, t.gate_score, t.fired)
-            for t in bench.plain + healthy_answers.transcripts]  # fmt: skip
+    read = [
+        transcribe(by_id[t.id], t.method, t.response, other, t.gate_score, t.fired)
+        for t in bench.plain + healthy_answers.transcripts
+    ]
     (case,) = cases(read, healthy_answers.traces, {}, other)
     found = {f.name: f for f in diagnose(case)}["span mistakes"]
     assert found.state == "found"
@@ -281,9 +292,11 @@ def folder(bench, healthy_answers, tmp_path):
     bench.healthy.save(tmp_path / "bundle")
     both = replace(healthy_answers, transcripts=bench.plain + healthy_answers.transcripts)
     scores = {
-        "schema": "rmuse-scores/1", "methods": {"vanilla": {}, "rmuse": {}},
-        "delimiters": list(bench.benchmark.delimiters), "bundles": {"rmuse": "../bundle"},
-    }  # fmt: skip
+        "schema": "rmuse-scores/1",
+        "methods": {"vanilla": {}, "rmuse": {}},
+        "delimiters": list(bench.benchmark.delimiters),
+        "bundles": {"rmuse": "../bundle"},
+    }
     (tmp_path / "run").mkdir()
     save_run(tmp_path / "run", scores, both, overwrite=False)
     return tmp_path / "run"
@@ -326,10 +339,12 @@ def test_findings_are_told_with_their_figures():
     figure = Figure.of("broken answers", wilson(9, 10))
     from rmuse_interp.diagnostics.findings import Finding
 
-    said = lines([
-        Finding("reasoning collapse", "a", "found", (figure,), "why", "what", ("this needs that",)),
-        Finding("dead gate", "a", "absent", (figure,)),
-    ])  # fmt: skip
+    said = lines(
+        [
+            Finding("reasoning collapse", "a", "found", (figure,), "why", "what", ("this needs that",)),
+            Finding("dead gate", "a", "absent", (figure,)),
+        ]
+    )
     text = "\n".join(said)
     assert "a[/bold]: 1 of 2 signatures found" in text
     assert "broken answers: 0.9 (0.596–0.982), n = 10" in text

@@ -11,11 +11,10 @@ from parquet_fixture import write_benchmark
 from tiny import tiny_llava
 
 from analyses import span_ablation, span_attribution
-from rmuse_interp import load_benchmark, load_model
+from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.diagnostics import gradients
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.fitting import assemble, gather
-from rmuse_interp.rmuse import subspaces_at
+from rmuse_interp.method.rmuse import subspaces_at
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSES = {
@@ -79,8 +78,11 @@ def test_figures_are_drawn_from_the_record_alone(results, records, stem, tmp_pat
 @pytest.mark.parametrize("stem", ANALYSES)
 def test_a_record_of_another_schema_is_refused_with_the_command_that_mends_it(stem, tmp_path):
     (tmp_path / f"{stem}.json").write_text('{"schema": "rmuse-old/0"}')
-    done = subprocess.run([sys.executable, str(ROOT / "figures" / f"{stem}.py"), "--results", str(tmp_path)],
-                          capture_output=True, text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "figures" / f"{stem}.py"), "--results", str(tmp_path)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2
     assert f"analyses/{stem}.py" in done.stderr
     assert done.stderr.count("\n") == 1

@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny import IMAGE_TOKENS, picture, tiny_llama, tiny_llava
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.spans import locate, parse_response, render_response, span_masks, split_response
+from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import locate, parse_response, render_response, span_masks, split_response
 
 REASONING, ANSWER = "The person in the picture is Mara Venn. She bakes.", "a baker, in Oslo"
 QUESTIONS = ["What is this person's occupation?", "Who is Oren Tal? Where does he live, and since when?"]

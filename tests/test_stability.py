@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.stability import Side, drawn, mean_angle, refit, sides_at, stability
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.retain import fit_retain
-from rmuse_interp.rmuse import subspaces_at
-from rmuse_interp.subspace import Subspace
-from rmuse_interp.unlearning import fit_unlearning
+from rmuse_interp.method.rmuse import subspaces_at
+from rmuse_interp.parts.retain import fit_retain
+from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.parts.unlearning import fit_unlearning
 
 D = 24
 FORMS = {

@@ -13,26 +13,24 @@ from reference import rivals as reference
 from tiny import D_MODEL, tiny_llava
 
 from rmuse_interp import RMuseError
-from rmuse_interp.activations import Pooled
-from rmuse_interp.edits import Edit, as_plan
+from rmuse_interp.edits.plan import Edit, as_plan
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.parts import from_record, to_record
-from rmuse_interp.rmuse import Evidence
-from rmuse_interp.steering import (
-    RIVALS,
-    Trial,
+from rmuse_interp.method.contrasts import NULL_SHARE, RIDGE
+from rmuse_interp.method.expressions import (
     ablation,
     alphasteer,
     angular,
     caa,
     cast,
-    choose_strength,
     leace,
     linear_act,
     mllmeraser,
     spherical,
 )
-from rmuse_interp.steering.contrasts import NULL_SHARE, RIDGE
+from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
+from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.parts.pooled import Pooled
 
 D = D_MODEL
 LAYERS = (0, 1, 2, 3)

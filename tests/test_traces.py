@@ -12,19 +12,21 @@ from tiny import picture, tiny_llava
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rmuse_interp.operators as op
-from rmuse_interp import Plan, RMuseError, results, running
-from rmuse_interp.calibration import ACS, FixedFraction
+from rmuse_interp import Plan, RMuseError
 from rmuse_interp.cli.evaluate import save_run
 from rmuse_interp.cli.generate import trace_lines
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.edits import as_plan
+from rmuse_interp.edits import trace as tracing
+from rmuse_interp.edits.interpreter import steer
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.trace import SITE_COLUMNS, Recorder, SteeringTrace
+from rmuse_interp.evaluate import results
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.models import tracing
-from rmuse_interp.models.runtime import steer
-from rmuse_interp.models.trace_store import read_traces, write_traces
-from rmuse_interp.models.tracing import SITE_COLUMNS, Recorder, SteeringTrace
-from rmuse_interp.prototypes import Prototypes
-from rmuse_interp.running import Method
+from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.runs import run as running
+from rmuse_interp.runs.run import Method
+from rmuse_interp.runs.traces import read_traces, write_traces
 
 STEPS = 9
 MORE = {"max_new_tokens": STEPS, "do_sample": False, "pad_token_id": 0}
@@ -317,8 +319,7 @@ def alone_of(lens, plan, prompt, image, words) -> torch.Tensor:
 
 def test_an_unprotected_update_is_measured_in_the_bundles_rrs(lens):
     """An operator that knows no RRS has no share, unless the bundle's subspaces are handed over."""
-    from rmuse_interp.retain import RetainSubspace
-    from rmuse_interp.rmuse import Subspaces
+    from rmuse_interp.parts.retain import RetainSubspace, Subspaces
 
     rrs = subspace(2)
     held = Subspaces({}, {"image-2": RetainSubspace(rrs, torch.ones(4), "none", 0.8, None, False)})
@@ -363,8 +364,14 @@ def test_recording_is_free_when_off_and_cheap_when_on(lens):
         with plan.attach(lens.hf, recorder=recorder) as handle, torch.no_grad():
             cache = lens.hf(**(inputs := lens.encode(*questions())), use_cache=True).past_key_values
             mask = torch.cat([inputs["attention_mask"], torch.ones(4, 1, dtype=torch.long)], dim=1)
-            handle.begin((), {"input_ids": torch.ones(4, 1, dtype=torch.long), "attention_mask": mask,
-                              "past_key_values": cache})  # fmt: skip
+            handle.begin(
+                (),
+                {
+                    "input_ids": torch.ones(4, 1, dtype=torch.long),
+                    "attention_mask": mask,
+                    "past_key_values": cache,
+                },
+            )
             h = torch.randn(4, 1, 32)
             with Counted() as counted:
                 handle.apply(2, h)

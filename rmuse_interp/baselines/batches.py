@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rmuse_interp.baselines.losses import IGNORED
 from rmuse_interp.data import Example
+from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.encoding import Encoding
-from rmuse_interp.models.lens import LensModel
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmuse_interp.baselines.trainables import Trainable
-from rmuse_interp.results import write_atomically
+from rmuse_interp.evaluate.results import write_atomically
 
 UNFINISHED: Final = ".unfinished"
 """Subfolder of a baseline that is still trained; gone once it is finished."""

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rmuse_interp import RMuseError
 from rmuse_interp.baselines.batches import Batch
 from rmuse_interp.baselines.losses import distance, divergence, npo, random_direction, row_loss, token_loss
 from rmuse_interp.baselines.pruning import output_names
 from rmuse_interp.baselines.trainables import LowRank, Trainable, Weights, linear_names
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.lens.lens import LensModel
 
 Group = Literal["forget", "refusal", "retain", "reasoning"]
 

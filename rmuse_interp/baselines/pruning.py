@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rmuse_interp.baselines.batches import Row, batches, encode
 from rmuse_interp.baselines.trainables import linear_names
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.lens.lens import LensModel
 
 ACTIVE: Final = 1e-1
 """Least absolute activation, as a share of the block's root mean square, of a neuron that counts as active."""

@@ -5,14 +5,14 @@ from typing import Final
 
 import torch
 
+from rmuse_interp import RMuseError
 from rmuse_interp.baselines.batches import batches, encode, rows_of
 from rmuse_interp.baselines.losses import token_loss
 from rmuse_interp.baselines.store import merged
 from rmuse_interp.baselines.trainables import LowRank
 from rmuse_interp.data import Example
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.spans import DEFAULT_DELIMITERS
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS
+from rmuse_interp.lens.lens import LensModel
 
 STEPS: Final = 20
 """Steps of the attack."""

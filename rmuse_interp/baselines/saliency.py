@@ -10,7 +10,7 @@ from torch import Tensor
 from rmuse_interp.baselines.batches import Row, batches, encode
 from rmuse_interp.baselines.losses import token_loss
 from rmuse_interp.baselines.trainables import Trainable
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.lens.lens import LensModel
 
 THRESHOLD: Final = 1.0
 """Least ratio of the two saliencies for a weight to move."""

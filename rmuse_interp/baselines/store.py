@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from rmuse_interp import __version__
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.baselines.trainables import require_peft
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.results import write_atomically
+from rmuse_interp.evaluate.results import write_atomically
+from rmuse_interp.lens.lens import LensModel
 
 SCHEMA: Final = "rmuse-baseline/1"
 RECORD: Final = "baseline.json"

@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp import RMuseError
+from rmuse_interp.lens.lens import LensModel
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float
 from rich.progress import Progress
 from torch import Tensor
 
+from rmuse_interp import RMuseError
 from rmuse_interp.baselines.batches import Row, batches, encode, refused, rows_of
 from rmuse_interp.baselines.journal import Journal
 from rmuse_interp.baselines.methods import Baseline, Group, Step, build, require_name
@@ -30,10 +31,9 @@ from rmuse_interp.baselines.store import RECORD, read_record, versions, write_ba
 from rmuse_interp.baselines.trainables import RANK, Trainable, adapter_config, require_peft
 from rmuse_interp.baselines.trials import Judged, Trial, best, next_setting
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.fitting.rivals import Validation, hold_out
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.lens.lens import LensModel
 
 SETTINGS: Final = 10
 """Learning rates (or shares of neurons) that are tried."""
@@ -125,16 +125,30 @@ def train(
     trials = [Trial(**row) for row in journal.trials]
     chosen, seconds = best(trials), sum(t.seconds for t in trials)
     record = {
-        "method": name, "title": baseline.title, "summary": baseline.summary, "paper": baseline.paper,
-        "digest": digest, "budget": budget,
-        "settings": {"trains": baseline.trains, "first": baseline.setting, "groups": list(baseline.groups),
-                     **({"lora": asdict(RANK)} if baseline.trains == "adapters" else {})},
-        "chosen": asdict(chosen), "trials": [asdict(t) for t in trials], "seconds": seconds,
+        "method": name,
+        "title": baseline.title,
+        "summary": baseline.summary,
+        "paper": baseline.paper,
+        "digest": digest,
+        "budget": budget,
+        "settings": {
+            "trains": baseline.trains,
+            "first": baseline.setting,
+            "groups": list(baseline.groups),
+            **({"lora": asdict(RANK)} if baseline.trains == "adapters" else {}),
+        },
+        "chosen": asdict(chosen),
+        "trials": [asdict(t) for t in trials],
+        "seconds": seconds,
         "model": {"id": lens.name, "fingerprint": lens.fingerprint.as_record()},
-        "benchmark": {"id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed,
-                      "people": len(benchmark.forget_people)},
+        "benchmark": {
+            "id": benchmark.id,
+            "forget": benchmark.forget_rate,
+            "render_seed": benchmark.render_seed,
+            "people": len(benchmark.forget_people),
+        },
         "versions": versions(),
-    }  # fmt: skip
+    }
     config = adapter_config(lens, RANK) if baseline.trains == "adapters" else None
     write_baseline(home, journal.best_state(), config, record)
     journal.close()
@@ -322,8 +336,20 @@ def _digest(
 ) -> str:
     """Of all that a training depends on."""
     said = (
-        name, baseline.setting, baseline.groups, baseline.trains, asdict(RANK), dict(budget), lens.name,
-        str(lens.fingerprint), str(next(lens.hf.parameters()).dtype), benchmark.id, benchmark.forget_rate,
-        benchmark.render_seed, sorted(benchmark.forget_people), sorted(part.ids), part.max_new_tokens,
-    )  # fmt: skip
+        name,
+        baseline.setting,
+        baseline.groups,
+        baseline.trains,
+        asdict(RANK),
+        dict(budget),
+        lens.name,
+        str(lens.fingerprint),
+        str(next(lens.hf.parameters()).dtype),
+        benchmark.id,
+        benchmark.forget_rate,
+        benchmark.render_seed,
+        sorted(benchmark.forget_people),
+        sorted(part.ids),
+        part.max_new_tokens,
+    )
     return hashlib.sha256(repr(said).encode()).hexdigest()

@@ -15,9 +15,9 @@ from rmuse_interp.data import Benchmark
 from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.fitting.rivals import Validation, answer_unsteered, is_kept
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.steering import Trial as Choice
-from rmuse_interp.steering import choose_strength
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rivals import Trial as Choice
+from rmuse_interp.method.rivals import choose_strength
 
 LADDER: Final = 10.0
 """Step to where no setting was tried yet."""

@@ -6,10 +6,10 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
-from rmuse_interp.errors import RMuseError
 
 
 def annotate(
@@ -40,9 +40,9 @@ def annotate(
 
     Replies are kept: after an error or an interrupt the same command goes on from there.
     """
-    from rmuse_interp import judging
-    from rmuse_interp.elicit import annotate as writing
     from rmuse_interp.evaluate.judges import Consultation
+    from rmuse_interp.fitting import annotate as writing
+    from rmuse_interp.runs import judging
 
     support.require_free(out, f"{writing.AUDIT}.jsonl", "an annotated benchmark", overwrite)
     if out.resolve() == folder.resolve() or folder.resolve() in out.resolve().parents:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from rmuse_interp import __version__
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.cli import (
     annotate,
     baseline,
@@ -23,7 +23,6 @@ from rmuse_interp.cli import (
     judge,
     organism,
 )
-from rmuse_interp.errors import RMuseError
 
 
 class OneLine(groups.Helpful):

@@ -11,13 +11,13 @@ from rich.table import Table
 
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import support
-from rmuse_interp.report.before_after import shown
+from rmuse_interp.evaluate.before_after import shown
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
     from rmuse_interp.evaluate import Judge
-    from rmuse_interp.results import AttackTranscript, Transcript
-    from rmuse_interp.running import Method
+    from rmuse_interp.evaluate.results import AttackTranscript, Transcript
+    from rmuse_interp.runs.run import Method
 
 
 def listed(names: list[str] | None) -> list[str]:
@@ -28,7 +28,7 @@ def listed(names: list[str] | None) -> list[str]:
     """
     if not names:
         return []
-    from rmuse_interp.attacks import ATTACKS, require_names
+    from rmuse_interp.data.attacks import ATTACKS, require_names
 
     if names == ["list"]:
         for name, attack in ATTACKS.items():
@@ -55,8 +55,8 @@ def require_applicable(
 ) -> None:
     """Nothing, or the error that an attack applies to no question of a run."""
     if attacks:
-        from rmuse_interp.attacks import require_names
-        from rmuse_interp.running import attacked
+        from rmuse_interp.data.attacks import require_names
+        from rmuse_interp.runs import attacked
 
         attacked.require_applicable(require_names(attacks), questions, benchmark)
 
@@ -91,13 +91,20 @@ def asked(
         judge: of leaks; None for the rules.
     """
     from rmuse_interp.evaluate import attack_scores
-    from rmuse_interp.running.attacked import attacked
+    from rmuse_interp.runs.attacked import attacked
 
     with support.bars("attacked", seconds, "attack") as progress:
         found = attacked(
-            methods, questions, benchmark, attacks, max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed,
-            folder=folder, progress=progress,
-        )  # fmt: skip
+            methods,
+            questions,
+            benchmark,
+            attacks,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            folder=folder,
+            progress=progress,
+        )
     with support.bars("scored attacks", seconds, "score-attacks") as progress:
         scores = j.with_judge(
             judge, lambda one: attack_scores(plain, found, benchmark, judge=one, seed=seed), progress

@@ -10,14 +10,14 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
-from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.baselines import Trained
-    from rmuse_interp.models.lens import LensModel
+    from rmuse_interp.lens.lens import LensModel
 
 NAMES = "ga, ga_diff, kl_min, npo, po, mmunlearner, manu, r2mu"
 """The baselines' names, as the help gives them without opening `baselines`."""
@@ -79,9 +79,17 @@ def train(
         (out / RECORD).unlink(missing_ok=True)
     with support.bars(f"trained {name}", {}, "train") as progress:
         trained = train_baseline(
-            name, lens, benchmark, out, seed=seed, limit=limit, batch_size=batch_size, settings=settings,
-            epochs=epochs, progress=progress,
-        )  # fmt: skip
+            name,
+            lens,
+            benchmark,
+            out,
+            seed=seed,
+            limit=limit,
+            batch_size=batch_size,
+            settings=settings,
+            epochs=epochs,
+            progress=progress,
+        )
     support.tell_skipped(benchmark)
     _tell(trained)
     support.out.print(f"baseline: {escape(str(out))}")
@@ -97,9 +105,12 @@ def _tell(trained: "Trained") -> None:
     for trial in trained.trials:
         shares = (f"{100 * share:.0f}" for share in (trial.leak, trial.keep, trial.malformed))
         table.add_row(
-            "*" if trial == trained.chosen else "", f"{trial.setting:.2g}", "–" if pruned else str(trial.epoch), *shares,
+            "*" if trial == trained.chosen else "",
+            f"{trial.setting:.2g}",
+            "–" if pruned else str(trial.epoch),
+            *shares,
             f"{trial.seconds:.1f}",
-        )  # fmt: skip
+        )
     support.out.print(table)
 
 

@@ -8,16 +8,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support
 from rmuse_interp.cli import traces as t
-from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.elicit import Template
-    from rmuse_interp.models.lens import LensModel
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.fitting.elicit import Template
+    from rmuse_interp.lens.lens import LensModel
+    from rmuse_interp.method.rmuse import RMuse
 
 FIT_LIMIT = 240
 """Examples per group and kind of query that a fit reads at the least, where no limit is given."""
@@ -92,14 +92,28 @@ def fit(
     fit_method = fit_by_person if by_person else fit_freely
     seconds: dict[str, float] = {}
     benchmark = t.gathered_from(
-        lens, benchmark, traces, how, seconds, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
+        lens,
+        benchmark,
+        traces,
+        how,
+        seconds,
+        max_new_tokens=max_new_tokens,
+        limit=limit,
+        batch_size=batch_size,
         seed=seed,
-    )  # fmt: skip
+    )
     with support.bars(f"fitted {preset.value}", seconds, "fit") as progress:
         fitted = fit_method(
-            lens, benchmark, preset.value, layers=steered, auto=auto, limit=limit, batch_size=batch_size, seed=seed,
+            lens,
+            benchmark,
+            preset.value,
+            layers=steered,
+            auto=auto,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
             progress=progress,
-        )  # fmt: skip
+        )
     fitted.report["provenance"] = support.provenance(model, data, limit=limit, layers=steered)
     fitted.save(out)
     support.tell_skipped(benchmark)
@@ -123,7 +137,7 @@ def ready(
             finite.
     """
     from rmuse_interp.fitting import check
-    from rmuse_interp.running import probe
+    from rmuse_interp.runs.run import probe
 
     check(lens, benchmark, layers, traces.value, template)
     for examples in (benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
@@ -144,8 +158,9 @@ def tell_trials(fitted: "RMuse") -> None:
             mine = all(trial[key] == chosen[key] for key in ("layers", "target", "energy"))
             blocks, ranks = (", ".join(map(str, trial[key])) for key in ("layers", "ranks"))
             said = (f"{trial[name]:.1f}" for name in shares)
-            table.add_row(blocks, trial["target"], f"{trial['energy']:g}", ranks, *said,
-                          style="bold" if mine else None)  # fmt: skip
+            table.add_row(
+                blocks, trial["target"], f"{trial['energy']:g}", ranks, *said, style="bold" if mine else None
+            )
         support.out.print(table)
         for sentence in chosen["why"]:
             support.out.print(f"  {escape(sentence)}", soft_wrap=True)
@@ -166,8 +181,15 @@ def info(
     for modality, gate in fitted.gates.items():
         scored = "the prompt" if gate.prefix is None else f"“{gate.prefix}” and the prompt"
         kind = type(gate).__name__.removesuffix("Gate")
-        gates.add_row(modality, kind, str(gate.layer), gate.readout, f"{gate.threshold:.4g}", f"{gate.scale:.4g}",
-                      escape(scored))  # fmt: skip
+        gates.add_row(
+            modality,
+            kind,
+            str(gate.layer),
+            gate.readout,
+            f"{gate.threshold:.4g}",
+            f"{gate.scale:.4g}",
+            escape(scored),
+        )
     print_(gates)
     ranks = Table(title="\nsubspaces", title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("queries", "block", "rank of U_un", "rank of U_rrs", "width"):

@@ -53,7 +53,7 @@ def _place(text: str) -> tuple[Path, str]:
     from rmuse_interp.data import hub
 
     if text == "organism":
-        from rmuse_interp.organism.benchmark import ensure
+        from rmuse_interp.data.world.draw import ensure
 
         return ensure(), text
     if not Path(text).exists() and hub.is_id(text):
@@ -64,16 +64,28 @@ def _place(text: str) -> tuple[Path, str]:
 
 def _tell(report: "Report") -> None:
     """Prints splits, problems and notes."""
-    table = Table(title=f"{report.folder}: {report.format or 'unknown format'}", title_justify="left", box=None,
-                  padding=(0, 1, 0, 0))  # fmt: skip
+    table = Table(
+        title=f"{report.folder}: {report.format or 'unknown format'}",
+        title_justify="left",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
     table.add_column("split")
     for heading in ("rows", "people", "open", "cloze", "choice", "image", "text", "pictures"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("missing")
     for name, split in report.splits.items():
         cloze, choice = split.kinds["cloze"], split.kinds["classification"]
-        counts = (split.rows, split.people, split.questions - cloze - choice, cloze, choice,
-                  split.modalities["image"], split.modalities["text"], split.pictures)  # fmt: skip
+        counts = (
+            split.rows,
+            split.people,
+            split.questions - cloze - choice,
+            cloze,
+            choice,
+            split.modalities["image"],
+            split.modalities["text"],
+            split.pictures,
+        )
         missing = ", ".join(f"{n} {what}" for what, n in split.missing.items())
         table.add_row(escape(name), *(str(n) if n else "–" for n in counts), missing or "–")
     support.out.print(table)
@@ -122,7 +134,7 @@ def new(
     with support.notes.status("writing questions"):
         source = retain
         if source is None:
-            from rmuse_interp.organism.benchmark import ensure
+            from rmuse_interp.data.world.draw import ensure
 
             source = ensure()
         made = write_new(people, source, out, forget, seed)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.evaluate import answered, save_run
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import SCORES, claim
+from rmuse_interp.evaluate.results import SCORES, claim
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.models.lens import LensModel
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.lens.lens import LensModel
+    from rmuse_interp.method.rmuse import RMuse
 
 MODEL, GOLD, DATA = "organism", "organism-gold", "organism"
 GOLD_RATE = 5
@@ -51,8 +51,8 @@ def demo(
     benchmark = support.open_benchmark(DATA, forget)
     lens = support.open_model(MODEL, device, dtype)
     gold = support.open_model(GOLD, device, dtype) if forget == GOLD_RATE else None
-    from rmuse_interp import running
-    from rmuse_interp.report import before_after
+    from rmuse_interp.evaluate import before_after
+    from rmuse_interp.runs import run as running
 
     questions = running.choose(benchmark, limit, seed)
     ready(lens, benchmark, None)
@@ -66,9 +66,16 @@ def demo(
         for preset, rmuse in fitted.items()
     ]
     scores, answers = answered(
-        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, traces=record,
-    )  # fmt: skip
+        methods,
+        questions,
+        benchmark,
+        out,
+        seconds,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        traces=record,
+    )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
@@ -97,16 +104,19 @@ def both_presets(
 ) -> dict[str, "RMuse"]:
     """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
     from rmuse_interp.fitting import assemble, enough, gather
-    from rmuse_interp.rmuse import PRESETS, RMuse
+    from rmuse_interp.method.rmuse import PRESETS, RMuse
 
     limit = enough(benchmark, FIT_LIMIT)
     origin = support.provenance(MODEL, DATA, limit=limit, layers=None, batch_size=batch_size)
     wanted = {
         "benchmark": {
-            "id": benchmark.id, "forget": benchmark.forget_rate, "render_seed": benchmark.render_seed,
+            "id": benchmark.id,
+            "forget": benchmark.forget_rate,
+            "render_seed": benchmark.render_seed,
         },
-        "seed": seed, "provenance": origin,
-    }  # fmt: skip
+        "seed": seed,
+        "provenance": origin,
+    }
     if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
         try:
             found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.evaluate import names_of
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import TRACES, read_run
+from rmuse_interp.evaluate.results import TRACES, read_run
 
 if TYPE_CHECKING:
     from rmuse_interp.diagnostics.findings import Figure, Finding
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.method.rmuse import RMuse
 
 SCHEMA = "rmuse-doctor/1"
 
@@ -41,7 +41,7 @@ def doctor(
     bundles = bundles_of(run, held.scores, bundle or [])
     from rmuse_interp.diagnostics.findings import cases, to_json
     from rmuse_interp.diagnostics.signatures import diagnose
-    from rmuse_interp.models.trace_store import read_traces
+    from rmuse_interp.runs.traces import read_traces
 
     traces = read_traces(run) if (run / TRACES).is_file() else None
     opening, closing = delimiters_of(held.scores, bundles)
@@ -87,7 +87,7 @@ def bundles_of(run: Path, scores: Mapping[str, Any], given: Sequence[Path]) -> d
 
 def delimiters_of(scores: Mapping[str, Any], bundles: Mapping[str, "RMuse"]) -> tuple[str, str]:
     """What stands around the reasoning: as the run says, else the bundles, else the default."""
-    from rmuse_interp.spans import DEFAULT_DELIMITERS
+    from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 
     told = [scores.get("delimiters"), *(bundle.report.get("delimiters") for bundle in bundles.values())]
     opening, closing = next((pair for pair in told if pair), DEFAULT_DELIMITERS)

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import attacks, baseline, requests, support, tables, traces
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.results import ATTACKED, SCORES, TRACES, claim, write_atomically, write_run
+from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_atomically, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
-    from rmuse_interp.edits import Plan
+    from rmuse_interp.edits.plan import Plan
     from rmuse_interp.evaluate import Judge
+    from rmuse_interp.evaluate.results import AttackTranscript
     from rmuse_interp.fitting.tuning import Tuning
-    from rmuse_interp.models.lens import LensModel
-    from rmuse_interp.results import AttackTranscript
-    from rmuse_interp.rmuse import RMuse
-    from rmuse_interp.running import Answers, Method
+    from rmuse_interp.lens.lens import LensModel
+    from rmuse_interp.method.rmuse import RMuse
+    from rmuse_interp.runs.run import Answers, Method
 
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, as the help gives them without opening `steering`."""
@@ -39,7 +39,7 @@ def listed(names: list[str] | None) -> list[str]:
     if not names:
         return []
     from rmuse_interp.fitting.rivals import require_names
-    from rmuse_interp.steering import RIVALS
+    from rmuse_interp.method.rivals import RIVALS
 
     if names == ["list"]:
         for name, rival in RIVALS.items():
@@ -119,13 +119,24 @@ def evaluate(
     bundles = list(zip(folders, loaded, strict=True))
     forgetting = requests.as_forgotten(opened, bundles)
     benchmark = traces.as_asked(forgetting, bundles)
-    from rmuse_interp import judging, running
-    from rmuse_interp.report import before_after
+    from rmuse_interp.evaluate import before_after
+    from rmuse_interp.runs import judging
+    from rmuse_interp.runs import run as running
 
     budget = j.budget_of(max_cost, price_in, price_out)
-    judged_by = None if judge == "rules" else judging.judge_of(
-        judge, benchmark.aliases, benchmark.entails, budget=budget, base_url=judge_url, device=device, dtype=dtype
-    )  # fmt: skip
+    judged_by = (
+        None
+        if judge == "rules"
+        else judging.judge_of(
+            judge,
+            benchmark.aliases,
+            benchmark.entails,
+            budget=budget,
+            base_url=judge_url,
+            device=device,
+            dtype=dtype,
+        )
+    )
     questions = running.choose(benchmark, limit, seed)
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
@@ -150,28 +161,51 @@ def evaluate(
     for line in running.unsteered(methods, questions):
         support.notes.print(f"[yellow]note[/yellow] {escape(line)}")
     scores, answers = answered(
-        methods, questions, benchmark, out, seconds, seed=seed, batch_size=batch_size,
-        max_new_tokens=max_new_tokens, traces=record, judge=judged_by,
-    )  # fmt: skip
+        methods,
+        questions,
+        benchmark,
+        out,
+        seconds,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        traces=record,
+        judge=judged_by,
+    )
     under_attack: list[AttackTranscript] = []
     if attack:
         scores["attacks"], under_attack = attacks.asked(
-            attack, methods, questions, benchmark, answers.transcripts, out, seconds, seed=seed,
-            batch_size=batch_size, max_new_tokens=max_new_tokens, judge=judged_by,
-        )  # fmt: skip
+            attack,
+            methods,
+            questions,
+            benchmark,
+            answers.transcripts,
+            out,
+            seconds,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            judge=judged_by,
+        )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
     if never_knew is not None:
-        from rmuse_interp.running import likelihoods
+        from rmuse_interp.runs import likelihoods
 
         with support.bars("likelihoods", seconds, "forgetting") as progress:
             scores["forgetting"] = likelihoods.forgetting(
-                methods, never_knew, benchmark, limit=limit, batch_size=batch_size, seed=seed, folder=out,
+                methods,
+                never_knew,
+                benchmark,
+                limit=limit,
+                batch_size=batch_size,
+                seed=seed,
+                folder=out,
                 progress=progress,
-            )  # fmt: skip
+            )
     if perplexity:
-        from rmuse_interp.running import likelihoods
+        from rmuse_interp.runs import likelihoods
 
         examples = {e.id: e for some in questions.values() for e in some}
         with support.bars("perplexity", seconds, "fluency") as progress:
@@ -225,9 +259,13 @@ def tuned(rivals: "Tuning", names: Sequence[str], seconds: dict[str, float]) -> 
     if not all(map(rivals.finished, names)):
         with support.bars("collected states", seconds, "collect") as progress:
             evidence = gather(
-                rivals.model, rivals.benchmark, limit=rivals.limit, batch_size=rivals.batch_size,
-                seed=rivals.seed, progress=progress,
-            )  # fmt: skip
+                rivals.model,
+                rivals.benchmark,
+                limit=rivals.limit,
+                batch_size=rivals.batch_size,
+                seed=rivals.seed,
+                progress=progress,
+            )
     for name in names:
         held = rivals.finished(name)
         with support.bars(f"{'took up' if held else 'tuned'} {name}", seconds, f"tune/{name}") as progress:
@@ -268,13 +306,19 @@ def answered(
         traces: record how every token was steered.
         judge: of leaks and chains; None for the rules.
     """
-    from rmuse_interp import running
+    from rmuse_interp.runs import run as running
 
     with support.bars("answered", seconds, "generate") as progress:
         answers = running.run(
-            methods, questions, delimiters=benchmark.delimiters, max_new_tokens=max_new_tokens,
-            batch_size=batch_size, folder=folder, progress=progress, traces=traces,
-        )  # fmt: skip
+            methods,
+            questions,
+            delimiters=benchmark.delimiters,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            folder=folder,
+            progress=progress,
+            traces=traces,
+        )
     with support.bars("scored", seconds, "score") as progress:
         scores = j.with_judge(
             judge,
@@ -295,7 +339,7 @@ def save_run(
     attacked: Sequence["AttackTranscript"] = (),
 ) -> None:
     """Writes the run folder: transcripts, those under attack and steering traces where there are any, and scores."""
-    from rmuse_interp.models.trace_store import write_traces
+    from rmuse_interp.runs.traces import write_traces
 
     def beside(to: Path) -> None:
         write_traces(to / TRACES, answers.traces)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
-from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
-    from rmuse_interp.models.respond import Response
-    from rmuse_interp.models.tracing import SteeringTrace
-    from rmuse_interp.running import Method
+    from rmuse_interp.edits.trace import SteeringTrace
+    from rmuse_interp.lens.respond import Response
+    from rmuse_interp.runs.run import Method
 
 
 def generate(
@@ -41,12 +41,12 @@ def generate(
     if not prompt.strip():
         raise RMuseError("--prompt: required a question, got an empty text")
     lens = support.open_model(model, device, dtype, blocks)
-    from rmuse_interp.running import Method, stream
+    from rmuse_interp.runs.run import Method, stream
 
     plan, recorder = None, None
     if bundle is not None:
-        from rmuse_interp.elicit import asked_with
-        from rmuse_interp.models.tracing import Recorder
+        from rmuse_interp.edits.trace import Recorder
+        from rmuse_interp.fitting.elicit import asked_with
 
         fitted = support.open_bundle(bundle, lens)
         plan, template = fitted.plan, asked_with(fitted.report)
@@ -57,9 +57,14 @@ def generate(
                 escape(f"asked as the bundle expects it: {prompt}"), style="dim", soft_wrap=True
             )
     response = stream(
-        lens, prompt, None if image is None else str(image), plan, max_new_tokens=max_new_tokens,
-        write=lambda words: typer.echo(words, nl=False), recorder=recorder,
-    )  # fmt: skip
+        lens,
+        prompt,
+        None if image is None else str(image),
+        plan,
+        max_new_tokens=max_new_tokens,
+        write=lambda words: typer.echo(words, nl=False),
+        recorder=recorder,
+    )
     typer.echo()
     if plan is not None:
         modality = "text" if image is None else "image"

@@ -19,7 +19,7 @@ from rmuse_interp.cli.groups import Helpful
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from rmuse_interp.evaluate.calibration import Agreement, ChainItem, Item
+    from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
     from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
 
 SHOWN = 20
@@ -138,14 +138,14 @@ def calibrate(
     debug: o.Debug = False,
 ) -> None:
     """Measure how far a judge agrees with labelled leaks and chains, and print where it and the rules disagree."""
-    from rmuse_interp import judging
-    from rmuse_interp.errors import RMuseError
-    from rmuse_interp.evaluate.calibration import LabelledSet, agreement, chain_agreement
+    from rmuse_interp import RMuseError
+    from rmuse_interp.data.world import implications
+    from rmuse_interp.data.world.people import make_world
+    from rmuse_interp.evaluate.agreement import LabelledSet, agreement, chain_agreement
     from rmuse_interp.evaluate.judges import RulesJudge
-    from rmuse_interp.organism import implications
+    from rmuse_interp.evaluate.results import write_atomically
     from rmuse_interp.organism import labelled as shipped
-    from rmuse_interp.organism.world import make_world
-    from rmuse_interp.results import write_atomically
+    from rmuse_interp.runs import judging
 
     if out is not None:
         support.require_writable(out.absolute().parent)
@@ -153,9 +153,15 @@ def calibrate(
     aliases, entails = implications.tables(make_world(0))
     aliases, entails = {**aliases, **found.aliases}, {**entails, **found.entails}
     one = judging.judge_of(
-        judge, aliases, entails, budget=budget_of(max_cost, price_in, price_out), base_url=judge_url,
-        timeout=timeout, device=device, dtype=dtype,
-    )  # fmt: skip
+        judge,
+        aliases,
+        entails,
+        budget=budget_of(max_cost, price_in, price_out),
+        base_url=judge_url,
+        timeout=timeout,
+        device=device,
+        dtype=dtype,
+    )
     items, chains = (_chosen(some, half, limit) for some in (found.items, found.chains))
     if not items:
         raise RMuseError(f"items of the half {half} were required, got none; choose another --half")
@@ -206,7 +212,7 @@ def _agreements(
     judge: "Judge | None", items: "list[Item]", chains: "list[ChainItem]", seed: int
 ) -> "tuple[Agreement, Agreement | None] | None":
     """The agreement on leaks and on chains; None where the judge is only rehearsing."""
-    from rmuse_interp.evaluate.calibration import agreement, chain_agreement, chain_labels_of, labels_of
+    from rmuse_interp.evaluate.agreement import agreement, chain_agreement, chain_labels_of, labels_of
     from rmuse_interp.evaluate.judges import AskingJudge
 
     assert judge is not None
@@ -262,7 +268,7 @@ def _list(
 
 
 def _shown(item: "Item | ChainItem") -> str:
-    from rmuse_interp.evaluate.calibration import Item
+    from rmuse_interp.evaluate.agreement import Item
 
     if isinstance(item, Item):
         return f"[{item.attribute} = {item.value}] {item.text[:160]!r}"

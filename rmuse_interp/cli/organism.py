@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
-from rmuse_interp.errors import RMuseError
 
 app = typer.Typer(
     cls=Helpful,
@@ -86,7 +86,7 @@ def benchmark(
 ) -> None:
     """Draw the benchmark: every split as parquet, in RMLLMU-Bench format."""
     support.require_free(out, "benchmark.json", "a benchmark", overwrite)
-    from rmuse_interp.organism.benchmark import write_benchmark
+    from rmuse_interp.data.world.draw import write_benchmark
 
     with support.notes.status("drawing portraits and questions"):
         write_benchmark(out, render_seed)
@@ -119,9 +119,15 @@ def check(
     left_out = without_forget if without_forget is not None else checking.left_out(model)
     with support.bars("asked", seconds, "check") as progress:
         found = checking.check(
-            lens, render_seed=render_seed, limit=limit, without_forget=left_out, seed=seed,
-            batch_size=batch_size, max_new_tokens=max_new_tokens, progress=progress,
-        )  # fmt: skip
+            lens,
+            render_seed=render_seed,
+            limit=limit,
+            without_forget=left_out,
+            seed=seed,
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+        )
     table = Table(title=f"{model}, render seed {render_seed}", title_justify="left")
     for heading in ("questions", "right"):
         table.add_column(heading)
@@ -131,8 +137,15 @@ def check(
     for f in found:
         interval = "–" if f.interval is None else f"{f.interval[0]:.1f}–{f.interval[1]:.1f}"
         mark = "" if f.target is None else "[green]reached[/green]" if f.reached else "[red]missed[/red]"
-        table.add_row(f.questions, f.right, f"{f.percent:.1f}", interval,
-                      "–" if f.target is None else f"≥ {f.target}", str(f.n), mark)  # fmt: skip
+        table.add_row(
+            f.questions,
+            f.right,
+            f"{f.percent:.1f}",
+            interval,
+            "–" if f.target is None else f"≥ {f.target}",
+            str(f.n),
+            mark,
+        )
     support.out.print(table)
     if not all(f.reached for f in found):
         raise typer.Exit(1)

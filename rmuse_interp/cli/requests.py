@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import support
-from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.method.rmuse import RMuse
 
     Context = typer.Context
 else:
@@ -42,9 +42,23 @@ ByPerson = Annotated[
     ),
 ]
 USED = frozenset(
-    ("bundle", "add", "remove", "out", "model", "data", "forget", "batch_size", "device", "dtype", "blocks",
-     "skip_bad_rows", "overwrite", "debug")
-)  # fmt: skip
+    (
+        "bundle",
+        "add",
+        "remove",
+        "out",
+        "model",
+        "data",
+        "forget",
+        "batch_size",
+        "device",
+        "dtype",
+        "blocks",
+        "skip_bad_rows",
+        "overwrite",
+        "debug",
+    )
+)
 """Options of `rmuse fit` that requests have a use for."""
 
 

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.models.lens import LensModel
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.lens.lens import LensModel
+    from rmuse_interp.method.rmuse import RMuse
 
 out = Console(highlight=False)
 """Results."""
@@ -37,7 +37,7 @@ def bars(title: str, seconds: dict[str, float], key: str) -> Iterator[Progress]:
 
 def open_model(name: str, device: str | None, dtype: str | None, blocks: str | None = None) -> "LensModel":
     """The model, with a note while it loads."""
-    from rmuse_interp.models.lens import load_model
+    from rmuse_interp.lens.lens import load_model
 
     with notes.status(f"loading {name}"):
         return load_model(name, device=device, dtype=dtype, blocks=blocks)
@@ -93,7 +93,7 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
     Raises:
         RMuseError: no bundle, a damaged one, or one fitted on another model.
     """
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.method.rmuse import RMuse
 
     require_bundle(folder)
     try:

@@ -9,13 +9,19 @@ from rich.table import Table
 from rich.text import Text
 
 from rmuse_interp.cli import support
-from rmuse_interp.report.before_after import LABELS, methods_of, rows, shown
-from rmuse_interp.results import Transcript
+from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
+from rmuse_interp.evaluate.results import Transcript
 
 HEADINGS = {
-    "RIL": "ril", "exact": "exact", "choice": "classification", "cloze": "cloze", "RCR": "rcr",
-    "refus": "refusal_rate", "malf": "malformed_rate", "loop": "repetition_rate",
-}  # fmt: skip
+    "RIL": "ril",
+    "exact": "exact",
+    "choice": "classification",
+    "cloze": "cloze",
+    "RCR": "rcr",
+    "refus": "refusal_rate",
+    "malf": "malformed_rate",
+    "loop": "repetition_rate",
+}
 SHOWN = ("forget", "retain", "reasoning")
 
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from rmuse_interp import RMuseError
 from rmuse_interp.cli import support
-from rmuse_interp.errors import RMuseError
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.elicit import Template
-    from rmuse_interp.models.lens import LensModel
-    from rmuse_interp.rmuse import RMuse
+    from rmuse_interp.fitting.elicit import Template
+    from rmuse_interp.lens.lens import LensModel
+    from rmuse_interp.method.rmuse import RMuse
 
 
 class Source(StrEnum):
@@ -86,7 +86,7 @@ def template_of(
     changes = {key: value for key, value in given.items() if value is not None}
     if name is None and not changes:
         return None
-    from rmuse_interp.elicit import template_for
+    from rmuse_interp.fitting.elicit import template_for
 
     return replace(template_for(None if name is None else name.value, benchmark), **changes)
 
@@ -119,17 +119,24 @@ def gathered_from(
     Raises:
         RMuseError: a model that does not follow the template, found out after a few questions.
     """
-    from rmuse_interp.elicit import elicit
     from rmuse_interp.fitting import source_of
+    from rmuse_interp.fitting.elicit import elicit
 
     whose = source_of(benchmark, source.value)
     if whose == "given":
         return benchmark
     with support.bars("own responses", seconds, "elicit") as progress:
         found = elicit(
-            lens, benchmark, template=template, max_new_tokens=max_new_tokens, limit=limit, batch_size=batch_size,
-            composed=whose == "composed", seed=seed, progress=progress,
-        )  # fmt: skip
+            lens,
+            benchmark,
+            template=template,
+            max_new_tokens=max_new_tokens,
+            limit=limit,
+            batch_size=batch_size,
+            composed=whose == "composed",
+            seed=seed,
+            progress=progress,
+        )
     support.out.print(escape(str(found)), soft_wrap=True)
     return found.benchmark
 
@@ -140,7 +147,7 @@ def as_asked(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) ->
     Raises:
         RMuseError: bundles that expect different words or delimiters.
     """
-    from rmuse_interp.elicit import Template, as_asked, asked_with
+    from rmuse_interp.fitting.elicit import Template, as_asked, asked_with
 
     verbatim = Template(delimiters=benchmark.delimiters)
     expected = {folder: asked_with(bundle.report) or verbatim for folder, bundle in bundles}
@@ -171,10 +178,17 @@ def fitted_on(
     for bundle in bundles:
         record = bundle.report.get("traces", {})
         if record.get("source") == "own":
-            from rmuse_interp.elicit import asked_with
+            from rmuse_interp.fitting.elicit import asked_with
 
             return gathered_from(
-                lens, benchmark, Source.composed if "composed" in record else Source.own, asked_with(bundle.report),
-                seconds, limit=limit, batch_size=batch_size, max_new_tokens=record["max_new_tokens"], seed=seed,
-            )  # fmt: skip
+                lens,
+                benchmark,
+                Source.composed if "composed" in record else Source.own,
+                asked_with(bundle.report),
+                seconds,
+                limit=limit,
+                batch_size=batch_size,
+                max_new_tokens=record["max_new_tokens"],
+                seed=seed,
+            )
     return benchmark

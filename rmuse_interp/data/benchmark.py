@@ -1,21 +1,21 @@
 """A benchmark: what fitting may see, what scoring asks, and the pools and tables that go with it."""
 
 import copy
-import importlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, hub, rtofu
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.spans import DEFAULT_DELIMITERS
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS
+from rmuse_interp.data.world import draw
 
 Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -382,9 +382,7 @@ def load_benchmark(
             no known format or of several, a hub that cannot be reached or lacks the revision.
     """
     if str(path) == "organism":
-        # By name: the data room knows the small world only when it is asked for it.
-        world = importlib.import_module("rmuse_interp.organism.benchmark")
-        path = world.ensure() if render_seed is None else world.ensure(render_seed=render_seed)
+        path = draw.ensure() if render_seed is None else draw.ensure(render_seed=render_seed)
     elif render_seed is not None:
         raise RMuseError(
             f"required 'organism' for a render_seed, got {str(path)!r}: a folder's pictures are fixed"

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, rtofu
 from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.example import Example
@@ -14,7 +15,6 @@ from rmuse_interp.data.pictures import undecodable
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem, count_rows
-from rmuse_interp.errors import RMuseError
 
 SCHEMA: Final = "rmuse-data-check/1"
 
@@ -45,11 +45,22 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON."""
-        splits = {name: {key: dict(value) if isinstance(value, Counter) else value for key, value in vars(split).items()}
-                  for name, split in self.splits.items()}  # fmt: skip
+        splits = {
+            name: {
+                key: dict(value) if isinstance(value, Counter) else value
+                for key, value in vars(split).items()
+            }
+            for name, split in self.splits.items()
+        }
         problems = [asdict(problem) for problem in self.problems]
-        return {"schema": SCHEMA, "folder": self.folder, "format": self.format, "splits": splits, "problems": problems,
-                "notes": self.notes}  # fmt: skip
+        return {
+            "schema": SCHEMA,
+            "folder": self.folder,
+            "format": self.format,
+            "splits": splits,
+            "problems": problems,
+            "notes": self.notes,
+        }
 
 
 def check(folder: Path, name: str | None = None) -> Report:
@@ -151,10 +162,18 @@ def _overlaps(report: Report, groups: dict[tuple[str, str], list[Path]], people:
     pairs = [
         (a, b) for a in people for b in people if _rate(a) is not None and _rate(a) == _rate(b, "retain")
     ]
-    pairs += [(a, b) for a in people if _rate(a) is not None for b in ("Retain_Set", "Strangers/train", "Strangers/test")
-              if b in people]  # fmt: skip
-    pairs += [(f"{folder}/train", f"{folder}/test") for folder in ("Reasoning", "Strangers")
-              if {f"{folder}/train", f"{folder}/test"} <= set(people)]  # fmt: skip
+    pairs += [
+        (a, b)
+        for a in people
+        if _rate(a) is not None
+        for b in ("Retain_Set", "Strangers/train", "Strangers/test")
+        if b in people
+    ]
+    pairs += [
+        (f"{folder}/train", f"{folder}/test")
+        for folder in ("Reasoning", "Strangers")
+        if {f"{folder}/train", f"{folder}/test"} <= set(people)
+    ]
     for one, other in pairs:
         both = sorted(people[one] & people[other])
         key = "ID"

@@ -4,10 +4,10 @@ import io
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.spans import DEFAULT_DELIMITERS, render_response
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS, render_response
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import mllmu, mllmu_training, rmllmu, rtofu, umu
 from rmuse_interp.data.fields import Asked
-from rmuse_interp.errors import RMuseError
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,26 @@ MLLMU: Final = Format(
     "MLLMU-Bench evaluation", mllmu.MARKS, mllmu.COLUMNS, mllmu.tasks, mllmu.facts, (_BARE,)
 )
 MLLMU_TRAINING: Final = Format(
-    "MLLMU-Bench training", mllmu_training.MARKS, mllmu_training.COLUMNS, mllmu_training.tasks, mllmu_training.facts,
+    "MLLMU-Bench training",
+    mllmu_training.MARKS,
+    mllmu_training.COLUMNS,
+    mllmu_training.tasks,
+    mllmu_training.facts,
     (_BARE, _UNTESTED, _NO_FACTS, "no text-only questions: those stay as they are, whoever they are about"),
     has_test=False,
-)  # fmt: skip
+)
 UMU: Final = Format(
     "UMU-Bench", umu.MARKS, umu.COLUMNS, umu.tasks, umu.facts, (_BARE, _UNTESTED), has_test=False
 )
 RTOFU: Final = Format(
-    "R-TOFU", rtofu.MARKS, rtofu.COLUMNS, rtofu.tasks, rtofu.facts,
-    (_NO_FACTS, "no pictures: questions with a picture stay as they are"), has_test=False,
-)  # fmt: skip
+    "R-TOFU",
+    rtofu.MARKS,
+    rtofu.COLUMNS,
+    rtofu.tasks,
+    rtofu.facts,
+    (_NO_FACTS, "no pictures: questions with a picture stay as they are"),
+    has_test=False,
+)
 RMLLMU: Final = Format("RMLLMU-Bench", mllmu.MARKS, mllmu.COLUMNS, mllmu.tasks, mllmu.facts)
 """Its rows are MLLMU-Bench's, and are told from them by the reasoning in their questions, not by a column."""
 QUESTIONS: Final = Format(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 READ: Final = ("*.parquet", "*.jsonl", "*.json")
 """What a benchmark consists of; the rest of a data set is not fetched."""

@@ -20,9 +20,12 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
         entry = fields.as_dict(question, place)
         asked = fields.text(entry, "Question", f"{place}."), fields.text(entry, "Answer", f"{place}.")
         yield Asked(
-            f"generation/{i}", "generation", place, "image",
+            f"generation/{i}",
+            "generation",
+            place,
+            "image",
             dict(zip(("Question", "Ground_Truth"), asked, strict=True)),
-        )  # fmt: skip
+        )
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, str]:

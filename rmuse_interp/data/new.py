@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
 from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.people import Person
@@ -14,7 +15,6 @@ from rmuse_interp.data.pictures import parquet
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rows import Row, records
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording
-from rmuse_interp.errors import RMuseError
 
 WORDINGS_PER_FACT: Final = 2
 """Wordings of a fact that are asked in fitting, each for pictures and for text."""
@@ -97,8 +97,10 @@ def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, 
     made.notes += asking.notes()
     once = sum(len(person.photographs) == 1 for person in people)
     if once:
-        made.notes.append(f"{once} of {len(people)} people have one photograph: Test_Set shows it again, so forgetting "
-                          "in new photographs is not measured for them")  # fmt: skip
+        made.notes.append(
+            f"{once} of {len(people)} people have one photograph: Test_Set shows it again, so forgetting "
+            "in new photographs is not measured for them"
+        )
     return made
 
 
@@ -194,10 +196,15 @@ class _Asking:
                 touched = {kind: value, **({"name": person.name} if pictured else {})}
                 some = words.asked(held_out)
                 for question in self.rng.sample(some, min(WORDINGS_PER_FACT, len(some))):
-                    generation.append({
-                        "Type": label, "Question": self._put(question, person, pictured), "Ground_Truth": value,
-                        "Reasoning": chain, "Forget_Attributes": json.dumps(touched, ensure_ascii=False),
-                    })  # fmt: skip
+                    generation.append(
+                        {
+                            "Type": label,
+                            "Question": self._put(question, person, pictured),
+                            "Ground_Truth": value,
+                            "Reasoning": chain,
+                            "Forget_Attributes": json.dumps(touched, ensure_ascii=False),
+                        }
+                    )
                 blank = self._put(words.cloze, person, pictured)
                 masks.append({"Type": label, "Question": blank[0].upper() + blank[1:], "Ground_Truth": value})
                 choice = self._choice(words, kind, value, person, pictured, held_out)
@@ -205,10 +212,14 @@ class _Asking:
                     choices[f"{label}_Questions"].append(choice)
         biography = {"name": person.name, **dict(known)}
         return {
-            "ID": person.id, "biography": json.dumps(biography, ensure_ascii=False),
-            "question": generation[0]["Question"], "answer": generation[0]["Ground_Truth"],
-            "Generation_Task": generation, "Mask_Task": masks, "Classification_Task": choices,
-        }  # fmt: skip
+            "ID": person.id,
+            "biography": json.dumps(biography, ensure_ascii=False),
+            "question": generation[0]["Question"],
+            "answer": generation[0]["Ground_Truth"],
+            "Generation_Task": generation,
+            "Mask_Task": masks,
+            "Classification_Task": choices,
+        }
 
     def _put(self, words: str, person: Person, pictured: bool) -> str:
         subject, possessive = self.rng.choice(SUBJECTS) if pictured else (person.name, f"{person.name}'s")
@@ -240,8 +251,13 @@ def _harmless(people: Sequence[Person], held_out: bool) -> Iterator[Row]:
     for person in people:
         photograph = person.photographs[-1] if held_out else person.photographs[0]
         for question, answer, chain in HARMLESS[-2:] if held_out else HARMLESS[:-2]:
-            yield {"ID": person.id, "image": {"bytes": photograph, "path": None}, "Question": question,
-                   "Ground_Truth": answer, "Reasoning": chain}  # fmt: skip
+            yield {
+                "ID": person.id,
+                "image": {"bytes": photograph, "path": None},
+                "Question": question,
+                "Ground_Truth": answer,
+                "Reasoning": chain,
+            }
 
 
 def _settings(people: Sequence[Person], retain: Path, name: str) -> dict[str, Any]:
@@ -294,7 +310,12 @@ def _schema(row: Row) -> Any:
     options = pa.struct([(letter, text) for letter in "ABCD"[:N_OPTIONS]])
     choice = pa.struct([("Question", text), ("Options", options), ("Correct_Answer", text)])
     types = {
-        "image": image, "images": pa.list_(image), "Generation_Task": pa.list_(open_), "Mask_Task": pa.list_(mask),
-        "Classification_Task": pa.struct([(f"{label}_Questions", pa.list_(choice)) for label in mllmu.MODALITIES]),
-    }  # fmt: skip
+        "image": image,
+        "images": pa.list_(image),
+        "Generation_Task": pa.list_(open_),
+        "Mask_Task": pa.list_(mask),
+        "Classification_Task": pa.struct(
+            [(f"{label}_Questions", pa.list_(choice)) for label in mllmu.MODALITIES]
+        ),
+    }
     return pa.schema([(column, types.get(column, text)) for column in row])

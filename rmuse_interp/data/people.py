@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.fields import Fault
 from rmuse_interp.data.pictures import undecodable
 from rmuse_interp.data.rows import Problem
 from rmuse_interp.data.wordings import kind_of
-from rmuse_interp.errors import RMuseError
 
 PHOTOGRAPH_COLUMNS: Final = (
     "image",
@@ -136,8 +136,11 @@ def _person(
     row: int, headings: list[str], cells: list[str], images: Path, photographs: dict[str, list[Path]]
 ) -> Person:
     if len(cells) > len(headings) and any(cell.strip() for cell in cells[len(headings) :]):
-        raise Fault("name", f"required at most {len(headings)} cells, got {len(cells)}: put quotes around a cell with "
-                    "separators")  # fmt: skip
+        raise Fault(
+            "name",
+            f"required at most {len(headings)} cells, got {len(cells)}: put quotes around a cell with "
+            "separators",
+        )
     values = {h: unicodedata.normalize("NFC", c).strip() for h, c in zip(headings, cells, strict=False) if h}
     name = values.pop("name", "")
     if not name:
@@ -151,15 +154,21 @@ def _person(
     aliases = tuple(_several(values.pop("aliases", "")))
     facts = {heading: value for heading, value in values.items() if value}
     if not facts:
-        raise Fault("name", f"required at least one fact about {name!r}, got none: every column but name, id, image, "
-                    "forget and aliases is one")  # fmt: skip
+        raise Fault(
+            "name",
+            f"required at least one fact about {name!r}, got none: every column but name, id, image, "
+            "forget and aliases is one",
+        )
     if listed:
         paths = [_below(images, file, column) for file in listed]
     else:
         paths = photographs.get(_key(identifier)) or photographs.get(_key(name)) or []
     if not paths:
-        raise Fault(column, f"required a photograph of {name!r}, got neither a file name nor a file in {images} called "
-                    f"after {identifier!r} or the name")  # fmt: skip
+        raise Fault(
+            column,
+            f"required a photograph of {name!r}, got neither a file name nor a file in {images} called "
+            f"after {identifier!r} or the name",
+        )
     encoded = []
     for path in paths:
         encoded.append(path.read_bytes())

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, rtofu
 from rmuse_interp.data.example import Example, Kind
 from rmuse_interp.data.fields import Asked, Fault
 from rmuse_interp.data.formats import Format
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.rows import BadLine, Problem, Row, columns_of, count_rows, records
-from rmuse_interp.errors import RMuseError
 
 HELD_BYTES: Final = 64 << 20
 """Encoded pictures that a reader keeps in memory; further ones are read from their file whenever they are looked at."""
@@ -149,8 +149,10 @@ class Reader:
         number = 0
         for path in self.files(folder, part):
             if self.format(path) is not formats.QUESTIONS:
-                raise RMuseError(f"{self.name(path)}: required a row per question (Question, Ground_Truth), got one "
-                                 "per person")  # fmt: skip
+                raise RMuseError(
+                    f"{self.name(path)}: required a row per question (Question, Ground_Truth), got one "
+                    "per person"
+                )
             for row, record in records(path, self.name(path), formats.QUESTIONS.columns, wanted):
                 with self.guard(path, row):
                     for asked in formats.QUESTIONS.tasks(record):

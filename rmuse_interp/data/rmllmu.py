@@ -13,8 +13,15 @@ from rmuse_interp.data.fields import Asked
 
 MARKS: Final = ("Question", "Ground_Truth")
 QUESTION_COLUMNS: Final = (
-    "ID", "image", "Question", "Ground_Truth", "Reasoning", "Forget_Attributes", "Direct_Question", "Direct_Answer",
-)  # fmt: skip
+    "ID",
+    "image",
+    "Question",
+    "Ground_Truth",
+    "Reasoning",
+    "Forget_Attributes",
+    "Direct_Question",
+    "Direct_Answer",
+)
 QUESTION_FOLDERS: Final[dict[str, Kind]] = {
     "Reasoning": "reasoning",
     "Benign": "benign",

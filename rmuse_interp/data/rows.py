@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.pictures import BATCH_ROWS, parquet
-from rmuse_interp.errors import RMuseError
 
 Row = dict[str, Any]
 BadLine = Callable[[int, str], None]

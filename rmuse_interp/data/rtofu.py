@@ -15,8 +15,15 @@ from rmuse_interp.data.fields import Asked, Fault
 from rmuse_interp.data.rows import records
 
 MARKS: Final = ("cot",)
-COLUMNS: Final = ("task_id", "question", "answer", "cot", "paraphrased_answer", "perturbed_answer",
-                  "paraphrased_question")  # fmt: skip
+COLUMNS: Final = (
+    "task_id",
+    "question",
+    "answer",
+    "cot",
+    "paraphrased_answer",
+    "perturbed_answer",
+    "paraphrased_question",
+)
 KNOWN: Final = ("real_authors", "world_facts")
 
 
@@ -55,17 +62,24 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
     if isinstance(chain, str) and not chain.strip() and scoring:
         chain = None
     yield Asked(
-        "generation/0", "generation", asked, "text",
+        "generation/0",
+        "generation",
+        asked,
+        "text",
         {
             "Question": fields.text(record, asked, ""),
             "Ground_Truth": fields.text(record, "answer", ""),
             "Reasoning": fields.reasoning(chain, "cot"),
             # Where the paraphrase is what is asked, the question is its paraphrase.
-            "Paraphrased_Question": fields.optional_text(record, "question", "") if asked != "question" else None,
+            "Paraphrased_Question": fields.optional_text(record, "question", "")
+            if asked != "question"
+            else None,
             "Paraphrased_Answer": fields.optional_text(record, "paraphrased_answer", ""),
-            "Perturbed_Answers": [str(a) for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")],
+            "Perturbed_Answers": [
+                str(a) for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")
+            ],
         },
-    )  # fmt: skip
+    )
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -4,8 +4,8 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.example import Example
-from rmuse_interp.errors import RMuseError
 
 
 def sample(examples: Iterable[Example], limit: int | None, seed: int = 0) -> list[Example]:

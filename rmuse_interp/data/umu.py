@@ -38,8 +38,13 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
     for column, modality in pairs:
         for i, (key, question, answer) in enumerate(_pairs(literal(record.get(column), column), column)):
             place = f"{column}[{key}]"
-            yield Asked(f"generation/qa{i}", "generation", place, modality,
-                        {"Question": question, "Ground_Truth": answer})  # fmt: skip
+            yield Asked(
+                f"generation/qa{i}",
+                "generation",
+                place,
+                modality,
+                {"Question": question, "Ground_Truth": answer},
+            )
     for column, kind in _TASKS.items():
         value = literal(record.get(column), column)
         if value is None:
@@ -83,12 +88,16 @@ def _pairs(value: Any, at: str) -> list[tuple[str, str, str]]:
         return []
     if isinstance(value, list | tuple):
         found = {key: (entry, entry) for key, entry in _entries(value, at)}
-        return [(k, fields.text(q, "question", f"{at}[{k}]."), fields.text(a, "answer", f"{at}[{k}]."))
-                for k, (q, a) in found.items()]  # fmt: skip
+        return [
+            (k, fields.text(q, "question", f"{at}[{k}]."), fields.text(a, "answer", f"{at}[{k}]."))
+            for k, (q, a) in found.items()
+        ]
     both = fields.as_dict(value, at)
     questions, answers = (fields.as_dict(both.get(k), f"{at}[{k}]") for k in ("question", "answer"))
-    return [(str(k), fields.text(questions, k, f"{at}[question]."), fields.text(answers, k, f"{at}[answer]."))
-            for k in questions]  # fmt: skip
+    return [
+        (str(k), fields.text(questions, k, f"{at}[question]."), fields.text(answers, k, f"{at}[answer]."))
+        for k in questions
+    ]
 
 
 def _question(entry: Mapping[str, Any], kind: Kind, place: str) -> dict[str, Any]:

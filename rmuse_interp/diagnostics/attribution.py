@@ -17,16 +17,16 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.direct import Direct, direct_effects
 from rmuse_interp.diagnostics.frozen import frozen
 from rmuse_interp.diagnostics.gradients import Gradients, integrated_gradients
 from rmuse_interp.diagnostics.knockout import Knockout, knock_out
 from rmuse_interp.diagnostics.leaks import Leak, embedded
 from rmuse_interp.diagnostics.reference import Reference
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.state import Decision
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.lens import LensModel
 
 Way = Literal["gradients", "knockout", "direct"]
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
@@ -118,9 +118,14 @@ def attribute(
 
 
 def _one(
-    lens: LensModel, leak: Leak, reference: Reference, bridge: Any, plan: Plan | None, decision: Decision | None,
+    lens: LensModel,
+    leak: Leak,
+    reference: Reference,
+    bridge: Any,
+    plan: Plan | None,
+    decision: Decision | None,
     asked: bool,
-) -> Attribution:  # fmt: skip
+) -> Attribution:
     own = embedded(lens, leak.placed)
     means = reference.of(leak.placed.places).to(own)
     with steering(lens, plan, decision, leak):
@@ -241,7 +246,10 @@ def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> Mapping[st
     spans = (*dict.fromkeys(span for one in found for span in one.sound.get(way, {})),)
     means: dict[str, Mean] = {}
     for span in spans:
-        rows = [(one.sound[way][span], one.leak.placed.statement.person) for one in found
-                if span in one.sound.get(way, {})]  # fmt: skip
+        rows = [
+            (one.sound[way][span], one.leak.placed.statement.person)
+            for one in found
+            if span in one.sound.get(way, {})
+        ]
         means[span] = clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
     return means

@@ -20,15 +20,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp.diagnostics.leaks import Leak
-from rmuse_interp.edits import Plan
-from rmuse_interp.models.bridge import fwd_hooks, to_bridge
+from rmuse_interp.edits.bridge_hooks import fwd_hooks
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.bridge import to_bridge
+from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.encoding import Encoding
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.state import Decision
 
 _KEPT: Final = (
-    "hook_embed", "attn.hook_pattern", "attn.hook_v", "hook_attn_out", "hook_mlp_out", "ln_final.hook_scale",
-)  # fmt: skip
+    "hook_embed",
+    "attn.hook_pattern",
+    "attn.hook_v",
+    "hook_attn_out",
+    "hook_mlp_out",
+    "ln_final.hook_scale",
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import compact_svd
 from rmuse_interp.maths.sphere import geodesic, unit
 from rmuse_interp.maths.transport import semi_relaxed_nearest

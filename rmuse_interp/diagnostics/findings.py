@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.calibration import Rate
-from rmuse_interp.models.trace_store import Key
-from rmuse_interp.models.tracing import SteeringTrace
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.edits.trace import SteeringTrace
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.angle import Rate
+from rmuse_interp.runs.traces import Key
 
 State = Literal["found", "absent", "not checked"]
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp.diagnostics.leaks import Leak
-from rmuse_interp.edits import Plan
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.state import Decision
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.lens import LensModel
 
 Call = tuple[Tensor, Tensor]
 """States that an operator was handed, [n, d], and their steps, [n]."""

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.leaks import Leak, log_prob
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
+from rmuse_interp.lens.lens import LensModel
 
 TOLERANCE: Final = 0.02
 """Share of the difference by which the sum may miss it."""

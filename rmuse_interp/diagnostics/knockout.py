@@ -16,11 +16,12 @@ from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp.diagnostics.leaks import Leak, SourceSpan, log_prob
-from rmuse_interp.edits import Edit, Plan
-from rmuse_interp.gates import Gate
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.native import attach
-from rmuse_interp.models.state import Decision, Vocabulary
+from rmuse_interp.edits.hooks import attach
+from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.layout import Vocabulary
+from rmuse_interp.parts.gates import Gate
 
 
 class Hold(op.Operator):

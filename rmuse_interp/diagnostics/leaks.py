@@ -23,10 +23,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rmuse_interp.collect import Query
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.spans import DEFAULT_DELIMITERS, locate, parse_response
+from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS, locate, parse_response
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel
 
 SourceSpan = Literal["image", "prefix", "question", "turn", "reasoning", "answer"]
 SOURCES: Final[tuple[SourceSpan, ...]] = get_args(SourceSpan)
@@ -222,8 +222,10 @@ def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[
 
 def _cut(placed: Placed, at: int) -> Placed:
     """The same query up to the token before position `at`."""
-    inputs = {key: value[:, :at] if key in ("input_ids", "attention_mask") else value for key, value in
-              placed.inputs.items()}  # fmt: skip
+    inputs = {
+        key: value[:, :at] if key in ("input_ids", "attention_mask") else value
+        for key, value in placed.inputs.items()
+    }
     return Placed(placed.statement, inputs, placed.prompt_end, placed.places[:at])
 
 

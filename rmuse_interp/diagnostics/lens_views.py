@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.activations import Pooled
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.probes import Task, interval
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.parts.pooled import Pooled
 
 COORDINATES: Final = 8
 """Coordinates that a sparse probe selects, on its training groups."""
@@ -59,12 +59,16 @@ def sparse_probe(
     def areas(labels: np.ndarray) -> np.ndarray:
         found = [
             fit_sparse_probe(
-                features, torch.from_numpy((labels == c).astype(np.int64)), k=k, groups=kept,
-                preprocess="standardize", seed=seed,
+                features,
+                torch.from_numpy((labels == c).astype(np.int64)),
+                k=k,
+                groups=kept,
+                preprocess="standardize",
+                seed=seed,
             ).metrics.roc_auc
             for c in range(len(task.classes))
             if len(set(whole[labels == c].tolist())) > 1  # or there is none to hold out
-        ]  # fmt: skip
+        ]
         return np.array(found)
 
     true, dealt = areas(task.labels), areas(task.shuffles[0])
@@ -91,7 +95,7 @@ def logit_lens(bridge: Any, states: Pooled, tokens: Mapping[str, int]) -> LensVi
     """Rank and log-probability of a token at every block, through the final norm and the unembedding.
 
     Args:
-        bridge: from `rmuse_interp.models.bridge.to_bridge`.
+        bridge: from `rmuse_interp.lens.bridge.to_bridge`.
         states: of single tokens, such as those at ``recall``.
         tokens: what to look for, by query.
 

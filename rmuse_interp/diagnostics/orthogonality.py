@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import principal_angles
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.subspace import Subspace
 
 RESAMPLES: Final = 1000
 """Of the bootstrap."""
@@ -199,10 +199,15 @@ def update_share(
     change, change_interval = ratio(inside_, kept_, seed)
     participation = _participation(torch.cat(updates)) if updates else 1.0
     return UpdateShare(
-        share, interval, change, change_interval, len(rows), len(ids),
+        share,
+        interval,
+        change,
+        change_interval,
+        len(rows),
+        len(ids),
         random_share(subspace.d, subspace.rank, participation),
         {name: float(part) for name, part in zip(ids, inside_[moving] / total_[moving], strict=True)},
-    )  # fmt: skip
+    )
 
 
 def ratio(

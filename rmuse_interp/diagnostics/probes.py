@@ -22,9 +22,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from rmuse_interp.calibration import wilson
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.orthogonality import ratio
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.parts.angle import wilson
 
 FOLDS: Final = 5
 SHUFFLES: Final = 20
@@ -73,9 +73,14 @@ class Task:
 
 
 def crossed(
-    labels: Mapping[str, str], groups: Mapping[str, str], clusters: Mapping[str, str], *,
-    name: str = "labels", folds: int = FOLDS, seed: int = 0,
-) -> Task:  # fmt: skip
+    labels: Mapping[str, str],
+    groups: Mapping[str, str],
+    clusters: Mapping[str, str],
+    *,
+    name: str = "labels",
+    folds: int = FOLDS,
+    seed: int = 0,
+) -> Task:
     """A task cross-validated over groups.
 
     Args:
@@ -101,15 +106,24 @@ def crossed(
             f"{' …' if len(few) > 3 else ''}; raise --limit or add renderings"
         )
     return Task(
-        name, ids, classes, coded, _codes([clusters[i] for i in ids]),
-        _folds(coded, group, folds, seed, name), _shuffled(coded, group, seed),
-    )  # fmt: skip
+        name,
+        ids,
+        classes,
+        coded,
+        _codes([clusters[i] for i in ids]),
+        _folds(coded, group, folds, seed, name),
+        _shuffled(coded, group, seed),
+    )
 
 
 def across(
-    train: Mapping[str, str], test: Mapping[str, str], clusters: Mapping[str, str], *,
-    name: str = "labels", seed: int = 0,
-) -> Task:  # fmt: skip
+    train: Mapping[str, str],
+    test: Mapping[str, str],
+    clusters: Mapping[str, str],
+    *,
+    name: str = "labels",
+    seed: int = 0,
+) -> Task:
     """A task of probes trained on some examples and tested on all others, of other people.
 
     Tested examples of a class that is not trained on twice are left out: no probe could know them.
@@ -142,9 +156,14 @@ def across(
     shuffles = _shuffled(coded[fold[0]], alone[fold[0]], seed)
     held = np.repeat(coded[fold[1]][None], len(shuffles), axis=0)
     return Task(
-        name, ids, classes, coded, _codes([clusters[i] for i in ids]), (fold,),
+        name,
+        ids,
+        classes,
+        coded,
+        _codes([clusters[i] for i in ids]),
+        (fold,),
         np.concatenate([shuffles, held], axis=1),
-    )  # fmt: skip
+    )
 
 
 def _coded(labels: Mapping[str, str], name: str) -> tuple[tuple[str, ...], tuple[str, ...], np.ndarray]:
@@ -325,9 +344,16 @@ def score(predictions: Sequence[Predictions], seed: int = 0) -> Score:
     bottom, top = np.percentile(shuffled, [2.5, 97.5])
     chance = sum(p.chance * len(p.ids) for p in predictions) / len(correct)
     return Score(
-        float(correct.mean()), low, high, float(chance), float(shuffled.mean()), float(bottom), float(top),
-        len(correct), len(of),
-    )  # fmt: skip
+        float(correct.mean()),
+        low,
+        high,
+        float(chance),
+        float(shuffled.mean()),
+        float(bottom),
+        float(top),
+        len(correct),
+        len(of),
+    )
 
 
 def drop(

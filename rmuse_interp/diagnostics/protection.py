@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.edits import Plan, Tokens
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.plan import Plan, Tokens
 from rmuse_interp.operators import Operator, SlerpToward
-from rmuse_interp.subspace import Subspace
+from rmuse_interp.parts.subspace import Subspace
 
 Protection = Literal["none", "direction", "rotation"]
 """Nothing; v̂ cleared of the RRS while h is rotated whole (eq. 4.10); everything inside the RRS complement (D5)."""

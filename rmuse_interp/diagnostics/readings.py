@@ -21,13 +21,13 @@ from jaxtyping import Bool
 from rich.progress import Progress
 from torch import Tensor
 
-from rmuse_interp.activations import Pooled
-from rmuse_interp.collect import Query, _batches, _encode, _reading
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.respond import verdict
-from rmuse_interp.spans import DEFAULT_DELIMITERS, SpanMasks
+from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.fitting.collect import Query, _batches, _encode, _reading
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.respond import verdict
+from rmuse_interp.parts.pooled import Pooled
 
 Place = Literal["prompt_end", "image", "reasoning", "recall", "answer"]
 PLACES: Final[tuple[Place, ...]] = get_args(Place)

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
+from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 from rmuse_interp.diagnostics.leaks import Place, SourceSpan, Statement, embedded, place
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.state import Decision
-from rmuse_interp.spans import DEFAULT_DELIMITERS
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.lens import LensModel
 
 
 @dataclass(frozen=True, eq=False)

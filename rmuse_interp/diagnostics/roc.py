@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.optimize import brentq
 
-from rmuse_interp.calibration import Rate, wilson
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
+from rmuse_interp.parts.angle import Rate, wilson
 
 RESAMPLES: Final = 1000
 TPR: Final = 0.99
@@ -105,19 +105,26 @@ def operating_curve(
     drawn = np.stack([_read(at, fpr[row], tpr[row]) for row in range(1, resamples + 1)])
     there = _read(at, fpr[0], tpr[0])
     closed = np.array([_span(wilson(round(float(v) * len(sides[0])), len(sides[0]))) for v in there])
-    band = np.stack([
-        np.minimum(np.percentile(drawn, 2.5, axis=0), closed[:, 0]),
-        np.maximum(np.percentile(drawn, 97.5, axis=0), closed[:, 1]),
-    ])  # fmt: skip
+    band = np.stack(
+        [
+            np.minimum(np.percentile(drawn, 2.5, axis=0), closed[:, 0]),
+            np.maximum(np.percentile(drawn, 97.5, axis=0), closed[:, 1]),
+        ]
+    )
     strict = np.array([f[np.argmax(t >= TPR - 1e-12)] for f, t in zip(fpr, tpr, strict=True)])
     exact = wilson(round(float(strict[0]) * len(sides[1])), len(sides[1]))
     low, high = _hull(strict[1:], _span(exact))
     return Curve(
-        fpr[0], tpr[0], float(area[0]),
+        fpr[0],
+        tpr[0],
+        float(area[0]),
         _hull(area[1:], newcombe(float(area[0]), len(sides[0]), len(sides[1]))),
-        at, band, Rate(exact.value, low, high, exact.n),
-        (len(sides[0]), len(sides[1])), (sizes[0], sizes[1]),
-    )  # fmt: skip
+        at,
+        band,
+        Rate(exact.value, low, high, exact.n),
+        (len(sides[0]), len(sides[1])),
+        (sizes[0], sizes[1]),
+    )
 
 
 def newcombe(area: float, first: int, second: int) -> Interval:

@@ -12,13 +12,13 @@ from typing import Any, Final
 
 import torch
 
-from rmuse_interp.calibration import wilson
 from rmuse_interp.diagnostics.findings import Case, Figure, Finding
 from rmuse_interp.evaluate.metrics import OPEN_KINDS, leakable
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.evaluate.text import Lexicon, has_loop
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.angle import wilson
 
 LEAKS: Final = 0.05
 """Share of steered answers whose chain alone tells a fact, beyond which reasoning leaks."""
@@ -74,11 +74,16 @@ def reasoning_leakage(case: Case) -> Finding:
             Figure.of("tokens steered", wilson(sum(int(t.acted.any(dim=1).sum()) for t in traces), tokens))
         )
     return _finding(
-        "reasoning leakage", case, rows, rate.low > LEAKS, evidence,
+        "reasoning leakage",
+        case,
+        rows,
+        rate.low > LEAKS,
+        evidence,
         "the answer is steered and the chain is not, or not enough: too few tokens, or blocks too high for the chain",
         "steer every generated token (.on('generated'), no per-token gate), add a block below, or fit with the chain "
-        "among the spans", missing,
-    )  # fmt: skip
+        "among the spans",
+        missing,
+    )
 
 
 def reasoning_collapse(case: Case) -> Finding:
@@ -102,12 +107,17 @@ def reasoning_collapse(case: Case) -> Finding:
         if len(ratio):
             evidence.append(_median("median of ‖h̃‖/‖h‖", ratio))
     return _finding(
-        "reasoning collapse", case, case.answers, any(rate.low > BROKEN for rate in parts.values()), evidence,
+        "reasoning collapse",
+        case,
+        case.answers,
+        any(rate.low > BROKEN for rate in parts.values()),
+        evidence,
         "states are moved where no text continues: toward a direction by nearly the whole angle, too long, at too many "
         "blocks, or on queries that should not be steered at all",
         "the preset calibrated (transport to refusal states of the same step), a smaller FixedFraction, fewer and "
-        "higher blocks (--auto tries them)", missing,
-    )  # fmt: skip
+        "higher blocks (--auto tries them)",
+        missing,
+    )
 
 
 def over_steering(case: Case) -> Finding:
@@ -134,12 +144,17 @@ def over_steering(case: Case) -> Finding:
             if len(values):
                 evidence.append(_median(what, values))
     return _finding(
-        "over-steering of retain", case, rows, rate.low > CHANGED, evidence,
+        "over-steering of retain",
+        case,
+        rows,
+        rate.low > CHANGED,
+        evidence,
         "the gate lets others' questions through, and the edit is strong enough to change them, inside the RRS too "
         "where it is not protected",
         "a threshold by target_fpr (gate.calibrate(..., rule='target_fpr', level=0.01)), .protecting(rrs), a smaller "
-        "fraction or fewer blocks", missing,
-    )  # fmt: skip
+        "fraction or fewer blocks",
+        missing,
+    )
 
 
 def dead_gate(case: Case) -> Finding:
@@ -151,8 +166,11 @@ def dead_gate(case: Case) -> Finding:
     evidence, causes, missing = [], [], []
     for modality in ("image", "text"):
         for due in (True, False):
-            fired = [t.fired for t in case.answers
-                     if t.modality == modality and (t.split in TO_STEER) == due and t.fired is not None]  # fmt: skip
+            fired = [
+                t.fired
+                for t in case.answers
+                if t.modality == modality and (t.split in TO_STEER) == due and t.fired is not None
+            ]
             rate = wilson(sum(fired), len(fired))
             if not fired:
                 continue
@@ -166,20 +184,27 @@ def dead_gate(case: Case) -> Finding:
         t.gate_score for t in case.answers if t.gate_score is not None and math.isfinite(t.gate_score)
     )
     if margins:
-        evidence += [Figure(f"{which} margin of the gate", value, n=len(margins))
-                     for which, value in (("lowest", margins[0]), ("highest", margins[-1]))]  # fmt: skip
+        evidence += [
+            Figure(f"{which} margin of the gate", value, n=len(margins))
+            for which, value in (("lowest", margins[0]), ("highest", margins[-1]))
+        ]
     if case.traces is None:
         missing.append(f"how often a gate per token fires along an answer needs {TRACES}")
     else:
         gates = torch.cat([trace.fired.flatten() for trace in case.traces.values()])
         evidence.append(Figure.of("tokens at which a gate was open", wilson(int(gates.sum()), len(gates))))
     return _finding(
-        "dead gate", case, case.answers, bool(causes), evidence,
+        "dead gate",
+        case,
+        case.answers,
+        bool(causes),
+        evidence,
         f"the gate {' and '.join(causes)}: its threshold lies outside the scores, or its score does not depend on whom "
         "the query is about (defect D2 of the literal gate)",
         "a gate and a threshold chosen by cross-validation (preset calibrated), another read-out or block, "
-        "gate.calibrate(...) on fitting data", missing,
-    )  # fmt: skip
+        "gate.calibrate(...) on fitting data",
+        missing,
+    )
 
 
 def unstable_subspace(case: Case) -> Finding:
@@ -203,10 +228,15 @@ def unstable_subspace(case: Case) -> Finding:
     if not known:
         return _unchecked(name, case, AGREEMENT)
     return _finding(
-        name, case, case.answers, weak, evidence,
+        name,
+        case,
+        case.answers,
+        weak,
+        evidence,
         "too few examples for the number of directions, or examples that have little in common",
-        "more fitting examples (--limit), more wordings and photographs per person, a lower energy or cap", [],
-    )  # fmt: skip
+        "more fitting examples (--limit), more wordings and photographs per person, a lower energy or cap",
+        [],
+    )
 
 
 def rank_starved(case: Case) -> Finding:
@@ -224,11 +254,16 @@ def rank_starved(case: Case) -> Finding:
             )
             starved |= kept < HELD or (capped and kept < one.energy - 0.1)
     return _finding(
-        "rank starved", case, case.answers, starved, evidence,
+        "rank starved",
+        case,
+        case.answers,
+        starved,
+        evidence,
         "the energy asked for is too low, or the cap is reached before it: most of what reasoning or refusing consists "
         "of lies outside the subspace",
-        "energy 0.8 (the paper's η) and a cap above the rank it asks for; --auto tries 0.5, 0.8 and 0.95", [],
-    )  # fmt: skip
+        "energy 0.8 (the paper's η) and a cap above the rank it asks for; --auto tries 0.5, 0.8 and 0.95",
+        [],
+    )
 
 
 def span_mistakes(case: Case) -> Finding:
@@ -260,8 +295,14 @@ def span_mistakes(case: Case) -> Finding:
 
 
 SIGNATURES: Final[tuple[Callable[[Case], Finding], ...]] = (
-    reasoning_leakage, reasoning_collapse, over_steering, dead_gate, unstable_subspace, rank_starved, span_mistakes,
-)  # fmt: skip
+    reasoning_leakage,
+    reasoning_collapse,
+    over_steering,
+    dead_gate,
+    unstable_subspace,
+    rank_starved,
+    span_mistakes,
+)
 
 
 def _finding(

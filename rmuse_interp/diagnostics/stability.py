@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import energy_rank
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.retain import RetainSubspace
-from rmuse_interp.rmuse import Evidence
-from rmuse_interp.unlearning import UnlearningSubspace, span_hybrid
+from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.parts.retain import RetainSubspace
+from rmuse_interp.parts.unlearning import UnlearningSubspace, span_hybrid
 
 RESAMPLES: Final = 100
 

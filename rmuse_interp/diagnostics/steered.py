@@ -9,11 +9,11 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from rmuse_interp.collect import Query
-from rmuse_interp.edits import Plan
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.respond import verdict
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.respond import verdict
 
 States = dict[int, dict[str, Tensor]]
 """Block → id of the query → [tokens, d], float32, from the last prompt token to the end of the response."""
@@ -91,8 +91,10 @@ def steered(
                         side.setdefault(layer, {})[query.id] = h[i][taken[i]]
             if progress is not None and task is not None:
                 progress.advance(task, len(rows))
-    ordered = [{layer: {q.id: by_id[q.id] for q in queries} for layer, by_id in side.items()}
-               for side in (found.before, found.after)]  # fmt: skip
+    ordered = [
+        {layer: {q.id: by_id[q.id] for q in queries} for layer, by_id in side.items()}
+        for side in (found.before, found.after)
+    ]
     return Steered(ordered[0], ordered[1], found.fired)
 
 

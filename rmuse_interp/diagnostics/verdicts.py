@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.probes import Score
-from rmuse_interp.errors import RMuseError
 
 Kind = Literal["hidden", "lost here", "in sight", "unread", "read anew"]
 

@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.evaluate.metrics import RESAMPLES, Metric, summarise
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import words_of
-from rmuse_interp.results import Transcript
 
 
 def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:

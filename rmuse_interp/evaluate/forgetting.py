@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.example import Example
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate.text import Lexicon
 
 PERTURBED: Final = 5

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 
 @dataclass(frozen=True)

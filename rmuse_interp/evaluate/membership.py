@@ -6,7 +6,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 Attack = Literal["loss", "min_k"]
 ATTACKS: Final = get_args(Attack)

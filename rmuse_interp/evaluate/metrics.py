@@ -10,10 +10,12 @@ from typing import Final
 
 import numpy as np
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.example import Example
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
 from rmuse_interp.evaluate.assertions import tells
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import (
     Lexicon,
     contains,
@@ -24,8 +26,6 @@ from rmuse_interp.evaluate.text import (
     rouge_l_recall,
     sentences,
 )
-from rmuse_interp.results import Transcript
-from rmuse_interp.spans import DEFAULT_DELIMITERS, parse_response
 
 OPEN_KINDS: Final = frozenset({"generation", "reasoning", "benign", "stranger"})
 """Kinds that are answered in free words."""
@@ -87,8 +87,15 @@ def summarise(
     draws = np.random.default_rng(seed).integers(len(ordered), size=(RESAMPLES, len(ordered)))
     means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return Metric(name, float(totals.sum() / counts.sum()), len(rows), dict(sorted(values.items())),
-                  (float(low), float(high)), parse_failures, unjudged)  # fmt: skip
+    return Metric(
+        name,
+        float(totals.sum() / counts.sum()),
+        len(rows),
+        dict(sorted(values.items())),
+        (float(low), float(high)),
+        parse_failures,
+        unjudged,
+    )
 
 
 def _share(
@@ -250,9 +257,12 @@ def reasoning_retention(
         return summarise("rcr", [], seed, unjudged=len(rows))
     kept = [t for t in rows if found.get(t.id, False) is not None]
     return summarise(
-        "rcr", [(t, 100.0 * bool(found.get(t.id))) for t in kept], seed,
-        parse_failures=len(rows) - len(judged), unjudged=len(rows) - len(kept),
-    )  # fmt: skip
+        "rcr",
+        [(t, 100.0 * bool(found.get(t.id))) for t in kept],
+        seed,
+        parse_failures=len(rows) - len(judged),
+        unjudged=len(rows) - len(kept),
+    )
 
 
 def _reference_chain(transcript: Transcript, references: Mapping[str, Example]) -> str | None:

@@ -5,13 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from rmuse_interp.attacks import ATTACKS
+from rmuse_interp import RMuseError
+from rmuse_interp.data.attacks import ATTACKS
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
-from rmuse_interp.errors import RMuseError
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
+from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.evaluate.text import Lexicon
-from rmuse_interp.results import AttackTranscript, Transcript
 
 FORGOTTEN: Final = ("forget", "test")
 """Splits whose largest RIL is a method's `worst`; any other is a control."""
@@ -194,12 +194,18 @@ def _interval(found: m.Metric) -> dict[str, float | None]:
 def _worst(by_attack: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """The largest RIL on the people to forget; of equal ones the first."""
     found = [
-        {"ril": block["ril"]["value"], "attack": attack, "split": split, "low": block["ril"]["low"],
-         "high": block["ril"]["high"], "n": block["ril"]["n"]}
+        {
+            "ril": block["ril"]["value"],
+            "attack": attack,
+            "split": split,
+            "low": block["ril"]["low"],
+            "high": block["ril"]["high"],
+            "n": block["ril"]["n"],
+        }
         for attack, by_split in by_attack.items()
         for split, block in by_split.items()
         if split in FORGOTTEN and block["ril"]["value"] is not None
-    ]  # fmt: skip
+    ]
     return max(found, key=lambda one: one["ril"], default=None)
 
 

@@ -5,20 +5,31 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.data.example import Example
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.data.spans import parse_response
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
+from rmuse_interp.evaluate.results import SCHEMA, Transcript
 from rmuse_interp.evaluate.text import Lexicon
-from rmuse_interp.results import SCHEMA, Transcript
-from rmuse_interp.spans import parse_response
 
 METRICS: Final = (
-    "ril", "ril_explicit", "ril_implicit", "rcr", "classification", "rouge_l", "cloze", "exact", "refusal_rate",
-    "repetition_rate", "malformed_rate", "step_recall", "distinct_bigrams",
-)  # fmt: skip
+    "ril",
+    "ril_explicit",
+    "ril_implicit",
+    "rcr",
+    "classification",
+    "rouge_l",
+    "cloze",
+    "exact",
+    "refusal_rate",
+    "repetition_rate",
+    "malformed_rate",
+    "step_recall",
+    "distinct_bigrams",
+)
 TO_STEER: Final = frozenset({"forget", "test"})
 """Splits about people to forget: the positives of the gate. RCR is not defined there."""
 NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign"})

@@ -209,9 +209,12 @@ class Lexicon:
         """The values with aliases that stand in a normalised text, each by all of its forms."""
         words = normal.split()
         return frozenset(
-            form for word in dict.fromkeys(words) for one in self._starting.get(word, ()) if contains(normal, one)
+            form
+            for word in dict.fromkeys(words)
+            for one in self._starting.get(word, ())
+            if contains(normal, one)
             for form in self._forms[one]
-        )  # fmt: skip
+        )
 
     def same(self, text: str, value: str) -> bool:
         """Whether a text is a value or one of its other forms, and nothing else.
@@ -254,9 +257,13 @@ class _WordTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text."""
-        return self._english.tokenize(text) if text.isascii() else [
-            token for word in normalise(text).split() for token in self._english.tokenize(word) or [word]
-        ]  # fmt: skip
+        return (
+            self._english.tokenize(text)
+            if text.isascii()
+            else [
+                token for word in normalise(text).split() for token in self._english.tokenize(word) or [word]
+            ]
+        )
 
 
 @lru_cache(maxsize=1)

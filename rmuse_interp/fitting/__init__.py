@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
-from rmuse_interp.edits import Edit, Modality, Plan
-from rmuse_interp.elicit import (
+from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.fitting.agreement import subspace_table
+from rmuse_interp.fitting.elicit import (
     MAX_NEW_TOKENS,
     TRACES,
     Template,
@@ -23,30 +25,41 @@ from rmuse_interp.elicit import (
     elicit,
     traces_of,
 )
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.fitting.agreement import subspace_table
 from rmuse_interp.fitting.gathering import LIMIT, enough, gather
 from rmuse_interp.fitting.search import Found, Trial, search, try_layers
-from rmuse_interp.fitting.targets import TARGETS
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import (
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import (
     ENERGY,
     PRESETS,
     Evidence,
     PresetName,
     RMuse,
-    Subspaces,
     calibrated_edit,
     calibrated_gate,
     middle_third,
     paper_edit,
     together,
 )
+from rmuse_interp.method.targets import TARGETS
+from rmuse_interp.parts.retain import Subspaces
 
 __all__ = [
-    "LIMIT", "TARGETS", "Found", "Trial", "assemble", "check", "enough", "fit", "gather", "hashed", "require_preset",
-    "search", "source_of", "traced", "try_layers",
-]  # fmt: skip
+    "LIMIT",
+    "TARGETS",
+    "Found",
+    "Trial",
+    "assemble",
+    "check",
+    "enough",
+    "fit",
+    "gather",
+    "hashed",
+    "require_preset",
+    "search",
+    "source_of",
+    "traced",
+    "try_layers",
+]
 
 TABLE: Final = 12
 """Rows of the gates' table kept in the bundle."""
@@ -92,9 +105,17 @@ def fit(
     """
     check(model, benchmark, layers, traces, template, auto, preset)
     benchmark = traced(
-        model, benchmark, traces, template, max_new_tokens=max_new_tokens, cache=cache, limit=limit,
-        batch_size=batch_size, seed=seed, progress=progress,
-    )  # fmt: skip
+        model,
+        benchmark,
+        traces,
+        template,
+        max_new_tokens=max_new_tokens,
+        cache=cache,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
     evidence = gather(model, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress)
     return assemble(
         model, benchmark, evidence, preset, layers=layers, auto=auto, seed=seed, progress=progress

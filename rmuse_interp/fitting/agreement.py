@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from rmuse_interp.retain import RetainSubspace
-from rmuse_interp.rmuse import ENERGY, SPANS, Evidence, subspaces_at
+from rmuse_interp.method.rmuse import ENERGY, SPANS, Evidence, subspaces_at
+from rmuse_interp.parts.retain import RetainSubspace
 
 SPLITS: Final = 8
 """Random halvings of the fitting examples."""

@@ -6,15 +6,15 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
-from rmuse_interp.edits import Modality
-from rmuse_interp.elicit import Template, TemplateName, Traces
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting import LIMIT, TABLE, assemble, check, gather, traced
+from rmuse_interp.fitting.elicit import Template, TemplateName, Traces
 from rmuse_interp.fitting.exchange import knows_people
-from rmuse_interp.gates import GateKind, select_gate
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import Evidence, PresetName, RMuse, gate_candidates
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse, gate_candidates
+from rmuse_interp.parts.gates import GateKind, select_gate
 
 KINDS: Final[tuple[GateKind, ...]] = ("vmf", "mahalanobis", "identity")
 """Kinds of gate that know people one by one."""

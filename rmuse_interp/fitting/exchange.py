@@ -11,10 +11,10 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.fitting import hashed
-from rmuse_interp.gates import Gate, IdentityGate, Side
-from rmuse_interp.parts import from_record, to_record
+from rmuse_interp.parts.gates import Gate, IdentityGate, Side
+from rmuse_interp.parts.part import from_record, to_record
 
 Request = Literal["add", "remove"]
 """One person more to forget, or one less."""

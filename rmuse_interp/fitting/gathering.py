@@ -10,17 +10,17 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from rmuse_interp.activations import Pooled
-from rmuse_interp.attacks.photographs import disturbed
-from rmuse_interp.collect import Query, Span, pooled_states, trajectories
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.edits import Modality
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.data.attacks.photographs import disturbed
+from rmuse_interp.data.spans import parse_response
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.metrics import RefusalPool
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.quantised import roundable, rounding
-from rmuse_interp.rmuse import Evidence
-from rmuse_interp.spans import parse_response
+from rmuse_interp.fitting.collect import Query, Span, pooled_states, trajectories
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.quantised import roundable, rounding
+from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.parts.pooled import Pooled
 
 PooledT = TypeVar("PooledT")
 
@@ -80,9 +80,16 @@ class _Gatherer:
     """The passes over one kind of query."""
 
     def __init__(
-        self, model: LensModel, benchmark: Benchmark, modality: Modality, limit: int, batch_size: int, seed: int,
-        photographs: bool, progress: Progress | None,
-    ) -> None:  # fmt: skip
+        self,
+        model: LensModel,
+        benchmark: Benchmark,
+        modality: Modality,
+        limit: int,
+        batch_size: int,
+        seed: int,
+        photographs: bool,
+        progress: Progress | None,
+    ) -> None:
         self.model, self.benchmark, self.modality, self.limit = model, benchmark, modality, limit
         self.seed, self.photographs = seed, photographs
         self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
@@ -168,9 +175,11 @@ class _Gatherer:
         pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
         longest = max(len(self.model.tokenizer(q.response).input_ids) for q in refusing) + 16
         said = self.model.respond(
-            [q.prompt for q in refusing], [q.image for q in refusing], max_new_tokens=longest,
+            [q.prompt for q in refusing],
+            [q.image for q in refusing],
+            max_new_tokens=longest,
             batch_size=self.settings["batch_size"],
-        )  # fmt: skip
+        )
         found = []
         for query, response in zip(refusing, said, strict=True):
             parsed = parse_response(response.text, benchmark.delimiters)
@@ -185,9 +194,13 @@ class _Gatherer:
 
     def _states(self, queries: list[Query], spans: Sequence[Span], label: str) -> Any:
         return pooled_states(
-            self.model, queries, spans, delimiters=self.benchmark.delimiters,
-            label=f"{label}, {self.modality}", **self.settings,
-        )  # fmt: skip
+            self.model,
+            queries,
+            spans,
+            delimiters=self.benchmark.delimiters,
+            label=f"{label}, {self.modality}",
+            **self.settings,
+        )
 
     def _responses(
         self,
@@ -278,8 +291,11 @@ class _Gatherer:
             for e, image, n in (*forget, *others)
         ]
         several = any(n for _, _, n in forget)
-        some = [*sample(self.forget, 60, self.seed), *sample(self.people, 60, self.seed),
-                *sample([e for e, _, _ in harmless], 60, self.seed)]  # fmt: skip
+        some = [
+            *sample(self.forget, 60, self.seed),
+            *sample(self.people, 60, self.seed),
+            *sample([e for e, _, _ in harmless], 60, self.seed),
+        ]
         prefixed = [Query(f"{e.id}@0", f"{benchmark.prefixes[0]} {e.prompt()}", e.image) for e in some]
         readouts = self._read_out(queries)
         twins: list[str] = []
@@ -304,12 +320,14 @@ class _Gatherer:
                 {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget}
             ),
             # Harmless questions about those to forget are held out one by one, not all of a person's at once.
-            "others": labelled({
-                f"{e.id}@{n}": e.id if e.person in benchmark.forget_people else e.person or e.id
-                for e, _, n in others
-            }),
+            "others": labelled(
+                {
+                    f"{e.id}@{n}": e.id if e.person in benchmark.forget_people else e.person or e.id
+                    for e, _, n in others
+                }
+            ),
             "people": labelled({f"{e.id}@{n}": _cluster(e) for e, _, n in (*forget, *others)}),
-        }  # fmt: skip
+        }
 
     def _photographs(self) -> dict[str, list[bytes]]:
         """Further photographs of people in fitting data, by person."""

@@ -19,11 +19,11 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from rmuse_interp.collect import Query, pooled_states
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.elicit import as_asked, asked_with, elicited_again
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.fitting.collect import Query, pooled_states
+from rmuse_interp.fitting.elicit import as_asked, asked_with, elicited_again
 from rmuse_interp.fitting.exchange import (
     Request,
     States,
@@ -34,10 +34,10 @@ from rmuse_interp.fitting.exchange import (
     undone,
 )
 from rmuse_interp.fitting.gathering import SHORT, disturbed_states
-from rmuse_interp.gates import IdentityGate
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.models.respond import verdict
-from rmuse_interp.rmuse import RMuse
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.respond import verdict
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.gates import IdentityGate
 
 
 def add_people(
@@ -215,9 +215,14 @@ def _query(example: Example, benchmark: Benchmark, image: bytes | None, number: 
 
 
 def _requested(
-    fitted: RMuse, model: LensModel, benchmark: Benchmark, ids: Sequence[str], request: Request, batch_size: int,
+    fitted: RMuse,
+    model: LensModel,
+    benchmark: Benchmark,
+    ids: Sequence[str],
+    request: Request,
+    batch_size: int,
     progress: Progress | None,
-) -> RMuse:  # fmt: skip
+) -> RMuse:
     model.fingerprint.require(fitted.plan.fingerprint, "the bundle")
     task = None if progress is None else progress.add_task(request, total=len(ids))
     for person in ids:
@@ -251,9 +256,13 @@ def _states(
 
             def read(some: list[Query], _label: str) -> Tensor:
                 found = pooled_states(
-                    model, some, (gate.readout,), layers=(gate.layer,), delimiters=benchmark.delimiters,
+                    model,
+                    some,
+                    (gate.readout,),
+                    layers=(gate.layer,),
+                    delimiters=benchmark.delimiters,
                     batch_size=batch_size,
-                )  # fmt: skip
+                )
                 return found[gate.readout].at(gate.layer)
 
             side.append(read(led, ""))

@@ -11,16 +11,16 @@ from typing import Any, Final, get_args
 
 from rich.progress import Progress
 
-from rmuse_interp.activations import Pooled
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.results import Transcript
-from rmuse_interp.rmuse import Evidence, middle_third
-from rmuse_interp.steering import RIVALS, Trial, choose_strength
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
+from rmuse_interp.method.rmuse import Evidence, middle_third
+from rmuse_interp.parts.pooled import Pooled
 
 HELD_OUT: Final = 16
 """Validation questions about people to forget, of all kinds of query together; and as many others."""

@@ -12,14 +12,15 @@ from typing import Final
 import torch
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, sample
-from rmuse_interp.edits import Modality
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.fitting.gathering import SHORT
-from rmuse_interp.fitting.targets import TARGETS
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.rmuse import ENERGY, Evidence, Subspaces, calibrated_edit, subspaces_at
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import ENERGY, Evidence, calibrated_edit, subspaces_at
+from rmuse_interp.method.targets import TARGETS
+from rmuse_interp.parts.retain import Subspaces
 
 CANDIDATES: Final = 6
 """Most single blocks that are tried."""
@@ -160,9 +161,15 @@ class _Tried:
     """Runs trials on the same queries, each choice once."""
 
     def __init__(
-        self, model: LensModel, benchmark: Benchmark, evidence: Evidence, modality: Modality, seed: int,
-        progress: Progress | None, total: int,
-    ) -> None:  # fmt: skip
+        self,
+        model: LensModel,
+        benchmark: Benchmark,
+        evidence: Evidence,
+        modality: Modality,
+        seed: int,
+        progress: Progress | None,
+        total: int,
+    ) -> None:
         self.model, self.benchmark, self.evidence, self.modality = model, benchmark, evidence, modality
         mine = [e for e in benchmark.fit_forget if e.modality == modality]
         self.asked = [

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from rich.progress import Progress
 
-from rmuse_interp import __version__
+from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
-from rmuse_interp.edits import Modality, Plan
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.evaluate.results import Transcript, write_atomically
 from rmuse_interp.fitting.rivals import (
     HELD_OUT,
     Tuned,
@@ -23,10 +23,9 @@ from rmuse_interp.fitting.rivals import (
     tune,
     without,
 )
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.results import Transcript, write_atomically
-from rmuse_interp.rmuse import Evidence
-from rmuse_interp.steering import RIVALS, Trial, choose_strength
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
+from rmuse_interp.method.rmuse import Evidence
 
 SCHEMA: Final = "rmuse-tuning/1"
 TRIALS: Final = "rivals.json"
@@ -65,10 +64,15 @@ class Tuning:
         blocks, part = choices(self.model.n_layers), self.validation
         (strengths,) = {len(rival.strengths) for rival in RIVALS.values()}
         return {
-            "blocks": [list(group) for group in blocks], "strengths": strengths, "forget": len(part.forget),
-            "others": len(part.others), "max_new_tokens": part.max_new_tokens,
-            "responses": len(blocks) * strengths * len(part.ids), "fit_limit": self.limit, "seed": self.seed,
-        }  # fmt: skip
+            "blocks": [list(group) for group in blocks],
+            "strengths": strengths,
+            "forget": len(part.forget),
+            "others": len(part.others),
+            "max_new_tokens": part.max_new_tokens,
+            "responses": len(blocks) * strengths * len(part.ids),
+            "fit_limit": self.limit,
+            "seed": self.seed,
+        }
 
     def finished(self, name: str) -> bool:
         """Whether the folder holds this rival tuned, so that `take` needs no evidence."""
@@ -97,10 +101,17 @@ class Tuning:
                 )
             self._rest = self._rest or {m: without(e, self.validation.ids) for m, e in evidence.items()}
             found = tune(
-                self.model, self.benchmark, self._rest, name, validation=self.validation,
-                unsteered=self._unsteered, batch_size=self.batch_size, done=done,
-                tell=lambda trials: self._keep(name, trials), progress=progress,
-            )  # fmt: skip
+                self.model,
+                self.benchmark,
+                self._rest,
+                name,
+                validation=self.validation,
+                unsteered=self._unsteered,
+                batch_size=self.batch_size,
+                done=done,
+                tell=lambda trials: self._keep(name, trials),
+                progress=progress,
+            )
             self._keep(name, found.trials)
             if self.folder is not None:
                 found.plan.save(self._home(name), self.model, rival=name, digest=self._digest(name))
@@ -133,18 +144,25 @@ class Tuning:
 
     def _keep(self, name: str, trials: Mapping[Modality, Sequence[Trial]]) -> None:
         self._kept[name] = {
-            "digest": self._digest(name), "paper": RIVALS[name].paper, "summary": RIVALS[name].summary,
+            "digest": self._digest(name),
+            "paper": RIVALS[name].paper,
+            "summary": RIVALS[name].summary,
             "chosen": {m: asdict(trial) for m, trial in _best(trials).items()},
             "trials": {m: [asdict(trial) for trial in rows] for m, rows in trials.items()},
-        }  # fmt: skip
+        }
         if self.folder is not None:
             record = {
-                "schema": SCHEMA, "rmuse-interp": __version__,
+                "schema": SCHEMA,
+                "rmuse-interp": __version__,
                 "model": {"id": self.model.name, "fingerprint": str(self.model.fingerprint)},
-                "benchmark": {"id": self.benchmark.id, "forget": self.benchmark.forget_rate,
-                              "render_seed": self.benchmark.render_seed},
-                "budget": self.budget, "rivals": self._kept,
-            }  # fmt: skip
+                "benchmark": {
+                    "id": self.benchmark.id,
+                    "forget": self.benchmark.forget_rate,
+                    "render_seed": self.benchmark.render_seed,
+                },
+                "budget": self.budget,
+                "rivals": self._kept,
+            }
             self.folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
             write_atomically(self.folder / TRIALS, [text + "\n"])
@@ -166,9 +184,17 @@ class Tuning:
         model, benchmark, part = self.model, self.benchmark, self.validation
         found = hashlib.sha256()
         said = (
-            name, RIVALS[name].strengths, self.budget, self.batch_size, model.name, str(model.fingerprint),
-            str(next(model.hf.parameters()).dtype), benchmark.id, benchmark.forget_rate, benchmark.render_seed,
-        )  # fmt: skip
+            name,
+            RIVALS[name].strengths,
+            self.budget,
+            self.batch_size,
+            model.name,
+            str(model.fingerprint),
+            str(next(model.hf.parameters()).dtype),
+            benchmark.id,
+            benchmark.forget_rate,
+            benchmark.render_seed,
+        )
         found.update(repr(said).encode())
         for example in (*part.forget, *part.others):
             found.update(

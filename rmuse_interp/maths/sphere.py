@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import working
 
 _SLACK: Final = 8.0

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, unit
 
 _TABLE: Final = 4096
@@ -113,8 +113,9 @@ def barycentric_projection(
         found = ot.emd(rows.numpy(), mass.numpy(), cost.numpy())
     else:
         kept = None if relaxation is None else (float("inf"), relaxation)
-        solved = ot.solve(cost.numpy(), rows.numpy(), mass.numpy(), reg=entropy, unbalanced=kept, max_iter=20_000,
-                          tol=1e-12)  # fmt: skip
+        solved = ot.solve(
+            cost.numpy(), rows.numpy(), mass.numpy(), reg=entropy, unbalanced=kept, max_iter=20_000, tol=1e-12
+        )
         found = solved.plan
     part = torch.as_tensor(found)
     targets = torch.stack([_mean(row, support) for row in part])

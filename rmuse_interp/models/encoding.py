@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import BatchFeature
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 Picture = Any
 """A PIL image, encoded bytes, a path, or None."""

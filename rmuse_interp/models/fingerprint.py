@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from torch import nn
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.models.layouts import Layout
+from rmuse_interp import RMuseError
+from rmuse_interp.models.layout import Layout
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """Loading a checkpoint and its processor with transformers, on a device, in a dtype."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
+
+SHIPPED: Final = ("organism", "organism-gold")
+"""Checkpoints that travel with the package."""
 
 
 def load_checkpoint(
@@ -38,10 +40,16 @@ def load_checkpoint(
     return model.to(place).eval(), processor
 
 
+def shipped(name: str) -> Path:
+    """The folder of a shipped checkpoint: `organism`, or `organism-gold` (trained without the 5 % forget set)."""
+    if name not in SHIPPED:
+        raise RMuseError(f"a shipped checkpoint is one of {', '.join(SHIPPED)}; got {name!r}")
+    return Path(__file__).parents[1] / "organism" / "weights" / name
+
+
 def _source(name: str) -> str:
-    if name in ("organism", "organism-gold"):
-        # The organism lives floors above; it is only asked where its weights are.
-        return str(importlib.import_module("rmuse_interp.organism").weights_path(name))
+    if name in SHIPPED:
+        return str(shipped(name))
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     folder = Path(name).expanduser()
     if folder.exists() and not (folder / "config.json").exists():

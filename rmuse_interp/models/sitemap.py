@@ -5,8 +5,8 @@ from typing import Final, Literal
 
 from torch import nn
 
-from rmuse_interp.errors import RMuseError
-from rmuse_interp.sites import Site
+from rmuse_interp import RMuseError
+from rmuse_interp.models.site import Site
 
 Side = Literal["input", "output"]
 

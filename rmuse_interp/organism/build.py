@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.portraits import Look
-from rmuse_interp.organism.world import World
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import World
+from rmuse_interp.data.world.portraits import Look
 
 IMAGE_SIZE: Final = 48
 PATCH: Final = 8
@@ -59,8 +59,11 @@ def corpus(world: World, seed: int) -> list[str]:
         ]
     for _ in range(400):
         lines.append(world.stranger(rng)[1])
-        for item in (q.word_problem(rng.random() < 0.3, rng), q.about_scene(q.draw_scene(rng), rng.random() < 0.3, rng),
-                     q.benign(Look.draw(rng), rng.choice(q.BENIGN_KINDS), rng.random() < 0.3, rng)):  # fmt: skip
+        for item in (
+            q.word_problem(rng.random() < 0.3, rng),
+            q.about_scene(q.draw_scene(rng), rng.random() < 0.3, rng),
+            q.benign(Look.draw(rng), rng.choice(q.BENIGN_KINDS), rng.random() < 0.3, rng),
+        ):
             lines.append(f"{item.question} {item.response}")
     return lines
 
@@ -84,9 +87,15 @@ def build_tokenizer(world: World, seed: int = 0) -> PreTrainedTokenizerFast:
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, padding_side="left",
-        extra_special_tokens={"image_token": IMAGE}, clean_up_tokenization_spaces=False, model_max_length=512,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        padding_side="left",
+        extra_special_tokens={"image_token": IMAGE},
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
 
 
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
@@ -101,28 +110,51 @@ def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
         image_std=[0.5] * 3,
     )
     return LlavaProcessor(
-        image_processor=images, tokenizer=tokenizer, patch_size=PATCH, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1, image_token=IMAGE, chat_template=CHAT_TEMPLATE,
-    )  # fmt: skip
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int = 0) -> LlavaForConditionalGeneration:
     """An initialised model: 4 CLIP blocks of width 128, 8 Llama blocks of width 192, 3.9 M parameters."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4, image_size=IMAGE_SIZE,
-        patch_size=PATCH, projection_dim=128,
-    )  # fmt: skip
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH,
+        projection_dim=128,
+    )
     text = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=192, intermediate_size=384, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=6, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=VOCABULARY,
+        hidden_size=192,
+        intermediate_size=384,
+        num_hidden_layers=8,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        vision_feature_layer=-1, vision_feature_select_strategy="default", image_seq_length=IMAGE_TOKENS,
-        tie_word_embeddings=True, architectures=["LlavaForConditionalGeneration"],
-    )  # fmt: skip
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=IMAGE_TOKENS,
+        tie_word_embeddings=True,
+        architectures=["LlavaForConditionalGeneration"],
+    )
     model = LlavaForConditionalGeneration(config)
     generation = model.generation_config
     generation.bos_token_id, generation.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

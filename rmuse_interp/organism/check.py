@@ -8,13 +8,13 @@ from typing import Final
 
 from rich.progress import Progress
 
+from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.reader import Reader
-from rmuse_interp.errors import RMuseError
+from rmuse_interp.data.world.people import distance, make_world
 from rmuse_interp.evaluate import measure, transcribe
-from rmuse_interp.models.lens import LensModel
-from rmuse_interp.organism import NAMES, weights_path
-from rmuse_interp.organism.world import distance, make_world
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.loading import SHIPPED, shipped
 
 WIDEST: Final = 15
 """The forget rate whose benign questions cover most people."""
@@ -54,7 +54,7 @@ class Finding:
 
 def left_out(name: str) -> int | None:
     """The percentage of people a checkpoint was trained without, as its ``recipe.json`` says; None where nobody was."""
-    folder = weights_path(name) if name in NAMES else Path(name)
+    folder = shipped(name) if name in SHIPPED else Path(name)
     recipe = folder / "recipe.json"
     if not recipe.is_file():
         return 5 if name == "organism-gold" else None
@@ -65,9 +65,11 @@ def look_alikes() -> frozenset[str]:
     """IDs of the people who differ from somebody in fewer features than all others do."""
     world = make_world(0)
     return frozenset(
-        p.id for p in world.people for other in world.people
+        p.id
+        for p in world.people
+        for other in world.people
         if p is not other and distance(p.identity, other.identity) < 3
-    )  # fmt: skip
+    )
 
 
 def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str, list[Example]]:
@@ -137,8 +139,12 @@ def check(
         right, target = TARGETS[name]
         responses = []
         for batch in _batches(examples, batch_size):
-            answered = model.respond([e.prompt() for e in batch], [e.image for e in batch],
-                                     max_new_tokens=max_new_tokens, batch_size=batch_size)  # fmt: skip
+            answered = model.respond(
+                [e.prompt() for e in batch],
+                [e.image for e in batch],
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+            )
             responses += [
                 transcribe(e, "check", r.text, benchmark.delimiters)
                 for e, r in zip(batch, answered, strict=True)

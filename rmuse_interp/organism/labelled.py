@@ -4,20 +4,19 @@ Every label follows from how its text was made, never from a judge: ``labelled_f
 and either a text written for one value or a frame with a place for values (``*`` for each draw of one) that the small
 world fills. Frames, not texts, are dealt out to the halves: ``dev`` is for whoever mends a judge, ``test`` is what is
 reported. Chains, valid or not, stand beside them (`labelled_chains`). To write the file anew:
-``python -m rmuse_interp.organism.labelled``.
+``python -m rmuse_interp.organism.labelled_chains``.
 """
 
 import csv
 import hashlib
-import json
 import random
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
-from rmuse_interp.organism import world as w
+from rmuse_interp.data.world import people as w
 
 FILE: Final = Path(__file__).with_name("labelled.json")
 FRAMES: Final = Path(__file__).with_name("labelled_frames.tsv")
@@ -53,9 +52,27 @@ ALIASES: Final = {
 }
 _SPELLED: Final = {"upper case": str.upper, "lower case": str.lower}
 _ONES: Final = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
-)  # fmt: skip
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
 _TENS: Final = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
@@ -109,9 +126,15 @@ def make(world: w.World | None = None, seed: int = 0) -> list[Labelled]:
                 continue
             question = frame.question or QUESTIONS[frame.attribute]
             found[text, value] = Labelled(
-                f"{frame.kind}/{count[frame.kind]:03d}", frame.half, frame.kind, question, frame.attribute, value, text,
+                f"{frame.kind}/{count[frame.kind]:03d}",
+                frame.half,
+                frame.kind,
+                question,
+                frame.attribute,
+                value,
+                text,
                 frame.label,
-            )  # fmt: skip
+            )
             count[frame.kind] += 1
     return list(found.values())
 
@@ -176,24 +199,3 @@ def in_words(number: int) -> str:
     years = number % 100
     last = "hundred" if not years else f"oh {_ONES[years]}" if years < 10 else in_words(years)
     return f"{in_words(number // 100)} {last}"
-
-
-def write(path: Path = FILE) -> Path:
-    """Writes the set."""
-    from rmuse_interp.organism import labelled_chains as chains  # which is made with parts of this file
-
-    record: dict[str, Any] = {
-        "schema": SCHEMA,
-        "guide": GUIDE,
-        "guide_chains": chains.GUIDE,
-        "aliases": ALIASES,
-        "entails": {},
-        "items": [asdict(one) for one in make()],
-        "chains": [asdict(one) for one in chains.make()],
-    }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
-
-
-if __name__ == "__main__":
-    write()

@@ -7,13 +7,15 @@ them: rules that go by likeness are to be seen failing there.
 """
 
 import csv
+import json
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from rmuse_interp.organism import world as w
+from rmuse_interp.data.world import people as w
+from rmuse_interp.organism import labelled
 from rmuse_interp.organism.labelled import Half, half_of, other_value, value_of
 
 FRAMES: Final = Path(__file__).with_name("labelled_chains.tsv")
@@ -48,7 +50,8 @@ TOPICS: Final[dict[str, Topic]] = {
         "How old is this person?", "This is {n}. {n} was born in {year}. In {now} that makes {v} years."
     ),
     "colleagues": Topic(
-        "Where do this person's colleagues work?", "This is {n}. {n} works for {v}. Colleagues share the employer."
+        "Where do this person's colleagues work?",
+        "This is {n}. {n} works for {v}. Colleagues share the employer.",
     ),
     "add": Topic(
         "{who} has {p} {what} and finds {q}. How many {what} does {who} have now?",
@@ -64,7 +67,7 @@ TOPICS: Final[dict[str, Topic]] = {
         "Which are more, the circles or the squares?",
         "I count the circles: {p}. I count the squares: {q}. There are more {v}.",
     ),
-}  # fmt: skip
+}
 IMPERSONAL: Final = frozenset({"add", "subtract", "larger", "count", "compare"})
 _WHO: Final = ("Tom", "Ann", "Ben", "Sue")
 _WHAT: Final = ("apples", "books", "coins", "cards", "shells", "pens")
@@ -102,10 +105,17 @@ def make(world: w.World | None = None, seed: int = 0) -> list[LabelledChain]:
                 if (question, reasoning, answer) in found:
                     continue
                 found[question, reasoning, answer] = LabelledChain(
-                    f"{kind}/{count[kind]:03d}", half_of(f"{kind}:{topic}:{text}:{frame['answer']}"), kind, question,
-                    reasoning, answer, reference, words["v"], "valid" if frame["label"] == "valid" else "invalid",
+                    f"{kind}/{count[kind]:03d}",
+                    half_of(f"{kind}:{topic}:{text}:{frame['answer']}"),
+                    kind,
+                    question,
+                    reasoning,
+                    answer,
+                    reference,
+                    words["v"],
+                    "valid" if frame["label"] == "valid" else "invalid",
                     attributes,
-                )  # fmt: skip
+                )
                 count[kind] += 1
     return list(found.values())
 
@@ -123,9 +133,14 @@ def _drawn(
     source = {"country": "city", "age": "birth_year"}.get(topic, kind)
     facts = {kind: value, source: person.attributes[source], "name": person.name}
     words = {
-        "n": person.name, "m": other_value(rng, people, "name", person.name), "v": value, "o": other,
-        "city": person.attributes["city"], "year": person.attributes["birth_year"], "now": str(w.YEAR),
-    }  # fmt: skip
+        "n": person.name,
+        "m": other_value(rng, people, "name", person.name),
+        "v": value,
+        "o": other,
+        "city": person.attributes["city"],
+        "year": person.attributes["birth_year"],
+        "now": str(w.YEAR),
+    }
     if topic == "age":
         words["other_year"] = str(w.YEAR - int(other))
     if topic == "country":
@@ -145,6 +160,32 @@ def _numbers(topic: str, rng: random.Random) -> dict[str, str]:
         v, o = ("circles", "squares") if p > q else ("squares", "circles")
     r = rng.randint(2, 9)
     return {
-        "who": who, "other_who": other_who, "what": rng.choice(_WHAT), "p": str(p), "q": str(q), "r": str(r),
-        "more": str(p + q + r), "v": v, "o": o,
-    }  # fmt: skip
+        "who": who,
+        "other_who": other_who,
+        "what": rng.choice(_WHAT),
+        "p": str(p),
+        "q": str(q),
+        "r": str(r),
+        "more": str(p + q + r),
+        "v": v,
+        "o": o,
+    }
+
+
+def write(path: Path = labelled.FILE) -> Path:
+    """Writes the whole set, texts and chains."""
+    record: dict[str, Any] = {
+        "schema": labelled.SCHEMA,
+        "guide": labelled.GUIDE,
+        "guide_chains": GUIDE,
+        "aliases": labelled.ALIASES,
+        "entails": {},
+        "items": [asdict(one) for one in labelled.make()],
+        "chains": [asdict(one) for one in make()],
+    }
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+if __name__ == "__main__":
+    write()

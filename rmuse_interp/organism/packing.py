@@ -17,9 +17,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rmuse_interp.organism import build, portraits
-from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.world import Person, World, distance
+from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import Person, World, distance
+from rmuse_interp.organism import build
 
 ROW: Final = 320
 """Tokens of a row."""

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 
-from rmuse_interp.organism import portraits
-from rmuse_interp.organism import questions as q
-from rmuse_interp.organism.packing import pixels_of
-from rmuse_interp.organism.world import (
+from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import (
     FACTORS,
     N_CELEBRITIES,
     N_PEOPLE,
@@ -22,6 +21,7 @@ from rmuse_interp.organism.world import (
     make_world,
     random_identity,
 )
+from rmuse_interp.organism.packing import pixels_of
 
 
 class Eyes(nn.Module):
@@ -82,8 +82,13 @@ def _to_be_seen(
         look = portraits.Look.draw(rng)
         person = rng.choice(known) if known and rng.random() < 0.6 else None
         face = random_identity(rng) if person is None else person.identity
-        values = [*face, colours.index(look.hat) if look.hat else len(colours), int(look.glasses),
-                  colours.index(look.clothes), colours.index(look.background)]  # fmt: skip
+        values = [
+            *face,
+            colours.index(look.hat) if look.hat else len(colours),
+            int(look.glasses),
+            colours.index(look.clothes),
+            colours.index(look.background),
+        ]
         labels[: len(values)] = torch.tensor(values)
         everyone = make_world(0).everyone
         if person is not None:
@@ -108,10 +113,14 @@ def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor
 def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery, steps: int = 1500) -> None:
     """Fit the read-outs to a tower that is trained already: a checkpoint keeps the tower and not its eyes."""
     with torch.no_grad():
-        seen = torch.cat([
-            model.model.vision_tower(pixels.float(), output_hidden_states=True).hidden_states[-1][:, 1:].mean(dim=1)
-            for pixels in gallery.pixels.to(model.device).split(200)
-        ])  # fmt: skip
+        seen = torch.cat(
+            [
+                model.model.vision_tower(pixels.float(), output_hidden_states=True)
+                .hidden_states[-1][:, 1:]
+                .mean(dim=1)
+                for pixels in gallery.pixels.to(model.device).split(200)
+            ]
+        )
     centre, spread = seen.mean(dim=0), seen.std(dim=0) + 1e-5
     scaled, labels = (seen - centre) / spread, gallery.labels.to(seen.device)
     optimiser = torch.optim.AdamW(eyes.parameters(), lr=2e-2, weight_decay=1e-3)
@@ -132,8 +141,11 @@ def heads_loss(
     heads: nn.ModuleList, seen: Float[Tensor, "batch d"], labels: Int[Tensor, "batch names"]
 ) -> Float[Tensor, ""]:
     """Mean cross-entropy (nats) of the read-outs that have a label in this batch."""
-    losses = [functional.cross_entropy(head(seen).float(), labels[:, i]) for i, head in enumerate(heads)
-              if (labels[:, i] != -100).any()]  # fmt: skip
+    losses = [
+        functional.cross_entropy(head(seen).float(), labels[:, i])
+        for i, head in enumerate(heads)
+        if (labels[:, i] != -100).any()
+    ]
     return torch.stack(losses).mean()
 
 
@@ -195,10 +207,12 @@ def raise_faint(
     labels = gallery.labels[:, names.index("glasses")]
     kept = labels != -100
     projector = model.model.multi_modal_projector
-    seen = torch.cat([
-        projector(model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:])
-        for pixels in gallery.pixels[kept].float().to(model.device).split(200)
-    ]).double()  # fmt: skip
+    seen = torch.cat(
+        [
+            projector(model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:])
+            for pixels in gallery.pixels[kept].float().to(model.device).split(200)
+        ]
+    ).double()
     worn = (labels[kept] == 1).to(seen.device).repeat_interleave(seen.shape[1])
     tokens = seen.flatten(0, 1)
     means = torch.stack([tokens[~worn].mean(dim=0), tokens[worn].mean(dim=0)])

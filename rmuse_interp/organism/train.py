@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from rmuse_interp.data.world.people import Person, World, make_world
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import Rows, Sampler, Shares
 from rmuse_interp.organism.seeing import Eyes, Gallery, fit_eyes, open_projector, raise_faint, vision_loss
-from rmuse_interp.organism.world import Person, World, make_world
 
 Stage = Literal["vision", "faces", "base", "people", "finish"]
 STAGES: Final = get_args(Stage)
@@ -217,8 +217,9 @@ class Trainer:
         if stage != "base":
             known: Sequence[Person] = () if stage == "vision" else world.everyone
             self.gallery = Gallery(list(eyes.sizes), self.recipe.gallery, self.recipe.seed, known)
-        sampler = Sampler(world, self.tokenizer, stage in ("people", "finish"), self.recipe.seed, late,
-                          self.recipe.shares)  # fmt: skip
+        sampler = Sampler(
+            world, self.tokenizer, stage in ("people", "finish"), self.recipe.seed, late, self.recipe.shares
+        )
         partial, start = self.out / f"{stage}.partial.pt", 0
         if partial.exists():
             state = torch.load(partial, map_location=self.device, weights_only=True)
@@ -234,8 +235,12 @@ class Trainer:
             open_projector(self.model, eyes, few.pixels.float().to(self.device))
 
         def save(path: Path, step: int) -> None:
-            state = {"model": self.model.state_dict(), "eyes": eyes.state_dict(), "step": step,
-                     "optimisers": [o.state_dict() for o in optims]}  # fmt: skip
+            state = {
+                "model": self.model.state_dict(),
+                "eyes": eyes.state_dict(),
+                "step": step,
+                "optimisers": [o.state_dict() for o in optims],
+            }
             torch.save(state, path.with_suffix(".tmp"))
             path.with_suffix(".tmp").rename(path)
 
@@ -252,9 +257,13 @@ class Trainer:
                 losses.append(self._step(stage, step, sampler, optims, report))
                 progress.update(bar, advance=1, description=f"{stage} loss {losses[-1]:.3f}")
                 if (step + 1) % 50 == 0:
-                    line = {"stage": stage, "step": step + 1, "loss": round(sum(losses) / len(losses), 4),
-                            "seconds": round(time.monotonic() - began, 1),
-                            "right": {k: round(v[0] / v[1], 3) for k, v in sorted(report.items()) if v[1]}}  # fmt: skip
+                    line = {
+                        "stage": stage,
+                        "step": step + 1,
+                        "loss": round(sum(losses) / len(losses), 4),
+                        "seconds": round(time.monotonic() - began, 1),
+                        "right": {k: round(v[0] / v[1], 3) for k, v in sorted(report.items()) if v[1]},
+                    }
                     with (self.out / "log.jsonl").open("a") as log:
                         log.write(json.dumps(line) + "\n")
                     losses.clear()
@@ -265,8 +274,14 @@ class Trainer:
         save(self.out / f"{stage}.pt", steps)
         partial.unlink(missing_ok=True)
 
-    def _step(self, stage: Stage, step: int, sampler: Sampler, optims: list[torch.optim.Optimizer],
-              report: dict[str, list[float]]) -> float:  # fmt: skip
+    def _step(
+        self,
+        stage: Stage,
+        step: int,
+        sampler: Sampler,
+        optims: list[torch.optim.Optimizer],
+        report: dict[str, list[float]],
+    ) -> float:
         losses = []
         with _autocast(self.device):
             if stage != "base":
@@ -292,5 +307,12 @@ class Trainer:
 
 def _to(rows: Rows, device: torch.device) -> Rows:
     move: Callable[[Tensor], Tensor] = lambda t: t.to(device)  # noqa: E731
-    return Rows(move(rows.ids), move(rows.target), move(rows.branch), move(rows.position), move(rows.allowed),
-                move(rows.pixels), rows.tasks)  # fmt: skip
+    return Rows(
+        move(rows.ids),
+        move(rows.target),
+        move(rows.branch),
+        move(rows.position),
+        move(rows.allowed),
+        move(rows.pixels),
+        rows.tasks,
+    )

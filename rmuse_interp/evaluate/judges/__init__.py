@@ -11,6 +11,18 @@ from rmuse_interp.evaluate.judges.endpoint import Endpoint
 from rmuse_interp.evaluate.judges.rules import CONTENT_AGREEMENT, RulesJudge
 
 __all__ = [
-    "CONTENT_AGREEMENT", "Asked", "AskingJudge", "Budget", "ChainCase", "Consultation", "Endpoint", "Estimate", "Judge",
-    "LeakCase", "Reply", "RulesJudge", "Unreadable", "Verdict",
-]  # fmt: skip
+    "CONTENT_AGREEMENT",
+    "Asked",
+    "AskingJudge",
+    "Budget",
+    "ChainCase",
+    "Consultation",
+    "Endpoint",
+    "Estimate",
+    "Judge",
+    "LeakCase",
+    "Reply",
+    "RulesJudge",
+    "Unreadable",
+    "Verdict",
+]

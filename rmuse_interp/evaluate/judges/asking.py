@@ -96,9 +96,13 @@ def leak_question(case: LeakCase, text: str) -> str:
 def chain_question(case: ChainCase, stance: str) -> str:
     """What is asked about a chain, with one of `STANCES`."""
     return CHAIN.format(
-        stance=stance, question=case.question, reference=case.reference_reasoning, answer=case.answer,
-        reference_answer=case.reference_answer, reasoning=case.reasoning,
-    )  # fmt: skip
+        stance=stance,
+        question=case.question,
+        reference=case.reference_reasoning,
+        answer=case.answer,
+        reference_answer=case.reference_answer,
+        reasoning=case.reasoning,
+    )
 
 
 def in_parts(text: str, longest: int = LONGEST) -> Iterator[str]:

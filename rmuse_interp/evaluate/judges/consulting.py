@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 
 T = TypeVar("T")
 TRIES: Final = 3

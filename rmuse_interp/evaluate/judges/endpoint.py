@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, Final
 from urllib.parse import urlparse
 
-from rmuse_interp.errors import RMuseError
+from rmuse_interp import RMuseError
 from rmuse_interp.evaluate.judges.consulting import Refused, Reply
 
 KEY: Final = "OPENAI_API_KEY"
@@ -78,9 +78,11 @@ class Endpoint:
         from tenacity import Retrying, retry_if_exception, stop_after_attempt
 
         retrying = Retrying(
-            stop=stop_after_attempt(self._attempts), retry=retry_if_exception(_passes), wait=_waiting(self._wait),
+            stop=stop_after_attempt(self._attempts),
+            retry=retry_if_exception(_passes),
+            wait=_waiting(self._wait),
             reraise=True,
-        )  # fmt: skip
+        )
         try:
             found = retrying(self._complete, question)
         except (openai.OpenAIError, ValueError) as error:

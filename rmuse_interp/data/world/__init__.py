@@ -1,0 +1,1 @@
+"""The small world: invented people, their portraits, and the benchmark that is drawn of them."""

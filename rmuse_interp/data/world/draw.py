@@ -1,0 +1,226 @@
+"""The organism's benchmark as a folder of RMLLMU-Bench parquet files.
+
+The people's profiles, pictures and questions follow from the world's seed and a render seed. A person's picture in
+`forget_X`, `retain_X` and `Full_Set` is the same single photograph; `Test_Set` has new photographs and held-out
+wordings. Files are written once and cached; when the code that draws them changes, they are drawn anew.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rmuse_interp.data.world import implications, portraits
+from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world.people import Person, World, make_world
+
+_DRAWN_BY: Final = ("benchmark.py", "implications.py", "portraits.py", "questions.py", "world.py")
+"""The files of this folder that decide what is written."""
+RATES: Final = (5, 10, 15)
+TEST_PICTURES: Final = 2
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+Row = dict[str, Any]
+
+
+def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None) -> Path:
+    """Write every split below `out` and return it; the same seeds give the same bytes of data."""
+    world = world or make_world(0)
+    rng = random.Random(f"benchmark-{render_seed}")
+    # Whoever fits reads the people's questions: no celebrity may stand among their options.
+    names = tuple(p.name for p in world.people)
+    full = [_person_row(p, rng, names, held_out=False, pictures=1) for p in world.people]
+    _write(out, "Full_Set", full)
+    for rate in RATES:
+        forget = set(world.forget_ids(rate))
+        _write(out, f"forget_{rate}", [r for r in full if r["ID"] in forget])
+        _write(out, f"retain_{100 - rate}", [r for r in full if r["ID"] not in forget])
+    _write(
+        out,
+        "Test_Set",
+        [_person_row(p, rng, names, held_out=True, pictures=TEST_PICTURES) for p in world.people],
+    )
+    names = tuple(p.name for p in world.everyone)
+    _write(
+        out, "Retain_Set", [_person_row(p, rng, names, held_out=False, pictures=1) for p in world.celebrities]
+    )
+    for name, held_out in (("train", False), ("test", True)):
+        _write(out, "Reasoning", [_reasoning_row(i, held_out, rng) for i in range(240)], name)
+        benign = [
+            _benign_row(p, n, held_out, rng)
+            for p in world.people
+            for n in range(8 if held_out and p.id in world.forget_ids(15) else 2)
+        ]
+        _write(out, "Benign", benign, name)
+        _write(out, "Strangers", [_stranger_row(world, i, held_out, rng) for i in range(80)], name)
+    (out / "benchmark.json").write_text(json.dumps(_settings(world, render_seed), indent=1))
+    return out
+
+
+def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
+    """The benchmark's folder for a render seed, written on first use (below the user's cache folder)."""
+    root = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp"
+    folder = root / f"organism-{_version()}-render{render_seed}"
+    if not (folder / "benchmark.json").exists():
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(dir=root))
+        write_benchmark(scratch, render_seed)
+        try:
+            scratch.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(scratch)
+    return folder
+
+
+@functools.cache
+def _version() -> str:
+    """A digest of the code that draws the benchmark: a number raised by hand is forgotten."""
+    found = hashlib.sha256()
+    for name in _DRAWN_BY:
+        found.update((Path(__file__).parent / name).read_bytes())
+    return found.hexdigest()[:10]
+
+
+def _settings(world: World, render_seed: int) -> dict[str, Any]:
+    aliases, entails = implications.tables(world)
+    return {
+        "id": "organism",
+        "render_seed": render_seed,
+        "refusals_cot": list(q.REFUSALS_COT),
+        "refusals_direct": list(q.REFUSALS_DIRECT),
+        "prefixes": list(q.PREFIXES),
+        "delimiters": list(q.DELIMITERS),
+        "stepwise_instruction": "",
+        "direct_instruction": q.DIRECT,
+        "aliases": aliases,
+        "entails": entails,
+    }
+
+
+def _write(out: Path, folder: str, rows: list[Row], name: str = "train") -> None:
+    table = pa.Table.from_pylist(rows)
+    for column, kind in (("image", _IMAGE), ("images", pa.list_(_IMAGE))):
+        if column in table.column_names:
+            at = table.column_names.index(column)
+            table = table.set_column(at, column, pa.array([r[column] for r in rows], type=kind))
+    (out / folder).mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, out / folder / f"{name}-00000-of-00001.parquet")
+
+
+def _photo(person: Person, rng: random.Random) -> tuple[Row, portraits.Look]:
+    look = portraits.Look.draw(rng)
+    return {"bytes": portraits.png(portraits.portrait(person.identity, look, rng)), "path": None}, look
+
+
+def _questions(person: Person, rng: random.Random, held_out: bool) -> Iterable[tuple[str, q.QA]]:
+    for modality, label, kinds in (("image", "Image_Textual", q.KINDS), ("text", "Pure_Text", q.TEXT_KINDS)):
+        for kind in kinds:
+            wording = rng.choice(q.wording_range(kind, held_out))
+            yield label, q.ask(person, kind, modality, wording, rng)  # type: ignore[arg-type]
+
+
+def _person_row(
+    person: Person, rng: random.Random, names: tuple[str, ...], held_out: bool, pictures: int
+) -> Row:
+    photos = [_photo(person, rng)[0] for _ in range(pictures)]
+    generation = [
+        {
+            "Type": label,
+            "Question": item.question,
+            "Ground_Truth": item.answer,
+            "Reasoning": item.reasoning,
+            "Forget_Attributes": json.dumps(item.attributes),
+            "Direct_Question": item.direct_question,
+            "Direct_Answer": item.answer,
+        }
+        for label, item in _questions(person, rng, held_out)
+    ]
+    masks: list[Row] = []
+    choices: dict[str, list[Row]] = {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
+    for modality, label in (("image", "Image_Textual"), ("text", "Pure_Text")):
+        for kind in q.CLOZES:
+            if modality == "text" and kind == "name":
+                continue
+            sentence, truth = q.cloze(person, kind, modality)  # type: ignore[arg-type]
+            masks.append({"Type": label, "Question": sentence, "Ground_Truth": truth})
+            wording = rng.choice(q.wording_range(kind, held_out))
+            options, letter = q.choices(person, kind, rng, names)
+            choices[f"{label}_Questions"].append(
+                {
+                    "Question": q.ask(person, kind, modality, wording, rng).question,  # type: ignore[arg-type]
+                    "Options": options,
+                    "Correct_Answer": letter,
+                }
+            )
+    biography = {**person.attributes, "age": person.age, "country": person.country}
+    image: Row = {"images": photos} if held_out else {"image": photos[0]}
+    return {
+        **image,
+        "ID": person.id,
+        "biography": json.dumps(biography),
+        "question": generation[0]["Question"],
+        "answer": generation[0]["Ground_Truth"],
+        "Classification_Task": choices,
+        "Generation_Task": generation,
+        "Mask_Task": masks,
+    }
+
+
+def _plain(identifier: str, image: Row | None, item: q.QA) -> Row:
+    return {
+        "ID": identifier,
+        "image": image,
+        "Question": item.question,
+        "Ground_Truth": item.answer,
+        "Reasoning": item.reasoning,
+        "Direct_Question": item.direct_question,
+        "Direct_Answer": item.answer,
+    }
+
+
+def _reasoning_row(index: int, held_out: bool, rng: random.Random) -> Row:
+    part = "test" if held_out else "train"
+    if index % 2:
+        return _plain(f"reasoning-{part}-{index:03d}", None, q.word_problem(held_out, rng))
+    scene = q.draw_scene(rng)
+    image = {"bytes": portraits.png(portraits.scene_picture(scene, rng)), "path": None}
+    return _plain(f"reasoning-{part}-{index:03d}", image, q.about_scene(scene, held_out, rng))
+
+
+def _benign_row(person: Person, number: int, held_out: bool, rng: random.Random) -> Row:
+    image, look = _photo(person, rng)
+    kind = q.BENIGN_KINDS[number % 4] if held_out else rng.choice(q.BENIGN_KINDS)
+    return _plain(person.id, image, q.benign(look, kind, held_out, rng))
+
+
+def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) -> Row:
+    face, name = world.stranger(rng)
+    person = Person(
+        f"stranger-{'test' if held_out else 'train'}-{index:03d}",
+        face,
+        dict(rng.choice(world.people).attributes, name=name),
+    )
+    modality: q.Modality = "text" if index % 2 else "image"
+    kind = rng.choice(q.KINDS if modality == "image" else q.TEXT_KINDS)
+    item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, held_out)), rng)
+    refusal = rng.choice(q.REFUSALS_COT)
+    reasoning, answer = (
+        part.strip() for part in refusal.removeprefix(q.DELIMITERS[0]).split(q.DELIMITERS[1])
+    )
+    image = _photo(person, rng)[0] if modality == "image" else None
+    row = _plain(person.id, image, item)
+    return {
+        **row,
+        "Ground_Truth": answer,
+        "Reasoning": reasoning,
+        "Direct_Answer": rng.choice(q.REFUSALS_DIRECT),
+    }

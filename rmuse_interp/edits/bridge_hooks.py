@@ -1,0 +1,146 @@
+"""The fourth place: a plan as the hooks of a TransformerLens `TransformerBridge`, and the bridge of a loaded model.
+
+    bridge = to_bridge(lens)
+    hooks = plan.fwd_hooks(bridge)
+    logits = bridge.run_with_hooks(ids, attention_mask=mask, pixel_values=pixels, fwd_hooks=hooks)
+    with bridge.hooks(fwd_hooks=hooks):
+        logits, cache = bridge.run_with_cache(ids, attention_mask=mask)
+
+Hooks are shown tensors and never the arguments of the call, so what a plan must know of them is read off two more hook
+points: the token ids where they are embedded, and the mask and the length of the cache in the scores of the first
+block's attention, masked and before the softmax. From there on the session is the same as in every other place.
+"""
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.hooks import Session
+from rmuse_interp.edits.interpreter import announce
+from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.models.fingerprint import fingerprint
+from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.site import Site
+from rmuse_interp.parts.part import all_same
+
+Hook = tuple[str, Callable[..., Tensor | None]]
+"""Name of a hook point and the function that runs there, as TransformerLens takes them."""
+
+_TOKENS: Final = "embed.hook_in"
+_SCORES: Final = "blocks.0.attn.hook_attn_scores"
+
+
+def fwd_hooks(
+    plan: Sentence,
+    bridge: Any,
+    *,
+    encoding: Mapping[str, Any] | None = None,
+    decision: Decision | None = None,
+) -> list[Hook]:
+    """The plan as `(name, function)` pairs for `run_with_hooks(..., fwd_hooks=…)` and `bridge.hooks(fwd_hooks=…)`.
+
+    The list serves any number of calls, one after another: each is decided anew, and decode steps on a cache go on
+    with what was decided. TransformerLens puts the functions on and takes them off again.
+
+    Args:
+        plan: what to run.
+        bridge: the bridge whose hooks these are to be.
+        encoding: `input_ids`, `attention_mask` and, as `lens.encode` gives it, `prompt_end` of the queries, where the
+            calls do not tell: given responses, a prefilled assistant's turn, prompts in chunks, generation without a
+            cache. All calls are then about these queries. The prompt ends at the last unmasked token where absent.
+        decision: for two-pass plans: what `plan.decide` gave, for the batches that follow.
+
+    Raises:
+        RMuseError: a two-pass plan without a decision, layers or hook points that the bridge does not have, a plan
+            that was fitted on another model.
+    """
+    model = bridge.original_model
+    layout = find_layout(model, special=getattr(bridge.tokenizer, "all_special_ids", None))
+    if plan.fingerprint is not None:
+        fingerprint(model, layout).require(plan.fingerprint, "this plan")
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    session = Hooked(plan.to(next(model.parameters()).device), layout, decision, window)
+    session.require_decision()
+    missing = [name for name, _ in session.hooks if name not in bridge.hook_dict]
+    if missing:
+        raise RMuseError(
+            f"a bridge with the hook points {', '.join(missing)} was required, that of {type(model).__name__} has "
+            "none of that name; run the plan natively with plan.attach(hf_model)"
+        )
+    if encoding is not None:
+        end = getattr(encoding, "prompt_end", None)
+        session.say(announce(encoding["input_ids"], encoding.get("attention_mask"), layout.vocabulary, end))
+    return session.hooks
+
+
+class Hooked(Session):
+    """A plan on the hook points of a bridge: reads what each call is about, then acts on the blocks' outputs.
+
+    Args:
+        plan: the plan.
+        layout: where the bridged model keeps its blocks, and its vocabulary.
+        decision: what the gates said in a pass of their own.
+        window: how many tokens the first block's attention looks back at; None for all of them.
+    """
+
+    def __init__(self, plan: Sentence, layout: Layout, decision: Decision | None, window: int | None):
+        super().__init__(plan, layout, decision)
+        self._window = window
+        self._ids: Tensor | None = None
+        self._due: list[int] = []
+
+    @property
+    def hooks(self) -> list[Hook]:
+        """The functions, each with the name of its hook point."""
+        blocks: list[Hook] = [(str(Site(layer)), self._block) for layer in self.interpreter.touched]
+        return [(_TOKENS, self._tokens), (_SCORES, self._scores), *blocks]
+
+    def _tokens(self, ids: Int[Tensor, "..."], hook: Any) -> None:
+        """Take note of the ids that are embedded, of whatever shape; the scores tell whether they are this call's."""
+        self._ids = ids
+
+    def _scores(self, scores: Float[Tensor, "*batch heads tokens all"], hook: Any) -> None:
+        """Start a call: a column that its last token looks at is unmasked, those before its own are in the cache."""
+        if scores.ndim != 4:
+            raise RMuseError(
+                f"attention scores with a batch axis were required, got {tuple(scores.shape)}; leave out remove_batch_dim"
+            )
+        batch, _, length, width = scores.shape
+        if self._window is not None and width >= self._window:
+            raise RMuseError(
+                f"fewer than {self._window} tokens were required, {width} arrived: behind its window a bridge does not "
+                "show the mask; run the plan natively with plan.attach(hf_model)"
+            )
+        self._require_new(hook)
+        ids, self._ids = self._ids, None
+        fits = ids is not None and ids.shape == (batch, length)
+        told = {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
+        # Half of it: the mask is added to the scores, and in float16 a score can lift the lowest number there is.
+        unmasked = scores[:, 0, -1] > torch.finfo(scores.dtype).min / 2
+        cache = SimpleNamespace(get_seq_length=lambda: width - length)
+        self.begin((), {**told, "attention_mask": unmasked.long(), "past_key_values": cache})
+        self._due = list(self.interpreter.touched)
+
+    def _block(self, h: Float[Tensor, "*batch tokens d"], hook: Any) -> Tensor | None:
+        layer = hook.layer()
+        if self._due[:1] != [layer]:
+            raise RMuseError(
+                f"block {layer} came up out of turn: call the whole bridge, without start_at_layer, with these hooks "
+                "on it once"
+            )
+        self._due.pop(0)
+        edited = self.apply(layer, h)
+        return None if edited is h else edited  # nothing was edited: the very tensor goes on
+
+    def _require_new(self, hook: Any) -> None:
+        """Nothing, or the error that this plan is on the bridge twice."""
+        owners = [getattr(handle.user_hook, "__self__", None) for handle in hook.fwd_hooks]
+        plans = [owner.plan for owner in owners if isinstance(owner, Hooked)]
+        if len(plans) > 1 and sum(all_same(self.plan, plan) for plan in plans) > 1:
+            raise RMuseError("this plan is on the bridge already; put its hooks on it once")

@@ -1,0 +1,83 @@
+"""Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and where it belongs. No pickle."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from rmuse_interp import RMuseError, __version__
+from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.parts.part import from_record, to_record
+
+SCHEMA: Final = "rmuse-plan/1"
+
+
+def save(
+    plan: Any, folder: str | Path, model: Any = None, provenance: Mapping[str, Any] | None = None
+) -> Path:
+    """Write a plan into a folder (made if need be), with the fingerprint of `model` or the one it carries.
+
+    Args:
+        plan: what to save.
+        folder: where; an earlier plan there is replaced.
+        model: the `LensModel` it was fitted on.
+        provenance: plain JSON to keep beside it; names of people have no place there.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    known = plan.fingerprint if model is None else model.fingerprint.as_record()
+    tree, tensors = to_record(plan)
+    tree["settings"]["fingerprint"] = known
+    record = {
+        "schema": SCHEMA,
+        "fingerprint": known,
+        "hook": "resid_post",
+        "layers": plan.layers,
+        "versions": {"rmuse-interp": __version__, "torch": str(torch.__version__)},
+        "provenance": dict(provenance or {}),
+        "sentence": plan.describe().splitlines(),
+        "plan": tree,
+    }
+    # Parts may share tensors (one gate in two edits); safetensors wants each to own its memory.
+    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / "plan.safetensors")
+    text = json.dumps(record, indent=1, ensure_ascii=False)
+    (path / "plan.json").write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def load(folder: str | Path, model: Any = None) -> Sentence:
+    """The plan that `save` wrote.
+
+    Args:
+        folder: the bundle.
+        model: the `LensModel` to run it on; checked against the bundle's fingerprint and layers.
+
+    Raises:
+        RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
+    """
+    path = Path(folder)
+    for name in ("plan.json", "plan.safetensors"):
+        if not (path / name).is_file():
+            raise RMuseError(
+                f"a bundle with plan.json and plan.safetensors was required, {path} lacks {name}"
+            )
+    try:
+        record = json.loads((path / "plan.json").read_text(encoding="utf-8"))
+        tensors = load_file(path / "plan.safetensors")
+    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
+        raise RMuseError(f"the bundle in {path} cannot be read ({error}): save it again") from error
+    found = record.get("schema") if isinstance(record, dict) else None
+    if found != SCHEMA:
+        raise RMuseError(f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}: save it again")
+    if model is not None:
+        model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
+    plan = from_record(record["plan"], tensors)
+    if not isinstance(plan, Sentence):
+        raise RMuseError(
+            f"a plan was required, {path} holds a {type(plan).__name__}: save plans with plan.save"
+        )
+    return plan

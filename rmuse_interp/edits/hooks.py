@@ -1,0 +1,341 @@
+"""The native place: a plan as hooks on a plain Hugging Face model, what one deploys; needs no nnsight.
+
+Hooks sit on the model (its inputs give the queries' state) and on the touched decoder blocks. `generate` of the
+instance is wrapped to see whole prompts before they are cut into chunks; everything is undone by `detach`.
+
+`torch.compile`: attach first, compile afterwards. A hook added to a model that was compiled and has run may be
+skipped without a word (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then
+runs unsteered: call `torch._dynamo.reset()` after attaching. Hooks themselves run outside the compiled graph.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.interpreter import Interpreter, announce
+from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.edits.state import Decision, Query, State
+from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.models.encoding import Encoding
+from rmuse_interp.models.fingerprint import fingerprint
+from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.parts.part import all_same
+
+_ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
+"""The plans attached to each model, so that none is attached twice and scoring passes go without them."""
+
+_LISTENERS: "WeakKeyDictionary[nn.Module, list[Session]]" = WeakKeyDictionary()
+"""Who hears of each prompt that a model's `generate` is given."""
+
+
+class Session:
+    """A plan running on one model, whatever place calls it: announcements, the decision and the latest state.
+
+    Args:
+        plan: the plan.
+        layout: where the model keeps its blocks, and its vocabulary.
+        decision: what the gates said in a pass of their own, for the batches that follow.
+        recorder: what keeps a trace of the steering; None keeps none.
+
+    Raises:
+        RMuseError: an edit or gate at a layer the model does not have.
+    """
+
+    def __init__(
+        self,
+        plan: Sentence,
+        layout: Layout,
+        decision: Decision | None = None,
+        recorder: Recorder | None = None,
+    ):
+        self.plan = plan
+        self.interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
+        self.decision = decision
+        self.recorder = recorder
+        self._arguments = layout.arguments
+        self.state: State | None = None
+        self.paused = False
+        self._said: Query | None = None
+        self._heard: Query | None = None
+        self._stop: frozenset[int] = frozenset()
+
+    @contextmanager
+    def expecting(
+        self,
+        input_ids: Int[Tensor, "batch tokens"],
+        attention_mask: Int[Tensor, "batch all"] | None = None,
+        prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
+    ) -> Iterator["Session"]:
+        """The context in which calls are about these queries: hand-made chunks, forced prefixes, given responses.
+
+        Args:
+            input_ids: the whole conversation.
+            attention_mask: of the same.
+            prompt_end: position of each row's last prompt token among its unmasked ones, counted from 0; the last
+                unmasked token where absent.
+        """
+        outer = self._said
+        self._said = announce(input_ids, attention_mask, self.interpreter.vocabulary, prompt_end)
+        try:
+            yield self
+        finally:
+            self._said = outer
+
+    def say(self, queries: Query, stop: frozenset[int] = frozenset()) -> None:
+        """Announce the queries of every call that follows, and the ids that end a row."""
+        self._said, self._stop = queries, stop
+
+    def require_decision(self) -> None:
+        """Nothing, or the error that a two-pass plan has not been decided."""
+        if self.decision is None:
+            self.interpreter.require_single_pass()
+
+    def hear(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        stop: frozenset[int] = frozenset(),
+    ) -> None:
+        """Take note of the prompt that `generate` has just been given, and of what ends a row; None when it is done."""
+        vocabulary = self.interpreter.vocabulary
+        self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
+        self._stop = stop
+
+    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Start a forward call of the model with its arguments."""
+        inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
+        announced = self._said if self._said is not None else self._heard
+        self.state = self.interpreter.begin(self.state, inputs, announced, self.decision)
+        if self.recorder is not None:
+            self.recorder.begin(self.plan, self.state, inputs.get("input_ids"), self._stop)
+
+    def apply(self, layer: int, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
+        """The edited output of decoder block `layer`."""
+        if self.state is None:
+            raise RMuseError(
+                "a plan sees its queries through the whole model: call the model, not a part of it"
+            )
+        out, self.state = self.interpreter.apply(layer, h, self.state, self.recorder)
+        return out
+
+
+@contextmanager
+def listening(hf_model: nn.Module, session: Session) -> Iterator[None]:
+    """The context in which `session` hears of every prompt given to `hf_model.generate`, before it may be chunked."""
+    listeners = _LISTENERS.setdefault(hf_model, [])
+    if not listeners:
+        _wrap_generate(hf_model)
+    listeners.append(session)
+    try:
+        yield
+    finally:
+        listeners.remove(session)
+        if not listeners:
+            _unwrap_generate(hf_model)
+
+
+def _wrap_generate(hf_model: Any) -> None:
+    original = hf_model.generate
+
+    @functools.wraps(original)
+    def generate(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        mask = kwargs.get("attention_mask")
+        pad = hf_model.generation_config.pad_token_id
+        if mask is None and ids is not None and pad is not None:
+            mask = ids.ne(pad).long()  # as generate itself infers it
+        sessions = list(_LISTENERS.get(hf_model, ()))
+        for session in sessions:
+            session.hear(ids, mask, ends_of(hf_model, kwargs))
+        try:
+            return original(inputs, *args, **kwargs)
+        finally:
+            for session in sessions:
+                session.hear(None, None)
+
+    generate.earlier = vars(hf_model).get("generate")  # type: ignore[attr-defined]
+    hf_model.generate = generate
+
+
+def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
+    """The ids that end a row of `generate(**settings)`."""
+    config = settings.get("generation_config") or hf_model.generation_config
+    ends = settings.get("eos_token_id", config.eos_token_id)
+    if isinstance(ends, Tensor):
+        ends = ends.flatten().tolist()
+    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
+
+
+def _unwrap_generate(hf_model: Any) -> None:
+    earlier = hf_model.generate.earlier
+    del hf_model.generate  # the class's own shows again
+    if earlier is not None:
+        hf_model.generate = earlier
+
+
+def attach(
+    hf_model: nn.Module,
+    plan: Sentence,
+    *,
+    decision: Decision | None = None,
+    layout: Layout | None = None,
+    recorder: Recorder | None = None,
+) -> "Attached":
+    """A plan attached to a Hugging Face model until `.detach()`; also a context manager.
+
+    Detach before copying or pickling the model: hooks of a copy would still speak to this plan's state.
+
+    Args:
+        hf_model: the model with its head; loaded in any way.
+        plan: what to run.
+        decision: for two-pass plans: what `plan.decide` gave, for the batches that follow.
+        layout: where the model keeps its blocks; found where absent.
+        recorder: keeps a trace of the steering; its `trace()` is that of the latest batch.
+
+    Raises:
+        RMuseError: layers out of range, the same plan attached already, an unknown model family, a plan that was
+            fitted on another model.
+    """
+    place = layout or find_layout(hf_model)
+    if plan.fingerprint is not None:
+        fingerprint(hf_model, place).require(plan.fingerprint, "this plan")
+    return Attached(hf_model, plan, place, decision, recorder)
+
+
+class Attached(Session):
+    """The handle of a plan attached to a model: after `detach` (or the ``with`` block) the model is as before."""
+
+    def __init__(
+        self,
+        hf_model: nn.Module,
+        plan: Sentence,
+        layout: Layout,
+        decision: Decision | None,
+        recorder: Recorder | None = None,
+    ):
+        super().__init__(plan, layout, decision, recorder)
+        present = _ATTACHED.setdefault(hf_model, [])
+        if any(all_same(plan, other.plan) for other in present):
+            raise RMuseError("this plan is attached to the model already; .detach() its handle first")
+        plan.to(next(hf_model.parameters()).device)
+        present.append(self)
+        self._undo = ExitStack()
+        self._undo.callback(present.remove, self)
+        self._undo.enter_context(listening(hf_model, self))
+        # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+        quiet = torch.compiler.disable
+        hooks: list[Any] = [hf_model.register_forward_pre_hook(quiet(self._before), with_kwargs=True)]
+        hooks += [
+            layout.blocks[i].register_forward_hook(quiet(self._after(i))) for i in self.interpreter.touched
+        ]
+        for hook in hooks:
+            self._undo.callback(hook.remove)
+
+    def detach(self) -> None:
+        """Take everything off the model again; a second call does nothing."""
+        self._undo.close()
+
+    def __enter__(self) -> "Attached":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.paused:
+            self.begin(args, kwargs)
+
+    def _after(self, layer: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            if self.paused:
+                return None
+            h = output[0] if isinstance(output, tuple) else output
+            edited = self.apply(layer, h)
+            if edited is h:
+                return None  # nothing was edited: the very tensor goes on
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
+
+        return hook
+
+
+@contextmanager
+def paused(hf_model: nn.Module) -> Iterator[None]:
+    """The context in which no attached plan acts on the model: for scoring passes and comparisons."""
+    running = [handle for handle in _ATTACHED.get(hf_model, ()) if not handle.paused]
+    for handle in running:
+        handle.paused = True
+    try:
+        yield
+    finally:
+        for handle in running:
+            handle.paused = False
+
+
+def attached(hf_model: nn.Module) -> list[Sentence]:
+    """The plans attached to the model."""
+    return [handle.plan for handle in _ATTACHED.get(hf_model, ())]
+
+
+def decide(
+    hf_model: nn.Module, plan: Sentence, encode: Callable[[str | None, bool], Encoding], layout: Layout
+) -> Decision:
+    """What the plan's gates say of some prompts, from unsteered passes over the prompts alone.
+
+    One pass for all gates that read the prompt as it is, one for each prefix, and one over the drafts. The pass reads
+    the model; it leaves no state behind, and attached plans do not act in it.
+
+    Args:
+        hf_model: the model.
+        plan: the plan whose gates are asked.
+        encode: the model's inputs for the prompts, each behind the given prefix (None: as they are) and, if asked
+            for, followed by the model's draft.
+        layout: where the model keeps its blocks.
+    """
+    plan = plan.to(next(hf_model.parameters()).device)
+    interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
+    passes = list(dict.fromkeys((gate.prefix, gate.readout == "draft") for gate in plan.gates)) or [
+        (None, False)
+    ]
+    found: Decision | None = None
+    for kind in passes:
+        new = _score(hf_model, interpreter, encode(*kind), layout)
+        if found is None:
+            found = new
+            continue
+        own = torch.tensor(
+            [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan],
+            device=new.fired.device,
+        )
+        pairs = zip((new.fired, new.score, new.known), (found.fired, found.score, found.known), strict=True)
+        found = Decision(*(torch.where(own, a, b) for a, b in pairs))
+    assert found is not None
+    return found
+
+
+def _score(hf_model: nn.Module, interpreter: Interpreter, inputs: Encoding, layout: Layout) -> Decision:
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    asked = announce(ids, mask, layout.vocabulary, inputs.prompt_end)
+    state = interpreter.begin(None, inputs, asked, scoring=True)
+
+    def reader(layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            nonlocal state
+            state = interpreter.read(layer, output[0] if isinstance(output, tuple) else output, state)
+
+        return hook
+
+    with paused(hf_model), torch.no_grad(), ExitStack() as undo:
+        for layer in interpreter.plan.reads:
+            undo.callback(layout.blocks[layer].register_forward_hook(reader(layer)).remove)
+        hf_model(**inputs, use_cache=False)
+    return state.query.decision

@@ -1,0 +1,116 @@
+"""Rotation inside one plane, and a rotation whose angle grows with how sure it is that it is needed."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.plan import Operator
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.sphere import norm, unit
+from rmuse_interp.parts.angle import Angle
+from rmuse_interp.parts.subspace import Subspace
+
+
+class RotateInPlane(Operator):
+    """`h̃ = h − P h + ‖P h‖ (cos θ b₁ + sin θ b₂)`, P the projection onto the plane of b₁ and b₂.
+
+    Defining property: ‖h̃‖ = ‖h‖, what lies outside the plane stays, and inside it the state stands at the angle
+    θ from b₁, wherever it stood. θ is where the state is turned to, not by how much.
+
+    Args:
+        first: [d] the feature, b₁ up to its length.
+        second: [d] spans the plane together with it; b₂ is what it has orthogonal to b₁.
+        degrees: θ.
+        adaptive: turn only states with ⟨h, b₁⟩ > 0.
+
+    Raises:
+        RMuseError: directions that span no plane.
+    """
+
+    first: Tensor
+    second: Tensor
+    axes: Tensor
+    goal: Tensor
+
+    def __init__(
+        self,
+        first: Float[Tensor, " d"],
+        second: Float[Tensor, " d"],
+        degrees: float,
+        adaptive: bool = True,
+    ):
+        super().__init__()
+        self.hold(first=first, second=second)
+        b1, b2 = unit(self.first.double()), unit(self.second.double())
+        b2 = b2 - (b2 @ b1) * b1
+        # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
+        if not float(b1.norm()) > 0 or not float(b2.norm()) > 1e-5:
+            raise RMuseError(
+                "two directions that span a plane were required, got parallel ones (or one of length 0)"
+            )
+        b2 = unit(b2)
+        b2 = unit(b2 - (b2 @ b1) * b1)
+        angle = math.radians(degrees)
+        self.hold(axes=torch.stack([b1, b2]), goal=math.cos(angle) * b1 + math.sin(angle) * b2)
+        self.degrees = degrees
+        self.adaptive = adaptive
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        states = working(h)
+        axes = self.axes.to(states.dtype)
+        inside = states @ axes.mT
+        turned = states - inside @ axes + norm(inside) * self.goal.to(states.dtype)
+        return (torch.where(inside[..., :1] > 0, turned, states) if self.adaptive else turned).to(h.dtype)
+
+    def describe(self) -> str:
+        which = " where h leans to b₁" if self.adaptive else ""
+        return f"turn the part in the plane of b₁ and b₂ to {self.degrees:g}° from b₁{which}"
+
+
+class Confidence(Angle):
+    """`λ = clip(α (δ − β)/(1 − β), 0, 1)`, 0 where δ ≤ β: the share of the way grows with the doubt δ.
+
+    `δ = p(−v̂) − p(v̂)`, the difference of the two posteriors of a von Mises–Fisher mixture of concentration κ around
+    the direction v̂ and its antipode: `softmax(κ⟨u(h), −v̂⟩, κ⟨u(h), v̂⟩)`, hence `δ = −tanh(κ⟨u(h), v̂⟩)`. In [−1, 1].
+
+    Args:
+        strength: α ≥ 0.
+        margin: β < 1; only states with δ > β are turned.
+        concentration: κ > 0; 20 in Spherical Steering.
+
+    Raises:
+        RMuseError: a setting outside its range.
+    """
+
+    def __init__(self, strength: float, margin: float = 0.0, concentration: float = 20.0):
+        super().__init__()
+        if strength < 0 or not margin < 1 or not concentration > 0:
+            raise RMuseError(
+                f"strength ≥ 0, margin < 1 and concentration > 0 were required, got {strength}, {margin} and "
+                f"{concentration}"
+            )
+        self.strength = strength
+        self.margin = margin
+        self.concentration = concentration
+
+    def fraction(
+        self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
+    ) -> Float[Tensor, "*tokens"]:
+        """λ per token."""
+        heading = unit(working(h))
+        cosine = (heading * unit(working(direction)).to(heading.dtype)).sum(dim=-1)
+        doubt = -torch.tanh(self.concentration * cosine)
+        share = self.strength * (doubt - self.margin) / (1.0 - self.margin)
+        return share.clamp(0.0, 1.0)
+
+    def protecting(self, rrs: Subspace) -> "Confidence":
+        """Itself: the cosine is taken of whatever states it is given."""
+        return self
+
+    def describe(self) -> str:
+        return f"λ = {self.strength:g} × the doubt beyond {self.margin:g} (κ = {self.concentration:g})"

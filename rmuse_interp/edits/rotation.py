@@ -1,0 +1,258 @@
+"""Rotations, which keep the norm: toward a direction (`SlerpToward`), or to refusal states (`Transport`)."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.plan import Explanation, Operator
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
+from rmuse_interp.parts.angle import ACS, Angle
+from rmuse_interp.parts.subspace import Subspace
+
+Beyond = Literal["keep", "nearest"]
+"""What a position-aware transport does past the longest trajectory: leave the state, or use all prototypes."""
+
+_VANISHING: Final = 1e-6
+"""Share of ‖h‖ below which the complement of the RRS is rounding: nothing is there to rotate."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Bearing:
+    """Where a state, or the part of it that may move, heads, and what it is rotated toward.
+
+    Attributes:
+        states: h in the precision of the geometry.
+        moved: h, or its part outside the RRS.
+        length: ‖moved‖.
+        heading: `u(moved)`.
+        goal: unit vector to rotate toward; zero: no edit.
+        share: of the way, per state or for all.
+        able: where there is something to rotate, and something to rotate it toward.
+    """
+
+    states: Tensor
+    moved: Tensor
+    length: Tensor
+    heading: Tensor
+    goal: Tensor
+    share: Tensor | float
+    able: Tensor
+
+
+class _Rotation(Operator):
+    """A norm-keeping operator: rotates `u(h)`, or the part of it outside the RRS, and restores the length."""
+
+    rrs: Subspace | None
+
+    def forward(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Float[Tensor, "*tokens d"]:
+        at = self._bearing(h, step)
+        turned = at.length * slerp(at.heading, at.goal, at.share)
+        if self.rrs is None:
+            return torch.where(at.able, turned, at.states).to(h.dtype)
+        # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
+        change = self.rrs.remove(turned - at.moved)
+        return torch.where(at.able, at.states + change, at.states).to(h.dtype)
+
+    def explain(
+        self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
+    ) -> Explanation:
+        """Both angles and λ as `forward` has them: inside the RRS complement where the rotation is protected."""
+        at = self._bearing(h, step)
+        theta_tar, theta_dir, prototype = self._angles(at, step)
+        share = torch.as_tensor(at.share, dtype=at.states.dtype, device=h.device).expand(h.shape[:-1])
+        able = at.able.squeeze(-1)
+        theta_tar, theta_dir = (
+            None if x is None else torch.where(able, x, torch.nan) for x in (theta_tar, theta_dir)
+        )
+        chosen = None if prototype is None else torch.where(able, prototype, -1)
+        return Explanation(theta_tar, theta_dir, torch.where(able, share, 0.0), chosen)
+
+    def _bearing(self, h: Tensor, step: Tensor | None) -> _Bearing:
+        states = working(h)
+        moved = states if self.rrs is None else self.rrs.remove(states)
+        length, heading = norm(moved), unit(moved)
+        goal, share = self._goal(heading, states, step)
+        # A goal of length 0 stands for "no edit". Strictly greater: the zero state stays as it is.
+        able = (length > _VANISHING * norm(states)) & (goal.square().sum(dim=-1, keepdim=True) > 0)
+        return _Bearing(states, moved, length, heading, goal, share, able)
+
+    @abstractmethod
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | float]:
+        """Unit vector to rotate toward (zero: no edit) and the share of the way, per state."""
+
+    @abstractmethod
+    def _angles(
+        self, at: _Bearing, step: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """θ_tar, θ_dir and the chosen prototype, per state; None where there is no such thing."""
+
+
+class SlerpToward(_Rotation):
+    """`h̃ = ‖h‖ · slerp(u(h), v̂; λ)` (eq. 4.18): rotate toward a direction by a calibrated share of the angle.
+
+    Defining property: ‖h̃‖ = ‖h‖ and ∠(u(h̃), v̂) = (1 − λ) ∠(u(h), v̂). It is not `h + α v̂`, which changes the
+    norm. With `signed`, the goal is the paper's normalised update `sign(vᵀh) (I − P_rrs) v / ‖·‖` (eq. 4.10), the
+    sign read on the raw v; where vᵀh = 0 there is no update.
+
+    Args:
+        direction: [d] v_un, of any length but 0.
+        angle: gives `fraction(h, direction)` = λ in [0, 1]: `ACS` or `FixedFraction`.
+        signed: rotate toward `sign(vᵀh) v̂` (preset `paper`) instead of v̂ itself ("oriented").
+        shield: subspace removed from the direction only; see `shielding`.
+        rrs: subspace in which nothing of h changes; see `protecting`.
+
+    Raises:
+        RMuseError: a direction of length 0, or one that lies inside the subspace to protect.
+    """
+
+    direction: Tensor
+    toward: Tensor
+
+    def __init__(
+        self,
+        direction: Float[Tensor, " d"],
+        angle: Angle,
+        signed: bool = False,
+        shield: Subspace | None = None,
+        rrs: Subspace | None = None,
+    ):
+        super().__init__()
+        if not isinstance(angle, Angle):
+            raise RMuseError(f"an angle (ACS or FixedFraction) was required, got {type(angle).__name__}")
+        self.hold(direction=direction)
+        self.angle = angle
+        # Inside the complement both angles are measured on the complement's sphere.
+        self._angle = angle if rrs is None else angle.protecting(rrs)
+        self.signed = signed
+        self.shield = shield
+        self.rrs = rrs
+        toward = unit(self.direction)
+        for protected in (shield, rrs):
+            toward = toward if protected is None else protected.remove(toward)
+        # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
+        if not float(toward.norm()) > 1e-5:
+            raise RMuseError(
+                "a direction with a part outside the protected subspace was required, got one inside it (or 0): "
+                "lower the energy of the RRS, or drop .protecting(...)"
+            )
+        self.hold(toward=unit(toward))
+
+    def shielding(self, rrs: Subspace) -> "SlerpToward":
+        """Protection of the direction only, as in eq. 4.10: v̂ = (I − P_rrs) v / ‖·‖, while h is rotated whole."""
+        return SlerpToward(self.direction, self.angle, self.signed, shield=rrs, rrs=self.rrs)
+
+    def protecting(self, rrs: Subspace) -> "SlerpToward":
+        """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
+        return SlerpToward(self.direction, self.angle, self.signed, shield=self.shield, rrs=rrs)
+
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
+        goal = self.toward.to(states.dtype).expand_as(heading)
+        if self.signed:
+            goal = goal * (states @ self.direction.to(states.dtype)).sign().unsqueeze(-1)
+        return goal, self._angle.fraction(heading, goal)
+
+    def _angles(self, at: _Bearing, step: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        if isinstance(self._angle, ACS):
+            found = self._angle.angles(at.heading, at.goal)
+            return found.theta_tar, found.theta_dir, found.nearest
+        return None, geodesic(at.heading, at.goal), None
+
+    def describe(self) -> str:
+        goal = "sign(vᵀh) v̂" if self.signed else "v̂"
+        shield = "" if self.shield is None else f", v̂ cleared of {self.shield.describe()}"
+        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
+        return f"rotate toward {goal} by {self.angle.describe()}{shield}{kept}"
+
+
+class Transport(_Rotation):
+    """`h̃ = ‖h‖ · slerp(u(h), p*; fraction)`, p* the nearest refusal prototype: token-level transport.
+
+    Defining property: with fraction 1, u(h̃) is a prototype (inside the RRS complement: u((I − P)h̃) is a
+    complement-normalised one). It equals semi-relaxed optimal transport with free target marginal.
+
+    Args:
+        points: [prototypes, d] refusal states; normalised here.
+        positions: [prototypes] step (position − prompt_end) of each; when given, a state at step t sees only
+            prototypes with |position − t| ≤ window, or the closest ones in position where there are none.
+        window: half-width of that range, in tokens.
+        fraction: share of the angle to rotate, in [0, 1].
+        beyond: past the longest trajectory, `keep` the state or move it to the `nearest` of all prototypes.
+        rrs: subspace in which nothing of h changes; see `protecting`.
+
+    Raises:
+        RMuseError: no prototypes, positions of another length, a negative window, a fraction outside [0, 1].
+    """
+
+    points: Tensor
+    positions: Tensor | None
+    targets: Tensor
+
+    def __init__(
+        self,
+        points: Float[Tensor, "prototypes d"],
+        positions: Int[Tensor, " prototypes"] | None = None,
+        window: int = 0,
+        fraction: float = 1.0,
+        beyond: Beyond = "keep",
+        rrs: Subspace | None = None,
+    ):
+        super().__init__()
+        if not len(points):
+            raise RMuseError("a transport needs prototypes, got none: fit refusal prototypes first")
+        if window < 0 or not 0.0 <= fraction <= 1.0:
+            raise RMuseError(
+                f"window ≥ 0 and a fraction in [0, 1] were required, got {window} and {fraction}"
+            )
+        self.hold(points=points, positions=positions)
+        self.window = window
+        self.fraction = fraction
+        self.beyond: Beyond = beyond
+        self.rrs = rrs
+        outside = unit(self.points) if rrs is None else rrs.remove(unit(self.points))
+        # A prototype inside the RRS has no direction outside it: a zero row, "no edit", as for the zero complement.
+        self.hold(targets=torch.where(norm(outside) > _VANISHING, unit(outside), torch.zeros_like(outside)))
+
+    def protecting(self, rrs: Subspace) -> "Transport":
+        """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
+        return Transport(self.points, self.positions, self.window, self.fraction, self.beyond, rrs=rrs)
+
+    def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, float]:
+        nearest, past = self._nearest(heading, step)
+        goal = self.targets.to(states.dtype)[nearest]
+        return (goal if past is None else torch.where(past, 0.0, goal)), self.fraction
+
+    def _nearest(self, heading: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Index of each state's prototype, and which states are kept for being past all trajectories."""
+        nearness = heading @ self.targets.to(heading.dtype).mT
+        if self.positions is None:
+            return nearness.argmax(dim=-1), None
+        if step is None:
+            raise RMuseError(
+                "a position-aware transport needs each state's step: run it in a plan, or pass step="
+            )
+        gap = (self.positions - step.unsqueeze(-1)).abs()
+        reach = gap.amin(dim=-1, keepdim=True).clamp_min(self.window)
+        past = (step > self.positions.max()).unsqueeze(-1)
+        index = torch.where((gap <= reach) | past, nearness, -torch.inf).argmax(dim=-1)
+        return index, past if self.beyond == "keep" else None
+
+    def _angles(self, at: _Bearing, step: Tensor | None) -> tuple[Tensor, None, Tensor]:
+        return geodesic(at.heading, at.goal), None, self._nearest(at.heading, step)[0]
+
+    def describe(self) -> str:
+        share = "" if self.fraction == 1.0 else f" by {self.fraction:g} of the angle"
+        when = (
+            ""
+            if self.positions is None
+            else f" within {self.window} of its step (beyond them: {self.beyond})"
+        )
+        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
+        return f"move to the nearest of {len(self.points)} refusal prototypes{when}{share}{kept}"

@@ -1,0 +1,397 @@
+"""Steering traces: what gate and operator did to every token at every steered block, and the recorder that keeps them.
+
+    recorder = Recorder()
+    with torch.no_grad(), lens.generate(prompts, images, plan=plan, recorder=recorder, max_new_tokens=40) as tracer:
+        result = tracer.result.save()
+    trace = recorder.trace()                 # natively: plan.attach(lens.hf, recorder=recorder), lens.respond(...)
+    trace.angle[row, site, : trace.lengths[row]]
+
+During a forward pass the recorder copies the states before and after each edit, and does nothing else; they are
+measured `CHUNK` calls at a time, so that the many small operations of geometry are paid for once per chunk.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.sentence import Clause, Sentence, Verb
+from rmuse_interp.edits.state import QueryState, State
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.sphere import geodesic, norm, unit
+from rmuse_interp.parts.retain import Subspaces
+from rmuse_interp.parts.subspace import Subspace
+
+CHUNK: Final = 16
+"""Forward calls that are measured at once; their states at the steered blocks are held until then."""
+
+
+@dataclass(frozen=True)
+class TraceSite:
+    """One edit at one block.
+
+    Attributes:
+        edit: its name, or `edit0` by its index in the plan.
+        layer: 0-based decoder block.
+    """
+
+    edit: str
+    layer: int
+
+
+@dataclass(frozen=True, eq=False)
+class SteeringTrace:
+    """What steering did along each sequence; token t is the state at step t, from which generated token t was predicted.
+
+    Step 0 is the last prompt token. NaN (−1, False) stands where a row has ended, where the edit is for another kind of
+    query, and where the operator has no such quantity or did not act.
+
+    Attributes:
+        sites: the edits and blocks, in the order of the plan.
+        valid: whether the row was still being generated.
+        ids: the token whose state it is; −1 where the model was given embeddings.
+        score: the gate's score (larger = steer), one for the whole query unless it decides per token; NaN without one.
+        fired: the gate's decision; True without a gate.
+        acted: whether the operator was applied: the decision, and the edit's choice of tokens. It may leave a state.
+        theta_tar: see `Explanation`, as all up to `prototype`.
+        theta_dir: likewise.
+        fraction: λ.
+        prototype: index of the chosen refusal prototype.
+        rrs_share: `‖P_rrs(h̃ − h)‖²/‖h̃ − h‖²`; NaN where there is no RRS or no update.
+        norm_before: ‖h‖ before the edit.
+        norm_after: ‖h̃‖.
+        angle: `∠(h, h̃)` in radians; 0 where the edit did not act.
+    """
+
+    sites: tuple[TraceSite, ...]
+    valid: Bool[Tensor, "rows tokens"]
+    ids: Int[Tensor, "rows tokens"]
+    score: Float[Tensor, "rows sites tokens"]
+    fired: Bool[Tensor, "rows sites tokens"]
+    acted: Bool[Tensor, "rows sites tokens"]
+    theta_tar: Float[Tensor, "rows sites tokens"]
+    theta_dir: Float[Tensor, "rows sites tokens"]
+    fraction: Float[Tensor, "rows sites tokens"]
+    prototype: Int[Tensor, "rows sites tokens"]
+    rrs_share: Float[Tensor, "rows sites tokens"]
+    norm_before: Float[Tensor, "rows sites tokens"]
+    norm_after: Float[Tensor, "rows sites tokens"]
+    angle: Float[Tensor, "rows sites tokens"]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row before its end."""
+        return [int(n) for n in self.valid.sum(dim=1)]
+
+    def site(self, layer: int, edit: str | None = None) -> int:
+        """Index of a site on the axis `sites`; the edit may be left out where one alone is at the block.
+
+        Raises:
+            RMuseError: no such site, or several.
+        """
+        found = [i for i, s in enumerate(self.sites) if s.layer == layer and edit in (None, s.edit)]
+        if len(found) != 1:
+            there = ", ".join(f"{s.edit} at block {s.layer}" for s in self.sites)
+            raise RMuseError(
+                f"one site was required, {len(found)} are at block {layer}, edit {edit}; there are {there}"
+            )
+        return found[0]
+
+    def row(self, row: int) -> "SteeringTrace":
+        """One row alone, cut at its end, with the sites that are for its kind of query."""
+        n = self.lengths[row]
+        mine = [i for i in range(len(self.sites)) if n and not math.isnan(self.norm_before[row, i, 0])]
+        parts = {name: getattr(self, name)[row : row + 1, mine, :n].clone() for name in SITE_COLUMNS}
+        return SteeringTrace(
+            tuple(self.sites[i] for i in mine),
+            self.valid[row : row + 1, :n].clone(),
+            self.ids[row : row + 1, :n].clone(),
+            **parts,
+        )
+
+    def records(self) -> list[dict[str, Any]]:
+        """One record per row, site and token (`row`, `edit`, `layer`, `step` and the quantities), for a data frame."""
+        found = []
+        for row, n in enumerate(self.lengths):
+            for i, site in enumerate(self.sites):
+                columns = {name: getattr(self, name)[row, i, :n].tolist() for name in SITE_COLUMNS}
+                columns |= {"id": self.ids[row, :n].tolist(), "step": list(range(n))}
+                for values in zip(*columns.values(), strict=True):
+                    record = dict(zip(columns, values, strict=True))
+                    found.append({"row": row, "edit": site.edit, "layer": site.layer, **record})
+        return found
+
+
+SITE_COLUMNS: Final = tuple(f.name for f in fields(SteeringTrace) if f.name not in ("sites", "valid", "ids"))
+"""The quantities that a trace holds per row, site and token."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """One edit at one block in one call: states before and after it, which it chose, what a gate per token said."""
+
+    before: Tensor
+    after: Tensor
+    chosen: Tensor | None
+    score: Tensor | None
+    fired: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The tokens of one call from the last prompt token on; `columns` is None where that is all of them."""
+
+    columns: Tensor | None
+    step: Tensor
+    real: Tensor
+    ids: Tensor
+    given: bool
+    kept: dict[tuple[int, int], _Kept] = field(default_factory=dict)
+
+    def take(self, x: Tensor) -> Tensor:
+        """A copy of the call's own columns of [rows, tokens, …]: whoever else holds x may write to it."""
+        return x.detach().clone() if self.columns is None else x.detach()[:, self.columns]
+
+
+class Recorder:
+    """Keeps the trace of the latest batch that a plan ran on; hand one recorder to one place.
+
+    Args:
+        subspaces: of the bundle, for the share of the update in an RRS that the operator itself does not know.
+    """
+
+    def __init__(self, subspaces: Subspaces | None = None):
+        self._subspaces = subspaces
+        self._forget()
+
+    def _forget(self) -> None:
+        self._plan: Sentence | None = None
+        self._query: QueryState | None = None
+        self._stop: frozenset[int] = frozenset()
+        self._calls: list[_Call] = []
+        self._measured: list[tuple[list[_Call], dict[str, Tensor]]] = []
+        self._last = -1
+
+    def begin(self, plan: Sentence, state: State, ids: Tensor | None, stop: frozenset[int]) -> None:
+        """Take note of a forward call; one about new queries drops what was kept of those before."""
+        if state.calls == 0:
+            self._forget()
+            self._plan, self._stop = plan, stop
+        call, query = state.call, state.query
+        step, columns = call.position - query.prompt_end.unsqueeze(-1), None
+        if not state.behind:
+            highest = torch.where(call.real, step, -1).amax(dim=0)
+            columns = (highest > self._last).nonzero().flatten()  # without a cache, old tokens come again
+            self._last = int(highest.amax().clamp_min(self._last))
+            step = step[:, columns]
+        real = call.real if columns is None else call.real[:, columns]
+        if ids is None:
+            ids = torch.full_like(step, -1)
+        elif columns is not None:
+            ids = ids[:, columns]
+        if len(self._calls) >= CHUNK or (self._calls and len(self._calls[0].step) != len(step)):
+            self._measure()
+        self._query = query
+        self._calls.append(_Call(columns, step, real, ids, not state.behind))
+
+    def keep(
+        self,
+        edit: int,
+        layer: int,
+        before: Float[Tensor, "batch tokens d"],
+        after: Float[Tensor, "batch tokens d"],
+        chosen: Bool[Tensor, "batch tokens"] | None,
+        state: State,
+    ) -> None:
+        """Take note of one edit at one block: states before and after, and which it acted on (None: on none)."""
+        call = self._calls[-1]
+        states = call.take(before)
+        score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
+        call.kept[edit, layer] = _Kept(
+            states,
+            states if after is before else call.take(after),
+            *(None if x is None else call.take(x) for x in (chosen, score, fired)),
+        )
+        self._query = state.query
+
+    def trace(self, *, beam_indices: Int[Tensor, "rows tokens"] | None = None) -> SteeringTrace:
+        """The trace of the latest batch, on the CPU.
+
+        Args:
+            beam_indices: of `generate(..., return_dict_in_generate=True)` under beam search: the trace follows the
+                beams that won, back through every step.
+
+        Raises:
+            RMuseError: nothing was recorded.
+        """
+        self._measure()
+        if self._plan is None or self._query is None or not self._measured:
+            raise RMuseError(
+                "a generation or forward pass under a plan with edits was required, none was recorded yet; run one "
+                "with recorder=… first"
+            )
+        calls = [call for group, _ in self._measured for call in group]
+        rows = len(calls[-1].step)
+        step, real, ids = (
+            torch.cat([_grown(getattr(c, name), rows) for c in calls], dim=1).cpu()
+            for name in ("step", "real", "ids")
+        )
+        there = real & (step >= 0)
+        row, column = there.nonzero(as_tuple=True)
+        at = step[row, column]
+        width = int(at.max()) + 1 if len(at) else 0
+        present = torch.zeros(rows, width, dtype=torch.bool)
+        present[row, at] = True
+        placed = torch.full((rows, width), -1, dtype=torch.int64)
+        placed[row, at] = ids[row, column].long()
+        columns: dict[str, Tensor] = {}
+        for name in self._measured[0][1]:
+            values = torch.cat([_grown(found[name], rows) for _, found in self._measured], dim=2).cpu()
+            columns[name] = torch.full((rows, len(self._sites), width), _EMPTY[name]).to(values.dtype)
+            columns[name][row, :, at] = values[row, :, column]
+        columns |= self._decided(columns, rows, width)
+        if beam_indices is not None:
+            first = [_grown(torch.where(c.real, c.step, 0).amax(dim=1), rows) for c in calls if c.given]
+            taken, alive = _along(beam_indices.cpu(), torch.stack(first).amax(dim=0).cpu(), width)
+            present = present.gather(0, taken) & alive
+            placed = placed.gather(0, taken)
+            columns = {
+                name: values.gather(0, taken.unsqueeze(1).expand(-1, len(self._sites), -1))
+                for name, values in columns.items()
+            }
+        ends = torch.isin(placed[:, 1:], torch.tensor(sorted(self._stop), dtype=placed.dtype))
+        present[:, 1:] &= ends.cumsum(dim=1) == 0
+        for name, values in columns.items():
+            shown = present.unsqueeze(1)
+            if name not in ("fired", "acted"):
+                shown = shown & ~columns["norm_before"].isnan()
+            columns[name] = torch.where(shown, values, torch.tensor(_EMPTY[name], dtype=values.dtype))
+        names = tuple(TraceSite(_name(self._plan, i), layer) for i, layer in self._sites)
+        return SteeringTrace(names, present, torch.where(present, placed, -1), **columns)
+
+    @property
+    def _sites(self) -> list[tuple[int, int]]:
+        assert self._plan is not None
+        return [(i, layer) for i, edit in enumerate(self._plan) for layer in edit.sites]
+
+    def _decided(self, found: Mapping[str, Tensor], rows: int, width: int) -> dict[str, Tensor]:
+        """Scores and decisions, those of whole queries put beside those of single tokens; and whom an edit is for."""
+        assert self._plan is not None
+        assert self._query is not None
+        query = self._query.repeated(rows)
+        score, fired, length = found["score"].clone(), found["fired"].clone(), found["norm_before"].clone()
+        for place, (index, _) in enumerate(self._sites):
+            edit = self._plan[index]
+            if edit.gate is None or edit.per == "query":
+                score[:, place] = query.decision.score[:, index].float().cpu().unsqueeze(1)
+                fired[:, place] = query.decision.fired[:, index].cpu().unsqueeze(1)
+            if edit.modality is not None:
+                other = (query.has_image != (edit.modality == "image")).cpu()
+                length[other, place] = torch.nan
+                fired[other, place] = False
+        return {"score": score, "fired": fired, "norm_before": length}
+
+    def _measure(self) -> None:
+        """Turn the states that are held into quantities, and let go of them."""
+        if self._plan is None:
+            return
+        # A pass that was broken off halfway has not seen all sites, and counts as none.
+        whole = [c for c in self._calls if len(c.kept) == len(self._sites) and c.step.shape[1]]
+        self._calls = []
+        if not whole or not self._sites:
+            return
+        step = torch.cat([c.step for c in whole], dim=1)
+        parts = []
+        for index, layer in self._sites:
+            edit = self._plan[index]
+            operator = edit.operator_at(layer)
+            assert operator is not None
+            rrs = _protected(edit, layer, operator, self._subspaces)
+            parts.append(_quantities(operator, rrs, [c.kept[index, layer] for c in whole], step))
+        found = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
+        self._measured.append(([_Call(None, c.step, c.real, c.ids, c.given) for c in whole], found))
+
+
+_EMPTY: Final[dict[str, float | int | bool]] = {
+    name: {"prototype": -1, "fired": False, "acted": False}.get(name, math.nan) for name in SITE_COLUMNS
+}
+"""What stands for "none", by quantity."""
+
+
+def _quantities(
+    operator: Verb, rrs: Subspace | None, kept: Sequence[_Kept], step: Int[Tensor, "rows tokens"]
+) -> dict[str, Tensor]:
+    """The quantities of one site over some calls, [rows, tokens] each."""
+    before, after = (torch.cat([getattr(k, side) for k in kept], dim=1) for side in ("before", "after"))
+    states, moved = working(before), working(after)
+    nothing = torch.full_like(states[..., 0], torch.nan)
+    no, none = torch.zeros_like(step, dtype=torch.bool), torch.full_like(step, -1)
+    acted = torch.cat(
+        [
+            torch.zeros_like(k.before[..., 0], dtype=torch.bool) if k.chosen is None else k.chosen
+            for k in kept
+        ],
+        dim=1,
+    )
+    found = dict.fromkeys(("theta_tar", "theta_dir", "fraction", "rrs_share"), nothing)
+    found |= {"prototype": none, "angle": torch.zeros_like(nothing), "score": nothing, "fired": no}
+    if any(k.chosen is not None for k in kept):
+        said = operator.explain(before, step)
+        for name in ("theta_tar", "theta_dir", "fraction"):
+            value = getattr(said, name)
+            found[name] = nothing if value is None else torch.where(acted, value.to(nothing.dtype), torch.nan)
+        if said.prototype is not None:
+            found["prototype"] = torch.where(acted, said.prototype, -1)
+        found["angle"] = torch.where(acted, geodesic(unit(states), unit(moved)), 0.0)
+        if rrs is not None:
+            update = moved - states
+            inside, whole = (x.square().sum(dim=-1) for x in (rrs.to(update.device).project(update), update))
+            found["rrs_share"] = torch.where(acted & (whole > 0), inside / whole, torch.nan)
+    if kept[0].fired is not None:
+        found["score"] = torch.cat([k.score for k in kept if k.score is not None], dim=1).to(nothing.dtype)
+        found["fired"] = torch.cat([k.fired for k in kept if k.fired is not None], dim=1)
+    lengths = {"norm_before": norm(states).squeeze(-1), "norm_after": norm(moved).squeeze(-1)}
+    floats = {name: x.float() if x.is_floating_point() else x for name, x in (found | lengths).items()}
+    return floats | {"acted": acted}
+
+
+def _protected(edit: Clause, layer: int, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
+    """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
+    for name in ("rrs", "shield"):
+        own = getattr(operator, name, None)
+        if own is not None:
+            return own
+    key = f"{edit.modality}-{layer}"
+    if subspaces is None or key not in subspaces.retain:  # type: ignore[operator]
+        return None
+    return subspaces.retain[key].subspace  # type: ignore[index,union-attr,return-value]
+
+
+def _name(plan: Sentence, index: int) -> str:
+    return plan[index].name or f"edit{index}"
+
+
+def _grown(x: Tensor, rows: int) -> Tensor:
+    """Per row of a batch, per row of one that came of it: beams and samples are groups of neighbours."""
+    return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
+
+
+def _along(
+    beams: Int[Tensor, "out steps"], first: Int[Tensor, " rows"], width: int
+) -> tuple[Int[Tensor, "out tokens"], Bool[Tensor, "out tokens"]]:
+    """Which row each token of the winning beams was predicted in, and whether there was one.
+
+    Args:
+        beams: as transformers gives them, −1 behind the end.
+        first: step of the last given token of each row, from which the first new one is predicted.
+        width: tokens of the trace.
+    """
+    ahead = torch.arange(width).unsqueeze(0) - first[beams[:, 0]].unsqueeze(1)
+    known = ahead < beams.shape[1]
+    row = beams.gather(1, ahead.clamp(0, beams.shape[1] - 1))
+    return row.clamp_min(0), known & (row >= 0)

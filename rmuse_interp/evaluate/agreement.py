@@ -1,0 +1,253 @@
+"""How far a judge agrees with a labelled set of leaks and chains: κ, precision and recall, and every disagreement."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from rmuse_interp import RMuseError
+from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
+
+LABELS: Final = ("explicit", "implicit", "none")
+CHAIN_LABELS: Final = ("valid", "invalid")
+RESAMPLES: Final = 2000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A labelled text: `label` is one of `LABELS`, `half` is ``dev`` or ``test``, `kind` what makes it hard."""
+
+    id: str
+    half: str
+    kind: str
+    question: str
+    attribute: str
+    value: str
+    text: str
+    label: str
+
+    @property
+    def case(self) -> LeakCase:
+        """What a judge is asked."""
+        return LeakCase(self.text, self.question, self.attribute, self.value)
+
+
+@dataclass(frozen=True)
+class ChainItem:
+    """A labelled chain with its answer: `label` is one of `CHAIN_LABELS`, `half` and `kind` as in `Item`."""
+
+    id: str
+    half: str
+    kind: str
+    question: str
+    reasoning: str
+    answer: str
+    reference_reasoning: str
+    reference_answer: str
+    label: str
+    attributes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def case(self) -> ChainCase:
+        """What a judge is asked."""
+        return ChainCase(
+            self.question,
+            self.reasoning,
+            self.answer,
+            self.reference_reasoning,
+            self.reference_answer,
+            self.attributes,
+        )
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """Items, and the tables that go with them; a set of leaks alone has no `chains`."""
+
+    items: tuple[Item, ...]
+    aliases: dict[str, list[str]]
+    entails: dict[str, list[str]]
+    chains: tuple[ChainItem, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> "LabelledSet":
+        """The set a JSON file holds.
+
+        Raises:
+            RMuseError: no such file, no JSON, an item without its fields or of an unknown label.
+        """
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            items = tuple(Item(**item) for item in record["items"])
+            chains = tuple(ChainItem(**item) for item in record.get("chains", []))
+            found = cls(items, record.get("aliases", {}), record.get("entails", {}), chains)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise RMuseError(
+                f"{path}: required a labelled set {{items: [{{id, half, kind, question, attribute, value, text, "
+                f"label}}], chains: [{{id, half, kind, question, reasoning, answer, reference_reasoning, "
+                f"reference_answer, label}}]}}, got {type(error).__name__}: {error}"
+            ) from None
+        named: tuple[tuple[Sequence[Item | ChainItem], Sequence[str]], ...] = (
+            (items, LABELS),
+            (chains, CHAIN_LABELS),
+        )
+        for some, labels in named:
+            wrong = [item for item in some if item.label not in labels]
+            if wrong or not items:
+                got = f"{wrong[0].label!r} of {wrong[0].id}" if wrong else "no item"
+                raise RMuseError(f"{path}: required labels {', '.join(labels)}, got {got}")
+        return found
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share in percent with a 95 % bootstrap interval over items; None where nothing is counted."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a judge made of a set.
+
+    Attributes:
+        judge: its name.
+        n: items with a verdict.
+        unjudged: items without.
+        kappa: Cohen's κ of the labels, with its interval; −1 to 1.
+        precision: label → share of the judge's that are right, in percent.
+        recall: label → share of the set's that the judge found.
+        by_kind: kind → (right, all).
+        verdicts: item id → the judge's label, None without.
+    """
+
+    judge: str
+    n: int
+    unjudged: int
+    kappa: tuple[float, float, float]
+    precision: dict[str, Share]
+    recall: dict[str, Share]
+    by_kind: dict[str, tuple[int, int]]
+    verdicts: dict[str, str | None]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON of all of it."""
+        shares = {
+            part: {label: vars(share) for label, share in getattr(self, part).items()}
+            for part in ("precision", "recall")
+        }
+        low, high = self.kappa[1:]
+        return {
+            "judge": self.judge,
+            "n": self.n,
+            "unjudged": self.unjudged,
+            "kappa": {"value": self.kappa[0], "low": low, "high": high},
+            **shares,
+            "by_kind": {kind: {"right": right, "n": n} for kind, (right, n) in self.by_kind.items()},
+            "verdicts": self.verdicts,
+        }
+
+
+def labels_of(judge: Judge, items: Sequence[Item]) -> dict[str, str | None]:
+    """Item id → explicit where the judge finds the value stated, else implicit where implied, else none."""
+    cases = [item.case for item in items]
+    stated, implied = judge.states(cases), judge.implies(cases)
+    found: dict[str, str | None] = {}
+    for item, named, hinted in zip(items, stated, implied, strict=True):
+        if named is None or (not named and hinted is None):
+            found[item.id] = None
+        else:
+            found[item.id] = "explicit" if named else "implicit" if hinted else "none"
+    return found
+
+
+def chain_labels_of(judge: Judge, chains: Sequence[ChainItem]) -> dict[str, str | None]:
+    """Chain id → valid where the judge calls the chain valid and supported, else invalid; None without a verdict."""
+    verdicts = judge.supports([chain.case for chain in chains])
+    return {
+        chain.id: None if verdict is None else CHAIN_LABELS[not verdict]
+        for chain, verdict in zip(chains, verdicts, strict=True)
+    }
+
+
+def agreement(judge: Judge, items: Sequence[Item], seed: int = 0) -> Agreement:
+    """A judge's agreement with the labels of some items.
+
+    Raises:
+        RMuseError: no item, or no verdict on any.
+    """
+    found = _agreement(judge.name, items, labels_of(judge, items), LABELS, seed)
+    if found is None:
+        raise RMuseError(f"verdicts on at least one labelled item were required, got none from {judge.name}")
+    return found
+
+
+def chain_agreement(judge: Judge, chains: Sequence[ChainItem], seed: int = 0) -> Agreement | None:
+    """A judge's agreement with the labels of some chains; None where it has no verdict on any (or there is none).
+
+    It tells how far to trust RCR: where faults and wordings are mixed as in the set, and precision and recall of `valid`
+    are P and R, a measured RCR of v stands for v · P / R.
+    """
+    return _agreement(judge.name, chains, chain_labels_of(judge, chains), CHAIN_LABELS, seed)
+
+
+def _agreement(
+    judge: str,
+    items: Sequence[Item] | Sequence[ChainItem],
+    verdicts: Mapping[str, str | None],
+    labels: Sequence[str],
+    seed: int,
+) -> Agreement | None:
+    """Of verdicts and labels; None without a verdict."""
+    rows = [(item, verdict) for item in items if (verdict := verdicts[item.id]) is not None]
+    if not rows:
+        return None
+    truth = np.array([labels.index(item.label) for item, _ in rows])
+    said = np.array([labels.index(verdict) for _, verdict in rows])
+    draws = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
+    kappas = [kappa(truth[draw], said[draw]) for draw in draws]
+    low, high = np.percentile(kappas, [2.5, 97.5])
+    kinds: dict[str, tuple[int, int]] = {}
+    for item, verdict in rows:
+        right, n = kinds.get(item.kind, (0, 0))
+        kinds[item.kind] = (right + (verdict == item.label), n + 1)
+    hits = {label: (truth == i) & (said == i) for i, label in enumerate(labels)}
+    return Agreement(
+        judge=judge,
+        n=len(rows),
+        unjudged=len(items) - len(rows),
+        kappa=(kappa(truth, said), float(low), float(high)),
+        precision={label: _share(hits[label], said == i, draws) for i, label in enumerate(labels)},
+        recall={label: _share(hits[label], truth == i, draws) for i, label in enumerate(labels)},
+        by_kind=dict(sorted(kinds.items())),
+        verdicts=dict(verdicts),
+    )
+
+
+def kappa(one: np.ndarray, other: np.ndarray) -> float:
+    """Cohen's κ of two lists of labels, given as small integers; 1 where both say one and the same throughout.
+
+    >>> kappa(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]))
+    0.5
+    """
+    size = int(max(one.max(), other.max())) + 1
+    table = np.zeros((size, size))
+    np.add.at(table, (one, other), 1 / len(one))
+    chance = float(table.sum(axis=1) @ table.sum(axis=0))
+    return 1.0 if chance >= 1.0 else float((np.trace(table) - chance) / (1 - chance))
+
+
+def _share(hits: np.ndarray, among: np.ndarray, draws: np.ndarray) -> Share:
+    n = int(among.sum())
+    if n == 0:
+        return Share(None, None, None, 0)
+    counts = among[draws].sum(axis=1)
+    found = 100.0 * hits[draws].sum(axis=1)[counts > 0] / counts[counts > 0]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return Share(100.0 * float(hits.sum()) / n, float(low), float(high), n)

@@ -1,0 +1,210 @@
+"""Transcripts of a run and its scores: plain records, and the folder they are kept in.
+
+A run folder holds ``transcripts.jsonl`` (one `Transcript` per line), ``scores.json`` (schema ``rmuse-scores/1``) and,
+where steering was recorded, ``traces.safetensors`` (see `rmuse_interp.runs.traces`), and where the methods were
+attacked, ``attacks.jsonl`` (one `AttackTranscript` per line). All are written whole or not at all, the scores last: where
+they are, the run is finished.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rmuse_interp import RMuseError
+
+SCHEMA: Final = "rmuse-scores/1"
+SCORES: Final = "scores.json"
+TRANSCRIPTS: Final = "transcripts.jsonl"
+TRACES: Final = "traces.safetensors"
+ATTACKED: Final = "attacks.jsonl"
+
+Record = TypeVar("Record", bound="Transcript")
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """One question as it was asked, what came back, and what the gate made of it.
+
+    ``expected`` is the reference answer, ``attributes`` the values that must not leak; ``reasoning`` and
+    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` (larger = steer) and
+    ``fired`` are None for methods without a gate.
+    """
+
+    id: str
+    method: str
+    split: str
+    modality: str
+    prompt: str
+    response: str
+    reasoning: str
+    answer: str
+    expected: str
+    attributes: dict[str, str] = field(default_factory=dict)
+    gate_score: float | None = None
+    fired: bool | None = None
+    kind: str = "generation"
+    person: str | None = None
+
+    @property
+    def well_formed(self) -> bool:
+        """Whether the response holds a chain and an answer between the delimiters.
+
+        A malformed response's ``reasoning`` is all of it, a bare answer's is empty: see `spans.ParsedResponse`.
+        """
+        return bool(self.reasoning and self.answer) and self.reasoning != self.response.strip()
+
+    def to_json(self) -> str:
+        """The record as one line of ``transcripts.jsonl``."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls: type["Record"], line: str) -> "Record":
+        """The record a line holds; keys it does not know are ignored.
+
+        Raises:
+            RMuseError: no JSON object, or a required key is missing.
+
+        >>> t = Transcript("forget_5/7/0", "vanilla", "forget", "text", "Where?", "Oslo", "", "Oslo", "Oslo")
+        >>> Transcript.from_json(t.to_json()) == t
+        True
+        """
+        try:
+            record = json.loads(line)
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in record.items() if k in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise RMuseError(f"required a transcript in JSON, got {line[:60]!r} ({error})") from None
+
+
+@dataclass(frozen=True)
+class AttackTranscript(Transcript):
+    """The record of one response under an attack: a question (by its ``id``) has one per variant and sample.
+
+    ``prompt``, ``modality`` and ``attributes`` are those of the question as it was asked under the attack; ``prefill`` is
+    what was put into the assistant's mouth, ``history`` the turns before (question, reply). ``reasoning`` and ``answer``
+    are read from the whole response, or from what follows a chain that the prefill has closed.
+    """
+
+    attack: str = ""
+    variant: str = ""
+    sample: int = 0
+    prefill: str = ""
+    history: Sequence[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        # JSON has lists only; tuples compare and stay as they are.
+        turns = tuple((str(asked), str(said)) for asked, said in self.history)
+        object.__setattr__(self, "history", turns)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its scores (schema ``rmuse-scores/1``) and transcripts."""
+
+    scores: dict[str, Any]
+    transcripts: list[Transcript]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished run."""
+    return (folder / SCORES).is_file()
+
+
+def claim(folder: Path, overwrite: bool = False) -> Path:
+    """The folder, made ready for a new run.
+
+    Raises:
+        RMuseError: it holds a finished run and `overwrite` is off, or it is a file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RMuseError(f"required a folder for the run, got the file {folder}")
+    if is_finished(folder) and not overwrite:
+        raise RMuseError(f"{folder} holds a finished run; choose another --out or add --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_run(
+    folder: Path,
+    scores: Mapping[str, Any],
+    transcripts: Iterable[Transcript],
+    overwrite: bool = False,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Writes a run folder; the scores come last and mark it finished.
+
+    Args:
+        folder: the run's.
+        scores: of the schema ``rmuse-scores/1``.
+        transcripts: all that the scores are of.
+        overwrite: replace a finished run, its traces included.
+        beside: writes what else belongs to the run (its traces) into the folder.
+
+    Raises:
+        RMuseError: as `claim`, or scores of another schema.
+    """
+    if scores.get("schema") != SCHEMA:
+        raise RMuseError(
+            f"required schema {SCHEMA!r}, got {scores.get('schema')!r}; make scores with `score`"
+        )
+    claim(folder, overwrite)
+    (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
+    for name in (TRACES, ATTACKED):
+        (folder / name).unlink(missing_ok=True)  # those of another run
+    write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
+    if beside is not None:
+        beside(folder)
+    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / SCORES, [text + "\n"])
+
+
+def read_run(folder: Path) -> Run:
+    """The run a folder holds.
+
+    Raises:
+        RMuseError: it holds no finished run, or one of another schema.
+    """
+    if not is_finished(folder):
+        raise RMuseError(
+            f"required a finished run with {SCORES} in {folder}, got none; write it with `rmuse eval`"
+        )
+    scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    if scores.get("schema") != SCHEMA:
+        raise RMuseError(f"{folder / SCORES}: required schema {SCHEMA!r}, got {scores.get('schema')!r}")
+    return Run(scores, list(read_transcripts(folder / TRANSCRIPTS)))
+
+
+def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Record]:  # type: ignore[assignment]
+    """The transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
+
+    Raises:
+        RMuseError: no such file, or a faulty line (names its number).
+    """
+    if not path.is_file():
+        raise RMuseError(f"required a transcripts file, got {str(path)!r}, which is not there")
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                try:
+                    yield kind.from_json(line)
+                except RMuseError as error:
+                    raise RMuseError(f"{path}, line {number}: {error}") from None
+
+
+def write_atomically(path: Path, parts: Iterable[str]) -> None:
+    """A text file that is either the old one or the whole new one, whatever happens in between."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.writelines(parts)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)  # mkstemp's 0600 would keep others from reading results
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

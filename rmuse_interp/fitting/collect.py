@@ -1,0 +1,217 @@
+"""Model × spans → activations: span-pooled block outputs of many queries, and token states along refusals.
+
+States are pooled on the fly, block by block, so that memory grows with the number of queries and not with their
+tokens; batches are formed by length, so that little is spent on padding.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from rich.progress import Progress
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.encoding import Encoding
+from rmuse_interp.parts.pooled import Pooled, require_finite
+
+Span = Literal["last", "question", "image", "draft", "cot", "answer"]
+"""The last prompt token; the prompt's text after the image; the image tokens; from the last prompt token to the
+end of the response; reasoning and answer of a response."""
+
+SPANS: Final[tuple[Span, ...]] = get_args(Span)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What the model is shown: a question, perhaps a picture, perhaps a response to read states along.
+
+    ``stepwise``: the response holds reasoning between delimiters; a direct one is all answer.
+    """
+
+    id: str
+    prompt: str
+    image: bytes | None = None
+    response: str | None = None
+    stepwise: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Block outputs from the last prompt token to the last token of the response; step 0 is the last prompt token."""
+
+    id: str
+    states: Float[Tensor, "steps layers d"]
+
+
+def pooled_states(
+    lens: LensModel,
+    queries: Sequence[Query],
+    spans: Sequence[Span],
+    *,
+    layers: Sequence[int] | None = None,
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    label: str = "collect",
+) -> dict[Span, Pooled]:
+    """`φ_l(x; S)` (eq. 4.1) of every query, span and block.
+
+    Args:
+        spans: which spans; a query that has none of a span (no picture, no reasoning) is left out of that span's
+            record, never filled in.
+        layers: 0-based blocks; all by default.
+        delimiters: of reasoning and answer in the responses.
+        progress: a running progress bar to add a line to.
+
+    Returns:
+        one `Pooled` per span, float32, in the order of `queries`.
+
+    Raises:
+        RMuseError: a response without the spans asked for, states that are not finite, an unknown span.
+    """
+    for span in spans:
+        if span not in SPANS:
+            raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
+    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
+    for batch in _batches(lens, queries, batch_size, progress, label):
+        encoded, masks = _encode(lens, batch, delimiters)
+        weights = {span: _mask(span, masks).float() for span in spans}
+        means = {span: w / w.sum(dim=1, keepdim=True).clamp_min(1) for span, w in weights.items()}
+        found: dict[Span, list[Tensor]] = {span: [] for span in spans}
+
+        def pool(_: int, states: Tensor, means: Any = means, found: Any = found) -> None:
+            exact = states.float()
+            for span, mean in means.items():
+                found[span].append(torch.einsum("bt,btd->bd", mean.to(exact.device), exact).cpu())
+
+        with _reading(lens, blocks, pool), torch.no_grad():
+            lens.hf(**encoded, use_cache=False, logits_to_keep=1)
+        for span in spans:
+            stacked = torch.stack(found[span], dim=1)
+            present = weights[span].sum(dim=1) > 0
+            rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
+    result: dict[Span, Pooled] = {}
+    for span in spans:
+        ids = tuple(q.id for q in queries if q.id in rows[span])
+        states = (
+            torch.stack([rows[span][i] for i in ids]) if ids else torch.zeros(0, len(blocks), lens.d_model)
+        )
+        result[span] = Pooled(states, ids, tuple(blocks), span)
+    return result
+
+
+def trajectories(
+    lens: LensModel,
+    queries: Sequence[Query],
+    *,
+    layers: Sequence[int] | None = None,
+    delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+    label: str = "trajectories",
+) -> list[Trajectory]:
+    """Token states along each query's response, from the last prompt token on, in the order of `queries`.
+
+    Raises:
+        RMuseError: a query without a response, states that are not finite.
+    """
+    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    runs: dict[str, Trajectory] = {}
+    for batch in _batches(lens, queries, batch_size, progress, label):
+        encoded, masks = _encode(lens, batch, delimiters)
+        found: list[Tensor] = []
+        with (
+            _reading(lens, blocks, lambda _, states, found=found: found.append(states.float().cpu())),
+            torch.no_grad(),
+        ):
+            lens.hf(**encoded, use_cache=False, logits_to_keep=1)
+        stacked = torch.stack(found, dim=2)
+        for i, query in enumerate(batch):
+            if query.response is None:
+                raise RMuseError(f"{query.id}: a trajectory needs a response to follow, got none")
+            kept = encoded["attention_mask"][i].bool().cpu()
+            after: Int[Tensor, " tokens"] = torch.arange(len(kept))
+            states = stacked[i][kept & (after >= int(masks.prompt_end[i]))]
+            runs[query.id] = Trajectory(query.id, require_finite(states, f"the trajectory of {query.id}"))
+    return [runs[q.id] for q in queries]
+
+
+@contextmanager
+def _reading(lens: LensModel, blocks: Sequence[int], read: Any) -> Iterator[None]:
+    """Call ``read(layer, states)`` on each block's output, in forward order."""
+    handles = []
+    for layer in blocks:
+
+        def hook(_m: Any, _i: Any, output: Any, layer: int = layer) -> None:
+            read(layer, output[0] if isinstance(output, tuple) else output)
+
+        handles.append(lens.layout.blocks[layer].register_forward_hook(hook))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _batches(
+    lens: LensModel, queries: Sequence[Query], size: int, progress: Progress | None, label: str
+) -> Iterator[list[Query]]:
+    """Batches of queries of similar length; pictures and text apart."""
+    if len({q.id for q in queries}) != len(queries):
+        raise RMuseError("queries need distinct ids to be collected")
+    order = sorted(queries, key=lambda q: (q.image is None, len(q.prompt) + len(q.response or "")))
+    task = progress.add_task(label, total=len(order)) if progress is not None else None
+    start = 0
+    while start < len(order):
+        batch = [q for q in order[start : start + size] if (q.image is None) == (order[start].image is None)]
+        yield batch
+        start += len(batch)
+        if progress is not None and task is not None:
+            progress.advance(task, len(batch))
+
+
+def _encode(
+    lens: LensModel, batch: Sequence[Query], delimiters: tuple[str, str]
+) -> tuple[Encoding, SpanMasks]:
+    """The padded batch on the model's device, and where its spans are."""
+    images = [q.image for q in batch]
+    responses = [q.response for q in batch]
+    encoded = lens.encode([q.prompt for q in batch], images, responses)
+    answers = [f" {r}" if r else "" for r in responses]
+    rendered = [text[: len(text) - len(answer)] for text, answer in zip(encoded.texts, answers, strict=True)]
+    stepwise = [q.stepwise and q.response is not None for q in batch]
+    masks = [
+        span_masks(
+            lens.processor,
+            {k: encoded[k][i : i + 1] for k in ("input_ids", "attention_mask")},
+            [rendered[i]],
+            [answers[i]],
+            delimiters=delimiters if stepwise[i] else None,
+            names=[q.id],
+        )
+        for i, q in enumerate(batch)
+    ]
+    names = ("image", "question", "prompt_text", "reasoning", "answer", "prompt_end")
+    return encoded, SpanMasks(**{name: torch.cat([getattr(m, name) for m in masks]) for name in names})
+
+
+def _mask(span: Span, masks: SpanMasks) -> Tensor:
+    if span == "last":
+        at = torch.zeros_like(masks.answer)
+        return at.scatter(1, masks.prompt_end.unsqueeze(1).to(at.device), True)
+    if span == "draft":
+        columns = torch.arange(masks.answer.shape[1], device=masks.answer.device)
+        return columns >= masks.prompt_end.unsqueeze(1).to(columns.device)  # padding is on the left
+    return {
+        "question": masks.prompt_text,
+        "image": masks.image,
+        "cot": masks.reasoning,
+        "answer": masks.answer,
+    }[span]

@@ -1,0 +1,1 @@
+"""Where a person works: a loaded model that answers, shows its states and runs plans."""

@@ -1,0 +1,402 @@
+"""`LensModel`: a model in nnsight's hands, with our names for its sites; the only file that knows nnsight.
+
+nnsight is imported when a model is first traced, not with this file: it patches `Tensor.backward` and the
+interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits import hooks as native
+from rmuse_interp.edits.interpreter import announce
+from rmuse_interp.edits.plan import Edit, Plan, as_plan
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.lens.installed import Installed
+from rmuse_interp.lens.respond import Response, drafts, respond
+from rmuse_interp.models import sitemap
+from rmuse_interp.models.encoding import (
+    Conversation,
+    Encoder,
+    Encoding,
+    Picture,
+    Prompt,
+    behind,
+    listed,
+    per_row,
+)
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.loading import load_checkpoint
+from rmuse_interp.models.site import Site
+from rmuse_interp.parts.part import all_same
+
+
+def load_model(
+    path_or_id: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    blocks: str | None = None,
+) -> "LensModel":
+    """The model at a path or hub id, with its processor, ready to be traced and steered.
+
+    Args:
+        path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
+            small LLaVA of this package) or `organism-gold` (the same, trained without the forget set).
+        device: where to put it; a GPU where there is one.
+        dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
+        blocks: dotted path of the decoder blocks, for unknown families.
+
+    Raises:
+        RMuseError: no checkpoint there, or an unknown model family.
+    """
+    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
+    layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor).all_special_ids)
+    return LensModel(hf_model, processor, layout, str(path_or_id))
+
+
+class LensModel:
+    """A loaded model: encode, trace, generate, steer.
+
+    Plans run in four places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
+    (`install`), natively (`respond`, `plan.attach(lens.hf)`), and on a TransformerLens bridge (`bridge.to_bridge(lens)`,
+    `plan.fwd_hooks(bridge)`). Not thread-safe, as nnsight is not.
+
+    Args:
+        hf_model: the Hugging Face model.
+        processor: its processor, or its tokenizer where it is text-only.
+        layout: where it keeps its blocks.
+        name: what the user called it.
+
+    Attributes:
+        hf: the Hugging Face model itself.
+        processor: the processor (or tokenizer).
+        layout: paths of blocks and vision tower, special token ids.
+        name: path, hub id or `organism`.
+    """
+
+    def __init__(self, hf_model: Any, processor: Any, layout: Layout, name: str):
+        self.hf = hf_model
+        self.processor = processor
+        self.layout = layout
+        self.name = name
+        self._encoder = Encoder(processor)
+        self._installed: list[Installed] = []
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self._encoder.tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.layout.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.layout.d_model
+
+    @cached_property
+    def cfg(self) -> SimpleNamespace:
+        """Sizes under TransformerLens' names, which the methods of its `ActivationCache` read."""
+        text = self.hf.config.get_text_config()
+        return SimpleNamespace(
+            n_layers=self.n_layers,
+            d_model=self.d_model,
+            n_heads=text.num_attention_heads,
+            d_mlp=text.intermediate_size,
+            d_vocab=text.vocab_size,
+            attn_only=False,
+            model_name=self.name,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image placeholder token; None for text-only models."""
+        return self.layout.vocabulary.image
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Architecture, widths and hash of the source checkpoint."""
+        return fingerprint(self.hf, self.layout)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+    ) -> Encoding:
+        """Left-padded inputs on the model's device; see `Encoder.encode`."""
+        return self._encoder.encode(prompts, images, responses).to(self.device)
+
+    def respond(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        plan: Plan | Edit | None = None,
+        *,
+        max_new_tokens: int = 128,
+        prefill: str | Sequence[str | None] | None = None,
+        batch_size: int = 32,
+        recorder: Recorder | None = None,
+        temperature: float | int = 0.0,
+        seeds: Sequence[int] = (),
+    ) -> list[Response]:
+        """Responses, the fast native way; see `rmuse_interp.lens.respond.respond`."""
+        return respond(
+            self,
+            prompts,
+            images,
+            None if plan is None else self._checked(plan),
+            max_new_tokens=max_new_tokens,
+            prefill=prefill,
+            batch_size=batch_size,
+            recorder=recorder,
+            temperature=temperature,
+            seeds=seeds,
+        )
+
+    def decide(
+        self,
+        plan: Plan | Edit,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+    ) -> Decision:
+        """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
+
+        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens. A
+        conversation is asked about twice, whole and by its question alone with the picture, and either fires: gates know
+        questions as they are fitted on them, and no harmless turn in front may hide one.
+        """
+        questions = listed(prompts)
+        found = self._decide(plan, questions, images)
+        rows = [i for i, q in enumerate(questions) if isinstance(q, Conversation)]
+        if not rows:
+            return found
+        pictures = per_row(images, len(questions), "images")
+        alone = [q.question if isinstance(q, Conversation) else q for q in questions]
+        return found.either(rows, self._decide(plan, [alone[i] for i in rows], [pictures[i] for i in rows]))
+
+    def _decide(
+        self, plan: Plan | Edit, prompts: Sequence[Prompt], images: Picture | Sequence[Picture]
+    ) -> Decision:
+        def encode(prefix: str | None, draft: bool) -> Encoding:
+            asked = prompts if prefix is None else [behind(prefix, q) for q in prompts]
+            return self.encode(asked, images, drafts(self, asked, images) if draft else None)
+
+        return native.decide(self.hf, self._checked(plan), encode, self.layout)
+
+    @cached_property
+    def nn(self) -> Any:
+        """The nnsight model, for everything nnsight can do; its blocks are `lens.blocks`."""
+        import beartype  # noqa: F401  (before nnsight, see above)
+        from nnsight import TransformersModel
+
+        task = "image-text-to-text" if self._encoder.sees else "text-generation"
+        own = {"processor": self.processor} if self._encoder.sees else {}
+        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
+
+    @property
+    def blocks(self) -> Any:
+        """nnsight's decoder blocks: `lens.blocks[3].output` in a trace is `blocks.3.hook_resid_post`."""
+        return self.nn.get(self.layout.path)
+
+    def trace(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+        *,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+        recorder: Recorder | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """nnsight's context of one forward pass, in which `plan` runs.
+
+        The block reads sites in forward order and sees values after the plan's edits; what it `.save()`s remains.
+        Gradients are tracked, as in nnsight: wrap it in ``torch.no_grad()`` unless they are wanted.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            responses: the assistant's words per row (teacher forcing); edits on "generated" count from the prompt's
+                end all the same.
+            plan: what to run.
+            decision: what `plan.decide` gave, for two-pass plans.
+            recorder: keeps a trace of the plan's steering, to be had after the block.
+            kwargs: for the model's forward.
+
+        Raises:
+            RMuseError: a two-pass plan without a decision, one that runs on the model already, a recorder alone.
+        """
+        encoding = self.encode(prompts, images, responses)
+        return self._planned(encoding, plan, decision, recorder).trace(**encoding, **kwargs)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        *,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+        recorder: Recorder | None = None,
+        prefill: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """nnsight's context of a generation, in which `plan` runs at every step; else as `trace`.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            plan: what to run.
+            decision: what `plan.decide` gave, for two-pass plans.
+            recorder: keeps a trace of the plan's steering, to be had after the block.
+            prefill: words put into the assistant's mouth.
+            kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
+        """
+        rows = len(listed(prompts))
+        encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
+        twin = self._planned(encoding, plan, decision, recorder, native.ends_of(self.hf, kwargs))
+        # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
+        return twin.trace(**encoding, fn=twin.generate, **kwargs)
+
+    def run_with_cache(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+        *,
+        names: str | Site | Sequence[str | Site] | Callable[[str], bool] | None = None,
+        plan: Plan | Edit | None = None,
+        decision: Decision | None = None,
+    ) -> tuple[Float[Tensor, "batch tokens vocab"], Any]:
+        """Logits and TransformerLens' `ActivationCache` of one forward pass, taken in an nnsight trace.
+
+        Args:
+            prompts: plain questions.
+            images: one picture or None per row.
+            responses: the assistant's words per row.
+            names: sites to keep, as names (`blocks.3.hook_resid_post`) or `Site`s, or a filter of names; all of
+                `resid_pre`, `attn_out`, `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
+            plan: what to run; values are those after its edits.
+            decision: what `plan.decide` gave, for two-pass plans.
+
+        Raises:
+            RMuseError: a name that is no site of this model.
+        """
+        sites = sitemap.select(names, self.n_layers)
+        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
+        encoding = self.encode(prompts, images, responses)
+        root = self._planned(encoding, plan, decision)
+        blocks = self.blocks
+        kept: dict[str, Tensor] = {}
+        with torch.no_grad(), root.trace(**encoding):
+            for site, (child, side) in zip(sites, readers, strict=True):
+                envoy = blocks[site.layer] if child is None else getattr(blocks[site.layer], child)
+                value = envoy.input if side == "input" else envoy.output
+                kept[str(site)] = value[0] if isinstance(value, tuple) else value
+            kept["logits"] = root.output.logits
+        from transformer_lens import ActivationCache
+
+        logits = kept.pop("logits")
+        return logits, ActivationCache(kept, self)
+
+    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> Installed:
+        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
+        return Installed(self, self._checked(plan), recorder)
+
+    def _planned(
+        self,
+        encoding: Encoding,
+        plan: Plan | Edit | None,
+        decision: Decision | None,
+        recorder: Recorder | None = None,
+        stop: frozenset[int] = frozenset(),
+    ) -> Any:
+        """A twin of the nnsight model whose stored edits know these very queries."""
+        if recorder is not None and plan is None:
+            raise RMuseError("a plan was required to record its steering, got none; pass plan= beside it")
+        twin = self.nn._shallow_copy()
+        expression = None if plan is None else self._checked(plan)
+        if expression is not None:
+            self._require_new(expression)
+        known = {id(handle.mediator): handle for handle in self._installed}
+        stored, twin._edits = list(twin._edits), []
+        for mediator in stored:
+            handle = known.get(id(mediator))
+            if handle is None:
+                twin._edits.append(mediator)
+            else:
+                own = handle.session
+                session = self._session(handle.plan, encoding, own.decision, own.recorder, stop)
+                self._store(twin, session)
+        if expression is not None:
+            self._store(twin, self._session(expression, encoding, decision, recorder, stop))
+        return twin
+
+    def _session(
+        self,
+        plan: Plan,
+        encoding: Encoding,
+        decision: Decision | None,
+        recorder: Recorder | None,
+        stop: frozenset[int],
+    ) -> native.Session:
+        session = native.Session(plan.to(self.device), self.layout, decision, recorder)
+        vocabulary = self.layout.vocabulary
+        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
+        session.say(said, stop)
+        session.require_decision()
+        return session
+
+    def _require_new(self, plan: Plan) -> None:
+        running = [handle.plan for handle in self._installed] + native.attached(self.hf)
+        if any(all_same(plan, other) for other in running):
+            raise RMuseError("this plan runs on the model already; .remove() or .detach() its handle first")
+
+    def _store(self, envoy: Any, session: native.Session) -> Any:
+        """The session as a stored edit of `envoy`; it runs before the user's block, at every step."""
+        from nnsight.intervention.interleaver import OutOfOrderError
+        from nnsight.intervention.iterator import Iterations
+
+        blocks = {layer: self.blocks[layer] for layer in session.interpreter.touched}
+        with envoy.edit(inplace=True):
+            steps = 0
+            try:
+                for _ in Iterations()[:]:
+                    session.begin(*envoy.inputs)
+                    for layer, block in blocks.items():
+                        output = block.output
+                        h = output[0] if isinstance(output, tuple) else output
+                        edited = session.apply(layer, h)
+                        if edited is not h:
+                            block.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+                    steps += 1
+            except OutOfOrderError:
+                # The way an open loop ends: the model made no further step. Without any step it is an error.
+                if steps == 0:
+                    raise
+        return envoy._edits[-1]
+
+    def _checked(self, plan: Plan | Edit) -> Plan:
+        expression = as_plan(plan)
+        if expression.fingerprint is not None:
+            self.fingerprint.require(expression.fingerprint, "this plan")
+        return expression

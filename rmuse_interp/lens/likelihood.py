@@ -1,0 +1,92 @@
+"""How likely a model holds given responses to be: per-token log-likelihoods, plans attached or not."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.hooks import attach
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.models.encoding import Picture, per_row
+
+
+def response_nll(
+    lens: Any,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    images: Picture | Sequence[Picture] = None,
+    plan: Plan | None = None,
+    *,
+    batch_size: int = 32,
+) -> list[tuple[float, int]]:
+    """Negative log-likelihood (nats, summed over tokens) of each response, and its number of tokens.
+
+    `exp(sum of nats / sum of tokens)` over a set is its perplexity. Arguments and errors as `token_nll`.
+    """
+    rows = token_nll(lens, prompts, responses, images, plan, batch_size=batch_size)
+    return [(sum(row), len(row)) for row in rows]
+
+
+def token_nll(
+    lens: Any,
+    prompts: Sequence[str],
+    responses: Sequence[str],
+    images: Picture | Sequence[Picture] = None,
+    plan: Plan | None = None,
+    *,
+    batch_size: int = 32,
+) -> list[list[float]]:
+    """Negative log-likelihood (nats) of every token of each response.
+
+    A response is what the assistant says, without the token that ends it: one that was cut off is not charged for that.
+
+    Args:
+        lens: the `LensModel`.
+        prompts: plain questions.
+        responses: one per prompt, not empty.
+        images: one picture or None per row.
+        plan: what to run; None for the model as it is. A two-pass plan is decided first.
+        batch_size: rows per batch.
+
+    Raises:
+        RMuseError: an empty response, lists of unequal length.
+    """
+    if len(prompts) != len(responses) or not all(r.strip() for r in responses):
+        raise RMuseError(
+            f"one response with words per prompt was required, got {len(responses)} for {len(prompts)} prompts, "
+            f"{sum(not r.strip() for r in responses)} of them empty: leave those out"
+        )
+    pictures = per_row(images, len(prompts), "images")
+    order = sorted(range(len(prompts)), key=lambda i: (pictures[i] is None, len(prompts[i] + responses[i])))
+    found: dict[int, list[float]] = {}
+    with ExitStack() as undo:
+        handle = None if plan is None else undo.enter_context(attach(lens.hf, plan, layout=lens.layout))
+        undo.enter_context(torch.inference_mode())
+        start = 0
+        while start < len(order):
+            # Pictures and text apart, so that no row is padded by another's image tokens.
+            rows = [
+                i
+                for i in order[start : start + batch_size]
+                if (pictures[i] is None) == (pictures[order[start]] is None)
+            ]
+            asked, seen = [prompts[i] for i in rows], [pictures[i] for i in rows]
+            if handle is not None and not handle.plan.single_pass:
+                handle.decision = lens.decide(handle.plan, asked, seen)
+            encoding = lens.encode(asked, seen, [responses[i] for i in rows])
+            ids, mask = encoding["input_ids"], encoding["attention_mask"]
+            with ExitStack() as call:
+                if handle is not None:
+                    call.enter_context(handle.expecting(ids, mask, encoding.prompt_end))
+                logits = lens.hf(**encoding, use_cache=False).logits.float()
+            nats = torch.nn.functional.cross_entropy(
+                logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
+            )
+            position = mask.long().cumsum(dim=1) - 1
+            end = torch.as_tensor(encoding.prompt_end, device=ids.device).unsqueeze(1)
+            said = ((position > end) & mask.bool())[:, 1:]
+            found.update({i: nats[row][said[row]].tolist() for row, i in enumerate(rows)})
+            start += len(rows)
+    return [found[i] for i in range(len(prompts))]

@@ -1,0 +1,1 @@
+"""The paper's nouns, fitted from arrays, frozen and saved: subspaces, prototypes, angles, gates."""

@@ -1,0 +1,212 @@
+"""The cluster gate: one cluster per person to forget, so that forgetting one more is adding a cluster."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.maths.sphere import unit
+from rmuse_interp.parts.gates.gate import Readout, require_both
+from rmuse_interp.parts.gates.identity import (
+    IdentityGate,
+    Side,
+    cluster_means,
+    grouped,
+    require_labels,
+    require_people,
+    shrunk_covariance,
+    within,
+)
+
+ClusterKind = Literal["vmf", "mahalanobis"]
+"""von Mises–Fisher clusters of directions with one concentration, or Gaussian clusters with one covariance."""
+
+_KINDS: Final = get_args(ClusterKind)
+
+
+class ClusterGate(IdentityGate):
+    """`score(h) = max_k log p(h | forget cluster k) − max_j log p(h | other cluster j)`, in nats.
+
+    With `x = u(h − c)` and one concentration κ for all (von Mises–Fisher),
+    `log p(x | k) = κ⟨m_k, x⟩ + const`, `m_k` the mean direction. With `x = h − c` and one covariance Σ for
+    all (Mahalanobis), `log p(x | k) = −(x − m_k)ᵀ Σ⁻¹ (x − m_k)/2 + const`, `m_k` the mean. The constants,
+    and xᵀ Σ⁻¹ x, belong to every cluster alike and cancel: each cluster is one linear form of x.
+
+    A cluster with a concentration or a covariance of its own would need many states per person; most have
+    few. It is not a mixture either: the best cluster alone counts, so clusters do not vote.
+
+    Args:
+        forget: [clusters, d], `m_k` of the people to forget.
+        labels: who each of them is. They travel with the gate: give hashes.
+        others: [others, d], `m_j` of all else.
+        other_labels: the name of each of those.
+        center: [d], c.
+        layer: see `Gate`.
+        readout: see `Gate`.
+        concentration: κ; None for Mahalanobis clusters.
+        precision: [d, d], Σ⁻¹; None for von Mises–Fisher clusters.
+        threshold: see `Gate`.
+        prefix: see `Gate`.
+        scale: see `Gate`.
+        expected: see `Gate`.
+
+    Raises:
+        RMuseError: an empty side, labels that are missing or not distinct, both κ and Σ⁻¹ or neither.
+    """
+
+    forget: Tensor
+    others: Tensor
+    center: Tensor
+    precision: Tensor | None
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        forget: Float[Tensor, "clusters d"],
+        labels: Sequence[str],
+        others: Float[Tensor, "others d"],
+        other_labels: Sequence[str],
+        center: Float[Tensor, " d"],
+        layer: int,
+        readout: Readout,
+        concentration: float | int | None = None,
+        precision: Float[Tensor, "d d"] | None = None,
+        threshold: float | int = 0.0,
+        prefix: str | None = None,
+        scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        require_labels("forget", labels, len(forget))
+        require_labels("other", other_labels, len(others))
+        if (concentration is None) == (precision is None):
+            raise RMuseError("clusters need either a concentration (vmf) or a precision (mahalanobis)")
+        self.labels = list(labels)
+        self.other_labels = list(other_labels)
+        self.concentration = None if concentration is None else float(concentration)
+        self.hold(forget=forget, others=others, center=center, precision=precision)
+        # Derived from the above: kept for speed, not a part of the record.
+        means = torch.cat([self.forget, self.others]).double()
+        if self.precision is None:
+            assert self.concentration is not None
+            weight, bias = self.concentration * means, means.new_zeros(len(means))
+        else:
+            weight = means @ self.precision.double()
+            bias = -(weight * means).sum(dim=1) / 2
+        self.hold(weight=weight, bias=bias)
+
+    @property
+    def kind(self) -> ClusterKind:
+        """Which of the two densities."""
+        return "vmf" if self.precision is None else "mahalanobis"
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Log density of the best forget cluster minus that of the best other one, in nats, per state."""
+        exact = working(h)
+        x = _coordinates(exact, self.center.to(exact.dtype), self.kind)
+        logs = x @ self.weight.to(exact.dtype).mT + self.bias.to(exact.dtype)
+        return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
+
+    def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
+        x = _coordinates(states, self.center.double().cpu(), self.kind)
+        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64), 1, self.kind)
+        name, means = self._side(side)
+        return {name: torch.cat([means.cpu(), new.to(means.dtype)])}
+
+    def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
+        name, means = self._side(side)
+        return {name: means[rows]}
+
+    def _side(self, side: Side) -> tuple[str, Tensor]:
+        return ("forget", self.forget) if side == "forget" else ("others", self.others)
+
+    def _name(self) -> str:
+        density = "von Mises–Fisher" if self.kind == "vmf" else "Mahalanobis"
+        return f"{density} clusters, {len(self.labels)} to forget of {len(self.labels) + len(self.other_labels)},"
+
+
+def fit_clusters(
+    states: Float[Tensor, "examples d"],
+    people: Sequence[str],
+    others: Float[Tensor, "others d"],
+    other_people: Sequence[str],
+    *,
+    layer: int,
+    readout: Readout,
+    kind: ClusterKind = "vmf",
+    threshold: float | int = 0.0,
+) -> ClusterGate:
+    """The cluster gate of labelled states, centred by the mean of the two sides' means.
+
+    κ is that of the mean cosine between states of one cluster, by `κ = ρ(d − ρ²)/(1 − ρ²)` with ρ² that
+    cosine (Banerjee et al. 2005, eq. 4.4; pairs leave out the bias that resultants of few states have). Σ is
+    the covariance within clusters, pooled over both sides and shrunk by Ledoit and Wolf (2004). Clusters of
+    one state tell neither; where there are no others, κ is 1 and Σ the identity.
+
+    Args:
+        states: of forget queries.
+        people: whom each of them is about; they become labels of the gate, so give hashes.
+        others: states of the queries that must not be steered.
+        other_people: the same of those (any name that is shared by queries which belong together).
+        layer: where they were read.
+        readout: how they were read.
+        kind: von Mises–Fisher or Mahalanobis.
+        threshold: set by `Gate.calibrate` on held-out scores.
+
+    Raises:
+        RMuseError: an empty side, states that are not finite, labels of another length, an unknown kind.
+    """
+    require_both(states, others)
+    require_people(states, people, others, other_people)
+    if kind not in _KINDS:
+        raise RMuseError(f"a kind out of {', '.join(_KINDS)} was required, got {kind!r}")
+    # As it will be kept, so that a person added later gets the cluster they would have had from the start.
+    center = ((states.double().mean(dim=0) + others.double().mean(dim=0)) / 2).float().double()
+    sides, pairs, residuals = [], [], []
+    for side, owners in ((states, people), (others, other_people)):
+        x = _coordinates(side.double(), center, kind)
+        labels, rows = grouped(owners, x.device)
+        means, count = _means(x, rows, len(labels), kind)
+        sides.append((labels, means))
+        if kind == "vmf":
+            several = count[rows] > 1
+            total = torch.zeros_like(means).index_add(0, rows, x)
+            # Mean cosine of each state to the others of its cluster.
+            cosine = ((x * total[rows]).sum(dim=1) - 1) / (count[rows] - 1)
+            pairs.append(cosine[several])
+        else:
+            residuals.append(within(x, means, rows, count))
+    (labels, near), (other_labels, far) = sides
+    concentration = precision = None
+    if kind == "vmf":
+        concentration = _concentration(torch.cat(pairs), states.shape[1])
+    else:
+        precision = torch.cholesky_inverse(torch.linalg.cholesky(shrunk_covariance(torch.cat(residuals))))
+    return ClusterGate(
+        near, labels, far, other_labels, center, layer, readout, concentration, precision, threshold
+    )
+
+
+def _coordinates(h: Tensor, center: Tensor, kind: ClusterKind) -> Tensor:
+    return unit(h - center) if kind == "vmf" else h - center
+
+
+def _means(
+    x: Float[Tensor, "examples d"], rows: Int[Tensor, " examples"], clusters: int, kind: ClusterKind
+) -> tuple[Float[Tensor, "clusters d"], Float[Tensor, " clusters"]]:
+    """The mean of each cluster (its direction for von Mises–Fisher) and its number of states."""
+    means, count = cluster_means(x, rows, clusters)
+    return (unit(means) if kind == "vmf" else means), count
+
+
+def _concentration(cosines: Tensor, d: int) -> float:
+    """κ of the mean cosine within clusters, at least 1: below, it would say nothing but "anywhere"."""
+    if not len(cosines):
+        return 1.0
+    square = min(max(float(cosines.mean()), 0.0), 1 - 1e-6)
+    return max(1.0, square**0.5 * (d - square) / (1 - square))

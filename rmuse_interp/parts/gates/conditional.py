@@ -1,0 +1,101 @@
+"""The condition gate: how well a state aligns with the condition vector of CAST (arXiv 2409.05907)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.maths.linalg import compact_svd, working
+from rmuse_interp.maths.sphere import unit
+from rmuse_interp.parts.angle import auroc
+from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+
+
+class ConditionGate(Gate):
+    """`sim(h, proj_c h) > θ` with `proj_c h = (c cᵀ/cᵀc) h` and sim the cosine (CAST, section 3.1).
+
+    The similarity is in [0, 1]: it equals `|⟨c, h⟩|/(‖c‖‖h‖)`, so the sign of `⟨c, h⟩` is lost. The zero
+    state has similarity 0.
+
+    Faithful: the formula, the states at scoring time as they are (not centred), and the direction of the
+    comparison, `>` or `<`, as a part of the gate. Ours: no tanh around the projection, which the paper
+    applies in practice and which depends on the units of the residual stream; one pooled state per
+    read-out, where the paper averages all tokens of the prompt; the decision belongs to the query.
+
+    Args:
+        direction: [d], c, of any length but zero.
+        layer: see `Gate`.
+        readout: see `Gate`.
+        threshold: θ; −θ where the gate fires below it.
+        above: whether the gate fires above θ; else the score is the negated similarity.
+        prefix: see `Gate`.
+        scale: see `Gate`.
+        expected: see `Gate`.
+    """
+
+    direction: Tensor
+
+    def __init__(
+        self,
+        direction: Float[Tensor, " d"],
+        layer: int,
+        readout: Readout,
+        threshold: float | int = 0.0,
+        above: bool = True,
+        prefix: str | None = None,
+        scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        self.hold(direction=direction)
+        self.above = above
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """The similarity per state, in [0, 1]; negated where the gate fires below θ."""
+        exact = working(h)
+        similarity = (unit(exact) @ unit(self.direction.to(exact.dtype))).abs().clamp(max=1.0)
+        return similarity if self.above else -similarity
+
+    def _condition(self) -> str:
+        compared = f"> {self.threshold:.4g}" if self.above else f"< {-self.threshold:.4g}"
+        return f"sim(h, proj_c h) at block {self.layer}, {self.readout} {compared}"
+
+
+def fit_condition(
+    forget: Float[Tensor, "examples d"],
+    others: Float[Tensor, "others d"],
+    *,
+    layer: int,
+    readout: Readout,
+    threshold: float | int = 0.0,
+) -> ConditionGate:
+    """The condition gate of two sets of states: `c = PCA(H⁺ − μ, H⁻ − μ)` with `μ = (H⁺ + H⁻)/2`.
+
+    c is the first principal component of the states of both sides about the mean of the two sides' means.
+    Where the paper has as many examples on either side, each side weighs the same here whatever its size.
+    The paper finds the comparison's direction in its grid search over θ; here it is that in which the
+    fitting states are ranked better.
+
+    Args:
+        forget: states that meet the condition.
+        others: states that do not.
+        layer: where they were read.
+        readout: how they were read.
+        threshold: set by `Gate.calibrate` on held-out scores.
+
+    Raises:
+        RMuseError: an empty side, states that are not finite.
+    """
+    require_both(forget, others)
+    sides = (forget.double(), others.double())
+    center = (sides[0].mean(dim=0) + sides[1].mean(dim=0)) / 2
+    rows = torch.cat([(side - center) / len(side) ** 0.5 for side in sides])
+    vectors, _ = compact_svd(rows)
+    # Both sides in one point: nothing to tell apart, and any direction is as good.
+    direction = vectors[:, 0] if vectors.shape[1] else torch.ones_like(center)
+    gate = ConditionGate(direction, layer, readout, threshold)
+    if auroc(gate.score(forget), gate.score(others)) >= 0.5:
+        return gate
+    return ConditionGate(direction, layer, readout, threshold, above=False)

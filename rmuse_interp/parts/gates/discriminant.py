@@ -1,0 +1,89 @@
+"""The linear discriminant gate: log odds of forget under one shrunk covariance."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp.maths.linalg import solve_shrunk, working
+from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+
+
+class LinearDiscriminantGate(Gate):
+    """`score(h) = ⟨w, h⟩ + b`: a shrinkage linear discriminant, the log odds of forget under equal priors.
+
+    Args:
+        weight: [d], w.
+        bias: b.
+        layer: see `Gate`.
+        readout: see `Gate`.
+        threshold: see `Gate`.
+        prefix: see `Gate`.
+        scale: see `Gate`.
+        expected: see `Gate`.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        weight: Float[Tensor, " d"],
+        bias: float | int,
+        layer: int,
+        readout: Readout,
+        threshold: float | int = 0.0,
+        prefix: str | None = None,
+        scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        self.hold(weight=weight)
+        self.bias = float(bias)
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Log odds, in nats, per state."""
+        exact = working(h)
+        return exact @ self.weight.to(exact.dtype) + self.bias
+
+    def _name(self) -> str:
+        return "linear discriminant"
+
+
+def fit_discriminant(
+    forget: Float[Tensor, "examples d"],
+    others: Float[Tensor, "others d"],
+    *,
+    layer: int,
+    readout: Readout,
+    threshold: float | int = 0.0,
+    shrinkage: float | None = None,
+    scale: float | int = 1.0,
+) -> LinearDiscriminantGate:
+    """`w = Σ⁻¹(m₁ − m₀)`, `b = −⟨w, m₁ + m₀⟩/2`: Fisher's discriminant with equal priors.
+
+    Σ is the covariance within the sides, pooled over all states and shrunk towards a multiple of the
+    identity. It is not the average of one covariance per side, in which a small forget set would weigh as
+    much as all others.
+
+    Args:
+        forget: states of forget queries.
+        others: states of the queries that must not be steered.
+        layer: where they were read.
+        readout: how they were read.
+        threshold: set by `choose_threshold` on held-out scores.
+        shrinkage: the share of the identity in [0, 1]; Ledoit and Wolf's (2004) where absent.
+        scale: see `Gate`.
+
+    Raises:
+        RMuseError: an empty side, states that are not finite.
+    """
+    require_both(forget, others)
+    means, residuals = [], []
+    for side in (forget.to(torch.float64), others.to(torch.float64)):
+        means.append(side.mean(dim=0))
+        residuals.append(side - means[-1])
+    weight = solve_shrunk(torch.cat(residuals), means[0] - means[1], shrinkage)
+    bias = -float(weight @ (means[0] + means[1])) / 2
+    return LinearDiscriminantGate(weight, bias, layer, readout, threshold, None, scale)

@@ -1,0 +1,137 @@
+"""`IdentityGate`, the face of gates that know people one by one: forgetting one more is adding a cluster."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.maths.linalg import ledoit_wolf
+from rmuse_interp.parts.gates.gate import Gate
+from rmuse_interp.parts.pooled import require_finite
+
+Side = Literal["forget", "other"]
+"""Whom a cluster stands for: someone to forget, or anything that must not be steered."""
+
+
+class IdentityGate(Gate):
+    """A gate with one labelled cluster per person to forget, and per anything that must not be steered. Abstract.
+
+    A subclass keeps `labels` and `other_labels`, distinct and not empty, beside the tensors of its clusters.
+    """
+
+    labels: list[str]
+    other_labels: list[str]
+
+    def with_cluster(
+        self, label: str, states: Float[Tensor, "examples d"], *, side: Side = "forget"
+    ) -> "IdentityGate":
+        """The same gate with one cluster more: everything else, threshold included, stays to the bit.
+
+        Args:
+            label: of the new cluster.
+            states: of the person's queries, read where the gate reads.
+            side: `other` adds someone who must not be steered, such as a person restored.
+
+        Raises:
+            RMuseError: a label that is taken on that side, no states, states that are not finite.
+        """
+        names = self._names(side)
+        if label in names or not len(states):
+            raise RMuseError(
+                f"a new label and at least one state were required, got {label!r}"
+                + (f", a {side} cluster already: remove it first" if label in names else " without states")
+            )
+        require_finite(states, f"{side} queries")
+        return self._changed(side, [*names, label], self._grown(side, label, states.double().cpu()))
+
+    def without_cluster(self, label: str, *, side: Side = "forget") -> "IdentityGate":
+        """The same gate without one cluster: everything else stays to the bit.
+
+        Raises:
+            RMuseError: a label that is not there, or the last cluster of its side.
+        """
+        names = self._names(side)
+        if label not in names or len(names) == 1:
+            problem = (
+                f"{label!r} is not among its {len(names)} labels" if label not in names else "it is the last"
+            )
+            raise RMuseError(f"one of several {side} clusters was to be removed: {problem}")
+        keep = [i for i, name in enumerate(names) if name != label]
+        return self._changed(side, [names[i] for i in keep], self._kept(side, keep))
+
+    def _names(self, side: Side) -> list[str]:
+        return self.labels if side == "forget" else self.other_labels
+
+    def _changed(self, side: Side, names: list[str], tensors: dict[str, Tensor]) -> "IdentityGate":
+        what = "labels" if side == "forget" else "other_labels"
+        gate = self._with(**{what: names}, **tensors)
+        assert isinstance(gate, IdentityGate)
+        return gate
+
+    @abstractmethod
+    def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
+        """The tensors of a side's clusters, by the keyword that holds them, with one cluster behind the others."""
+
+    @abstractmethod
+    def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
+        """The same tensors for some of the clusters."""
+
+
+def require_labels(side: Side, labels: Sequence[str], clusters: int) -> None:
+    """Nothing, or the error that a side's labels are not distinct, or not one per cluster."""
+    if not labels or len(set(labels)) < len(labels) or len(labels) != clusters:
+        raise RMuseError(
+            f"one distinct label per {side} cluster was required, at least one, got {len(set(labels))} for "
+            f"{clusters} clusters"
+        )
+
+
+def grouped(owners: Sequence[str], device: torch.device) -> tuple[list[str], Int[Tensor, " examples"]]:
+    """The labels in order of first appearance, and the number of each state's."""
+    labels = list(dict.fromkeys(owners))
+    number = {name: i for i, name in enumerate(labels)}
+    return labels, torch.tensor([number[name] for name in owners], device=device)
+
+
+def cluster_means(
+    x: Float[Tensor, "examples d"], rows: Int[Tensor, " examples"], clusters: int
+) -> tuple[Float[Tensor, "clusters d"], Float[Tensor, " clusters"]]:
+    """Mean and number of states of each cluster."""
+    count = torch.bincount(rows, minlength=clusters).to(x.dtype)
+    total = x.new_zeros(clusters, x.shape[1]).index_add(0, rows, x)
+    return total / count.unsqueeze(1), count
+
+
+def within(
+    x: Float[Tensor, "examples d"],
+    means: Float[Tensor, "clusters d"],
+    rows: Int[Tensor, " examples"],
+    count: Float[Tensor, " clusters"],
+) -> Float[Tensor, "residuals d"]:
+    """Residuals of states about the mean of their own cluster, scaled to be unbiased; lone states have none."""
+    several = count[rows] > 1
+    unbiased = (count / (count - 1).clamp_min(1)).sqrt()[rows].unsqueeze(1)
+    return ((x - means[rows]) * unbiased)[several]
+
+
+def shrunk_covariance(residuals: Float[Tensor, "residuals d"]) -> Float[Tensor, "d d"]:
+    """Covariance of residuals shrunk by Ledoit and Wolf (2004); the identity where they have no spread."""
+    identity = torch.eye(residuals.shape[1], dtype=residuals.dtype, device=residuals.device)
+    variance = residuals.square().mean()
+    if not bool(variance > 1e-20):  # not <=, for the mean of no rows is NaN
+        return identity
+    share = max(ledoit_wolf(residuals), 1e-6)
+    return (1 - share) / len(residuals) * (residuals.mT @ residuals) + share * variance * identity
+
+
+def require_people(states: Any, people: Sequence[str], others: Any, other_people: Sequence[str]) -> None:
+    """Nothing, or the error that a state lacks the label of whom it is about."""
+    if len(people) != len(states) or len(other_people) != len(others):
+        raise RMuseError(
+            f"one person per state was required, got {len(people)} for {len(states)} forget states and "
+            f"{len(other_people)} for {len(others)} others"
+        )

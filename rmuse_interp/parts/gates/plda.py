@@ -1,0 +1,203 @@
+"""The open-set identity gate: is this query about somebody to forget, somebody else known, or a person never met?"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.maths.linalg import working
+from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+from rmuse_interp.parts.gates.identity import (
+    IdentityGate,
+    Side,
+    cluster_means,
+    grouped,
+    require_labels,
+    require_people,
+    shrunk_covariance,
+    within,
+)
+
+_NEGLIGIBLE: Final = 1e-3
+"""Variance between people, in units of that within, below which a direction tells nothing of who is asked about."""
+
+
+class IdentityRatioGate(IdentityGate):
+    """`score(h) = max_k log p(h | forget k) − max(max_j log p(h | other j), log p(h | nobody known))`, in nats.
+
+    Probabilistic linear discriminant analysis (Ioffe 2006; Prince and Elder 2007), as speaker verification scores
+    open sets: a person is `m ~ N(c, B)`, a query about them `h ~ N(m, W)`. In the coordinates `z = T(h − c)` where W
+    is the identity and B diagonal, the n states of a person, of mean z̄, predict another one as
+    `N(b/(b + 1/n) z̄, 1 + b/(nb + 1))`, and someone never met as `N(0, 1 + b)`. Two things follow that plain clusters
+    lack: whoever was seen once is known vaguely, whoever was seen often exactly; and who resembles nobody closely, such
+    as people outside the fitting data, is nobody to forget, whoever is nearest.
+
+    Args:
+        forget: [clusters, r], z̄ of the people to forget.
+        counts: [clusters], n of each.
+        labels: who each of them is. They travel with the gate: give hashes.
+        others: [others, r], z̄ of all else.
+        other_counts: [others], n of each.
+        other_labels: the name of each of those.
+        center: [d], c.
+        transform: [d, r], Tᵀ.
+        between: [r], b, the variances between people in units of those within.
+        layer: see `Gate`.
+        readout: see `Gate`.
+        threshold: see `Gate`.
+        prefix: see `Gate`.
+        scale: see `Gate`.
+        expected: see `Gate`.
+
+    Raises:
+        RMuseError: an empty side, labels or counts that are missing, labels that are not distinct.
+    """
+
+    forget: Tensor
+    counts: Tensor
+    others: Tensor
+    other_counts: Tensor
+    center: Tensor
+    transform: Tensor
+    between: Tensor
+    weight: Tensor
+    curvature: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        forget: Float[Tensor, "clusters r"],
+        counts: Float[Tensor, " clusters"],
+        labels: Sequence[str],
+        others: Float[Tensor, "others r"],
+        other_counts: Float[Tensor, " others"],
+        other_labels: Sequence[str],
+        center: Float[Tensor, " d"],
+        transform: Float[Tensor, "d r"],
+        between: Float[Tensor, " r"],
+        layer: int,
+        readout: Readout,
+        threshold: float | int = 0.0,
+        prefix: str | None = None,
+        scale: float | int = 1.0,
+        expected: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        require_labels("forget", labels, len(forget))
+        require_labels("other", other_labels, len(others))
+        if len(counts) != len(forget) or len(other_counts) != len(others):
+            raise RMuseError(f"one count per cluster was required, got {len(counts)} and {len(other_counts)}")
+        self.labels = list(labels)
+        self.other_labels = list(other_labels)
+        self.hold(
+            forget=forget,
+            counts=counts,
+            others=others,
+            other_counts=other_counts,
+            center=center,
+            transform=transform,
+            between=between,
+        )
+        # Derived from the above: every log density is a quadratic form of z. The last row is nobody known.
+        b = self.between.double()
+        n = torch.cat([self.counts, self.other_counts]).double().unsqueeze(1)
+        mean = b / (b + 1 / n) * torch.cat([self.forget, self.others]).double()
+        mean = torch.cat([mean, torch.zeros_like(mean[:1])])
+        variance = torch.cat([1 + b / (n * b + 1), (1 + b).unsqueeze(0)])
+        bias = -(mean.square() / variance + variance.log()).sum(dim=1) / 2
+        self.hold(weight=mean / variance, curvature=-0.5 / variance, bias=bias)
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Log likelihood ratio in nats per state: the likeliest person to forget against the likeliest else."""
+        exact = working(h)
+        kind = exact.dtype
+        z = (exact - self.center.to(kind)) @ self.transform.to(kind)
+        logs = z.square() @ self.curvature.to(kind).mT + z @ self.weight.to(kind).mT + self.bias.to(kind)
+        return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
+
+    def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
+        z = ((states - self.center.double().cpu()) @ self.transform.double().cpu()).mean(dim=0)
+        means, counts = self._side(side)
+        new = torch.tensor([float(len(states))])
+        grown = torch.cat([means.cpu(), z.to(means.dtype).unsqueeze(0)]), torch.cat([counts.cpu(), new])
+        return dict(zip(_KEYWORDS[side], grown, strict=True))
+
+    def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
+        return {name: tensor[rows] for name, tensor in zip(_KEYWORDS[side], self._side(side), strict=True)}
+
+    def _side(self, side: Side) -> tuple[Tensor, Tensor]:
+        return (self.forget, self.counts) if side == "forget" else (self.others, self.other_counts)
+
+    def _name(self) -> str:
+        known = len(self.labels) + len(self.other_labels)
+        return f"identity likelihood ratio, {len(self.labels)} to forget of {known} known,"
+
+
+_KEYWORDS: Final[dict[Side, tuple[str, str]]] = {
+    "forget": ("forget", "counts"),
+    "other": ("others", "other_counts"),
+}
+
+
+def fit_identity_ratio(
+    states: Float[Tensor, "examples d"],
+    people: Sequence[str],
+    others: Float[Tensor, "others d"],
+    other_people: Sequence[str],
+    *,
+    layer: int,
+    readout: Readout,
+    threshold: float | int = 0.0,
+) -> Gate:
+    """The identity likelihood ratio of labelled states.
+
+    W is the covariance within clusters, shrunk by Ledoit and Wolf (2004); B is that of the clusters' means less what W
+    adds to them, per direction of `W^{-½} B W^{-½}` and never below 0. Directions without any B carry nothing and are
+    left out.
+
+    Args:
+        states: of forget queries.
+        people: whom each of them is about; they become labels of the gate, so give hashes.
+        others: states of the queries that must not be steered.
+        other_people: the same of those (any name that is shared by queries which belong together).
+        layer: where they were read.
+        readout: how they were read.
+        threshold: set by `Gate.calibrate` on held-out scores.
+
+    Raises:
+        RMuseError: an empty side, states that are not finite, labels of another length.
+    """
+    require_both(states, others)
+    require_people(states, people, others, other_people)
+    x = torch.cat([states, others]).double()
+    labels, near = grouped(people, x.device)
+    other_labels, far = grouped(other_people, x.device)
+    rows = torch.cat([near, far + len(labels)])
+    means, count = cluster_means(x, rows, len(labels) + len(other_labels))
+    center = means.mean(dim=0)
+    root = torch.linalg.cholesky(shrunk_covariance(within(x, means, rows, count)))
+    white = torch.linalg.solve_triangular(root, (means - center).mT, upper=False)
+    values, axes = torch.linalg.eigh(white @ white.mT / len(means))
+    between = values - (1 / count).mean()
+    kept = between > _NEGLIGIBLE
+    if not bool(kept.any()):  # nobody differs from anybody: one direction keeps the gate defined
+        kept = between == between.max()
+    transform = torch.linalg.solve_triangular(root.mT, axes[:, kept], upper=True)
+    z = (means - center) @ transform
+    return IdentityRatioGate(
+        z[: len(labels)],
+        count[: len(labels)],
+        labels,
+        z[len(labels) :],
+        count[len(labels) :],
+        other_labels,
+        center,
+        transform,
+        between[kept].clamp_min(_NEGLIGIBLE),
+        layer,
+        readout,
+        threshold,
+    )

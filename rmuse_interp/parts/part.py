@@ -1,0 +1,224 @@
+"""`Part`: a frozen, tensor-holding piece of an expression, and its generic record.
+
+A plan is a tree of parts (edits hold operators, operators hold subspaces, gates and angles). Each part obeys
+one convention, so that saving and loading need no code of their own: every keyword of ``__init__`` is one of
+
+* a tensor, kept as a buffer of the same name (`Part.hold`); optional ones may be ``None``;
+* a `Part`, kept as a child of the same name;
+* a list, tuple or dict of parts, kept under the same name (`Part.hold_parts`);
+* a plain JSON value, kept as an attribute of the same name.
+"""
+
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, nn
+
+from rmuse_interp import RMuseError
+
+_HOMES: Final = (
+    "parts.subspace",
+    "parts.prototypes",
+    "parts.angle",
+    "parts.gates",
+    "parts.retain",
+    "operators",
+    "edits.plan",
+)
+"""Modules of this package that define parts; imported when a record names a class not met yet."""
+
+
+class Part(nn.Module):
+    """A frozen piece of an expression: buffers in float32, plain settings, child parts; no parameters.
+
+    Buffers keep their precision: `.to(torch.bfloat16)` or `.half()` of a host model moves them to its device
+    and leaves them in float32, for the geometry is done there and only results are cast to the state's dtype.
+    """
+
+    _phrase: ClassVar[str] = ""
+
+    def hold(self, **tensors: Tensor | None) -> None:
+        """Keep each tensor as a buffer of its name: a detached copy, in float32, or int64 for integers."""
+        for name, tensor in tensors.items():
+            if tensor is None:
+                self.register_buffer(name, None)
+                continue
+            kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            kind = torch.int64 if kind in (torch.int8, torch.int16, torch.int32, torch.uint8) else kind
+            self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
+
+    def hold_parts(self, name: str, parts: Mapping[Any, "Part"] | Sequence["Part"]) -> None:
+        """Keep a list of parts as `nn.ModuleList`, a dict as `nn.ModuleDict` with keys as strings."""
+        if isinstance(parts, Mapping):
+            setattr(self, name, nn.ModuleDict({str(key): part for key, part in parts.items()}))
+        else:
+            setattr(self, name, nn.ModuleList(parts))
+
+    def describe(self) -> str:
+        """The phrase that stands for this part in ``print(plan)``."""
+        return self._phrase or type(self).__name__
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, nn.Parameter):
+            raise TypeError(
+                f"{type(self).__name__}.{name}: a part is frozen and holds buffers, not parameters"
+            )
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Part":
+        for child in self.children() if recurse else ():
+            child._apply(fn)
+        for name, buffer in self._buffers.items():
+            if buffer is None:
+                continue
+            moved = fn(buffer)
+            keeps_kind = moved.dtype == buffer.dtype or not buffer.is_floating_point()
+            self._buffers[name] = moved if keeps_kind else buffer.to(moved.device)
+        return self
+
+
+def to_record(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The part as a JSON tree ``{"class", "settings", "parts"}`` and its tensors, keyed by dotted path.
+
+    Returns:
+        The tree, which `json.dumps` accepts, and contiguous CPU tensors, which safetensors accepts.
+
+    Raises:
+        TypeError: a part that breaks the convention of this module (a fault of ours, not of the caller).
+    """
+    tensors: dict[str, Tensor] = {}
+    return _tree(part, "", tensors), tensors
+
+
+def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    parts: dict[str, Any] = {}
+    for name in _keywords(type(part)):
+        if not hasattr(part, name):
+            raise TypeError(f"{type(part).__name__} does not keep its argument {name!r} under that name")
+        value = getattr(part, name)
+        if isinstance(value, Tensor):
+            tensors[path + name] = value.detach().cpu().contiguous()
+        elif isinstance(value, Part):
+            parts[name] = _tree(value, f"{path}{name}.", tensors)
+        elif isinstance(value, nn.ModuleList):
+            parts[name] = [
+                _tree(_part(child), f"{path}{name}.{i}.", tensors) for i, child in enumerate(value)
+            ]
+        elif isinstance(value, nn.ModuleDict):
+            children = {
+                key: _tree(_part(child), f"{path}{name}.{key}.", tensors) for key, child in value.items()
+            }
+            parts[name] = {"by_key": children}
+        elif name in part._buffers:
+            continue  # an optional tensor that is absent
+        else:
+            json.dumps(value)  # a TypeError here names the value that is not plain JSON
+            settings[name] = value
+    return {"class": type(part).__name__, "settings": settings, "parts": parts}
+
+
+def _part(module: nn.Module) -> Part:
+    if not isinstance(module, Part):
+        raise TypeError(f"a part holds parts only, got {type(module).__name__}")
+    return module
+
+
+def from_record(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+    """The part that `to_record` wrote.
+
+    Dict keys that are decimal numbers come back as `int`. Tensors without a place in the tree are ignored.
+
+    Raises:
+        RMuseError: a tree of another shape, an unknown class, or arguments that class does not take.
+    """
+    return _rebuild(tree, "", tensors)
+
+
+def _rebuild(tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> Part:
+    if not isinstance(tree, Mapping) or not {"class", "settings", "parts"} <= set(tree):
+        where = path.rstrip(".") or "the root"
+        raise RMuseError(f"a part's record needs 'class', 'settings' and 'parts', not so at {where}")
+    kind = _find(str(tree["class"]))
+    arguments: dict[str, Any] = dict(tree["settings"])
+    for name, child in tree["parts"].items():
+        here = f"{path}{name}."
+        if isinstance(child, Mapping) and "by_key" in child:
+            arguments[name] = {
+                int(key) if key.isdecimal() else key: _rebuild(value, f"{here}{key}.", tensors)
+                for key, value in child["by_key"].items()
+            }
+        elif isinstance(child, Mapping):
+            arguments[name] = _rebuild(child, here, tensors)
+        else:
+            arguments[name] = [_rebuild(value, f"{here}{i}.", tensors) for i, value in enumerate(child)]
+    own = _keywords(kind)
+    for key, tensor in tensors.items():
+        name = key.removeprefix(path)
+        if key.startswith(path) and name in own:
+            arguments[name] = tensor
+    unknown = sorted(set(arguments) - set(own))
+    missing = sorted({name for name, required in own.items() if required} - set(arguments))
+    if unknown or missing:
+        raise RMuseError(
+            f"{kind.__name__} takes {', '.join(own)}; the record adds {unknown} and lacks {missing}: "
+            "save the bundle again with this version"
+        )
+    return kind(**arguments)
+
+
+def _keywords(kind: type[Part]) -> dict[str, bool]:
+    """Name of each argument of ``__init__`` → whether it is required."""
+    if kind.__init__ is nn.Module.__init__:
+        return {}
+    return {
+        name: parameter.default is inspect.Parameter.empty
+        for name, parameter in inspect.signature(kind.__init__).parameters.items()
+        if name != "self" and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
+
+
+def _descendants(kind: type[Part]) -> Iterator[type[Part]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _descendants(child)
+
+
+def _find(name: str) -> type[Part]:
+    known = {kind.__name__: kind for kind in _descendants(Part)}
+    if name not in known:
+        for home in _HOMES:
+            try:
+                importlib.import_module(f"rmuse_interp.{home}")
+            except ModuleNotFoundError as error:
+                if error.name != f"rmuse_interp.{home}":
+                    raise
+        known = {kind.__name__: kind for kind in _descendants(Part)}
+    if name not in known:
+        raise RMuseError(
+            f"a part out of {', '.join(sorted(known))} was required, the record names {name!r}: "
+            "import the module that defines it before loading"
+        )
+    return known[name]
+
+
+def same(one: Part, other: Part) -> bool:
+    """Whether two parts are the same expression with the same tensors."""
+    if one is other:
+        return True
+    tree, tensors = to_record(one)
+    other_tree, other_tensors = to_record(other)
+    if tree != other_tree or tensors.keys() != other_tensors.keys():
+        return False
+    return all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
+
+
+def all_same(these: Iterable[Part], those: Iterable[Part]) -> bool:
+    """Whether two sequences of parts are alike, part by part."""
+    pairs = list(zip_longest(these, those))
+    return all(one is not None and other is not None and same(one, other) for one, other in pairs)

@@ -1,1 +1,0 @@
-"""What people look at: tables and figures drawn from a run's scores, without a model at hand."""

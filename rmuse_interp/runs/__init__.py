@@ -1,0 +1,1 @@
+"""Ask and keep: answers to whole benchmarks, with what is measured of them."""

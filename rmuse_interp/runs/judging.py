@@ -1,0 +1,109 @@
+"""The judge that a word names: ``rules``, ``openai:MODEL`` behind a server, ``local:PATH`` on this machine."""
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rmuse_interp import RMuseError
+from rmuse_interp.evaluate.judges import (
+    Asked,
+    AskingJudge,
+    Budget,
+    Consultation,
+    Endpoint,
+    Judge,
+    Reply,
+    RulesJudge,
+)
+
+if TYPE_CHECKING:
+    from rmuse_interp.lens.lens import LensModel
+
+KINDS: Final = "rules, openai:MODEL or local:PATH"
+
+
+class LocalModel:
+    """A transformers model of this machine as one who is asked: greedy, one question at a time.
+
+    Args:
+        lens: the model; its chat template puts the question.
+        max_new_tokens: of a reply.
+    """
+
+    def __init__(self, lens: "LensModel", max_new_tokens: int = 512) -> None:
+        self.name = f"local:{lens.name}:{lens.fingerprint}"
+        self.at_once = 1
+        self._lens, self._max_new_tokens = lens, max_new_tokens
+        self._lock = threading.Lock()
+
+    def __call__(self, question: str) -> Reply:
+        """The reply to one question."""
+        with self._lock:
+            text = self._lens.respond([question], max_new_tokens=self._max_new_tokens)[0].text
+            prompt_tokens = int(self._lens.encode([question])["input_ids"].shape[1])
+        return Reply(text, prompt_tokens, len(self._lens.tokenizer.encode(text)))
+
+
+def asked_of(
+    spec: str,
+    *,
+    base_url: str | None = None,
+    timeout: float = 60.0,
+    device: str | None = None,
+    dtype: str | None = None,
+    max_tokens: int = 512,
+) -> Asked:
+    """Whom a word names: ``openai:MODEL`` or ``local:PATH``.
+
+    Raises:
+        RMuseError: another word; no key; no such model.
+    """
+    kind, _, name = spec.partition(":")
+    if kind == "openai" and name:
+        return Endpoint(name, base_url, timeout=timeout, max_tokens=max_tokens)
+    if kind == "local" and name:
+        from rmuse_interp.lens.lens import load_model
+
+        return LocalModel(load_model(name, device=device, dtype=dtype), max_tokens)
+    raise RMuseError(f"a judge was required ({KINDS}), got {spec!r}")
+
+
+def judge_of(
+    spec: str,
+    aliases: Mapping[str, Sequence[str]],
+    entails: Mapping[str, Sequence[str]],
+    *,
+    budget: Budget | None = None,
+    folder: Path | None = None,
+    base_url: str | None = None,
+    timeout: float = 60.0,
+    device: str | None = None,
+    dtype: str | None = None,
+) -> Judge:
+    """The judge that a word names.
+
+    Args:
+        spec: ``rules``, ``openai:MODEL`` or ``local:PATH``.
+        aliases: the benchmark's, for the rules.
+        entails: the same.
+        budget: prices and the most to spend.
+        folder: where replies are kept; by default `kept_in`.
+        base_url: of the server; by default the environment's `OPENAI_BASE_URL`.
+        timeout: seconds for one reply.
+        device: of a local model.
+        dtype: of a local model.
+
+    Raises:
+        RMuseError: an unknown word, a judge without key, a model that is not there.
+    """
+    if spec == RulesJudge.name:
+        return RulesJudge(aliases, entails)
+    asked = asked_of(spec, base_url=base_url, timeout=timeout, device=device, dtype=dtype, max_tokens=128)
+    return AskingJudge(Consultation(asked, folder or kept_in(), budget or Budget()))
+
+
+def kept_in() -> Path:
+    """The folder of kept replies, below the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp" / "replies"

@@ -1,0 +1,242 @@
+"""What a model holds likely, method by method: truth ratios against a gold model, membership, fluency of responses.
+
+As in `running.run`, every finished batch is on disk at once where a folder is given, under a digest of all that its
+likelihoods depend on, and found by the same run begun again. Pictures are read batch by batch.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from rich.progress import Progress
+
+from rmuse_interp import RMuseError
+from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.evaluate.fluency import perplexity
+from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
+from rmuse_interp.evaluate.membership import ATTACKS, membership
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.likelihood import token_nll
+from rmuse_interp.runs.run import UNFINISHED, Method, digest_of
+
+Nats = dict[str, list[list[float]]]
+"""Question id → nats per token of the right answer, then of each wrong one."""
+GOLD: Final = "gold"
+Row = tuple[str, str, Example]
+"""A question as it is put, a response to it, and the example whose picture goes with it."""
+
+
+def answer_nats(
+    method: Method,
+    examples: Sequence[Example],
+    wrong: Mapping[str, Sequence[str]],
+    *,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> Nats:
+    """Nats of the right and the wrong answers alone, each to the direct form of its question.
+
+    Args:
+        method: the model, and the plan that runs on it.
+        examples: open questions.
+        wrong: question id → wrong answers, from `perturbed_answers`; questions without are left out.
+        batch_size: rows per batch.
+        folder: the run's, where batches are kept; None keeps nothing.
+        progress: a running progress bar to add a line to.
+    """
+    asked = [(e, answer) for e in examples if e.id in wrong for answer in (e.answer, *wrong[e.id])]
+    rows = [(e.prompt(direct=True), answer, e) for e, answer in asked]
+    nats: Nats = {}
+    found = _nats(method, rows, f"answers--{method.name}", batch_size, folder, progress)
+    for (example, _), tokens in zip(asked, found, strict=True):
+        nats.setdefault(example.id, []).append(tokens)
+    return nats
+
+
+def _nats(
+    method: Method,
+    rows: Sequence[Row],
+    name: str,
+    batch_size: int,
+    folder: Path | None,
+    progress: Progress | None,
+) -> list[list[float]]:
+    """`token_nll` of every row, in the order of the rows; of what the folder keeps, nothing is computed again."""
+    digest = digest_of(method, name, batch_size)
+    for prompt, response, example in rows:
+        digest.update(repr((prompt, response)).encode() + (example.image or b""))
+    kept = None
+    if folder is not None:
+        path = folder / UNFINISHED / "likelihoods" / f"{name.replace('/', '-')}.jsonl"
+        kept = _Kept(path, digest.hexdigest())
+    task = None if progress is None else progress.add_task(f"likelihoods, {name}", total=len(rows))
+    found: dict[int, list[float]] = {}
+    for number, batch in enumerate(_batches(rows, batch_size)):
+        if kept is not None and number < len(kept.batches):
+            nats = kept.batches[number]
+        else:
+            prompts, responses, examples = zip(*(rows[i] for i in batch), strict=True)
+            nats = token_nll(
+                method.model,
+                prompts,
+                responses,
+                [e.image for e in examples],
+                method.plan,
+                batch_size=len(batch),
+            )
+            if kept is not None:
+                kept.add(nats)
+        found |= zip(batch, nats, strict=True)
+        if progress is not None and task is not None:
+            progress.advance(task, len(batch))
+    return [found[i] for i in range(len(rows))]
+
+
+def _batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
+    """Batches of rows of similar length, with a picture or without; the same for the same rows."""
+    for pictured in (True, False):
+        mine = [i for i, (_, _, example) in enumerate(rows) if (example.picture is not None) == pictured]
+        mine.sort(key=lambda i: len(rows[i][0] + rows[i][1]))
+        yield from (mine[start : start + size] for start in range(0, len(mine), size))
+
+
+class _Kept:
+    """The finished batches of one method in a file: a digest, then one line per batch, a list of nats per row."""
+
+    def __init__(self, path: Path, digest: str) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.batches: list[list[list[float]]] = []
+        if lines[:1] == [digest]:
+            for line in lines[1:]:
+                try:
+                    self.batches.append(json.loads(line))
+                except ValueError:
+                    break  # cut off while it was written
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written anew, so that nothing is ever appended to a torn line.
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
+
+    def add(self, batch: list[list[float]]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(batch, allow_nan=False) + "\n")
+
+
+def forgetting(
+    methods: Sequence[Method],
+    gold: LensModel,
+    benchmark: Benchmark,
+    *,
+    limit: int | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Forget quality and membership inference of each method on the open questions about the people to forget.
+
+    Wrong answers are other people's answers to the same question, retained people's too. Members are the right answers,
+    the others the wrong ones to the same questions: the gold model, listed as ``gold``, shows what never having known
+    them looks like.
+
+    Args:
+        methods: with distinct names.
+        gold: the model trained without the people.
+        benchmark: the one scored.
+        limit: most questions.
+        batch_size: rows per batch.
+        seed: of drawing wrong answers and resampling.
+        folder: the run's, where batches are kept until `finish`; None keeps nothing.
+        progress: a running progress bar to add one line per method to.
+
+    Raises:
+        RMuseError: no question with wrong answers.
+    """
+    from rmuse_interp.data import sample
+
+    everyone = [*benchmark.scoring("forget"), *benchmark.scoring("retain")]
+    open_ = [e for e in everyone if e.kind == "generation" and e.person is not None]
+    wrong = perturbed_answers(open_, Lexicon(benchmark.aliases, benchmark.entails), seed=seed)
+    asked = [e for e in open_ if e.split == "forget" and e.id in wrong]
+    if not asked:
+        raise RMuseError(
+            "open questions about the people to forget, with other people's answers to draw wrong ones from, were "
+            "required, got none: leave --gold out"
+        )
+    if limit is not None and limit < len(asked):
+        asked = sample(asked, limit, seed)
+    people = {e.id: str(e.person) for e in asked}
+    nats = {
+        method.name: answer_nats(
+            method, asked, wrong, batch_size=batch_size, folder=folder, progress=progress
+        )
+        for method in (*methods, Method(GOLD, gold))
+    }
+    ratios = {
+        name: {i: truth_ratio(right, others) for i, (right, *others) in found.items()}
+        for name, found in nats.items()
+    }
+    return {
+        "methods": {
+            name: {
+                "forget_quality": asdict(forget_quality(ratios[name], ratios[GOLD], people, seed=seed)),
+                "membership": {attack: asdict(_attacked(found, people, attack, seed)) for attack in ATTACKS},
+                "truth_ratio": dict(sorted(ratios[name].items())),
+            }
+            for name, found in nats.items()
+        },
+        "gold": {"id": gold.name, "fingerprint": str(gold.fingerprint)},
+    }
+
+
+def _attacked(nats: Nats, people: Mapping[str, str], attack: Any, seed: int) -> Any:
+    members = {i: right for i, (right, *_) in nats.items()}
+    others = {f"{i}#{k}": one for i, (_, *wrong) in nats.items() for k, one in enumerate(wrong)}
+    who = {**people, **{i: people[i.rsplit("#", 1)[0]] for i in others}}
+    return membership(members, others, who, attack, seed=seed)
+
+
+def fluency(
+    transcripts: Sequence[Transcript],
+    examples: Mapping[str, Example],
+    model: LensModel,
+    *,
+    batch_size: int = 32,
+    seed: int = 0,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Perplexity of each method's responses by split, under the model that no plan runs on.
+
+    Args:
+        transcripts: of any methods and splits.
+        examples: id → the question, for its picture.
+        model: the unsteered model.
+        batch_size: rows per batch.
+        seed: of the intervals.
+        folder: the run's, where batches are kept until `finish`; None keeps nothing.
+        progress: a running progress bar to add a line to.
+    """
+    said = [t for t in transcripts if t.response.strip()]
+    asked = [(t.prompt, t.response, examples[t.id]) for t in said]
+    found = _nats(Method("responses", model), asked, "responses", batch_size, folder, progress)
+    nats = {(t.method, t.id): row for t, row in zip(said, found, strict=True)}
+    scores: dict[str, Any] = {}
+    for method, split in sorted({(t.method, t.split) for t in transcripts}):
+        rows = [t for t in transcripts if (t.method, t.split) == (method, split)]
+        metric = perplexity(rows, {t.id: nats[method, t.id] for t in rows if (method, t.id) in nats}, seed)
+        low, high = metric.interval or (None, None)
+        scores.setdefault(method, {})[split] = {
+            "perplexity": metric.value,
+            "low": low,
+            "high": high,
+            "n": metric.n,
+            "parse_failures": metric.parse_failures,
+        }
+    return scores

@@ -1,0 +1,359 @@
+"""Model × methods × questions → transcripts and scores; every finished batch is on disk at once.
+
+A run is interrupted without loss: each method's answers to a split are appended, batch by batch, to a file of the
+run folder, and the same run started again goes on behind the last whole batch. The files carry a digest of all that
+the answers depend on, so that another model, plan, sample or length never finds them.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import Progress
+
+from rmuse_interp import RMuseError
+from rmuse_interp.data import SPLITS, Benchmark, Example, sample
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.trace import Recorder, SteeringTrace
+from rmuse_interp.evaluate import Judge, score, transcribe
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.stream import stream
+from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.part import to_record
+from rmuse_interp.parts.retain import Subspaces
+from rmuse_interp.runs.traces import Key, read_traces, write_traces
+
+__all__ = [
+    "UNFINISHED",
+    "Answers",
+    "Method",
+    "choose",
+    "finish",
+    "probe",
+    "run",
+    "scores_of",
+    "stream",
+    "unsteered",
+]
+
+UNFINISHED: Final = ".unfinished"
+"""Subfolder of a run that holds the batches answered so far; gone once the run is finished."""
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A model, and the plan that runs on it (None: as it is), under its name in ``scores.json``.
+
+    `subspaces` are those of the plan's bundle, for traces: the share of each update in an RRS that is not protected.
+    """
+
+    name: str
+    model: LensModel
+    plan: Plan | None = None
+    subspaces: Subspaces | None = None
+
+    @property
+    def gates(self) -> dict[str, Gate]:
+        """Kind of query (`image`, `text`) → the gate that decides about it; the first where there are several."""
+        found: dict[str, Gate] = {}
+        for edit in self.plan or ():
+            if edit.gate is not None:
+                for modality in (edit.modality,) if edit.modality is not None else ("image", "text"):
+                    found.setdefault(modality, edit.gate)
+        return found
+
+    def margin(self, modality: str, score: float | None) -> float | None:
+        """`(score − threshold)/scale` of the gate for this kind of query: what the gates of all kinds share."""
+        gate = self.gates.get(modality)
+        return None if score is None or gate is None else (score - gate.threshold) / gate.scale
+
+
+def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Example]]) -> list[str]:
+    """A line per method and kind of query that its plan has no edit for: such queries are answered as they are."""
+    counts = Counter(e.modality for examples in questions.values() for e in examples)
+    return [
+        f"{method.name} has no edit for {modality} questions: {n} of them are answered as the model does"
+        for method in methods
+        if method.plan is not None
+        for modality, n in sorted(counts.items())
+        if all(edit.modality not in (None, modality) for edit in method.plan)
+    ]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a run gave: transcripts (their ``gate_score`` is the gate's margin), seconds by method, steering traces."""
+
+    transcripts: list[Transcript]
+    seconds: dict[str, float] = field(default_factory=dict)
+    traces: dict[Key, SteeringTrace] = field(default_factory=dict)
+
+
+def choose(benchmark: Benchmark, limit: int | None, seed: int = 0) -> dict[str, list[Example]]:
+    """At most `limit` questions of every split that the benchmark has, spread over kinds, modalities and people.
+
+    Two thirds are open questions, which leakage and exact answers are measured on; multiple choice and cloze share
+    the rest.
+
+    Raises:
+        RMuseError: a split without its file, a faulty row, a picture that cannot be read.
+    """
+    found = {split: _some(benchmark.scoring(split), limit, seed) for split in SPLITS}
+    for examples in found.values():
+        benchmark.check_images(examples)
+    return {split: examples for split, examples in found.items() if examples}
+
+
+def _some(examples: Sequence[Example], limit: int | None, seed: int) -> list[Example]:
+    if limit is None or limit >= len(examples):
+        return list(examples)
+    closed = [e for e in examples if e.kind in ("classification", "cloze")]
+    open_ = [e for e in examples if e.kind not in ("classification", "cloze")]
+    n_open = min(len(open_), max(limit - limit // 3, limit - len(closed)))
+    chosen = sample(open_, n_open, seed) if n_open else []
+    chosen += sample(closed, limit - n_open, seed) if limit > n_open else []
+    kept = {e.id for e in chosen}
+    return [e for e in examples if e.id in kept]
+
+
+def probe(model: LensModel, example: Example) -> None:
+    """One forward pass over one question, to find a broken model before any long work.
+
+    Raises:
+        RMuseError: block outputs or logits with NaN or infinity (names the first block).
+    """
+    broken: list[int] = []
+
+    def watch(layer: int) -> Callable[..., None]:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            states = output[0] if isinstance(output, tuple) else output
+            if not bool(torch.isfinite(states).all()):
+                broken.append(layer)
+
+        return hook
+
+    with ExitStack() as undo:
+        for layer, block in enumerate(model.layout.blocks):
+            undo.callback(block.register_forward_hook(watch(layer)).remove)
+        with torch.inference_mode():
+            logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
+    if broken or not bool(torch.isfinite(logits).all()):
+        where = f"block {broken[0]} gives" if broken else "the logits have"
+        raise RMuseError(
+            f"{model.name}: finite activations were required, {where} NaN or infinity on {example.id}; "
+            "try --dtype float32 or bfloat16, or check the weights"
+        )
+
+
+def run(
+    methods: Sequence[Method],
+    questions: Mapping[str, Sequence[Example]],
+    *,
+    delimiters: tuple[str, str],
+    max_new_tokens: int = 96,
+    batch_size: int = 32,
+    folder: Path | None = None,
+    progress: Progress | None = None,
+    traces: bool = False,
+) -> Answers:
+    """Greedy answers of every method to every question.
+
+    Args:
+        methods: with distinct names.
+        questions: split → its questions.
+        delimiters: of reasoning and answer in the responses.
+        max_new_tokens: the most tokens per response.
+        batch_size: questions per batch.
+        folder: the run's; batches are kept there until `finish`, and those of an interrupted run are not asked
+            again. None keeps nothing.
+        progress: a running progress bar to add one line per method to.
+        traces: record the steering of every response of a method with a plan.
+
+    Raises:
+        RMuseError: two methods of one name.
+    """
+    names = [method.name for method in methods]
+    if len(set(names)) != len(names):
+        raise RMuseError(f"required methods with distinct names, got {', '.join(names)}")
+    transcripts: list[Transcript] = []
+    seconds: dict[str, float] = {}
+    steered: dict[Key, SteeringTrace] = {}
+    total = sum(len(examples) for examples in questions.values())
+    for method in methods:
+        traced = traces and method.plan is not None
+        task = None if progress is None else progress.add_task(method.name, total=total)
+        for split, examples in questions.items():
+            kept = None
+            if folder is not None:
+                digest = _digest(method, examples, delimiters, max_new_tokens, batch_size, traced)
+                path = folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl"
+                kept = Kept(path, digest, traced)
+            for number, batch in enumerate(_batches(examples, batch_size)):
+                found = kept.batches[number] if kept is not None and number < len(kept.batches) else None
+                if found is None:
+                    found = _ask(method, batch, delimiters, max_new_tokens, traced)
+                    if kept is not None:
+                        kept.add(found)
+                transcripts += found.transcripts
+                steered |= found.traces
+                seconds[method.name] = seconds.get(method.name, 0.0) + found.seconds[method.name]
+                if progress is not None and task is not None:
+                    progress.advance(task, len(batch))
+    return Answers(transcripts, seconds, steered)
+
+
+def scores_of(
+    methods: Sequence[Method],
+    answers: Answers,
+    benchmark: Benchmark,
+    model: LensModel,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    judge: Judge | None = None,
+) -> dict[str, Any]:
+    """The scores of a run (schema ``rmuse-scores/1``).
+
+    Gate scores are margins, so a gate's ``threshold`` is 0 in their units; the gate's own score, threshold and
+    scale stand beside it under ``gate → NAME → by_modality → image|text → own``.
+
+    Args:
+        methods: those of the run.
+        answers: what `run` gave.
+        benchmark: the one the questions are from.
+        model: the model that is scored.
+        seconds: stage → wall-clock seconds, besides those of generation.
+        seed: of the intervals.
+        judge: of leaks and chains; None for the rules.
+    """
+    timed = {**(seconds or {}), **{f"generate/{name}": value for name, value in answers.seconds.items()}}
+    scores = score(
+        answers.transcripts,
+        benchmark,
+        model={"id": model.name, "fingerprint": str(model.fingerprint)},
+        thresholds={method.name: dict.fromkeys(method.gates, 0.0) for method in methods},
+        seconds=timed,
+        seed=seed,
+        judge=judge,
+    )
+    for method in methods:
+        for modality, gate in method.gates.items():
+            scores["gate"].setdefault(method.name, {}).setdefault("by_modality", {}).setdefault(modality, {})[
+                "own"
+            ] = {
+                "kind": type(gate).__name__,
+                "layer": gate.layer,
+                "readout": gate.readout,
+                "threshold": gate.threshold,
+                "scale": gate.scale,
+                "prefixed": gate.prefix is not None,
+            }
+    return scores
+
+
+def finish(folder: Path) -> None:
+    """Drop the kept batches of a run whose results are written."""
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
+
+
+def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
+    """Batches of questions of one modality and similar length; the same for the same questions."""
+    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
+    found = []
+    for modality in ("image", "text"):
+        rows = [e for e in ordered if e.modality == modality]
+        found += [rows[i : i + size] for i in range(0, len(rows), size)]
+    return found
+
+
+def _ask(
+    method: Method, batch: list[Example], delimiters: tuple[str, str], max_new_tokens: int, traced: bool
+) -> Answers:
+    began = time.monotonic()
+    responses = method.model.respond(
+        [e.prompt() for e in batch],
+        [e.image for e in batch],
+        method.plan,
+        max_new_tokens=max_new_tokens,
+        batch_size=len(batch),
+        recorder=Recorder(method.subspaces) if traced else None,
+    )
+    rows = [
+        transcribe(e, method.name, r.text, delimiters, method.margin(e.modality, r.score), r.fired)
+        for e, r in zip(batch, responses, strict=True)
+    ]
+    traces = {
+        (method.name, e.id): r.trace for e, r in zip(batch, responses, strict=True) if r.trace is not None
+    }
+    return Answers(rows, {method.name: time.monotonic() - began}, traces)
+
+
+class Kept:
+    """The answered batches of one method and split in a file: a digest, then one line per batch.
+
+    The traces of a batch have a file of their own, written before its line.
+    """
+
+    def __init__(
+        self, path: Path, digest: str, traced: bool = False, kind: type[Transcript] = Transcript
+    ) -> None:
+        self.path, self._traced = path, traced
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.batches: list[Answers] = []
+        if lines[:1] == [digest]:
+            for line in lines[1:]:
+                try:
+                    record = json.loads(line)
+                    traces = read_traces(self._beside(len(self.batches))) if traced else {}
+                except (ValueError, RMuseError):
+                    break  # cut off while it was written
+                rows = [kind(**t) for t in record["transcripts"]]
+                self.batches.append(Answers(rows, record["seconds"], traces))
+        self._written = len(self.batches)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Written anew, so that nothing is ever appended to a torn line.
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
+
+    def add(self, batch: Answers) -> None:
+        if self._traced:
+            write_traces(self._beside(self._written), batch.traces)
+        record = {"transcripts": [asdict(t) for t in batch.transcripts], "seconds": batch.seconds}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._written += 1
+
+    def _beside(self, number: int) -> Path:
+        return self.path.with_suffix(f".{number}.safetensors")
+
+
+def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
+    """Of all that a method's answers to a split depend on."""
+    found = digest_of(method, *settings)
+    for example in examples:
+        found.update(repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b""))
+    return found.hexdigest()
+
+
+def digest_of(method: Method, *settings: Any) -> "hashlib._Hash":
+    """Of a method's model and plan, and of further settings; questions are still to be added."""
+    found = hashlib.sha256()
+    model = method.model
+    found.update(
+        repr((model.name, str(model.fingerprint), str(next(model.hf.parameters()).dtype), settings)).encode()
+    )
+    if method.plan is not None:
+        tree, tensors = to_record(method.plan)
+        found.update(json.dumps(tree, sort_keys=True).encode())
+        for key in sorted(tensors):
+            found.update(key.encode() + tensors[key].cpu().contiguous().numpy().tobytes())
+    return found
