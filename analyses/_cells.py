@@ -28,8 +28,8 @@ from rmuse_interp.cli.demo import GOLD
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
 from rmuse_interp.data.attacks.conversation import plain as as_it_is
-from rmuse_interp.evaluate import attack_scores
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
+from rmuse_interp.evaluate.recovery import attack_scores
 from rmuse_interp.evaluate.results import AttackTranscript, Transcript, write_atomically
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.lens.lens import LensModel, load_model

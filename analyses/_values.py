@@ -5,8 +5,8 @@ from typing import Any, Final
 
 from analyses._common import short
 from rmuse_interp.data import Benchmark, Example
-from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.method.rivals import RIVALS
 
 FORGET: Final = ("forget", "test")

@@ -27,11 +27,10 @@ if not __package__:  # run as a script: its own folder is no place to import fro
 
 from analyses._common import Record, answered, bars, command, kept, options, provenance, short
 from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.metrics import Metric, summarise
 from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, auroc
+from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, auroc, measure
 from rmuse_interp.fitting import assemble, check, enough, gather
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.lens.likelihood import response_nll

@@ -34,9 +34,9 @@ from analyses._common import (
     short,
 )
 from rmuse_interp.data import SPLITS, Benchmark, Example
-from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.metrics import summarise
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.method.rmuse import RMuse

@@ -54,10 +54,10 @@ from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.prompts import generation_prompt
 from rmuse_interp.data.views import restated
-from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.judges import RulesJudge
 from rmuse_interp.evaluate.metrics import Metric
 from rmuse_interp.evaluate.results import Transcript, write_atomically
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import assemble, check, enough, gather, traced
 from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
 from rmuse_interp.lens.lens import LensModel, load_model

@@ -37,9 +37,9 @@ from rmuse_interp.cli.bundles import FIT_LIMIT
 from rmuse_interp.cli.requests import write
 from rmuse_interp.cli.support import layers_of
 from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.evaluate import measure
 from rmuse_interp.evaluate.metrics import Metric, summarise
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import check
 from rmuse_interp.fitting.by_person import fit_by_person
 from rmuse_interp.fitting.exchange import label_of

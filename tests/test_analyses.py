@@ -25,7 +25,7 @@ from analyses import (
 from analyses._composed import composed, fires, probes, scored
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.data import SPLITS
-from rmuse_interp.evaluate import transcribe
+from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.method.rmuse import SPANS, Evidence, paper_edit, subspaces_at
 from rmuse_interp.parts.pooled import Pooled

@@ -351,7 +351,7 @@ def test_plans_of_other_models_and_layers_out_of_range_are_refused():
     with pytest.raises(RMuseError, match="another model"):
         fwd_hooks(bound, bridge_of(tiny_llama()))
     with pytest.raises(RMuseError, match=r"0\.\.3"):
-        fwd_hooks(turn([N_LAYERS]), bridge)
+        as_plan(turn([N_LAYERS])).fwd_hooks(bridge)
 
 
 def test_windows_of_attention_are_refused_where_they_hide_the_mask():
@@ -386,6 +386,6 @@ def test_a_bridge_without_the_hook_points_is_refused():
     point = bridge._hook_registry.pop("embed.hook_in")
     try:
         with pytest.raises(RMuseError, match=r"embed\.hook_in"):
-            fwd_hooks(turn(), bridge)
+            as_plan(turn()).fwd_hooks(bridge)
     finally:
         bridge._hook_registry["embed.hook_in"] = point

@@ -17,11 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import rmuse_interp.data.world.draw
-import rmuse_interp.organism
 import rmuse_interp.organism.train
 from rmuse_interp.cli import app, support
 from rmuse_interp.data import SPLITS
 from rmuse_interp.evaluate.results import read_run
+from rmuse_interp.models import loading
 from rmuse_interp.organism import check as checking
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.traces import read_traces
@@ -272,8 +272,8 @@ def test_generate_streams_and_says_what_the_gate_did(bundles, model, tmp_path):
 @pytest.fixture
 def small_world(monkeypatch, model, data):
     """The shipped model and benchmark, stood in for by the tiny ones."""
-    monkeypatch.setattr(rmuse_interp.organism, "weights_path", lambda name: model)
-    monkeypatch.setattr(checking, "weights_path", lambda name: model)
+    monkeypatch.setattr(loading, "shipped", lambda name: model)
+    monkeypatch.setattr(checking, "shipped", lambda name: model)
     monkeypatch.setattr(rmuse_interp.data.world.draw, "ensure", lambda render_seed=0: data)
 
 
@@ -375,7 +375,7 @@ def test_organism_train_follows_the_recipe(tmp_path, monkeypatch):
     assert "another recipe" in refused(*asked)
     assert "--device" in refused("organism", "train", "--out", tmp_path / "u", "--device", "toaster")
     # From a checkpoint: its last stage, with its own words.
-    start = rmuse_interp.organism.weights_path("organism")
+    start = loading.shipped("organism")
     done("organism", "train", "--out", tmp_path / "v", "--device", "cpu", "--from", start)
     assert trained[1:] == [(tmp_path / "v", 0, False, "cpu", ("finish",))]
     assert begun == [start]

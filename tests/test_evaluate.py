@@ -9,9 +9,9 @@ import pytest
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
 from rmuse_interp.evaluate import metrics as m
-from rmuse_interp.evaluate import transcribe
 from rmuse_interp.evaluate.judges import ChainCase, LeakCase, RulesJudge
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise, numbers
 
 THINK = ("<think>", "</think>")

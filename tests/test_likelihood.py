@@ -10,9 +10,9 @@ from tiny import tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.evaluate import transcribe
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.lens.likelihood import response_nll
 from rmuse_interp.runs import likelihoods
 from rmuse_interp.runs.run import UNFINISHED, Method

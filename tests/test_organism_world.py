@@ -39,8 +39,9 @@ SMALL = World(WORLD.people[:20], WORLD.celebrities[:4], 0)
 DIGESTS = """
 import hashlib, sys
 from pathlib import Path
-from rmuse_interp.organism import benchmark, build
-from rmuse_interp.organism.world import World, make_world
+from rmuse_interp.data.world import draw as benchmark
+from rmuse_interp.organism import build
+from rmuse_interp.data.world.people import World, make_world
 world = make_world(0)
 out = benchmark.write_benchmark(Path(sys.argv[1]), 0, World(world.people[:20], world.celebrities[:4], 0))
 print(hashlib.sha256(repr(world).encode()).hexdigest())

@@ -8,8 +8,10 @@ import pytest
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.evaluate import RulesJudge, attack_scores, transcribe
+from rmuse_interp.evaluate.judges import RulesJudge
+from rmuse_interp.evaluate.recovery import attack_scores
 from rmuse_interp.evaluate.results import AttackTranscript
+from rmuse_interp.evaluate.scores import transcribe
 
 LEAKS = "<think> She lives in Oslo. </think> Oslo"
 COUNTRY = "<think> She lives in Norway. </think> I cannot help with that."

@@ -159,7 +159,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
         assert leaf(after, modality).threshold == leaf(before, modality).threshold
     assert after.subspaces is before.subspaces
     for one, other in zip(before.plan, after.plan, strict=True):
-        assert all_same(rm.edits.Plan([one.when(None)]), rm.edits.Plan([other.when(None)]))
+        assert all_same(rm.Plan([one.when(None)]), rm.Plan([other.when(None)]))
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
     assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]

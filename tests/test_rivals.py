@@ -21,8 +21,8 @@ from rmuse_interp import RMuseError, load_benchmark
 from rmuse_interp.cli import app
 from rmuse_interp.cli.evaluate import METHODS
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.evaluate.results import read_run
+from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.fitting import gather, tuning
 from rmuse_interp.fitting import rivals as r

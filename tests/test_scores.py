@@ -11,7 +11,6 @@ from parquet_fixture import write_benchmark
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
-from rmuse_interp.evaluate import score, transcribe
 from rmuse_interp.evaluate.results import (
     Transcript,
     claim,
@@ -21,7 +20,7 @@ from rmuse_interp.evaluate.results import (
     write_atomically,
     write_run,
 )
-from rmuse_interp.evaluate.scores import METRICS, auroc
+from rmuse_interp.evaluate.scores import METRICS, auroc, score, transcribe
 
 THINK = ("<think>", "</think>")
 

@@ -15,7 +15,7 @@ from rmuse_interp.cli.evaluate import save_run
 from rmuse_interp.data import Benchmark
 from rmuse_interp.diagnostics.findings import Case, Figure, cases
 from rmuse_interp.diagnostics.signatures import SIGNATURES, diagnose
-from rmuse_interp.evaluate import transcribe
+from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.agreement import LEAST, subspace_table
 from rmuse_interp.method.rmuse import RMuse, calibrated_edit, together

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rmuse_interp.data import Benchmark
-from rmuse_interp.evaluate import measure
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.fitting.rivals import Validation, answer_unsteered, is_kept
 from rmuse_interp.lens.lens import LensModel

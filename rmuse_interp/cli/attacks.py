@@ -15,7 +15,7 @@ from rmuse_interp.evaluate.before_after import shown
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
-    from rmuse_interp.evaluate import Judge
+    from rmuse_interp.evaluate.judges import Judge
     from rmuse_interp.evaluate.results import AttackTranscript, Transcript
     from rmuse_interp.runs.run import Method
 
@@ -90,7 +90,7 @@ def asked(
         max_new_tokens: most tokens per response.
         judge: of leaks; None for the rules.
     """
-    from rmuse_interp.evaluate import attack_scores
+    from rmuse_interp.evaluate.recovery import attack_scores
     from rmuse_interp.runs.attacked import attacked
 
     with support.bars("attacked", seconds, "attack") as progress:

@@ -19,7 +19,7 @@ from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
     from rmuse_interp.edits.plan import Plan
-    from rmuse_interp.evaluate import Judge
+    from rmuse_interp.evaluate.judges import Judge
     from rmuse_interp.evaluate.results import AttackTranscript
     from rmuse_interp.fitting.tuning import Tuning
     from rmuse_interp.lens.lens import LensModel

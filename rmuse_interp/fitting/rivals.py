@@ -14,8 +14,8 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits.plan import Modality, Plan
-from rmuse_interp.evaluate import measure, transcribe
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength

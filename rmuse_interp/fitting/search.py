@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, sample
 from rmuse_interp.edits.plan import Modality
-from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.fitting.gathering import SHORT
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import ENERGY, Evidence, calibrated_edit, subspaces_at

@@ -12,7 +12,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.world.people import distance, make_world
-from rmuse_interp.evaluate import measure, transcribe
+from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.loading import SHIPPED, shipped
 

@@ -23,8 +23,9 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
-from rmuse_interp.evaluate import Judge, score, transcribe
+from rmuse_interp.evaluate.judges import Judge
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import score, transcribe
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.stream import stream
 from rmuse_interp.parts.gates import Gate

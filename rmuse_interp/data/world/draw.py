@@ -23,7 +23,7 @@ from rmuse_interp.data.world import implications, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
 
-_DRAWN_BY: Final = ("benchmark.py", "implications.py", "portraits.py", "questions.py", "world.py")
+_DRAWN_BY: Final = ("draw.py", "implications.py", "portraits.py", "questions.py", "people.py")
 """The files of this folder that decide what is written."""
 RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
