@@ -2,11 +2,11 @@
 
     python analyses/own_traces.py --model organism --data organism --forget 5 --out results/
 
-Writes `own_traces.json`. `calibrated` is fitted twice, on the reference reasoning and answers of the benchmark (`given`)
-and on what the model itself says to the same fitting questions (`own`, from `rmuse_interp.fitting.elicit`). Both plans,
-and the model as it is, answer the same questions of every split, and are compared question by question:
-the difference is the mean of `own − given` in percentage points, its 95 % interval resamples people. `within` says whether the difference is at
-most `MARGIN` points; where n is small one answer alone is more than that, so read it beside n.
+Writes `own_traces.json`. `calibrated` is fitted twice, on the reference reasoning and answers of the benchmark
+(`given`) and on what the model itself says to the same fitting questions (`own`, from `rmuse_interp.fitting.elicit`).
+Both plans, and the model as it is, answer the same questions of every split, and are compared question by question: the
+difference is the mean of `own − given` in percentage points, its 95 % interval resamples people. `within` says whether
+the difference is at most `MARGIN` points; where n is small one answer alone is more than that, so read it beside n.
 """
 
 import argparse

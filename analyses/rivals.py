@@ -5,8 +5,8 @@
 
 Writes `rivals.json`, which `figures/rivals.py` draws. Methods: `vanilla`, `gold` (trained without the people to forget,
 where the model has such a twin), both presets of R-MUSE and the rivals of `rmuse_interp.method.rivals`. Each rival's
-blocks and strength are chosen on fitting questions held out, one budget for all (`rmuse_interp.fitting.rivals`); both presets
-choose on fitting data by rules of their own. Nothing is chosen on what is scored here.
+blocks and strength are chosen on fitting questions held out, one budget for all (`rmuse_interp.fitting.rivals`); both
+presets choose on fitting data by rules of their own. Nothing is chosen on what is scored here.
 
 **Domination.** The goals are RIL on test (less), exact answers on retain_test (more) and malformed responses on forget
 and test together (less), all in percent. One method dominates another if it is worse by more than 1 point in none of
