@@ -5,8 +5,8 @@ import random
 from dataclasses import replace
 
 import numpy as np
-import parquet_fixture
 import pytest
+from helpers import parquet_fixture
 from PIL import Image
 
 from rmuse_interp import RMuseError
