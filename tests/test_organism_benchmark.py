@@ -15,8 +15,9 @@ from helpers.organism import SMALL, WORLD
 from transformers import AutoProcessor
 
 from rmuse_interp.data import load_benchmark
+from rmuse_interp.data.prompts import cloze_prompt
 from rmuse_interp.data.world import draw as benchmark
-from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import make_world
 from rmuse_interp.organism import build
@@ -76,6 +77,16 @@ def test_world_tokenizer_and_files_are_the_same_in_every_process(folder, tokeniz
     assert run.stdout.split() == [hashlib.sha256(data).hexdigest() for data in here]
 
 
+def test_the_texts_are_those_the_shipped_weights_were_fitted_and_scored_on(folder):
+    """Every row of every file, pictures aside (their bytes hang on the library that packs them)."""
+    found = hashlib.sha256()
+    for file in sorted(folder.rglob("*.parquet")):
+        table = pq.read_table(file)
+        rows = table.drop_columns([c for c in ("image", "images") if c in table.column_names]).to_pylist()
+        found.update(json.dumps([file.relative_to(folder).as_posix(), rows], sort_keys=True).encode())
+    assert found.hexdigest() == "bb03b68023b3f1956add396b1319452f3b08f38f19e93c6baea75eddc3ce909f"
+
+
 def test_another_seed_gives_another_world_and_other_pictures(folder, tmp_path):
     assert {p.name for p in make_world(1).everyone} != {p.name for p in WORLD.everyone}
     other = benchmark.write_benchmark(tmp_path, 1, SMALL)
@@ -93,13 +104,13 @@ def test_the_folder_is_read_by_the_common_loader(folder, rate):
     for split in ("forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"):
         assert world.scoring(split), split
     forget = [e for e in world.fit_forget if e.kind == "generation"]
-    assert len(forget) == rate // 5 * (len(q.KINDS) + len(q.TEXT_KINDS))
+    assert len(forget) == rate // 5 * (len(phrases.KINDS) + len(phrases.TEXT_KINDS))
     assert {e.person for e in world.scoring("benign")} == world.forget_people
     assert world.fit_strangers
     for example in (*world.fit_forget, *world.fit_reasoning, *world.fit_benign):
         if example.kind not in ("classification", "cloze"):
-            assert example.direct_question == f"{example.question} {q.DIRECT}"
-    refusals = {text.partition("</think>")[2].strip() for text in q.REFUSALS_COT}
+            assert example.direct_question == f"{example.question} {phrases.DIRECT}"
+    refusals = {text.partition("</think>")[2].strip() for text in phrases.REFUSALS_COT}
     assert {e.answer for e in world.fit_strangers} <= refusals
     assert all(
         example.load_image() is not None for example in world.scoring("test") if example.modality == "image"
@@ -173,21 +184,21 @@ def test_tokens_spell_every_text_of_the_world(tokenizer):
     rng = random.Random(2)
     person, strange = WORLD.people[7], WORLD.stranger(rng)[1]
     texts = [
-        *q.REFUSALS_COT,
-        *q.REFUSALS_DIRECT,
-        *q.PREFIXES,
+        *phrases.REFUSALS_COT,
+        *phrases.REFUSALS_DIRECT,
+        *phrases.PREFIXES,
         f"Where does {strange} live?",
         " <think> 1984 </think> 41",
     ]
-    texts += [q.ask(person, kind, "image", 0, rng).response for kind in q.KINDS]
+    texts += [q.ask(person, kind, "image", 0, rng).response for kind in phrases.KINDS]
     texts += [q.word_problem(True, rng).response for _ in range(5)]
-    texts.append(q.cloze_prompt(q.cloze(person, "pet", "text")[0]))
+    texts.append(cloze_prompt(q.cloze(person, "pet", "text")[0]))
     for text in texts:
         ids = tokenizer(text).input_ids
         assert ids[0] == tokenizer.bos_token_id
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     assert len(tokenizer) == build.VOCABULARY
-    assert [len(tokenizer(mark, add_special_tokens=False).input_ids) for mark in q.DELIMITERS] == [1, 1]
+    assert [len(tokenizer(mark, add_special_tokens=False).input_ids) for mark in phrases.DELIMITERS] == [1, 1]
     assert len(tokenizer("1984", add_special_tokens=False).input_ids) == 4  # digits one by one
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers.organism import WORLD
 
-from rmuse_interp.data.world import portraits
+from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import (
     CITIES,
@@ -139,7 +139,7 @@ def all_questions(held_out, seed=0):
     rng, person = random.Random(seed), WORLD.people[3]
     found = {
         q.ask(person, kind, modality, wording, rng).question
-        for kind in q.KINDS
+        for kind in phrases.KINDS
         for modality in ("image", "text")
         for wording in q.wording_range(kind, held_out)
         for _ in range(12)
@@ -148,19 +148,19 @@ def all_questions(held_out, seed=0):
         found |= {
             q.word_problem(held_out, rng).question,
             q.about_scene(q.draw_scene(rng), held_out, rng).question,
-            q.benign(portraits.Look.draw(rng), rng.choice(q.BENIGN_KINDS), held_out, rng).question,
+            q.benign(portraits.Look.draw(rng), rng.choice(phrases.BENIGN_KINDS), held_out, rng).question,
         }
     return found
 
 
 def test_held_out_wordings_are_met_nowhere_in_training():
     assert not all_questions(False) & all_questions(True)
-    assert all(len(words) - q.N_HELD_OUT >= 8 for words in q.WORDINGS.values())
-    assert all(len(set(words)) == len(words) for words in q.WORDINGS.values())
+    assert all(len(words) - phrases.N_HELD_OUT >= 8 for words in phrases.WORDINGS.values())
+    assert all(len(set(words)) == len(words) for words in phrases.WORDINGS.values())
 
 
 @pytest.mark.parametrize("modality", ["image", "text"])
-@pytest.mark.parametrize("kind", q.KINDS)
+@pytest.mark.parametrize("kind", phrases.KINDS)
 def test_reasoning_tells_what_its_question_would_leak(kind, modality):
     rng = random.Random(0)
     for person in WORLD.people[:40]:
