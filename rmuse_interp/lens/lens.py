@@ -22,7 +22,6 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.installed import Installed
 from rmuse_interp.lens.respond import Response, drafts, respond
-from rmuse_interp.models import sitemap
 from rmuse_interp.models.encoding import (
     Conversation,
     Encoder,
@@ -36,7 +35,7 @@ from rmuse_interp.models.encoding import (
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.site import Site
+from rmuse_interp.models.site import Site, reader, select
 from rmuse_interp.parts.part import all_same
 
 
@@ -301,8 +300,8 @@ class LensModel:
         Raises:
             RMuseError: a name that is no site of this model.
         """
-        sites = sitemap.select(names, self.n_layers)
-        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
+        sites = select(names, self.n_layers)
+        readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
         encoding = self.encode(prompts, images, responses)
         root = self._planned(encoding, plan, decision)
         blocks = self.blocks
