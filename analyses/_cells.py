@@ -98,7 +98,7 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
         "fit_limit": given.fit_limit,
         "batch_size": given.batch_size,
         "max_new_tokens": given.max_new_tokens,
-        "model": [lens.name, str(lens.fingerprint), str(next(lens.hf.parameters()).dtype)],
+        "model": [lens.name, str(lens.fingerprint), str(lens.dtype)],
         "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
         "version": __version__,
     }

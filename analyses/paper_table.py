@@ -342,7 +342,7 @@ def fits_at(
             "template": template,
             "tokens": given.reasoning_tokens,
             "data": _digest(benchmark),
-            "dtype": str(next(lens.hf.parameters()).dtype),
+            "dtype": str(lens.dtype),
         }
 
     def fitted(preset: Any) -> RMuse:

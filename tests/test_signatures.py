@@ -18,8 +18,8 @@ from rmuse_interp.diagnostics.signatures import SIGNATURES, diagnose
 from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.agreement import LEAST, subspace_table
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse, calibrated_edit, together
-from rmuse_interp.parts.angle import wilson
 from rmuse_interp.parts.gates import ContrastGate
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method

@@ -17,8 +17,8 @@ from rmuse_interp.evaluate.metrics import OPEN_KINDS, leakable
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.evaluate.text import Lexicon, has_loop
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.angle import wilson
 
 LEAKS: Final = 0.05
 """Share of steered answers whose chain alone tells a fact, beyond which reasoning leaks."""
