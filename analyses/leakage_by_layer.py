@@ -43,7 +43,7 @@ from rmuse_interp.diagnostics.verdicts import Verdict, conclusion, spelled
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
 
 SCHEMA = "rmuse-leakage-by-layer/1"

@@ -24,12 +24,12 @@ from rmuse_interp.fitting.exchange import exchanged, label_of, undone
 from rmuse_interp.fitting.gathering import _cluster
 from rmuse_interp.fitting.requests import (
     _states,
-    add_people,
-    asked,
     check_request,
     decided,
+    forget_people,
     forgotten,
-    remove_people,
+    questions_about,
+    restore_people,
 )
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import (
@@ -115,7 +115,7 @@ def clusters(gate: IdentityGate) -> dict[tuple[str, str], torch.Tensor]:
 
 def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
     for modality in ("image", "text"):
-        own, harmless = asked(benchmark, "p0", modality)
+        own, harmless = questions_about(benchmark, "p0", modality)
         found = evidence[modality]
         who = {i: name for i, name in found.people.items() if "~" not in i}
         assert {q.id for q in own} == {i for i in who if i in found.forget and who[i] == label_of("p0")}
@@ -127,8 +127,8 @@ def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
         again = gate.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
         assert torch.allclose(again.forget[-1], gate.forget[0], atol=1e-4)
     assert any("~" in name for name in evidence["image"].forget)  # some of them disturbed
-    assert len(asked(benchmark, "p0", "image")[1]) == 2
-    assert asked(benchmark, "p0", "text")[1] == []
+    assert len(questions_about(benchmark, "p0", "image")[1]) == 2
+    assert questions_about(benchmark, "p0", "text")[1] == []
     assert {_cluster(e) for e in benchmark.fit_retain if e.person == "p3"} == {label_of("p3")}
     assert {_cluster(e) for e in benchmark.fit_benign if e.person == "p3"} == {label_of("benign p3")}
 
@@ -146,7 +146,7 @@ def strings(record):
 def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchmark):
     before = fitted[kind]
     kept = json.dumps(before.report)
-    after = add_people(before, lens, benchmark, ["p2"])
+    after = forget_people(before, lens, benchmark, ["p2"])
     assert json.dumps(before.report) == kept
     for modality in ("image", "text"):
         old, new = clusters(leaf(before, modality)), clusters(leaf(after, modality))
@@ -161,7 +161,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
     for one, other in zip(before.plan, after.plan, strict=True):
         assert all_same(rm.Plan([one.when(None)]), rm.Plan([other.when(None)]))
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
-    assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
+    assert after.report["requests"] == [{"request": "forget", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]
     # As a word: numbers are kept in base64, where any two letters come up.
     assert not [said for said in strings(after.report) if re.search(r"\bp2\b", said)]
@@ -171,8 +171,8 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
 @pytest.mark.parametrize(
     ("first", "then", "person"),
     [
-        (add_people, remove_people, "p2"),
-        (remove_people, add_people, "p0"),
+        (forget_people, restore_people, "p2"),
+        (restore_people, forget_people, "p0"),
     ],
 )
 def test_the_opposite_request_brings_everything_back(
@@ -195,10 +195,10 @@ def test_the_opposite_request_brings_everything_back(
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
     before = fitted[kind]
-    one = remove_people(add_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
-    other = add_people(remove_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
+    one = restore_people(forget_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    other = forget_people(restore_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
     assert forgotten(one, benchmark) == forgotten(other, benchmark) == ["p1", "p2"]
-    back = add_people(remove_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    back = forget_people(restore_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
     for modality in ("image", "text"):
         for left, right in ((one, other), (before, back)):
             mine, theirs = clusters(leaf(left, modality)), clusters(leaf(right, modality))
@@ -211,8 +211,8 @@ def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
 def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, lens, benchmark):
     """A random model tells little of people: what is added must all fire where the threshold lets it, and no more."""
     before = fitted[kind]
-    after = add_people(before, lens, benchmark, ["p2"])
-    plain = {m: len(asked(benchmark, "p2", m)[0]) for m in ("image", "text")}
+    after = forget_people(before, lens, benchmark, ["p2"])
+    plain = {m: len(questions_about(benchmark, "p2", m)[0]) for m in ("image", "text")}
     states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in plain}
     for modality, own in states.items():
         old, new = leaf(before, modality).score(own), leaf(after, modality).score(own)
@@ -226,7 +226,7 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     )  # disturbed ones last
     fired = sum(n for n, _ in counts.values())
     assert fired > sum(n for n, _ in decided(before, lens, benchmark, "p2").values())
-    restored = remove_people(before, lens, benchmark, ["p0"])
+    restored = restore_people(before, lens, benchmark, ["p0"])
     assert label_of("p0") in leaf(restored).other_labels
     mine = decided(restored, lens, benchmark, "p0")
     assert mine["image"][0] + mine["text"][0] < sum(
@@ -255,7 +255,7 @@ def test_what_a_gate_cannot_give_back_is_read_again(fitted):
     order = [gate.other_labels.index(name) for name in names]
     tree = {**settings["settings"], "other_labels": names}
     sealed = Sorted(**tree, **{**tensors, "others": tensors["others"][order]})
-    after, note = exchanged(sealed, "p2", (own, harmless), "add")
+    after, note = exchanged(sealed, "p2", (own, harmless), "forget")
     assert note["taken"][0]["held"] is None
     reads = []
     back = undone(after, note, lambda: reads.append(1) or (own, harmless))
@@ -275,7 +275,7 @@ def test_only_fitting_files_are_read(data, lens, fitted, tmp_path):
         (own / name / "train-00000-of-00001.parquet").write_bytes(b"not parquet")
     for name in ("Reasoning", "Benign", "Strangers"):
         (own / name / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
-    after = add_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
+    after = forget_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
     assert label_of("p3") in leaf(after, "text").labels
 
 
@@ -288,30 +288,30 @@ def test_gates_without_people_are_refused(fitted, lens, benchmark):
         one.plan.replace(**{"text.gate": ~leaf(one, "text")}),
     ):
         with pytest.raises(RMuseError, match=r"one by one were required.*--by-person"):
-            add_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
+            forget_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
 
 
 def test_requests_that_cannot_be_met(fitted, lens, benchmark, data):
     one = fitted["vmf"]
     for call, ids, said in (
-        (add_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
-        (add_people, ["zoe"], "got 'zoe'$"),
-        (add_people, ["p0"], "'p0' is forgotten already"),
-        (add_people, ["p2", "p2"], "'p2' 2 times"),
-        (add_people, ["p2", "p3"], "one to retain, got 4 of 4"),
-        (remove_people, ["p3"], "'p3' is not forgotten"),
-        (remove_people, ["p0", "p1"], "the last, 'p1'"),
+        (forget_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
+        (forget_people, ["zoe"], "got 'zoe'$"),
+        (forget_people, ["p0"], "'p0' is forgotten already"),
+        (forget_people, ["p2", "p2"], "'p2' 2 times"),
+        (forget_people, ["p2", "p3"], "one to retain, got 4 of 4"),
+        (restore_people, ["p3"], "'p3' is not forgotten"),
+        (restore_people, ["p0", "p1"], "the last, 'p1'"),
     ):
         with pytest.raises(RMuseError, match=said):
             call(one, lens, benchmark, ids)
     with pytest.raises(RMuseError, match="forget 10, not 5"):
-        add_people(one, lens, load_benchmark(data, forget=5), ["p2"])
+        forget_people(one, lens, load_benchmark(data, forget=5), ["p2"])
     strange = RMuse(one.plan, one.subspaces, one.report | {"people": hashed(["p0", "x"])})
     with pytest.raises(RMuseError, match="1 others of 2"):
         forgotten(strange, benchmark)
     other = rm.load_model(tiny.tiny_llava(1))
     with pytest.raises(RMuseError, match="another model"):
-        add_people(one, other, benchmark, ["p2"])
+        forget_people(one, other, benchmark, ["p2"])
 
 
 def test_a_benchmark_says_who_is_forgotten(benchmark):
@@ -343,23 +343,27 @@ def bundle(fitted, tmp_path_factory, data) -> Path:
 
 def test_the_command(bundle, data, tmp_path):
     out = tmp_path / "more"
-    shown = done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", out).output
+    shown = done("forget", "p2", "--bundle", bundle, "--out", tmp_path / "three").output
     assert "forgotten p2: the gate fires on" in shown
+    assert "3 people to forget" in shown
+    shown = done("restore", "p1", "--bundle", tmp_path / "three", "--out", out).output
     assert "restored p1" in shown
     assert "2 people to forget" in shown
-    assert "requests 1 added, 1 removed" in done("info", out).output
+    assert "requests 1 forgotten, 1 restored" in done("info", out).output
     assert "undo" not in done("info", out).output
     assert {p.name for p in out.iterdir()} == {p.name for p in bundle.iterdir()}
     kept = "".join(path.read_text() for path in out.glob("*.json"))
     assert '"p2"' not in kept
-    assert "a bundle" in refused("fit", "--bundle", out, "--remove", "p2", "--out", out)
-    done("fit", "--bundle", out, "--remove", "p2", "--add", "p1", "--out", out, "--overwrite")
+    assert "a bundle" in refused("restore", "p2", "--bundle", out, "--out", out)
+    done("forget", "p1", "--bundle", out, "--out", out, "--overwrite")
+    done("restore", "p2", "--bundle", out, "--out", out, "--overwrite")
     assert set(clusters(leaf(RMuse.load(out)))) == set(clusters(leaf(RMuse.load(bundle))))
 
 
 def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
     model = tiny.tiny_llava()
-    done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", tmp_path / "more")
+    done("forget", "p2", "--bundle", bundle, "--out", tmp_path / "three")
+    done("restore", "p1", "--bundle", tmp_path / "three", "--out", tmp_path / "more")
     run = ("eval", "--model", model, "--data", data, "--max-new-tokens", 2, "--limit", 4)
     done(*run, "--bundle", tmp_path / "more", "--out", tmp_path / "run")
     found = read_run(tmp_path / "run")
@@ -373,29 +377,27 @@ def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--add", "nobody"), "got 'nobody'"),
-        (("--add", "p0"), "forgotten already"),
-        (("--remove", "p2"), "not forgotten"),
-        (("--remove", "p0", "--remove", "p1"), "the last"),
-        (("--add", "p2", "--remove", "p2"), "2 times"),
-        ((), "got neither"),
-        (("--add", "p2", "--limit", "3"), "--limit, for fits only"),
-        (("--add", "p2", "--forget", "5"), "--forget 10 was required"),
+        (("forget", "nobody"), "got 'nobody'"),
+        (("forget", "p0"), "forgotten already"),
+        (("restore", "p2"), "not forgotten"),
+        (("restore", "p0", "p1"), "the last"),
+        (("forget", "p2", "p2"), "2 times"),
+        (("forget",), "Missing argument"),
     ],
 )
 def test_a_wrong_request_is_refused_before_the_model_is_loaded(words, said, bundle, tmp_path):
-    line = refused("fit", "--bundle", bundle, *words, "--model", "nowhere", "--out", tmp_path / "x")
+    line = refused(*words, "--bundle", bundle, "--model", "nowhere", "--out", tmp_path / "x")
     assert said in line
     assert "nowhere" not in line
     assert not (tmp_path / "x").exists()
 
 
 def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
-    assert "--bundle with --add" in refused("fit", "--add", "p2", "--out", tmp_path / "x")
+    assert "'--bundle'" in refused("forget", "p2", "--out", tmp_path / "x")
     assert "--by-person" in refused("fit", "--by-person", "--preset", "paper", "--out", tmp_path / "x")
     other = tiny.tiny_llava(1)
     assert "another model" in refused(
-        "fit", "--bundle", bundle, "--add", "p2", "--model", other, "--out", tmp_path / "x"
+        "forget", "p2", "--bundle", bundle, "--model", other, "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
 
@@ -408,7 +410,7 @@ def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evi
     assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
     assert {row["kind"] for row in found.report["image"]["gates"]} == set(PEOPLE_KINDS)
     assert found.gate.expected is not None
-    check_request(found, benchmark, add=["p2"])
+    check_request(found, benchmark, ["p2"], "forget")
     one = fitted["vmf"]
     assert all_same(by_person(one, evidence).plan, one.plan)
     with pytest.raises(RMuseError, match="preset calibrated"):
@@ -439,7 +441,7 @@ def test_one_by_one_beside_at_once(data, tmp_path, capsys):
     assert analysis.main([str(word) for word in given]) == 0
     record = json.loads((tmp_path / "requests.json").read_text())
     assert record["schema"] == "rmuse-requests/1"
-    assert [one["request"] for one in record["requests"]] == ["add", "add", "remove", "remove"]
+    assert [one["request"] for one in record["requests"]] == ["forget", "forget", "restore", "restore"]
     # The order is that of the larger forget sets, and p1 stands in forget_10.
     assert [one["person"] for one in record["requests"][:2]] == [label_of("p1"), label_of("p2")]
     assert all(one["seconds"] > 0 and "image" in one for one in record["requests"])
@@ -458,7 +460,7 @@ def test_one_by_one_beside_at_once(data, tmp_path, capsys):
             assert 0 <= row["agreement"]["value"] <= 100
         assert splits["forget"]["differences"]["ril"] is not None
     assert not (tmp_path / ".requests").exists()
-    assert "remove: 2 requests" in capsys.readouterr().out
+    assert "restore: 2 requests" in capsys.readouterr().out
     for wrong in (("--people", "4"), ("--people", "3", "--restore", "3")):
         assert analysis.main([*[str(word) for word in given], *wrong]) == 2
         assert "--people from 1 to 3" in capsys.readouterr().err
