@@ -174,7 +174,7 @@ def test_a_frozen_plan_gives_the_same_on_its_query_and_keeps_its_choices():
     for leak in leaks_of(tiny_llama()):
         decision = decided(lens, plan, leak)
         still = frozen(lens, plan, decision, leak)
-        assert [edit.sites for edit in still] == [edit.sites for edit in plan]
+        assert [edit.layers for edit in still] == [edit.layers for edit in plan]
         own = embedded(lens, leak.placed)
         steps = own.shape[1] - leak.placed.prompt_end
         assert [len(edit.operators[0].points) for edit in still] == [steps] * 2

@@ -66,10 +66,10 @@ def test_every_command_has_help_and_debug(command):
         ("fit", "seed limit device dtype batch-size layers overwrite model data forget preset out"),
         (
             "eval",
-            "seed limit device dtype batch-size max-new-tokens overwrite model data bundle forget out traces",
+            "seed limit device dtype batch-size max-new-tokens overwrite model data bundle forget out record",
         ),
         ("generate", "device dtype max-new-tokens model bundle image prompt"),
-        ("demo", "seed limit device dtype batch-size max-new-tokens overwrite forget out traces"),
+        ("demo", "seed limit device dtype batch-size max-new-tokens overwrite forget out record"),
     ],
 )
 def test_common_flags(command, flags):
@@ -149,7 +149,7 @@ def test_eval_writes_a_run(bundles, run_of, tmp_path, model):
     assert all(f"{name}: " in told for name in names if name != "vanilla")
     assert "needs the bundle" not in told
     assert "finished run" in refused(*run_of, "--out", out)
-    done(*run_of, "--out", out, "--overwrite", "--no-traces")
+    done(*run_of, "--out", out, "--overwrite", "--no-record")
     assert {p.name for p in out.iterdir()} == written - {"traces.safetensors"}
     assert set(read_run(out).scores["methods"]) == {"vanilla"}
 

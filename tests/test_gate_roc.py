@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from analyses import gate_roc as analysis
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import FALSE_ALARM, auroc, choose_threshold, wilson
+from rmuse_interp.maths.statistics import FALSE_ALARM, auroc, choose_threshold, wilson
 from rmuse_interp.parts.gates import (
     ClusterGate,
     ConditionGate,

@@ -7,7 +7,7 @@ from helpers.gates import people, random
 from reference import gates as naive
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import auroc
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates import (
     GateStates,
     IdentityRatioGate,

@@ -131,7 +131,7 @@ def test_each_ablation_removes_what_it_names_and_nothing_else(world):
     for (preset, ablation), plan in plans.items():
         full = plans[preset, "full"]
         assert [e.modality for e in plan] == [e.modality for e in full]
-        assert [e.sites for e in plan] == [e.sites for e in full]
+        assert [e.layers for e in plan] == [e.layers for e in full]
         kept = [None if e.gate is None else e.gate.describe() for e in plan]
         assert kept == ([None, None] if ablation == "w/o gate" else [e.gate.describe() for e in full])
     for operator in common.operators_of(plans["paper", "w/o RRS"]).values():

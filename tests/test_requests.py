@@ -15,7 +15,14 @@ from rmuse_interp.data import load_benchmark
 from rmuse_interp.fitting import hashed
 from rmuse_interp.fitting.exchange import exchanged, label_of, undone
 from rmuse_interp.fitting.gathering import _cluster
-from rmuse_interp.fitting.requests import _states, add_people, asked, decided, forgotten, remove_people
+from rmuse_interp.fitting.requests import (
+    _states,
+    decided,
+    forget_people,
+    forgotten,
+    questions_about,
+    restore_people,
+)
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import (
     ClusterGate,
@@ -31,7 +38,7 @@ def fitted(lens, benchmark, evidence) -> dict[str, RMuse]:
 
 def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
     for modality in ("image", "text"):
-        own, harmless = asked(benchmark, "p0", modality)
+        own, harmless = questions_about(benchmark, "p0", modality)
         found = evidence[modality]
         who = {i: name for i, name in found.people.items() if "~" not in i}
         assert {q.id for q in own} == {i for i in who if i in found.forget and who[i] == label_of("p0")}
@@ -43,8 +50,8 @@ def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
         again = gate.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
         assert torch.allclose(again.forget[-1], gate.forget[0], atol=1e-4)
     assert any("~" in name for name in evidence["image"].forget)  # some of them disturbed
-    assert len(asked(benchmark, "p0", "image")[1]) == 2
-    assert asked(benchmark, "p0", "text")[1] == []
+    assert len(questions_about(benchmark, "p0", "image")[1]) == 2
+    assert questions_about(benchmark, "p0", "text")[1] == []
     assert {_cluster(e) for e in benchmark.fit_retain if e.person == "p3"} == {label_of("p3")}
     assert {_cluster(e) for e in benchmark.fit_benign if e.person == "p3"} == {label_of("benign p3")}
 
@@ -62,7 +69,7 @@ def strings(record):
 def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchmark):
     before = fitted[kind]
     kept = json.dumps(before.report)
-    after = add_people(before, lens, benchmark, ["p2"])
+    after = forget_people(before, lens, benchmark, ["p2"])
     assert json.dumps(before.report) == kept
     for modality in ("image", "text"):
         old, new = clusters(leaf(before, modality)), clusters(leaf(after, modality))
@@ -77,7 +84,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
     for one, other in zip(before.plan, after.plan, strict=True):
         assert all_same(rm.Plan([one.when(None)]), rm.Plan([other.when(None)]))
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
-    assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
+    assert after.report["requests"] == [{"request": "forget", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]
     # As a word: numbers are kept in base64, where any two letters come up.
     assert not [said for said in strings(after.report) if re.search(r"\bp2\b", said)]
@@ -87,8 +94,8 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
 @pytest.mark.parametrize(
     ("first", "then", "person"),
     [
-        (add_people, remove_people, "p2"),
-        (remove_people, add_people, "p0"),
+        (forget_people, restore_people, "p2"),
+        (restore_people, forget_people, "p0"),
     ],
 )
 def test_the_opposite_request_brings_everything_back(
@@ -111,10 +118,10 @@ def test_the_opposite_request_brings_everything_back(
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
     before = fitted[kind]
-    one = remove_people(add_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
-    other = add_people(remove_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
+    one = restore_people(forget_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    other = forget_people(restore_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
     assert forgotten(one, benchmark) == forgotten(other, benchmark) == ["p1", "p2"]
-    back = add_people(remove_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    back = forget_people(restore_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
     for modality in ("image", "text"):
         for left, right in ((one, other), (before, back)):
             mine, theirs = clusters(leaf(left, modality)), clusters(leaf(right, modality))
@@ -127,8 +134,8 @@ def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
 def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, lens, benchmark):
     """A random model tells little of people: what is added must all fire where the threshold lets it, and no more."""
     before = fitted[kind]
-    after = add_people(before, lens, benchmark, ["p2"])
-    plain = {m: len(asked(benchmark, "p2", m)[0]) for m in ("image", "text")}
+    after = forget_people(before, lens, benchmark, ["p2"])
+    plain = {m: len(questions_about(benchmark, "p2", m)[0]) for m in ("image", "text")}
     states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in plain}
     for modality, own in states.items():
         old, new = leaf(before, modality).score(own), leaf(after, modality).score(own)
@@ -142,7 +149,7 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     )  # disturbed ones last
     fired = sum(n for n, _ in counts.values())
     assert fired > sum(n for n, _ in decided(before, lens, benchmark, "p2").values())
-    restored = remove_people(before, lens, benchmark, ["p0"])
+    restored = restore_people(before, lens, benchmark, ["p0"])
     assert label_of("p0") in leaf(restored).other_labels
     mine = decided(restored, lens, benchmark, "p0")
     assert mine["image"][0] + mine["text"][0] < sum(
@@ -171,7 +178,7 @@ def test_what_a_gate_cannot_give_back_is_read_again(fitted):
     order = [gate.other_labels.index(name) for name in names]
     tree = {**settings["settings"], "other_labels": names}
     sealed = Sorted(**tree, **{**tensors, "others": tensors["others"][order]})
-    after, note = exchanged(sealed, "p2", (own, harmless), "add")
+    after, note = exchanged(sealed, "p2", (own, harmless), "forget")
     assert note["taken"][0]["held"] is None
     reads = []
     back = undone(after, note, lambda: reads.append(1) or (own, harmless))
@@ -191,7 +198,7 @@ def test_only_fitting_files_are_read(data, lens, fitted, tmp_path):
         (own / name / "train-00000-of-00001.parquet").write_bytes(b"not parquet")
     for name in ("Reasoning", "Benign", "Strangers"):
         (own / name / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
-    after = add_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
+    after = forget_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
     assert label_of("p3") in leaf(after, "text").labels
 
 
@@ -204,30 +211,30 @@ def test_gates_without_people_are_refused(fitted, lens, benchmark):
         one.plan.replace(**{"text.gate": ~leaf(one, "text")}),
     ):
         with pytest.raises(RMuseError, match=r"one by one were required.*--by-person"):
-            add_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
+            forget_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
 
 
 def test_requests_that_cannot_be_met(fitted, lens, benchmark, data):
     one = fitted["vmf"]
     for call, ids, said in (
-        (add_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
-        (add_people, ["zoe"], "got 'zoe'$"),
-        (add_people, ["p0"], "'p0' is forgotten already"),
-        (add_people, ["p2", "p2"], "'p2' 2 times"),
-        (add_people, ["p2", "p3"], "one to retain, got 4 of 4"),
-        (remove_people, ["p3"], "'p3' is not forgotten"),
-        (remove_people, ["p0", "p1"], "the last, 'p1'"),
+        (forget_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
+        (forget_people, ["zoe"], "got 'zoe'$"),
+        (forget_people, ["p0"], "'p0' is forgotten already"),
+        (forget_people, ["p2", "p2"], "'p2' 2 times"),
+        (forget_people, ["p2", "p3"], "one to retain, got 4 of 4"),
+        (restore_people, ["p3"], "'p3' is not forgotten"),
+        (restore_people, ["p0", "p1"], "the last, 'p1'"),
     ):
         with pytest.raises(RMuseError, match=said):
             call(one, lens, benchmark, ids)
     with pytest.raises(RMuseError, match="forget 10, not 5"):
-        add_people(one, lens, load_benchmark(data, forget=5), ["p2"])
+        forget_people(one, lens, load_benchmark(data, forget=5), ["p2"])
     strange = RMuse(one.plan, one.subspaces, one.report | {"people": hashed(["p0", "x"])})
     with pytest.raises(RMuseError, match="1 others of 2"):
         forgotten(strange, benchmark)
     other = rm.load_model(tiny.tiny_llava(1))
     with pytest.raises(RMuseError, match="another model"):
-        add_people(one, other, benchmark, ["p2"])
+        forget_people(one, other, benchmark, ["p2"])
 
 
 def test_a_benchmark_says_who_is_forgotten(benchmark):

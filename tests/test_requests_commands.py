@@ -39,23 +39,27 @@ def bundle(fitted, tmp_path_factory, data) -> Path:
 
 def test_the_command(bundle, data, tmp_path):
     out = tmp_path / "more"
-    shown = done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", out).output
+    shown = done("forget", "p2", "--bundle", bundle, "--out", tmp_path / "three").output
     assert "forgotten p2: the gate fires on" in shown
+    assert "3 people to forget" in shown
+    shown = done("restore", "p1", "--bundle", tmp_path / "three", "--out", out).output
     assert "restored p1" in shown
     assert "2 people to forget" in shown
-    assert "requests 1 added, 1 removed" in done("info", out).output
+    assert "requests 1 forgotten, 1 restored" in done("info", out).output
     assert "undo" not in done("info", out).output
     assert {p.name for p in out.iterdir()} == {p.name for p in bundle.iterdir()}
     kept = "".join(path.read_text() for path in out.glob("*.json"))
     assert '"p2"' not in kept
-    assert "a bundle" in refused("fit", "--bundle", out, "--remove", "p2", "--out", out)
-    done("fit", "--bundle", out, "--remove", "p2", "--add", "p1", "--out", out, "--overwrite")
+    assert "a bundle" in refused("restore", "p2", "--bundle", out, "--out", out)
+    done("forget", "p1", "--bundle", out, "--out", out, "--overwrite")
+    done("restore", "p2", "--bundle", out, "--out", out, "--overwrite")
     assert set(clusters(leaf(RMuse.load(out)))) == set(clusters(leaf(RMuse.load(bundle))))
 
 
 def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
     model = tiny.tiny_llava()
-    done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", tmp_path / "more")
+    done("forget", "p2", "--bundle", bundle, "--out", tmp_path / "three")
+    done("restore", "p1", "--bundle", tmp_path / "three", "--out", tmp_path / "more")
     run = ("eval", "--model", model, "--data", data, "--max-new-tokens", 2, "--limit", 4)
     done(*run, "--bundle", tmp_path / "more", "--out", tmp_path / "run")
     found = read_run(tmp_path / "run")
@@ -69,29 +73,27 @@ def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--add", "nobody"), "got 'nobody'"),
-        (("--add", "p0"), "forgotten already"),
-        (("--remove", "p2"), "not forgotten"),
-        (("--remove", "p0", "--remove", "p1"), "the last"),
-        (("--add", "p2", "--remove", "p2"), "2 times"),
-        ((), "got neither"),
-        (("--add", "p2", "--limit", "3"), "--limit, for fits only"),
-        (("--add", "p2", "--forget", "5"), "--forget 10 was required"),
+        (("forget", "nobody"), "got 'nobody'"),
+        (("forget", "p0"), "forgotten already"),
+        (("restore", "p2"), "not forgotten"),
+        (("restore", "p0", "p1"), "the last"),
+        (("forget", "p2", "p2"), "2 times"),
+        (("forget",), "Missing argument"),
     ],
 )
 def test_a_wrong_request_is_refused_before_the_model_is_loaded(words, said, bundle, tmp_path):
-    line = refused("fit", "--bundle", bundle, *words, "--model", "nowhere", "--out", tmp_path / "x")
+    line = refused(*words, "--bundle", bundle, "--model", "nowhere", "--out", tmp_path / "x")
     assert said in line
     assert "nowhere" not in line
     assert not (tmp_path / "x").exists()
 
 
 def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
-    assert "--bundle with --add" in refused("fit", "--add", "p2", "--out", tmp_path / "x")
+    assert "'--bundle'" in refused("forget", "p2", "--out", tmp_path / "x")
     assert "--by-person" in refused("fit", "--by-person", "--preset", "paper", "--out", tmp_path / "x")
     other = tiny.tiny_llava(1)
     assert "another model" in refused(
-        "fit", "--bundle", bundle, "--add", "p2", "--model", other, "--out", tmp_path / "x"
+        "forget", "p2", "--bundle", bundle, "--model", other, "--out", tmp_path / "x"
     )
     assert not (tmp_path / "x").exists()
 
@@ -104,7 +106,7 @@ def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evi
     assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
     assert {row["kind"] for row in found.report["image"]["gates"]} == set(PEOPLE_KINDS)
     assert found.gate.expected is not None
-    check_request(found, benchmark, add=["p2"])
+    check_request(found, benchmark, ["p2"], "forget")
     one = fitted["vmf"]
     assert all_same(by_person(one, evidence).plan, one.plan)
     with pytest.raises(RMuseError, match="preset calibrated"):
@@ -135,7 +137,7 @@ def test_one_by_one_beside_at_once(data, tmp_path, capsys):
     assert analysis.main([str(word) for word in given]) == 0
     record = json.loads((tmp_path / "requests.json").read_text())
     assert record["schema"] == "rmuse-requests/1"
-    assert [one["request"] for one in record["requests"]] == ["add", "add", "remove", "remove"]
+    assert [one["request"] for one in record["requests"]] == ["forget", "forget", "restore", "restore"]
     # The order is that of the larger forget sets, and p1 stands in forget_10.
     assert [one["person"] for one in record["requests"][:2]] == [label_of("p1"), label_of("p2")]
     assert all(one["seconds"] > 0 and "image" in one for one in record["requests"])
@@ -154,7 +156,7 @@ def test_one_by_one_beside_at_once(data, tmp_path, capsys):
             assert 0 <= row["agreement"]["value"] <= 100
         assert splits["forget"]["differences"]["ril"] is not None
     assert not (tmp_path / ".requests").exists()
-    assert "remove: 2 requests" in capsys.readouterr().out
+    assert "restore: 2 requests" in capsys.readouterr().out
     for wrong in (("--people", "4"), ("--people", "3", "--restore", "3")):
         assert analysis.main([*[str(word) for word in given], *wrong]) == 2
         assert "--people from 1 to 3" in capsys.readouterr().err

@@ -262,7 +262,7 @@ def test_only_the_direction_differs_between_the_plans(world):
     subspaces = span_ablation.by_span(evidence)
     plans = span_ablation.variants(fitted, evidence, subspaces, seed=0)
     for own in fitted.plan:
-        for layer in own.sites:
+        for layer in own.layers:
             rrs = fitted.subspaces.at(own.modality, layer)[1].subspace
             turns = {
                 n: next(e for e in p if e.modality == own.modality).operator_at(layer)
@@ -276,4 +276,4 @@ def test_only_the_direction_differs_between_the_plans(world):
             assert len({tuple(turn.direction.tolist()) for turn in turns.values()}) == len(turns)
         for plan in plans.values():
             edit = next(e for e in plan if e.modality == own.modality)
-            assert (edit.sites, edit.tokens, edit.gate) == (own.sites, own.tokens, own.gate)
+            assert (edit.layers, edit.tokens, edit.gate) == (own.layers, own.tokens, own.gate)

@@ -70,7 +70,7 @@ def test_traces_are_read_back_as_they_were(lens, tmp_path):
     assert not [p for p in tmp_path.iterdir() if p != path]
     assert {len(t.sites) for t in back.values()} == {1, 2}
     write_traces(path, {})
-    with pytest.raises(RMuseError, match="--traces"):
+    with pytest.raises(RMuseError, match="--record"):
         read_traces(tmp_path)
     path.write_bytes(b"\x00" * 40)
     with pytest.raises(RMuseError, match="damaged"):
@@ -152,7 +152,7 @@ def test_a_run_folder_holds_the_traces_of_its_own_run(lens, asked, tmp_path):
     save_run(tmp_path, scores, answers, overwrite=False)
     assert set(read_traces(tmp_path)) == {("rmuse/x", t.id) for t in results.read_run(tmp_path).transcripts}
     results.write_run(tmp_path, scores, answers.transcripts, overwrite=True)
-    with pytest.raises(RMuseError, match="run `rmuse eval` again with --traces"):
+    with pytest.raises(RMuseError, match="run `rmuse eval` again with --record"):
         read_traces(tmp_path)
 
 

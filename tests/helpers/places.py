@@ -99,7 +99,7 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
                     fires[i] = torch.stack([edit.gate.fires(state) for state in output[0]])
             for i, edit in enumerate(plan):
                 chosen = on[edit.tokens].clone()
-                if layer not in edit.sites:
+                if layer not in edit.layers:
                     continue
                 if edit.modality is not None and (edit.modality == "image") != (image is not None):
                     continue
