@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.parquet_fixture import write_benchmark
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark

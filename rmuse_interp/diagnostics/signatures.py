@@ -37,7 +37,7 @@ TORN: Final = 0.1
 FULL: Final = 0.95
 """λ from which a rotation has replaced the direction of a state."""
 
-TRACES: Final = "steering traces: run `rmuse eval` again with --traces"
+TRACES: Final = "steering traces: run `rmuse eval` again with --record"
 BUNDLE: Final = "the bundle: name it with `rmuse doctor RUN --bundle BUNDLE`"
 VANILLA: Final = "the unsteered model's answers: run `rmuse eval`, which always asks it too"
 AGREEMENT: Final = "the agreement of halves in the bundle's report: run `rmuse fit` again"
