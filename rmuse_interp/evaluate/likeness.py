@@ -55,5 +55,5 @@ def likeness(
         seen, new = words.fit_transform(texts[train]), words.transform(texts[test])
         model = LogisticRegression(max_iter=1000).fit(hstack([seen, csr_matrix(length[train])]), label[train])
         scores[test] = model.decision_function(hstack([new, csr_matrix(length[test])]))
-    sides = np.split(scores, [len(ours)])
-    return auroc_clustered(*(side.tolist() for side in sides), people, their_people, together=True, seed=seed)
+    mine, rest = scores[: len(ours)].tolist(), scores[len(ours) :].tolist()
+    return auroc_clustered(mine, rest, people, their_people, together=True, seed=seed)
