@@ -257,7 +257,7 @@ def prepared(
     if name.startswith("rmuse/"):
         evidence = evidence_of(given, lens, benchmark, progress)
         bundle = preset_of(given, lens, benchmark, evidence, name.removeprefix("rmuse/"), progress)
-        blocks = {edit.modality or "any": list(edit.sites) for edit in bundle.plan}
+        blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
     if name in RIVALS:
         tuning = Tuning(

@@ -23,12 +23,11 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.installed import Installed
 from rmuse_interp.lens.respond import Response, respond
-from rmuse_interp.models import sitemap
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.site import Site
+from rmuse_interp.models.site import Site, reader, select
 from rmuse_interp.parts.part import all_same
 
 
@@ -218,8 +217,8 @@ class LensModel(LoadedModel):
         Raises:
             RMuseError: a name that is no site of this model.
         """
-        sites = sitemap.select(names, self.n_layers)
-        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
+        sites = select(names, self.n_layers)
+        readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
         encoding, root = self._planned(prompts, images, responses, plan, decision)
         blocks = self.blocks
         kept: dict[str, Tensor] = {}
