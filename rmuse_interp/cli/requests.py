@@ -1,7 +1,5 @@
 """`rmuse fit --bundle … --add ID --remove ID`: requests to a bundle, and whom a bundle forgets by now."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -111,7 +109,7 @@ def fulfil(context: Context) -> None:
             fitted = requests.remove_people(
                 fitted, lens, benchmark, remove, batch_size=size, progress=progress
             )
-        write(fitted, out)
+        fitted.save(out)
     for word, people in (("forgotten", add), ("restored", remove)):
         for person in people:
             counts = requests.decided(fitted, lens, benchmark, person, batch_size=size)
@@ -122,15 +120,6 @@ def fulfil(context: Context) -> None:
     support.out.print(
         f"bundle: {escape(str(out))}, {len(fitted.report['people'])} people to forget, {took}", soft_wrap=True
     )
-
-
-def write(fitted: "RMuse", folder: Path) -> None:
-    """Write a bundle beside the one that may be there, then put each file in its place, the record of people last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        fitted.save(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "rmuse.json"):
-            os.replace(file, folder / file.name)
 
 
 def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":
