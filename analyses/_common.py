@@ -30,8 +30,8 @@ from rmuse_interp.data.store import write_json
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.maths.statistics import Rate, wilson
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts.angle import Rate, wilson
 from rmuse_interp.parts.part import Part, from_record, to_record
 from rmuse_interp.runs.run import Answers, Method, finish, run, scores_of
 

@@ -16,7 +16,7 @@ def depends(model: LensModel, plan: Plan | None = None) -> list[object]:
     found: list[object] = [
         model.name,
         str(model.fingerprint),
-        str(next(model.hf.parameters()).dtype),
+        str(model.dtype),
         repr(getattr(model.processor, "chat_template", None)),
         None if settings is None else settings.to_json_string(),
     ]
