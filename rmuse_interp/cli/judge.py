@@ -1,6 +1,5 @@
 """`rmuse judge calibrate`, and what commands with a judge share: its options, its estimate and its progress."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -139,11 +138,11 @@ def calibrate(
 ) -> None:
     """Measure how far a judge agrees with labelled leaks and chains, and print where it and the rules disagree."""
     from rmuse_interp import RMuseError
+    from rmuse_interp.data.store import write_json
     from rmuse_interp.data.world import implications
     from rmuse_interp.data.world.people import make_world
     from rmuse_interp.evaluate.agreement import LabelledSet, agreement, chain_agreement
     from rmuse_interp.evaluate.judges import RulesJudge
-    from rmuse_interp.evaluate.results import write_atomically
     from rmuse_interp.organism import labelled as shipped
     from rmuse_interp.runs import judging
 
@@ -191,7 +190,7 @@ def calibrate(
         record["chains"] = (
             None if on_chains is None else on_chains.as_json() | _beside(rules_on_chains, chains)
         )
-        write_atomically(out, [json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
+        write_json(out, record)
 
 
 def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
