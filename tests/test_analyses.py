@@ -1,6 +1,7 @@
 """Ablations, threshold sweep, adaptive against fixed, prototype caps: small runs, their figures, and what must hold."""
 
 import argparse
+import importlib
 import json
 import subprocess
 import sys
@@ -12,17 +13,7 @@ from parquet_fixture import write_benchmark
 from tiny import tiny_llava
 
 import rmuse_interp.lens.lens as lens_room
-from analyses import _common as common
-from analyses import (
-    _fits,
-    ablations,
-    acceptance,
-    adaptive_vs_fixed,
-    prototype_cap,
-    readme_table,
-    threshold_sweep,
-)
-from analyses._composed import composed, fires, probes, scored
+from analyses import readme_table
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.data import SPLITS
 from rmuse_interp.evaluate.scores import transcribe
@@ -30,6 +21,16 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.method.rmuse import SPANS, Evidence, paper_edit, subspaces_at
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.runs.run import Method, choose, run
+from rmuse_interp.studies import (
+    ablations,
+    acceptance,
+    adaptive_vs_fixed,
+    common,
+    fits,
+    prototype_cap,
+    threshold_sweep,
+)
+from rmuse_interp.studies.gated import composed, fires, probes, scored
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSES = {
@@ -38,6 +39,11 @@ ANALYSES = {
     "adaptive_vs_fixed": (adaptive_vs_fixed, ["--forget", "5", "10", "--fractions", "0.5", "1"]),
     "prototype_cap": (prototype_cap, ["--caps", "4", "16"]),
 }
+
+
+def main(stem, argv):
+    """The script, as the command line runs it."""
+    return importlib.import_module(f"analyses.{stem}").main(argv)
 
 
 def arguments(data, out, *more):
@@ -53,8 +59,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    for module, more in ANALYSES.values():
-        assert module.main(arguments(data, out, *more)) == 0
+    for stem, (_, more) in ANALYSES.items():
+        assert main(stem, arguments(data, out, *more)) == 0
     return out
 
 
@@ -96,14 +102,14 @@ def test_the_record_says_where_it_comes_from(records, results, stem):
 
 @pytest.mark.parametrize("stem", ANALYSES)
 def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, stem, capsys):
-    module, more = ANALYSES[stem]
+    _, more = ANALYSES[stem]
     for change, said in (
         (["--model", "/nowhere"], "does not exist"),
         (["--forget", "15"], "forget_15"),
         (["--limit", "0"], "--limit of at least 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens of at least 1"),
     ):
-        assert module.main([*arguments(data, tmp_path, *more), *change]) == 2
+        assert main(stem, [*arguments(data, tmp_path, *more), *change]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ")
         assert error.count("\n") == 1
@@ -118,8 +124,21 @@ def test_a_script_starts_anywhere_and_hides_no_package(tmp_path):
     found = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0
     assert "--queries" in found.stdout
-    assert "analyses/_common" in found.stderr
+    assert "studies/common" in found.stderr
     assert "analyses/requests" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("stem", "successor"), [("rivals", "analyses/leaderboard.py"), ("trace_overhead", "rmuse eval")]
+)
+def test_analyses_that_are_gone_name_their_successor(stem, successor):
+    found = subprocess.run(
+        [sys.executable, f"analyses/{stem}.py", "--limit", "3"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("gone: ")
+    assert successor in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_a_broken_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
@@ -142,10 +161,10 @@ def test_a_broken_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
 def test_evidence_comes_back_from_the_folder_as_it_was(world, tmp_path, monkeypatch):
     lens, benchmark, evidence, _ = world
     given = argparse.Namespace(fits=tmp_path, fit_limit=6, batch_size=32, seed=0)
-    monkeypatch.setattr(_fits, "gather", lambda *_args, **_settings: evidence)
-    _fits.evidence_of(given, lens, benchmark)
-    monkeypatch.delattr(_fits, "gather")
-    found = _fits.evidence_of(given, lens, benchmark)
+    monkeypatch.setattr(fits, "gather", lambda *_args, **_settings: evidence)
+    fits.evidence_of(given, lens, benchmark)
+    monkeypatch.delattr(fits, "gather")
+    found = fits.evidence_of(given, lens, benchmark)
     (kept,) = tmp_path.rglob("evidence.*")
     assert kept.suffix == ".safetensors"  # which runs no code when it is read
 
