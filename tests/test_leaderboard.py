@@ -7,9 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import parquet_fixture
 import pytest
-import tiny
+from helpers import parquet_fixture, tiny
 
 from analyses import leaderboard as script
 from rmuse_interp import load_benchmark

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, questions
-from tiny import tiny_llama, tiny_llava
+from helpers.plans import gated_plan, lens_of, questions
+from helpers.tiny import tiny_llama, tiny_llava
 
 from rmuse_interp import Plan, RMuseError
 from rmuse_interp.parts.part import all_same

@@ -2,13 +2,11 @@
 
 import json
 from dataclasses import asdict, replace
-from pathlib import Path
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
-from plans import lens_of
+from helpers import tiny
+from helpers.plans import lens_of
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
@@ -19,34 +17,13 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.evaluate.text import Lexicon
-from rmuse_interp.fitting import gather, tuning
 from rmuse_interp.fitting import rivals as r
+from rmuse_interp.fitting import tuning
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.parts.part import all_same
 
-ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def benchmark(data):
-    return load_benchmark(data, forget=10)
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return lens_of(tiny.tiny_llava())
-
-
-@pytest.fixture(scope="module")
-def evidence(lens, benchmark):
-    return gather(lens, benchmark)
 
 
 @pytest.fixture(scope="module")

@@ -30,9 +30,9 @@ from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.evaluate.results import require_writable, write_atomically
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.maths.statistics import Rate, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts.angle import Rate, wilson
 from rmuse_interp.parts.part import Part, from_record, to_record
 from rmuse_interp.runs.run import Answers, Method, finish, probe, scores_of
 from rmuse_interp.runs.run import run as ask
@@ -259,7 +259,7 @@ def places(fitted: RMuse) -> list[tuple[Modality, int]]:
 
 def steering(edit: Edit) -> dict[int, Operator]:
     """Block → the operator that edits its output."""
-    found = {layer: edit.operator_at(layer) for layer in edit.sites}
+    found = {layer: edit.operator_at(layer) for layer in edit.layers}
     return {layer: operator for layer, operator in found.items() if operator is not None}
 
 

@@ -17,8 +17,8 @@ from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.maths.statistics import auroc_clustered, wilson
 from rmuse_interp.method.rmuse import Evidence, RMuse, gate_candidates
-from rmuse_interp.parts.angle import auroc, auroc_interval, wilson
 from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
 from rmuse_interp.studies.common import Record, percent, short
 
@@ -180,8 +180,9 @@ def curve(
         "fire_rate": {split: rate(decided) for split, decided in fired.items() if decided},
     }
     if len(hits) and len(rest):
-        low, high = auroc_interval(hits, rest, seed=seed)
-        found["auroc"] = {"value": short(auroc(hits, rest)), "low": short(low), "high": short(high)}
+        people, others = ([e.person or e.id for e in side] for side in sides)
+        area = auroc_clustered(hits, rest, people, others, seed=seed)
+        found["auroc"] = {"value": short(area.value), "low": short(area.low), "high": short(area.high)}
         cuts = torch.cat([torch.cat([hits, rest]).unique().flip(0), torch.tensor([-torch.inf])])
         points = [
             [short(float((side > cut).double().mean())) for side in (rest, hits)] for cut in cuts.tolist()

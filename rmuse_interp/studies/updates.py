@@ -125,9 +125,9 @@ def together(
             fired = found.fired if gate == "gated" else fired
             for layer in shares.layers:
                 after = found.after[layer]
-                if layer in edit.sites:
+                if layer in edit.layers:
                     shares.add(found.before[layer], after, layer, measure="update", **labels)
-                if layer >= min(edit.sites):
+                if layer >= min(edit.layers):
                     shares.add(plain[layer], after, layer, measure="arrived", **labels)
     return fired
 
