@@ -11,7 +11,6 @@ so that none of the scripts beside it stands for a package of the same name.
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -26,8 +25,9 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
+from rmuse_interp.data.store import write_json, write_text
 from rmuse_interp.edits.plan import Edit, Modality, Plan
-from rmuse_interp.evaluate.results import require_writable, write_atomically
+from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.maths.statistics import Rate, wilson
@@ -133,11 +133,10 @@ def command(
                 raise RMuseError(f"--{flag} of at least 1 was required, got {value}")
         require_writable(given.out)
         record = run(given)
-        given.out.mkdir(parents=True, exist_ok=True)
         path = given.out / f"{stem}.json"
         if markdown is not None:
-            write_atomically(path.with_suffix(".md"), [markdown(record)])
-        write_atomically(path, [json.dumps(record, indent=1, allow_nan=False) + "\n"])
+            write_text(path.with_suffix(".md"), [markdown(record)])
+        write_json(path, record)
         folder = kept(given, stem)
         if folder.is_dir():
             finish(folder)
