@@ -23,12 +23,15 @@ from rmuse_interp.cli import (
     judge,
     organism,
     requests,
+    score,
 )
 
 MOVED = {
     ("fit", "--bundle"): "rmuse forget ID --bundle B --out B2, or rmuse restore",
     ("fit", "--add"): "rmuse forget ID --bundle B --out B2",
     ("fit", "--remove"): "rmuse restore ID --bundle B --out B2",
+    ("eval", "--gold"): "rmuse score RUN --gold M",
+    ("eval", "--perplexity"): "rmuse score RUN --perplexity",
     ("eval", "--traces"): "rmuse eval --record",
     ("eval", "--no-traces"): "rmuse eval --no-record",
     ("demo", "--traces"): "rmuse demo --record",
@@ -115,6 +118,7 @@ app.command("restore", help="Stop forgetting a person, or several, with a bundle
 )
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
+app.command("score")(score.score)
 app.command("info")(bundles.info)
 app.command("doctor")(doctor.doctor)
 data.app.command("annotate")(annotate.annotate)

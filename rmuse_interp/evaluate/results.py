@@ -158,6 +158,11 @@ def write_run(
     write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
+    write_scores(folder, scores)
+
+
+def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
+    """Writes the scores of a run folder, or writes them anew."""
     text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / SCORES, [text + "\n"])
 
