@@ -108,24 +108,28 @@ def start(
         raise typer.Exit
 
 
-app.command("demo")(demo.demo)
-app.command("fit")(bundles.fit)
-app.command("forget", help="Forget one person more, or several, with a bundle that is fitted already.")(
-    requests.command("forget")
-)
-app.command("restore", help="Stop forgetting a person, or several, with a bundle that is fitted already.")(
-    requests.command("restore")
-)
-app.command("generate")(generate.generate)
-app.command("eval")(evaluate.evaluate)
-app.command("score")(score.score)
-app.command("info")(bundles.info)
-app.command("doctor")(doctor.doctor)
+app.command("demo", rich_help_panel=groups.LOOK)(demo.demo)
+app.command("generate", rich_help_panel=groups.LOOK)(generate.generate)
+app.command("info", rich_help_panel=groups.LOOK)(bundles.info)
+app.command("doctor", rich_help_panel=groups.LOOK)(doctor.doctor)
+app.command("fit", rich_help_panel=groups.FORGET)(bundles.fit)
+app.command(
+    "forget",
+    help="Forget further people with a fitted bundle, each in seconds; `rmuse restore` takes it back.",
+    rich_help_panel=groups.FORGET,
+)(requests.command("forget"))
+app.command(
+    "restore",
+    help="Stop forgetting people with a fitted bundle; the others stay forgotten.",
+    rich_help_panel=groups.FORGET,
+)(requests.command("restore"))
+app.command("eval", rich_help_panel=groups.MEASURE)(evaluate.evaluate)
+app.command("score", rich_help_panel=groups.MEASURE)(score.score)
 data.app.command("annotate")(annotate.annotate)
-app.add_typer(baseline.app, name="baseline")
-app.add_typer(data.app, name="data")
-app.add_typer(judge.app, name="judge")
-app.add_typer(organism.app, name="organism")
+app.add_typer(data.app, name="data", rich_help_panel=groups.MATERIAL)
+app.add_typer(judge.app, name="judge", rich_help_panel=groups.MATERIAL)
+app.add_typer(baseline.app, name="baseline", rich_help_panel=groups.MATERIAL)
+app.add_typer(organism.app, name="organism", rich_help_panel=groups.MATERIAL)
 
 
 def main() -> None:
