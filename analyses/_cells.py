@@ -98,7 +98,7 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
         "fit_limit": given.fit_limit,
         "batch_size": given.batch_size,
         "max_new_tokens": given.max_new_tokens,
-        "model": [lens.name, str(lens.fingerprint), str(next(lens.hf.parameters()).dtype)],
+        "model": [lens.name, str(lens.fingerprint), str(lens.dtype)],
         "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
         "version": __version__,
     }
@@ -257,7 +257,7 @@ def prepared(
     if name.startswith("rmuse/"):
         evidence = evidence_of(given, lens, benchmark, progress)
         bundle = preset_of(given, lens, benchmark, evidence, name.removeprefix("rmuse/"), progress)
-        blocks = {edit.modality or "any": list(edit.sites) for edit in bundle.plan}
+        blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
     if name in RIVALS:
         tuning = Tuning(

@@ -30,8 +30,8 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.evaluate.results import write_atomically
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.maths.statistics import Rate, wilson
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts.angle import Rate, wilson
 from rmuse_interp.runs.run import Answers, Method, finish, run, scores_of
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")

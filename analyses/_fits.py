@@ -120,7 +120,7 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
 
 def _place(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Path:
     digest = hashlib.sha256()
-    dtype = str(next(lens.hf.parameters()).dtype)
+    dtype = str(lens.dtype)
     digest.update(
         repr(
             (

@@ -9,8 +9,8 @@ from analyses._composed import fires
 from rmuse_interp.data import Example
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
+from rmuse_interp.maths.statistics import auroc_clustered, wilson
 from rmuse_interp.method.rmuse import Evidence, gate_candidates
-from rmuse_interp.parts.angle import auroc, auroc_interval, wilson
 from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
 
 Gates = dict[str, dict[str, Gate]]
@@ -87,8 +87,8 @@ def curve(
         "fire_rate": {split: rate(decided) for split, decided in fired.items() if decided},
     }
     if len(hits) and len(rest):
-        low, high = auroc_interval(hits, rest, seed=seed)
-        found["auroc"] = {"value": short(auroc(hits, rest)), "low": short(low), "high": short(high)}
+        area = auroc_clustered(hits, rest, *([e.person or e.id for e in s] for s in sides), seed=seed)
+        found["auroc"] = {"value": short(area.value), "low": short(area.low), "high": short(area.high)}
         cuts = torch.cat([torch.cat([hits, rest]).unique().flip(0), torch.tensor([-torch.inf])])
         points = [
             [short(float((side > cut).double().mean())) for side in (rest, hits)] for cut in cuts.tolist()

@@ -25,7 +25,7 @@ from rmuse_interp.diagnostics.probes import (
     score,
 )
 from rmuse_interp.diagnostics.verdicts import judge
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
 
 TARGETS: Final = ("identity", "attribute")

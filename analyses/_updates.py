@@ -125,9 +125,9 @@ def together(
             fired = found.fired if gate == "gated" else fired
             for layer in shares.layers:
                 after = found.after[layer]
-                if layer in edit.sites:
+                if layer in edit.layers:
                     shares.add(found.before[layer], after, layer, measure="update", **labels)
-                if layer >= min(edit.sites):
+                if layer >= min(edit.layers):
                     shares.add(plain[layer], after, layer, measure="arrived", **labels)
     return fired
 
@@ -135,7 +135,7 @@ def together(
 def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> None:
     """Each block steered by itself: its states are the unsteered ones, so the operator can be asked directly."""
     edit = shares.edit_of(shares.case.everywhere.plan)
-    for layer in edit.sites:
+    for layer in edit.layers:
         operator, before = edit.operator_at(layer), plain[layer]
         for protection in protections(operator):
             form = in_form(operator, protection, shares.rrs(layer))
@@ -155,7 +155,7 @@ def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> No
 def variant_of(edit: Edit, shares: Shares, protection: str, forced: bool) -> Plan:
     """The plan of one edit with another protection, its gate kept or forced open."""
     operators = {
-        layer: in_form(edit.operator_at(layer), protection, shares.rrs(layer)) for layer in edit.sites
+        layer: in_form(edit.operator_at(layer), protection, shares.rrs(layer)) for layer in edit.layers
     }
     gate = None if forced else edit.gate
     changed = op.layerwise(operators).on(edit.tokens).given(edit.modality).when(gate, edit.per)

@@ -184,7 +184,7 @@ def of_calibrated(
 
 def steered(plan: Plan, modality: Modality) -> list[int]:
     """The blocks that a fitted plan steers for one kind of query."""
-    return next(edit.sites for edit in plan if edit.modality == modality)
+    return next(edit.layers for edit in plan if edit.modality == modality)
 
 
 def tokens_of(evidence: Evidence, span: str, begins: Mapping[int, int]) -> Evidence:

@@ -30,11 +30,11 @@ from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.metrics import Metric, summarise
 from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, auroc, measure
+from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, measure
 from rmuse_interp.fitting import assemble, check, enough, gather
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.lens.likelihood import response_nll
-from rmuse_interp.parts.angle import auroc_interval, choose_threshold
+from rmuse_interp.maths.statistics import auroc_clustered, choose_threshold
 from rmuse_interp.runs.run import Method, choose, finish
 
 SCHEMA: Final = "rmuse-acceptance/1"
@@ -274,16 +274,19 @@ def _of(metric: Metric) -> Record:
 def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     """Margins of the gates on unseen queries, forget and test against all others."""
     rows = [t for cell in cells for t in cell.of(OURS, TO_STEER | NOT_TO_STEER) if t.gate_score is not None]
-    value = auroc(rows)
-    if value is None:
+    sides = [[t for t in rows if (t.split in TO_STEER) is side] for side in (True, False)]
+    if not all(sides):
         return {}
-    mine, rest = (
-        [float(t.gate_score or 0) for t in rows if (t.split in TO_STEER) is side] for side in (True, False)
-    )
-    low, high = auroc_interval(mine, rest, resamples=300, seed=seed)
+    mine, rest = ([float(t.gate_score or 0) for t in side] for side in sides)
+    area = auroc_clustered(mine, rest, *([t.person or t.id for t in side] for side in sides), seed=seed)
     alarms = choose_threshold(mine, rest, "target_tpr", 0.99).fpr
     return {
-        "gate AUROC": {"value": short(value), "low": short(low), "high": short(high), "n": len(rows)},
+        "gate AUROC": {
+            "value": short(area.value),
+            "low": short(area.low),
+            "high": short(area.high),
+            "n": area.n,
+        },
         "gate FPR at 99 % TPR": {
             "value": short(100 * alarms.value),
             "low": short(100 * alarms.low),

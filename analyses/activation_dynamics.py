@@ -128,7 +128,7 @@ def run(given: argparse.Namespace) -> Record:
             began,
             bundle=None if given.bundle is None else next(iter(fitted.values())).report,
             layers={
-                preset: {e.modality or "any": list(e.sites) for e in r.plan} for preset, r in fitted.items()
+                preset: {e.modality or "any": list(e.layers) for e in r.plan} for preset, r in fitted.items()
             },
             n={
                 one.modality: {"forget": len(one.forget), "retain": len(one.queries) - len(one.forget)}
@@ -168,7 +168,7 @@ def rows_of(
 
     found = run_plan(Plan(edits, fitted.plan.fingerprint), "steered")
     shut = run_plan(Plan([closed(edit) for edit in edits], fitted.plan.fingerprint), "gates closed")
-    lowest = min(min(edit.sites) for edit in edits)
+    lowest = min(min(edit.layers) for edit in edits)
     layers = given.layers or range(lowest, lens.n_layers)
     return [
         {"preset": preset, "modality": asked.modality, "layer": layer}
@@ -198,7 +198,7 @@ def row_of(
     dealt = side_test(moved, shuffled(asked.people, asked.forget, seed), asked.people, seed=seed)
     left = [moved[name] for name, fired in found.fired.items() if fired is False]
     row: Record = {
-        "steered": any(layer in edit.sites for edit in edits),
+        "steered": any(layer in edit.layers for edit in edits),
         "explained": [short(share) for share in plane.explained],
         "displaced": by_side(moved, asked, seed),
         "test": rounded(asdict(test)),
@@ -225,7 +225,7 @@ def row_of(
             for name, start, end in zip(before, *places, strict=True)
         },
     }
-    edit = next((edit for edit in edits if layer in edit.sites), None)
+    edit = next((edit for edit in edits if layer in edit.layers), None)
     if edit is not None:
         unlearning, _ = fitted.subspaces.at(asked.modality, layer)
         sign = 1.0 if unlearning.alignment >= 0 else -1.0

@@ -175,7 +175,7 @@ def strengths_of(
     """λ of ACS at the last prompt token and the lowest steered block: median, 5 % and 95 % quantiles."""
     found = []
     for edit in plan:
-        layer = min(edit.sites)
+        layer = min(edit.layers)
         turn = edit.operator_at(layer)
         queries = [Query(e.id, e.prompt(), e.image) for e in examples if e.modality == edit.modality]
         if not queries or not isinstance(turn, SlerpToward):

@@ -37,8 +37,8 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.diagnostics.roc import RESAMPLES, TPR, Curve, operating_curve
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
+from rmuse_interp.maths.statistics import auroc, wilson
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.angle import auroc, wilson
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
 

@@ -43,7 +43,7 @@ from rmuse_interp.diagnostics.verdicts import Verdict, conclusion, spelled
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
 
 SCHEMA = "rmuse-leakage-by-layer/1"
@@ -114,7 +114,7 @@ def run(given: argparse.Namespace) -> Record:
             preset=fitted.preset,
             bundle=None if given.bundle is None else fitted.report,
             layers={
-                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites})
+                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.layers})
                 for m in MODALITIES
             },
             others=given.others,

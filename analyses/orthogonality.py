@@ -162,7 +162,7 @@ def everywhere(own: RMuse, evidence: Mapping[Modality, Evidence], n_layers: int,
 def steered_blocks(plan: Plan) -> dict[str, list[int]]:
     """The blocks a plan steers, by kind of query."""
     kinds = ("image", "text")
-    return {k: sorted({b for e in plan if e.modality in (None, k) for b in e.sites}) for k in kinds}
+    return {k: sorted({b for e in plan if e.modality in (None, k) for b in e.layers}) for k in kinds}
 
 
 def reasoning_queries(benchmark: Benchmark, modality: str, limit: int, seed: int) -> list[Query]:

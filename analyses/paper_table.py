@@ -342,7 +342,7 @@ def fits_at(
             "template": template,
             "tokens": given.reasoning_tokens,
             "data": _digest(benchmark),
-            "dtype": str(next(lens.hf.parameters()).dtype),
+            "dtype": str(lens.dtype),
         }
 
     def fitted(preset: Any) -> RMuse:
@@ -431,7 +431,7 @@ def _fit(bundle: RMuse) -> common.Record:
     """What a bundle was fitted on and what it steers, for the record."""
     return {
         "traces": bundle.report.get("traces"),
-        "steered": {e.modality or "any": list(e.sites) for e in bundle.plan},
+        "steered": {e.modality or "any": list(e.layers) for e in bundle.plan},
         "delimiters": bundle.report.get("delimiters"),
     }
 

@@ -43,7 +43,7 @@ from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import check
 from rmuse_interp.fitting.by_person import fit_by_person
 from rmuse_interp.fitting.exchange import label_of
-from rmuse_interp.fitting.requests import add_people, check_request, decided, remove_people
+from rmuse_interp.fitting.requests import check_request, decided, forget_people, restore_people
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
@@ -93,10 +93,10 @@ def record_of(given: argparse.Namespace) -> Record:
     stages: list[Record] = []
     with bars() as progress:
         bundle = fitted(lens, benchmark, given, progress)
-        check_request(bundle, benchmark, add=people[first:])
-        for kind, some in (("add", people[first:]), ("remove", restored)):
+        check_request(bundle, benchmark, people[first:], "forget")
+        for kind, some in (("forget", people[first:]), ("restore", restored)):
             bundle = requested(bundle, lens, benchmark, kind, some, given, requests, progress)
-            gone = restored if kind == "remove" else []
+            gone = restored if kind == "restore" else []
             view = benchmark.forgetting(set(people) - set(gone))
             at_once = fitted(lens, view, given, progress)
             stages.append(stage(lens, view, {SINGLY: bundle, AT_ONCE: at_once}, gone, given, progress))
@@ -152,7 +152,7 @@ def requested(
     progress: Progress,
 ) -> RMuse:
     """The bundle after one request per person, each written to a folder as a user's would be; the log gets a row each."""
-    call = add_people if kind == "add" else remove_people
+    call = forget_people if kind == "forget" else restore_people
     task = progress.add_task(kind, total=len(people))
     with tempfile.TemporaryDirectory() as folder:
         for person in people:
@@ -255,7 +255,7 @@ def show(record: Mapping[str, Any]) -> None:
                     )
         wide.print(table)
     print(f"*: more than {MARGIN:g} point apart")
-    for kind in ("add", "remove"):
+    for kind in ("forget", "restore"):
         mine = [one for one in record["requests"] if one["request"] == kind]
         if mine:
             wall, cpu = (sorted(one[key] for one in mine) for key in ("seconds", "cpu_seconds"))

@@ -104,7 +104,7 @@ def run(given: argparse.Namespace) -> dict[str, Any]:
     for preset in PRESETS:
         if f"rmuse/{preset}" in names:
             plan = plans[f"rmuse/{preset}"]
-            rows[f"rmuse/{preset}"]["chosen"] = {e.modality or "any": {"layers": e.sites} for e in plan}
+            rows[f"rmuse/{preset}"]["chosen"] = {e.modality or "any": {"layers": e.layers} for e in plan}
     return {
         "schema": SCHEMA,
         "provenance": common.provenance(

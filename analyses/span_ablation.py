@@ -88,7 +88,7 @@ def run(given: argparse.Namespace) -> Record:
             began,
             n={split: len(asked) for split, asked in questions.items()},
             n_fitted={m: {s: fitted_on(found, s) for s in SPANS} for m, found in evidence.items()},
-            layers={str(edit.modality): edit.sites for edit in fitted.plan},
+            layers={str(edit.modality): edit.layers for edit in fitted.plan},
         ),
         "geometry": geometry_of(subspaces),
         "variants": [{"span": name, "plan": plan.describe()} for name, plan in plans.items()],
@@ -157,7 +157,7 @@ def variants(
         for edit in fitted.plan:
             assert edit.modality is not None
             steer: dict[int, op.Operator] = {}
-            for layer in edit.sites:
+            for layer in edit.layers:
                 own = subspaces[edit.modality, layer, "hybrid" if span == "random" else span]
                 turn = acs(evidence[edit.modality], layer, own)
                 if span == "random":

@@ -117,7 +117,7 @@ def run(given: argparse.Namespace) -> Record:
             preset=fitted.preset,
             bundle=None if given.bundle is None else fitted.report,
             layers={
-                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.sites})
+                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.layers})
                 for m in MODALITIES
             },
             n={group: len(examples) for group, examples in asked.items()},

@@ -4,9 +4,9 @@ from functools import cache
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, linear_gate, questions, vector
-from test_places import NAMES, STEPS, new_tokens, plans, reference_logits, split_gate, turn
-from tiny import D_MODEL, N_LAYERS, tiny_llama, tiny_llava
+from helpers.places import NAMES, STEPS, new_tokens, plans, reference_logits, split_gate, turn
+from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
+from helpers.tiny import D_MODEL, N_LAYERS, tiny_llama, tiny_llava
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import MistralConfig, MistralForCausalLM

@@ -2,11 +2,11 @@
 
 import random
 
-import parquet_fixture
 import pytest
 import torch
-from plans import gated_plan, lens_of, questions
-from tiny import tiny_llava
+from helpers import parquet_fixture
+from helpers.plans import gated_plan, lens_of, questions
+from helpers.tiny import tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark

@@ -5,10 +5,10 @@ import random
 
 import numpy as np
 import pytest
-from plans import lens_of, questions
+from helpers.plans import lens_of, questions
+from helpers.said import said
+from helpers.tiny import tiny_llava
 from sklearn.metrics import roc_auc_score
-from test_evaluate import said
-from tiny import tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
+from helpers.tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 from PIL import Image
-from plans import gated_plan, lens_of, linear_gate, questions, vector
-from tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model
@@ -185,7 +185,7 @@ def test_rows_stop_at_their_own_end_and_special_tokens_are_stripped():
     assert len(cut[0]) < len(texts[0])
     assert all(text.startswith(short) for text, short in zip(texts, cut, strict=True))
     assert any(text == short for text, short in zip(texts, cut, strict=True))
-    decode = lens._encoder.decode
+    decode = lens.encoder.decode
     words = lens.tokenizer("<think> Mara </think> baker")["input_ids"]
     assert (
         decode([0, *words, 2, *words], frozenset({0, 1, 3}), frozenset({2})) == "<think> Mara </think> baker"

@@ -5,17 +5,17 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import parquet_fixture as fixture
 import pytest
-import tiny
+from helpers import parquet_fixture as fixture
+from helpers import tiny
 
 from analyses import _paper, paper_table
 from rmuse_interp.data import load_benchmark, reader
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.edits import deciding
 from rmuse_interp.evaluate.text import rouge_l
 from rmuse_interp.fitting.elicit import TEMPLATES, elicit, elicited_again
-from rmuse_interp.lens import respond
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.runs import run as running
@@ -77,7 +77,7 @@ def finished(data, tmp_path_factory):
     """A run at 5 and 15 %, of which the folder has no 15."""
     out = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(respond, "DRAFT_TOKENS", 6)  # a random model never ends its drafts
+        patch.setattr(deciding, "DRAFT_TOKENS", 6)  # a random model never ends its drafts
         return out, paper_table.main(arguments(data, out, "--forget", 5, 15, "--limit", 9))
 
 
@@ -215,7 +215,7 @@ def test_a_method_that_fails_is_recorded_and_mended_by_the_same_command(
     found = json.loads((tmp_path / "paper_table.json").read_text(encoding="utf-8"))
     assert cell(found, 5, "rmuse/calibrated")["error"] == "MemoryError: too large"
     assert cell(found, 5, "vanilla")["error"] is None
-    monkeypatch.setattr(respond, "DRAFT_TOKENS", 6)
+    monkeypatch.setattr(deciding, "DRAFT_TOKENS", 6)
     bundle = Path("paper_table") / "bundles" / "5-calibrated"
     shutil.copytree(finished[0] / bundle, tmp_path / bundle)  # as if fitted: that takes long
     assert paper_table.main([*words, "--bundle", str(finished[0] / bundle)]) == 0

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.parquet_fixture import write_benchmark
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
@@ -20,7 +20,7 @@ from rmuse_interp.evaluate.results import (
     write_atomically,
     write_run,
 )
-from rmuse_interp.evaluate.scores import METRICS, auroc, score, transcribe
+from rmuse_interp.evaluate.scores import METRICS, gate_auroc, score, transcribe
 
 THINK = ("<think>", "</think>")
 
@@ -115,10 +115,10 @@ def test_auroc_against_a_hand_count():
     # positives 3, 1; negatives 2, 1, 0: pairs won 3 + (1 against 1 half, 0 won) 1.5 = 4.5 of 6
     rows = [gated("forget", 3.0), gated("test", 1.0)]
     rows += [gated("benign", 2.0), gated("retain_test", 1.0), gated("reasoning", 0.0)]
-    assert auroc(rows) == pytest.approx(4.5 / 6)
-    assert auroc([*rows, gated("retain", 99.0)]) == pytest.approx(4.5 / 6)  # seen in fitting: left out
+    assert gate_auroc(rows) == pytest.approx(4.5 / 6)
+    assert gate_auroc([*rows, gated("retain", 99.0)]) == pytest.approx(4.5 / 6)  # seen in fitting: left out
     with pytest.raises(RMuseError, match="finite gate score"):
-        auroc([*rows, gated("test", float("nan"))])
+        gate_auroc([*rows, gated("test", float("nan"))])
 
 
 def test_unknown_splits_are_refused(benchmark, transcripts):

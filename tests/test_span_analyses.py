@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parquet_fixture import write_benchmark
-from tiny import tiny_llava
+from helpers.tiny import tiny_llava
 
 from analyses import span_ablation, span_attribution
 from rmuse_interp import RMuseError, load_benchmark, load_model
@@ -26,11 +25,6 @@ ANALYSES = {
 def arguments(data, out, *more):
     model = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out), "--forget", "10"]
     return [*model, "--limit", "6", "--fit-limit", "6", *more]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +262,7 @@ def test_only_the_direction_differs_between_the_plans(world):
     subspaces = span_ablation.by_span(evidence)
     plans = span_ablation.variants(fitted, evidence, subspaces, seed=0)
     for own in fitted.plan:
-        for layer in own.sites:
+        for layer in own.layers:
             rrs = fitted.subspaces.at(own.modality, layer)[1].subspace
             turns = {
                 n: next(e for e in p if e.modality == own.modality).operator_at(layer)
@@ -282,4 +276,4 @@ def test_only_the_direction_differs_between_the_plans(world):
             assert len({tuple(turn.direction.tolist()) for turn in turns.values()}) == len(turns)
         for plan in plans.values():
             edit = next(e for e in plan if e.modality == own.modality)
-            assert (edit.sites, edit.tokens, edit.gate) == (own.sites, own.tokens, own.gate)
+            assert (edit.layers, edit.tokens, edit.gate) == (own.layers, own.tokens, own.gate)

@@ -22,7 +22,19 @@ from rmuse_interp.cli import (
     groups,
     judge,
     organism,
+    requests,
 )
+
+MOVED = {
+    ("fit", "--bundle"): "rmuse forget ID --bundle B --out B2, or rmuse restore",
+    ("fit", "--add"): "rmuse forget ID --bundle B --out B2",
+    ("fit", "--remove"): "rmuse restore ID --bundle B --out B2",
+    ("eval", "--traces"): "rmuse eval --record",
+    ("eval", "--no-traces"): "rmuse eval --no-record",
+    ("demo", "--traces"): "rmuse demo --record",
+    ("demo", "--no-traces"): "rmuse demo --no-record",
+}
+"""(command, option that it had in 0.1) → what takes its place."""
 
 
 class OneLine(groups.Helpful):
@@ -63,8 +75,12 @@ def explained(error: Exception) -> str | None:
         text = str(error)
     elif hasattr(error, "format_message"):  # typer's own: a bad option, an unknown command
         context = getattr(error, "ctx", None)
-        where = f" (see {context.command_path} --help)" if context is not None else ""
+        where = "" if context is None else f" (see {context.command_path} --help)"
+        option = getattr(error, "option_name", "")
+        successor = None if context is None else MOVED.get((str(context.info_name), option))
         text = error.format_message() + where
+        if successor is not None:
+            text = f"{option} has moved; use `{successor}`"
     else:
         return None
     return " ".join(text.split())
@@ -91,6 +107,12 @@ def start(
 
 app.command("demo")(demo.demo)
 app.command("fit")(bundles.fit)
+app.command("forget", help="Forget one person more, or several, with a bundle that is fitted already.")(
+    requests.command("forget")
+)
+app.command("restore", help="Stop forgetting a person, or several, with a bundle that is fitted already.")(
+    requests.command("restore")
+)
 app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.command("info")(bundles.info)

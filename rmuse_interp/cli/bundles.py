@@ -26,7 +26,6 @@ TOLD = 3
 
 
 def fit(
-    context: requests.Context,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
@@ -56,17 +55,11 @@ def fit(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
-    by_person: requests.ByPerson = False,
-    bundle: requests.Bundle = None,
-    add: requests.Add = None,
-    remove: requests.Remove = None,
+    by_person: o.ByPerson = False,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit R-MUSE on a model and a benchmark, and write the bundle; or change one by a person more or less."""
-    if bundle is not None or add or remove:
-        requests.fulfil(context)
-        return
+    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
     if by_person and preset != o.Preset.calibrated:
         raise RMuseError(

@@ -38,7 +38,7 @@ def demo(
     max_new_tokens: o.MaxNewTokens = 48,
     device: o.Device = None,
     dtype: o.Dtype = None,
-    record: o.SteeringTraces = True,
+    record: o.Record = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:

@@ -85,7 +85,7 @@ def evaluate(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
-    record: o.SteeringTraces = True,
+    record: o.Record = True,
     gold: Annotated[
         str | None,
         typer.Option(

@@ -17,8 +17,8 @@ from rmuse_interp.evaluate.metrics import OPEN_KINDS, leakable
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.evaluate.text import Lexicon, has_loop
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.angle import wilson
 
 LEAKS: Final = 0.05
 """Share of steered answers whose chain alone tells a fact, beyond which reasoning leaks."""
@@ -37,7 +37,7 @@ TORN: Final = 0.1
 FULL: Final = 0.95
 """λ from which a rotation has replaced the direction of a state."""
 
-TRACES: Final = "steering traces: run `rmuse eval` again with --traces"
+TRACES: Final = "steering traces: run `rmuse eval` again with --record"
 BUNDLE: Final = "the bundle: name it with `rmuse doctor RUN --bundle BUNDLE`"
 VANILLA: Final = "the unsteered model's answers: run `rmuse eval`, which always asks it too"
 AGREEMENT: Final = "the agreement of halves in the bundle's report: run `rmuse fit` again"

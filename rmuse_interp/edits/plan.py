@@ -90,7 +90,7 @@ class Edit(Part):
 
     Args:
         operators: the distinct operators.
-        layers: for each operator, the 0-based decoder blocks whose output it edits.
+        groups: for each operator, the 0-based decoder blocks whose output it edits.
         tokens: which tokens.
         modality: only rows with an image (`image`) or without one (`text`); None for all rows.
         gate: steer only where it fires; None for always.
@@ -107,7 +107,7 @@ class Edit(Part):
     def __init__(
         self,
         operators: Sequence[Operator],
-        layers: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[int]],
         tokens: Tokens = "generated",
         modality: Modality | None = None,
         gate: Gate | None = None,
@@ -116,7 +116,7 @@ class Edit(Part):
     ):
         super().__init__()
         self.hold_parts("operators", list(operators))
-        self.layers = [[int(layer) for layer in group] for group in layers]
+        self.groups = [[int(layer) for layer in group] for group in groups]
         self.tokens: Tokens = _choice("tokens", tokens, get_args(Tokens))
         self.modality: Modality | None = (
             None if modality is None else _choice("modality", modality, get_args(Modality))
@@ -124,10 +124,10 @@ class Edit(Part):
         self.gate = gate
         self.per: Per = _choice("per", per, get_args(Per))
         self.name = name
-        flat = [layer for group in self.layers for layer in group]
-        if not flat or min(flat) < 0 or len({*flat}) < len(flat) or len(self.layers) != len(self.operators):
+        flat = [layer for group in self.groups for layer in group]
+        if not flat or min(flat) < 0 or len({*flat}) < len(flat) or len(self.groups) != len(self.operators):
             raise RMuseError(
-                f"an edit needs distinct 0-based layers, one operator each, got {self.layers}; "
+                f"an edit needs distinct 0-based layers, one operator each, got {self.groups}; "
                 "chain edits with >> to act twice at one layer"
             )
         if not all(isinstance(one, Operator) for one in operators) or not isinstance(gate, Gate | None):
@@ -164,22 +164,22 @@ class Edit(Part):
     def lacking(self, child: Part) -> "Edit | None":
         """The edit without an operator and the layers it acts on; None where it is the only one."""
         kept = [
-            (one, group) for one, group in zip(self.operators, self.layers, strict=True) if one is not child
+            (one, group) for one, group in zip(self.operators, self.groups, strict=True) if one is not child
         ]
         if len(kept) == len(self.operators):
             return self
         return (
-            self.changed(operators=[one for one, _ in kept], layers=[at for _, at in kept]) if kept else None
+            self.changed(operators=[one for one, _ in kept], groups=[at for _, at in kept]) if kept else None
         )
 
     @property
-    def sites(self) -> list[int]:
+    def layers(self) -> list[int]:
         """The decoder blocks whose output is edited, ascending."""
-        return sorted(layer for group in self.layers for layer in group)
+        return sorted(layer for group in self.groups for layer in group)
 
     def operator_at(self, layer: int) -> Operator | None:
         """The operator that edits the output of decoder block `layer`, or None."""
-        for operator, group in zip(self.operators, self.layers, strict=True):
+        for operator, group in zip(self.operators, self.groups, strict=True):
             if layer in group:
                 return operator
         return None
@@ -202,7 +202,7 @@ class Edit(Part):
             gate = f", {'where' if self.per == 'token' else 'if'} {self.gate.describe()} fires"
         acts = "; ".join(
             f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"
-            for operator, group in zip(self.operators, self.layers, strict=True)
+            for operator, group in zip(self.operators, self.groups, strict=True)
         )
         return f"{'' if self.name is None else self.name + ': '}on {where}{rows}{gate}: {acts}"
 
@@ -256,7 +256,7 @@ class Plan(Part):
     @property
     def layers(self) -> list[int]:
         """All decoder blocks whose output some edit changes, ascending."""
-        return sorted({layer for edit in self for layer in edit.sites})
+        return sorted({layer for edit in self for layer in edit.layers})
 
     @property
     def gates(self) -> list[Gate]:

@@ -14,6 +14,7 @@ from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
 from rmuse_interp.evaluate.results import SCHEMA, Transcript
 from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.maths.statistics import auroc
 
 METRICS: Final = (
     "ril",
@@ -205,11 +206,11 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[s
         fire_rate[split] = _round(100.0 * sum(decided) / len(decided)) if decided else None
     parts = {k: [t for t in rows if t.modality == k] for k in ("image", "text")}
     return {
-        "auroc": _round(auroc(rows)),
+        "auroc": _round(gate_auroc(rows)),
         "fire_rate": fire_rate,
         "by_modality": {
             k: {
-                "auroc": _round(auroc(part)),
+                "auroc": _round(gate_auroc(part)),
                 "threshold": float(thresholds[k]) if k in thresholds else None,
             }
             for k, part in parts.items()
@@ -217,8 +218,8 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[s
     }
 
 
-def auroc(rows: Sequence[Transcript]) -> float | None:
-    """AUROC of gate scores, queries about people to forget (`TO_STEER`) against all unseen others.
+def gate_auroc(rows: Sequence[Transcript]) -> float | None:
+    """`auroc` of gate scores, queries about people to forget (`TO_STEER`) against all unseen others.
 
     The retain split, which fitting has seen, is left out. None where a side has no scored query.
 
@@ -226,14 +227,12 @@ def auroc(rows: Sequence[Transcript]) -> float | None:
         RMuseError: a score is not finite.
     """
     scored = [t for t in rows if t.gate_score is not None and t.split in TO_STEER | NOT_TO_STEER]
-    labels, scores = [t.split in TO_STEER for t in scored], [float(t.gate_score or 0.0) for t in scored]
-    for t, value in zip(scored, scores, strict=True):
+    sides: tuple[list[float], list[float]] = ([], [])
+    for t in scored:
+        value = float(t.gate_score or 0.0)
         if not math.isfinite(value):
             raise RMuseError(
                 f"{t.id}: required a finite gate score, got {value}; check the model's activations"
             )
-    if all(labels) or not any(labels):
-        return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(labels, scores))
+        sides[t.split not in TO_STEER].append(value)
+    return auroc(*sides) if all(sides) else None

@@ -45,7 +45,7 @@ class Answers:
         self._found: dict[str, str] = {}
         if self._path is not None and self._path.is_file():
             self._read(self._path)
-        dtype = str(next(model.hf.parameters()).dtype)
+        dtype = str(model.dtype)
         chat = repr(getattr(model.processor, "chat_template", None))
         self._depends: list[Any] = [str(model.fingerprint), dtype, chat, max_new_tokens]
 

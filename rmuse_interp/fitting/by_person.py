@@ -35,7 +35,7 @@ def fit_by_person(
     progress: Progress | None = None,
     **own: Any,
 ) -> RMuse:
-    """As `fit`, with gates that `add_people` and `remove_people` can change; arguments and errors as there.
+    """As `fit`, with gates that `forget_people` and `restore_people` can change; arguments and errors as there.
 
     Raises:
         RMuseError: the preset `paper`, whose gate is the literal one.

@@ -16,7 +16,7 @@ from rmuse_interp.fitting import hashed
 from rmuse_interp.parts.gates import Gate, IdentityGate, Side
 from rmuse_interp.parts.part import same
 
-Request = Literal["add", "remove"]
+Request = Literal["forget", "restore"]
 """One person more to forget, or one less."""
 
 States = tuple[Tensor, Tensor]
@@ -56,11 +56,11 @@ def exchanged(
     and the gate itself comes back, where it has no say: it read no question of the person.
     """
     (own, harmless), who, benign = states, label_of(person), label_of(f"benign {person}")
-    if not len(own) or (request == "remove" and who not in gate.labels):
+    if not len(own) or (request == "restore" and who not in gate.labels):
         return gate, None
-    took: list[tuple[Side, str]] = [("other", who)] if request == "add" else [("forget", who)]
-    gave: list[tuple[Side, str, Tensor]] = [("forget" if request == "add" else "other", who, own)]
-    if request == "add" and len(harmless):
+    took: list[tuple[Side, str]] = [("other", who)] if request == "forget" else [("forget", who)]
+    gave: list[tuple[Side, str, Tensor]] = [("forget" if request == "forget" else "other", who, own)]
+    if request == "forget" and len(harmless):
         took.append(("other", benign))
         gave.append(("other", benign, harmless))
     taken = []

@@ -190,7 +190,7 @@ class Tuning:
             self.batch_size,
             model.name,
             str(model.fingerprint),
-            str(next(model.hf.parameters()).dtype),
+            str(model.dtype),
             benchmark.id,
             benchmark.forget_rate,
             benchmark.render_seed,

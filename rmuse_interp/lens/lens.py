@@ -15,28 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits import deciding
 from rmuse_interp.edits import hooks as native
 from rmuse_interp.edits.interpreter import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.installed import Installed
-from rmuse_interp.lens.respond import Response, drafts, respond
-from rmuse_interp.models import sitemap
-from rmuse_interp.models.encoding import (
-    Conversation,
-    Encoder,
-    Encoding,
-    Picture,
-    Prompt,
-    behind,
-    listed,
-    per_row,
-)
-from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.lens.respond import Response, respond
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed
 from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.site import Site
+from rmuse_interp.models.site import Site, reader, select
 from rmuse_interp.parts.part import all_same
 
 
@@ -64,48 +55,17 @@ def load_model(
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
 
-class LensModel:
-    """A loaded model: encode, trace, generate, steer.
+class LensModel(LoadedModel):
+    """A loaded model in nnsight's hands: encode, trace, generate, steer; arguments and attributes as `LoadedModel`.
 
     Plans run in four places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
     (`install`), natively (`respond`, `plan.attach(lens.hf)`), and on a TransformerLens bridge (`bridge.to_bridge(lens)`,
     `plan.fwd_hooks(bridge)`). Not thread-safe, as nnsight is not.
-
-    Args:
-        hf_model: the Hugging Face model.
-        processor: its processor, or its tokenizer where it is text-only.
-        layout: where it keeps its blocks.
-        name: what the user called it.
-
-    Attributes:
-        hf: the Hugging Face model itself.
-        processor: the processor (or tokenizer).
-        layout: paths of blocks and vision tower, special token ids.
-        name: path, hub id or `organism`.
     """
 
     def __init__(self, hf_model: Any, processor: Any, layout: Layout, name: str):
-        self.hf = hf_model
-        self.processor = processor
-        self.layout = layout
-        self.name = name
-        self._encoder = Encoder(processor)
+        super().__init__(hf_model, processor, layout, name)
         self._installed: list[Installed] = []
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self._encoder.tokenizer
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self.layout.n_layers
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.layout.d_model
 
     @cached_property
     def cfg(self) -> SimpleNamespace:
@@ -120,30 +80,6 @@ class LensModel:
             attn_only=False,
             model_name=self.name,
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.hf.parameters()).device
-
-    @property
-    def image_token_id(self) -> int | None:
-        """Id of the image placeholder token; None for text-only models."""
-        return self.layout.vocabulary.image
-
-    @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """Architecture, widths and hash of the source checkpoint."""
-        return fingerprint(self.hf, self.layout)
-
-    def encode(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        images: Picture | Sequence[Picture] = None,
-        responses: str | Sequence[str | None] | None = None,
-    ) -> Encoding:
-        """Left-padded inputs on the model's device; see `Encoder.encode`."""
-        return self._encoder.encode(prompts, images, responses).to(self.device)
 
     def respond(
         self,
@@ -178,29 +114,8 @@ class LensModel:
         prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
-        """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
-
-        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens. A
-        conversation is asked about twice, whole and by its question alone with the picture, and either fires: gates know
-        questions as they are fitted on them, and no harmless turn in front may hide one.
-        """
-        questions = listed(prompts)
-        found = self._decide(plan, questions, images)
-        rows = [i for i, q in enumerate(questions) if isinstance(q, Conversation)]
-        if not rows:
-            return found
-        pictures = per_row(images, len(questions), "images")
-        alone = [q.question if isinstance(q, Conversation) else q for q in questions]
-        return found.either(rows, self._decide(plan, [alone[i] for i in rows], [pictures[i] for i in rows]))
-
-    def _decide(
-        self, plan: Plan | Edit, prompts: Sequence[Prompt], images: Picture | Sequence[Picture]
-    ) -> Decision:
-        def encode(prefix: str | None, draft: bool) -> Encoding:
-            asked = prompts if prefix is None else [behind(prefix, q) for q in prompts]
-            return self.encode(asked, images, drafts(self, asked, images) if draft else None)
-
-        return native.decide(self.hf, self._checked(plan), encode, self.layout)
+        """What the plan's gates say of the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
+        return deciding.decide(self, as_plan(plan), prompts, images)
 
     @cached_property
     def nn(self) -> Any:
@@ -208,8 +123,8 @@ class LensModel:
         import beartype  # noqa: F401  (before nnsight, see above)
         from nnsight import TransformersModel
 
-        task = "image-text-to-text" if self._encoder.sees else "text-generation"
-        own = {"processor": self.processor} if self._encoder.sees else {}
+        task = "image-text-to-text" if self.encoder.sees else "text-generation"
+        own = {"processor": self.processor} if self.encoder.sees else {}
         return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
 
     @property
@@ -301,8 +216,8 @@ class LensModel:
         Raises:
             RMuseError: a name that is no site of this model.
         """
-        sites = sitemap.select(names, self.n_layers)
-        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
+        sites = select(names, self.n_layers)
+        readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
         encoding = self.encode(prompts, images, responses)
         root = self._planned(encoding, plan, decision)
         blocks = self.blocks

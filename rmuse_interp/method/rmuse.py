@@ -24,6 +24,7 @@ from torch import Tensor
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
 from rmuse_interp.parts.gates import Gate, GateSelection, GateStates, Readout, RRSAlignmentGate, select_gate
 from rmuse_interp.parts.part import from_record, to_record
@@ -221,7 +222,6 @@ def subspaces_at(
 
 def paper_gate(evidence: Evidence, retain: Mapping[int, RetainSubspace], prefix: str) -> RRSAlignmentGate:
     """The literal gate (eq. 4.7) at the block of best AUROC on the fitting queries; τ stays the paper's."""
-    from rmuse_interp.parts.angle import auroc
 
     def separation(layer: int) -> float:
         gate = RRSAlignmentGate(retain[layer].subspace, layer, "last", -TAU, prefix)

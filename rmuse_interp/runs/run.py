@@ -349,9 +349,7 @@ def digest_of(method: Method, *settings: Any) -> "hashlib._Hash":
     """Of a method's model and plan, and of further settings; questions are still to be added."""
     found = hashlib.sha256()
     model = method.model
-    found.update(
-        repr((model.name, str(model.fingerprint), str(next(model.hf.parameters()).dtype), settings)).encode()
-    )
+    found.update(repr((model.name, str(model.fingerprint), str(model.dtype), settings)).encode())
     if method.plan is not None:
         tree, tensors = to_record(method.plan)
         found.update(json.dumps(tree, sort_keys=True).encode())

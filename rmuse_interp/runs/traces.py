@@ -67,7 +67,7 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
     file = path / TRACES if path.is_dir() else path
     if not file.is_file():
         raise RMuseError(
-            f"required steering traces in {path}, got a run without {TRACES}; run `rmuse eval` again with --traces"
+            f"required steering traces in {path}, got a run without {TRACES}; run `rmuse eval` again with --record"
         )
     try:
         with safe_open(file, framework="pt") as held:

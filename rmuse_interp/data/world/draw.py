@@ -19,12 +19,10 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmuse_interp.data.world import implications, portraits
+from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
 
-_DRAWN_BY: Final = ("draw.py", "implications.py", "portraits.py", "questions.py", "people.py")
-"""The files of this folder that decide what is written."""
 RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
 
@@ -83,10 +81,10 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
 
 @functools.cache
 def _version() -> str:
-    """A digest of the code that draws the benchmark: a number raised by hand is forgotten."""
+    """A digest of the code in this folder, which draws the benchmark: a number raised by hand is forgotten."""
     found = hashlib.sha256()
-    for name in _DRAWN_BY:
-        found.update((Path(__file__).parent / name).read_bytes())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        found.update(file.read_bytes())
     return found.hexdigest()[:10]
 
 
@@ -95,12 +93,12 @@ def _settings(world: World, render_seed: int) -> dict[str, Any]:
     return {
         "id": "organism",
         "render_seed": render_seed,
-        "refusals_cot": list(q.REFUSALS_COT),
-        "refusals_direct": list(q.REFUSALS_DIRECT),
-        "prefixes": list(q.PREFIXES),
-        "delimiters": list(q.DELIMITERS),
+        "refusals_cot": list(phrases.REFUSALS_COT),
+        "refusals_direct": list(phrases.REFUSALS_DIRECT),
+        "prefixes": list(phrases.PREFIXES),
+        "delimiters": list(phrases.DELIMITERS),
         "stepwise_instruction": "",
-        "direct_instruction": q.DIRECT,
+        "direct_instruction": phrases.DIRECT,
         "aliases": aliases,
         "entails": entails,
     }
@@ -122,7 +120,10 @@ def _photo(person: Person, rng: random.Random) -> tuple[Row, portraits.Look]:
 
 
 def _questions(person: Person, rng: random.Random, held_out: bool) -> Iterable[tuple[str, q.QA]]:
-    for modality, label, kinds in (("image", "Image_Textual", q.KINDS), ("text", "Pure_Text", q.TEXT_KINDS)):
+    for modality, label, kinds in (
+        ("image", "Image_Textual", phrases.KINDS),
+        ("text", "Pure_Text", phrases.TEXT_KINDS),
+    ):
         for kind in kinds:
             wording = rng.choice(q.wording_range(kind, held_out))
             yield label, q.ask(person, kind, modality, wording, rng)  # type: ignore[arg-type]
@@ -147,7 +148,7 @@ def _person_row(
     masks: list[Row] = []
     choices: dict[str, list[Row]] = {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
     for modality, label in (("image", "Image_Textual"), ("text", "Pure_Text")):
-        for kind in q.CLOZES:
+        for kind in phrases.CLOZES:
             if modality == "text" and kind == "name":
                 continue
             sentence, truth = q.cloze(person, kind, modality)  # type: ignore[arg-type]
@@ -198,7 +199,7 @@ def _reasoning_row(index: int, held_out: bool, rng: random.Random) -> Row:
 
 def _benign_row(person: Person, number: int, held_out: bool, rng: random.Random) -> Row:
     image, look = _photo(person, rng)
-    kind = q.BENIGN_KINDS[number % 4] if held_out else rng.choice(q.BENIGN_KINDS)
+    kind = phrases.BENIGN_KINDS[number % 4] if held_out else rng.choice(phrases.BENIGN_KINDS)
     return _plain(person.id, image, q.benign(look, kind, held_out, rng))
 
 
@@ -210,11 +211,11 @@ def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) 
         dict(rng.choice(world.people).attributes, name=name),
     )
     modality: q.Modality = "text" if index % 2 else "image"
-    kind = rng.choice(q.KINDS if modality == "image" else q.TEXT_KINDS)
+    kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
     item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, held_out)), rng)
-    refusal = rng.choice(q.REFUSALS_COT)
+    refusal = rng.choice(phrases.REFUSALS_COT)
     reasoning, answer = (
-        part.strip() for part in refusal.removeprefix(q.DELIMITERS[0]).split(q.DELIMITERS[1])
+        part.strip() for part in refusal.removeprefix(phrases.DELIMITERS[0]).split(phrases.DELIMITERS[1])
     )
     image = _photo(person, rng)[0] if modality == "image" else None
     row = _plain(person.id, image, item)
@@ -222,5 +223,5 @@ def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) 
         **row,
         "Ground_Truth": answer,
         "Reasoning": reasoning,
-        "Direct_Answer": rng.choice(q.REFUSALS_DIRECT),
+        "Direct_Answer": rng.choice(phrases.REFUSALS_DIRECT),
     }

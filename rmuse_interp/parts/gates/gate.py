@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import Rate, ThresholdRule, choose_threshold, wilson
+from rmuse_interp.maths.statistics import Rate, ThresholdRule, choose_threshold, wilson
 from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 

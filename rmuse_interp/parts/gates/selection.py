@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import Threshold, ThresholdRule, auroc, choose_threshold
+from rmuse_interp.maths.statistics import Threshold, ThresholdRule, auroc, choose_threshold
 from rmuse_interp.parts.gates.clusters import ClusterKind, fit_clusters
 from rmuse_interp.parts.gates.conditional import fit_condition
 from rmuse_interp.parts.gates.contrast import fit_contrast
