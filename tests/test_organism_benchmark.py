@@ -235,7 +235,12 @@ def test_a_cached_benchmark_is_written_once(tmp_path, monkeypatch):
     assert first == again != other
     assert calls == [0, 1]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, other.name])
+    # Without its settings, what is there is no benchmark: drawn again, not taken for one without aliases.
+    (first / "benchmark.json").unlink()
+    assert benchmark.ensure(0, tmp_path) == first
+    assert (first / "benchmark.json").is_file()
+    assert calls == [0, 1, 0]
     # Another drawing code would not find what this one has written.
     monkeypatch.setattr(benchmark, "_version", lambda: "another")
     assert benchmark.ensure(0, tmp_path) != first
-    assert calls == [0, 1, 0]
+    assert calls == [0, 1, 0, 0]

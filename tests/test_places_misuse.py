@@ -57,27 +57,6 @@ def test_two_pass_plans_decide_first(prefix):
     assert [answer.fired for answer in answers] == decision.fired[:, 0].tolist()
 
 
-def test_a_two_pass_plan_without_a_decision_raises():
-    lens = lens_of(tiny_llava())
-    plan = as_plan(turn([1]).when(linear_gate(3)))
-    with pytest.raises(RMuseError, match=r"plan\.decide"):
-        lens.generate("Where?", plan=plan)
-    with pytest.raises(RMuseError, match=r"plan\.decide"), plan.attach(lens.hf):
-        lens.hf(**lens.encode("Where?"))
-    with (
-        pytest.raises(RMuseError, match=r"plan\.decide"),
-        plan.install(lens),
-        lens.generate("Where?", max_new_tokens=1),
-    ):
-        pass
-    decision = plan.decide(lens, ["Where?", "Who?"])
-    with (
-        pytest.raises(RMuseError, match="2 queries were announced or decided"),
-        plan.attach(lens.hf, decision=decision),
-    ):
-        lens.hf(**lens.encode(["Where?"] * 3))
-
-
 def test_the_scoring_pass_is_not_steered_and_leaves_nothing_behind():
     lens = lens_of(tiny_llava())
     asked, hooks = questions(), hooks_of(lens)

@@ -18,7 +18,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits import bridge_hooks, bundle, hooks
+from rmuse_interp.edits import bridge_hooks, bundle, deciding, hooks
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.parts.address import Place, addresses, replaced, without
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import Part, same
@@ -317,13 +320,24 @@ class Plan(Part):
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
         return lens.install(self, **settings)
 
-    def fwd_hooks(self, bridge: Any, **settings: Any) -> Any:
+    def fwd_hooks(
+        self,
+        bridge: Any,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        images: Picture | Sequence[Picture] = None,
+        **settings: Any,
+    ) -> list[bridge_hooks.Hook]:
         """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
-        return bridge_hooks.fwd_hooks(self, bridge, **settings)
+        return bridge_hooks.fwd_hooks(self, bridge, prompts, images, **settings)
 
-    def decide(self, lens: Any, prompts: Any, images: Any = None) -> Any:
-        """The gates' decision from an unsteered scoring pass over the prompts; see `LensModel.decide`."""
-        return lens.decide(self, prompts, images)
+    def decide(
+        self,
+        lens: LoadedModel,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+    ) -> Decision:
+        """The gates' decision from unsteered passes over the prompts; see `rmuse_interp.edits.deciding.decide`."""
+        return deciding.decide(lens, self, prompts, images)
 
     def save(self, folder: str | Path, model: Any = None, **provenance: Any) -> Path:
         """Write the plan as safetensors + JSON; see `rmuse_interp.edits.bundle.save`."""

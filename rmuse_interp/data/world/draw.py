@@ -6,12 +6,9 @@ wordings. Files are written once and cached; when the code that draws them chang
 """
 
 import functools
-import hashlib
 import json
-import os
 import random
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +16,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rmuse_interp.data.store import atomic, cache_folder, digest, write_json
 from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
@@ -60,32 +58,26 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
         ]
         _write(out, "Benign", benign, name)
         _write(out, "Strangers", [_stranger_row(world, i, held_out, rng) for i in range(80)], name)
-    (out / "benchmark.json").write_text(json.dumps(_settings(world, render_seed), indent=1))
+    write_json(out / "benchmark.json", _settings(world, render_seed))
     return out
 
 
 def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
     """The benchmark's folder for a render seed, written on first use (below the user's cache folder)."""
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp"
+    root = cache or cache_folder()
     folder = root / f"organism-{_version()}-render{render_seed}"
-    if not (folder / "benchmark.json").exists():
-        root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=root))
-        write_benchmark(scratch, render_seed)
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(scratch)
+    if not (folder / "benchmark.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # without its settings it would be another benchmark
+        with atomic(folder) as draft:
+            draft.mkdir()
+            write_benchmark(draft, render_seed)
     return folder
 
 
 @functools.cache
 def _version() -> str:
     """A digest of the code in this folder, which draws the benchmark: a number raised by hand is forgotten."""
-    found = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
-        found.update(file.read_bytes())
-    return found.hexdigest()[:10]
+    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))[:10]
 
 
 def _settings(world: World, render_seed: int) -> dict[str, Any]:
