@@ -56,7 +56,7 @@ class Explanation:
 class Operator(Part):
     """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
 
-    _public = "rmuse_interp.operators"
+    _public = "operators"
 
     @abstractmethod
     def forward(
@@ -104,7 +104,7 @@ class Edit(Part):
         RMuseError: no layers, a negative or repeated one, an unknown choice, a per-token gate above the edit.
     """
 
-    _public = "rmuse_interp"
+    _public = "edits"
     operators: Sequence[Operator]
 
     def __init__(
@@ -223,7 +223,7 @@ class Plan(Part):
         RMuseError: the same edit twice, or two edits of one name.
     """
 
-    _public = "rmuse_interp"
+    _public = "edits"
     edits: Sequence[Edit]
 
     def __init__(self, edits: Sequence[Edit], fingerprint: dict[str, Any] | None = None):
