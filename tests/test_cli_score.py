@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from misbehaving import serving
-from parquet_fixture import write_benchmark
-from test_cli import done, refused
-from tiny import tiny_llava
+from helpers.commands import done, refused
+from helpers.misbehaving import serving
+from helpers.parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 
 import rmuse_interp as rm
 from rmuse_interp.cli.score import methods_of

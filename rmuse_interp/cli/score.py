@@ -12,13 +12,14 @@ from rmuse_interp.cli import baseline, requests, support, tables, traces
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.doctor import bundles_of
+from rmuse_interp.data.store import write_json
 from rmuse_interp.evaluate.results import (
     ATTACKED,
+    SCORES,
     AttackTranscript,
     Run,
     read_run,
     read_transcripts,
-    write_scores,
 )
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def score(
                     held.transcripts, examples, lens, progress=progress, **common
                 )
             tell_fluency(scores["fluency"])
-    write_scores(run, scores)
+    write_json(run / SCORES, scores)
     from rmuse_interp.runs.run import finish
 
     finish(run)

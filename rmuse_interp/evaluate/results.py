@@ -8,13 +8,13 @@ they are, the run is finished.
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import write_json, write_text
 
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
@@ -128,6 +128,20 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
     return folder
 
 
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder can be made and written to; makes none.
+
+    Raises:
+        RMuseError: it is or lies below a file, or writing is not allowed there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
+        raise RMuseError(f"--out: required a folder, got {got}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
+
+
 def write_run(
     folder: Path,
     scores: Mapping[str, Any],
@@ -155,16 +169,10 @@ def write_run(
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
     for name in (TRACES, ATTACKED):
         (folder / name).unlink(missing_ok=True)  # those of another run
-    write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
+    write_text(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
-    write_scores(folder, scores)
-
-
-def write_scores(folder: Path, scores: Mapping[str, Any]) -> None:
-    """Writes the scores of a run folder, or writes them anew."""
-    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / SCORES, [text + "\n"])
+    write_json(folder / SCORES, scores)
 
 
 def read_run(folder: Path) -> Run:
@@ -198,18 +206,3 @@ def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Re
                     yield kind.from_json(line)
                 except RMuseError as error:
                     raise RMuseError(f"{path}, line {number}: {error}") from None
-
-
-def write_atomically(path: Path, parts: Iterable[str]) -> None:
-    """A text file that is either the old one or the whole new one, whatever happens in between."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep others from reading results
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
