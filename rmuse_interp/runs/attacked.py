@@ -21,6 +21,7 @@ from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.evaluate.results import AttackTranscript
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
+from rmuse_interp.lens.respond import Response
 from rmuse_interp.models.encoding import Conversation, Prompt
 from rmuse_interp.runs.run import UNFINISHED, Answers, Kept, Method, digest_of
 
@@ -285,9 +286,7 @@ class _Asking:
             temperature=temperature,
             seeds=[job.seed for job in batch] if temperature else (),
         )
-        rows = [
-            self._transcript(job, r.text, r.score, r.fired) for job, r in zip(batch, responses, strict=True)
-        ]
+        rows = [self._transcript(job, r) for job, r in zip(batch, responses, strict=True)]
         return Answers(list(rows), {self.method.name: time.monotonic() - began})
 
     def _picture(self, job: _Job) -> bytes | None:
@@ -295,8 +294,8 @@ class _Asking:
             return None
         return job.attack.variants(job.example, self.benchmark, self.attack_seed)[job.index].image
 
-    def _transcript(self, job: _Job, text: str, score: float | None, fired: bool | None) -> AttackTranscript:
-        asked, example = job.asked, job.example
+    def _transcript(self, job: _Job, said: Response) -> AttackTranscript:
+        asked, example, text = job.asked, job.example, said.text
         prefill = asked.prefill or ""
         own = text.removeprefix(prefill).strip() if self.benchmark.delimiters[1] in prefill else text
         parsed = parse_response(own, self.benchmark.delimiters)
@@ -311,10 +310,12 @@ class _Asking:
             answer=parsed.answer,
             expected=example.answer,
             attributes=asked.attributes,
-            gate_score=self.method.margin(job.modality, score),
-            fired=fired,
+            gate_score=said.score,
+            fired=said.fired,
             kind=example.kind,
             person=example.person,
+            margin=said.margin,
+            gate=said.gate,
             attack=job.attack.name,
             variant=asked.variant,
             sample=job.sample,
