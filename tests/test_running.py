@@ -181,28 +181,62 @@ def test_a_torn_line_is_asked_again(lens, questions, tmp_path):
     few = {"forget": questions["forget"]}
     whole = running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts
     (kept,) = (tmp_path / running.UNFINISHED).iterdir()
+    lines = kept.read_text().splitlines()
     kept.write_text(kept.read_text()[:-40])
     assert running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts == whole
-    assert all(json.loads(line) for line in kept.read_text().splitlines()[1:])
+    assert [json.loads(line)["key"] for line in kept.read_text().splitlines() if line.endswith("}")] == [
+        json.loads(line)["key"] for line in lines
+    ]
 
 
-@pytest.mark.parametrize("change", ["tokens", "plan", "questions", "model"])
-def test_kept_answers_are_never_those_of_another_run(lens, questions, plan, tmp_path, change):
+CHANGES = ["tokens", "plan", "question", "picture", "model", "dtype", "chat template", "generation settings"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kept_answers_are_never_those_of_another_run(benchmark, plan, tmp_path, monkeypatch, change):
     """What is kept is not taken up where anything differs that the answers depend on."""
-    few, settings, method = {"forget": questions["forget"][:2]}, dict(SETTINGS), Method("m", lens, plan)
-    running.run([method], few, **settings, folder=tmp_path)
-    (kept,) = (tmp_path / running.UNFINISHED).iterdir()
-    digest = kept.read_text().splitlines()[0]
+    lens = load_model(tiny.tiny_llava())
+    some = [e for e in benchmark.scoring("forget") if e.modality == "image"]
+    some, settings, method = some[:2], dict(SETTINGS), Method("m", lens, plan)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
     if change == "tokens":
         settings["max_new_tokens"] = 4
     elif change == "plan":
         method = Method("m", lens, plan.replace(**{"image.gate": contrast(0.02, 0.5)}))
-    elif change == "questions":
-        few = {"forget": questions["forget"][1:3]}
-    else:
+    elif change == "question":
+        some[1] = some[1].changed(question="Who else is this?", options=None, kind="generation")
+    elif change == "picture":
+        some[1] = some[1].changed(image=parquet_fixture.png(255))
+    elif change == "model":
         method = Method("m", load_model(tiny.tiny_llava(seed=1)), plan)
-    running.run([method], few, **settings, folder=tmp_path)
-    assert kept.read_text().splitlines()[0] != digest
+    elif change == "dtype":
+        method = Method("m", load_model(tiny.tiny_llava(), dtype="bfloat16"), plan)
+    elif change == "chat template":
+        monkeypatch.setattr(lens.processor, "chat_template", f"{lens.processor.chat_template} ")
+    else:
+        monkeypatch.setattr(lens.hf.generation_config, "repetition_penalty", 1.5)
+    asked, real = [], running._ask
+
+    def counting(method, batch, *rest):
+        asked.extend(e.id for e in batch)
+        return real(method, batch, *rest)
+
+    monkeypatch.setattr(running, "_ask", counting)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
+    assert sorted(asked) == sorted(e.id for e in some)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
+    assert sorted(asked) == sorted(e.id for e in some)
+
+
+def test_what_is_made_of_kept_responses_is_made_anew(lens, benchmark, tmp_path, monkeypatch):
+    """Attributes, answers and delimiters that were mended count, though nothing is asked again."""
+    some = [e for e in benchmark.scoring("forget") if e.modality == "text"][:2]
+    method = Method("m", lens)
+    running.run([method], {"forget": some}, **SETTINGS, folder=tmp_path)
+    monkeypatch.setattr(running, "_ask", lambda *_: pytest.fail("asked again"))
+    mended = [e.changed(answer="Lima", attributes={"city": "Lima"}) for e in some]
+    found = running.run([method], {"forget": mended}, **SETTINGS, folder=tmp_path).transcripts
+    assert {(t.expected, t.attributes["city"]) for t in found} == {("Lima", "Lima")}
 
 
 def test_methods_need_names_of_their_own(lens, questions):

@@ -14,14 +14,14 @@ from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.evaluate import answered, save_run
 from rmuse_interp.evaluate.results import SCORES, claim
+from rmuse_interp.organism import GOLD, GOLD_RATE, MODEL
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
     from rmuse_interp.lens.lens import LensModel
     from rmuse_interp.method.rmuse import RMuse
 
-MODEL, GOLD, DATA = "organism", "organism-gold", "organism"
-GOLD_RATE = 5
+DATA = "organism"
 RATES = (5, 10, 15)
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -147,7 +148,7 @@ def calibrate(
     from rmuse_interp.runs import judging
 
     if out is not None:
-        support.require_writable(out.absolute().parent)
+        require_writable(out.absolute().parent)
     found = LabelledSet.read(labelled or shipped.FILE)
     aliases, entails = implications.tables(make_world(0))
     aliases, entails = {**aliases, **found.aliases}, {**entails, **found.entails}
@@ -223,9 +224,9 @@ def _agreements(
 
 
 def _tell(found: "Agreement", where: str) -> None:
-    value, low, high = found.kappa
+    kappa = found.kappa
     support.out.print(
-        f"{escape(found.judge)} {where}: Cohen's κ {value:.3f} [{low:.3f}, {high:.3f}], "
+        f"{escape(found.judge)} {where}: Cohen's κ {kappa.value:.3f} [{kappa.low:.3f}, {kappa.high:.3f}], "
         f"n {found.n}, without a verdict {found.unjudged}",
         soft_wrap=True,
     )
@@ -233,12 +234,9 @@ def _tell(found: "Agreement", where: str) -> None:
     for heading in ("label", "precision, %", "recall, %", "judged", "labelled"):
         table.add_column(heading, justify="left" if heading == "label" else "right", no_wrap=True)
     for label, precision in found.precision.items():
-        recall = found.recall[label]
-        cells = [
-            "–" if s.value is None else f"{s.value:.1f} [{s.low:.1f}, {s.high:.1f}]"
-            for s in (precision, recall)
-        ]
-        table.add_row(label, *cells, str(precision.n), str(recall.n))
+        both = (precision, found.recall[label])
+        cells = ["–" if s is None else f"{s.value:.1f} [{s.low:.1f}, {s.high:.1f}]" for s in both]
+        table.add_row(label, *cells, *(str(s.n if s else 0) for s in both))
     support.out.print(table)
     wrong = [f"{kind} {n - right} of {n}" for kind, (right, n) in found.by_kind.items() if right < n]
     support.out.print(f"wrong by kind: {'; '.join(wrong) if wrong else 'none'}", soft_wrap=True)

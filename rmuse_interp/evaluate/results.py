@@ -7,6 +7,7 @@ they are, the run is finished.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -134,6 +135,20 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
         raise RMuseError(f"{folder} holds a finished run; choose another --out or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder can be made and written to; makes none.
+
+    Raises:
+        RMuseError: it is or lies below a file, or writing is not allowed there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
+        raise RMuseError(f"--out: required a folder, got {got}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
 
 
 def write_run(
