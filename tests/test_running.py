@@ -10,8 +10,10 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import load_model
-from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.lens.respond import verdicts
+from rmuse_interp.parts.gates import ContrastGate, LinearDiscriminantGate
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
@@ -92,19 +94,40 @@ def test_answers_are_those_of_the_model_one_by_one(lens, questions, plan):
     assert steered
 
 
-def test_gate_scores_are_margins(lens, questions, plan):
+def test_gates_are_named_and_their_scores_come_raw_and_as_margins(lens, questions, plan):
     """`(score − threshold)/scale` per kind of query: positive where the gate fired, and only there."""
     method = Method("rmuse/x", lens, plan)
     rows = running.run([method], {"forget": questions["forget"]}, **SETTINGS).transcripts
     assert {t.modality for t in rows} == {"image", "text"}
     for t in rows:
         example = next(e for e in questions["forget"] if e.id == t.id)
-        raw = lens.respond(example.prompt(), example.image, plan, max_new_tokens=1)[0].score
+        (alone,) = lens.respond(example.prompt(), example.image, plan, max_new_tokens=1)
+        raw = plan.decide(lens, example.prompt(), example.image).score[0, int(t.modality == "text")]
         threshold, scale = {"image": (0.01, 0.5), "text": (-3.0, 1.0)}[t.modality]
-        assert t.gate_score == pytest.approx((raw - threshold) / scale, abs=1e-5)
-        assert t.fired == (t.gate_score > 0)
-    assert method.margin("image", None) is None
-    assert Method("vanilla", lens).margin("image", 1.0) is None
+        assert t.gate_score == pytest.approx(raw.item(), abs=1e-5)
+        assert t.margin == pytest.approx((t.gate_score - threshold) / scale)
+        assert t.fired == (t.margin > 0)
+        assert t.gate == alone.gate == f"{t.modality}.gate"
+        assert alone.score == pytest.approx(t.gate_score, abs=1e-5)
+        assert alone.margin == pytest.approx(t.margin, abs=1e-5)
+    (ungated,) = running.run(
+        [Method("vanilla", lens)], {"forget": questions["forget"][:1]}, **SETTINGS
+    ).transcripts
+    assert (ungated.gate_score, ungated.margin, ungated.gate) == (None, None, None)
+
+
+def test_the_margin_is_that_of_the_gate_that_scored():
+    """Where the first gate had nothing to read, score, margin and name are all the second one's."""
+    text = op.Add(torch.ones(4)).at(layers=[1])
+    first, second = (
+        LinearDiscriminantGate(torch.ones(4), 0.0, 1, "last", threshold, None, scale)
+        for threshold, scale in ((5.0, 2.0), (1.0, 4.0))
+    )
+    pair = text.when(first) >> text.on("response").when(second).named("second")
+    decision = Decision(
+        torch.tensor([[False, True]]), torch.tensor([[-torch.inf, 3.0]]), torch.ones(1, 2, dtype=torch.bool)
+    )
+    assert verdicts(pair, decision, [True]) == [(True, 3.0, 0.5, "second.gate")]
 
 
 def test_a_plan_for_pictures_alone_says_nothing_of_text(lens, questions, plan):

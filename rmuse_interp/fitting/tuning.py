@@ -125,20 +125,17 @@ class Tuning:
             )
             self._keep(name, found.trials)
             if self.folder is not None:
-                found.plan.save(
-                    self.folder / "rivals" / name, self.model, rival=name, digest=self._digest(name)
-                )
+                found.plan.save(home(self.folder, name), self.model, rival=name, digest=self._digest(name))
         return found
 
     def _plan(self, name: str) -> Plan | None:
         """The plan the folder holds, if it is of this tuning."""
         if self.folder is None or not self._trials(name):
             return None
-        home = self.folder / "rivals" / name
         try:
-            record = json.loads((home / "plan.json").read_text(encoding="utf-8"))
+            record = json.loads((home(self.folder, name) / "plan.json").read_text(encoding="utf-8"))
             if record["provenance"]["digest"] == self._digest(name):
-                return Plan.load(home, self.model)
+                return Plan.load(home(self.folder, name), self.model)
         except (OSError, ValueError, KeyError, RMuseError):
             pass  # none there, damaged, or of other weights: tuned anew
         return None
@@ -184,6 +181,11 @@ class Tuning:
     def _digest(self, name: str) -> str:
         """A digest of all that the tuning of a rival depends on."""
         return digest(self._of, name, RIVALS[name].strengths)
+
+
+def home(run: Path, name: str) -> Path:
+    """Where a run folder keeps the plan of a tuned rival."""
+    return run / "rivals" / name
 
 
 def _best(trials: Mapping[Modality, Sequence[Trial]]) -> dict[Modality, Trial]:

@@ -72,11 +72,6 @@ class Method:
                     found.setdefault(modality, edit.gate)
         return found
 
-    def margin(self, modality: str, score: float | None) -> float | None:
-        """`(score − threshold)/scale` of the gate for this kind of query: what the gates of all kinds share."""
-        gate = self.gates.get(modality)
-        return None if score is None or gate is None else (score - gate.threshold) / gate.scale
-
 
 def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Example]]) -> list[str]:
     """A line per method and kind of query that its plan has no edit for: such queries are answered as they are."""
@@ -92,7 +87,7 @@ def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Exampl
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run gave: transcripts (their ``gate_score`` is the gate's margin), seconds by method, steering traces."""
+    """What a run gave: transcripts, seconds by method, steering traces."""
 
     transcripts: list[Transcript]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -200,8 +195,8 @@ def run(
                 responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
                 seconds[method.name] += took
                 for e, r in zip(batch, responses, strict=True):
-                    margin = method.margin(e.modality, r.score)
-                    transcripts.append(transcribe(e, method.name, r.text, delimiters, margin, r.fired))
+                    gated = (r.score, r.fired, r.margin, r.gate)
+                    transcripts.append(transcribe(e, method.name, r.text, delimiters, *gated))
                     if r.trace is not None:
                         steered[method.name, e.id] = r.trace
                 advance(len(batch))
@@ -254,8 +249,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """The scores of a run (schema ``rmuse-scores/1``).
 
-    Gate scores are margins, so a gate's ``threshold`` is 0 in their units; the gate's own score, threshold and
-    scale stand beside it under ``gate → NAME → by_modality → image|text → own``.
+    Gates are compared by their margins, so a gate's ``threshold`` is 0 there; its own threshold and scale stand
+    beside it under ``gate → NAME → by_modality → image|text → own``.
 
     Args:
         methods: those of the run.
