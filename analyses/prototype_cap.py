@@ -3,9 +3,9 @@
     python analyses/prototype_cap.py --model organism --data organism --forget 5 --out results/
 
 Writes `prototype_cap.json`, which `figures/prototype_cap.py` draws. The plan is `calibrated` as it is fitted; each cap
-replaces the prototypes of every transport by the medoids of as many clusters, under the angle, and their steps go with
-them. Nothing else changes: neither gates nor blocks, and nothing is tuned again. A small benchmark has some thousand
-states per block; a cap that costs nothing makes bundles and steering as much cheaper.
+thins the prototypes of every transport, step by step (`Transport.capped`). Nothing else changes: neither gates nor
+blocks, and nothing is tuned again. A small benchmark has some thousand states per block; a cap that costs nothing makes
+bundles and steering as much cheaper.
 """
 
 import sys

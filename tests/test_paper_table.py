@@ -151,10 +151,9 @@ def test_questions_are_put_as_mllmu_bench_puts_them(data, finished):
         "Where does this person live?\nAnswer the question based on your trained knowledge in one sentence "
     )
     (said,) = lens.respond([asked + "accurately in ENGLISH."], [example.image], max_new_tokens=6)
-    kept = finished[0] / "paper_table" / "answers" / "5-short" / running.UNFINISHED / "vanilla--forget.jsonl"
-    rows = [t for line in kept.read_text().splitlines()[1:] for t in json.loads(line)["transcripts"]]
-    (mine,) = [t for t in rows if t["id"] == example.id]
-    assert mine["response"] == said.text
+    kept = finished[0] / "paper_table" / "answers" / "5-short" / running.UNFINISHED / "vanilla.jsonl"
+    kept = [json.loads(line)["value"]["responses"] for line in kept.read_text().splitlines()]
+    assert said.text in [one["text"] for batch in kept for one in batch]
     (row,) = [
         r
         for r in cell(json.loads((finished[0] / "paper_table.json").read_text()), 5, "vanilla")["rows"]

@@ -78,6 +78,7 @@ def demo(
     )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
+    scores["provenance"] = support.provenance(MODEL, DATA, limit=limit, seed=seed)
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
     save_run(out, scores, answers, overwrite)
     figures = before_after.save(scores, out)

@@ -28,14 +28,8 @@ SHOWN = 20
 app = typer.Typer(
     cls=Helpful, help="Judges of leaks and chains.", rich_markup_mode=None, pretty_exceptions_enable=False
 )
-Name = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        metavar="J",
-        help="rules, openai:MODEL (any compatible server) or local:PATH (transformers).",
-    ),
-]
+NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
+Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[
     str | None,
     typer.Option(

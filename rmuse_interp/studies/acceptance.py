@@ -239,11 +239,11 @@ def _of(metric: Metric) -> Record:
 
 def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     """Margins of the gates on unseen queries, forget and test against all others."""
-    rows = [t for cell in cells for t in cell.of(OURS, TO_STEER | NOT_TO_STEER) if t.gate_score is not None]
+    rows = [t for cell in cells for t in cell.of(OURS, TO_STEER | NOT_TO_STEER) if t.margin is not None]
     sides = [[t for t in rows if (t.split in TO_STEER) is side] for side in (True, False)]
     if not all(sides):
         return {}
-    mine, rest = ([float(t.gate_score or 0) for t in side] for side in sides)
+    mine, rest = ([float(t.margin or 0) for t in side] for side in sides)
     people, others = ([t.person or t.id for t in side] for side in sides)
     area = auroc_clustered(mine, rest, people, others, seed=seed)
     alarms = choose_threshold(mine, rest, "target_tpr", 0.99).fpr

@@ -2,17 +2,13 @@
 
 import argparse
 import time
-from typing import TypeVar
 
 from rich.console import Console
 from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.maths.sphere import unit
-from rmuse_interp.maths.transport import k_medoids
-from rmuse_interp.operators import Operator
-from rmuse_interp.parts.part import to_record
+from rmuse_interp.operators import Transport
 from rmuse_interp.runs.run import Method, choose
 from rmuse_interp.studies.common import (
     Record,
@@ -21,7 +17,6 @@ from rmuse_interp.studies.common import (
     opened,
     operators_of,
     provenance,
-    rebuilt,
     rows_of,
 )
 from rmuse_interp.studies.fits import evidence_of, preset_of
@@ -30,7 +25,6 @@ SCHEMA = "rmuse-prototype-cap/1"
 STEM = "prototype_cap"
 CAPS = (8, 16, 32, 64, 128, 256, 512)
 SPLITS_ASKED = ("forget", "test", "retain_test")
-OperatorT = TypeVar("OperatorT", bound=Operator)
 
 
 def run(given: argparse.Namespace) -> Record:
@@ -71,13 +65,13 @@ def run(given: argparse.Namespace) -> Record:
     }
 
 
-def transports(plan: Plan) -> Record:
+def transports(plan: Plan) -> dict[str, Transport]:
     """The operators of a plan that move states to prototypes, by address.
 
     Raises:
         RMuseError: a plan without any.
     """
-    found = {address: one for address, one in operators_of(plan).items() if hasattr(one, "points")}
+    found = {address: one for address, one in operators_of(plan).items() if isinstance(one, Transport)}
     if not found:
         raise RMuseError("a plan with a transport to prototypes was required, got none; cap `calibrated`")
     return found
@@ -90,17 +84,7 @@ def counts(plan: Plan) -> dict[str, int]:
 
 def capped(plan: Plan, cap: int, seed: int = 0) -> Plan:
     """The same plan with at most `cap` prototypes in each transport."""
-    return plan.replace(**{address: fewer(one, cap, seed) for address, one in transports(plan).items()})
-
-
-def fewer(transport: OperatorT, cap: int, seed: int) -> OperatorT:
-    """The transport with the medoids of its prototypes; each keeps its own labels, its step first of all."""
-    own = {name: held for name, held in to_record(transport)[1].items() if "." not in name}
-    total = len(own["points"])
-    if total <= cap:
-        return transport
-    kept = k_medoids(unit(own["points"].double()), cap, seed)
-    return rebuilt(transport, **{name: held[kept] for name, held in own.items() if len(held) == total})
+    return plan.replace(**{address: one.capped(cap, seed) for address, one in transports(plan).items()})
 
 
 def show(record: Record) -> None:
