@@ -26,13 +26,13 @@ RATES = (5, 10, 15)
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all that is written.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write everything to.")] = Path(
         "results/demo"
     ),
     forget: Annotated[
-        int, typer.Option("--forget", help="Percent of the people to forget: 5, 10 or 15.")
+        int, typer.Option("--forget", help="Percentage of the people to forget: 5, 10 or 15.")
     ] = 5,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 45,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of questions per split.")] = 45,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
     max_new_tokens: o.MaxNewTokens = 48,
@@ -42,7 +42,10 @@ def demo(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit both presets on the shipped model, and show what it says before and after, beside the gold standard."""
+    """Fit both presets to the small model that comes along, and show what it says before and after.
+
+    Beside them stands the gold standard, a model that never knew the people to forget.
+    """
     if forget not in RATES:
         raise RMuseError(f"--forget: required one of {', '.join(map(str, RATES))}, got {forget}")
     support.require_free(out, SCORES, "a finished run", overwrite)
