@@ -47,7 +47,13 @@ def run_of(model, data):
 
 def test_help_names_every_command():
     shown = done("--help").stdout
-    assert all(name in shown for name in ("demo", "fit", "generate", "eval", "info", "doctor", "organism"))
+    rows = re.findall(r"^(?:  ([a-z]+)  .*|([A-Z][a-z ]+):.*)$", shown, flags=re.M)
+    listed = " ".join(name or heading for name, heading in rows)
+    assert listed.endswith(
+        "Look demo generate info doctor Make a model forget fit forget restore Measure eval score "
+        "Material data judge baseline organism"
+    )
+    assert "...\n" not in shown.partition("Look:")[2]  # whole sentences
     assert done().stdout == shown
     assert all(name in done("organism").stdout for name in ("train", "benchmark", "check"))
     assert done("--version").stdout.strip() == rmuse_interp.__version__
@@ -123,8 +129,8 @@ def test_eval_writes_a_run(bundles, run_of, tmp_path, model):
         assert all({"auroc", "threshold"} <= set(part) for part in gate["by_modality"].values())
     assert {(t.method, t.split) for t in found.transcripts} == {(n, s) for n in names for s in SPLITS}
     for t in found.transcripts:
-        assert (t.gate_score is None) == (t.fired is None) == (t.method == "vanilla")
-        assert t.fired is None or t.fired == (t.gate_score > 0)
+        assert (t.gate is None) == (t.gate_score is None) == (t.fired is None) == (t.method == "vanilla")
+        assert t.fired is None or t.fired == (t.margin > 0)
     keys = {
         "id",
         "method",

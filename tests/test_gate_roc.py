@@ -11,10 +11,11 @@ import pytest
 from helpers.tiny import tiny_llava
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from analyses import gate_roc as analysis
+from analyses import gate_roc as script
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
 from rmuse_interp.maths.statistics import wilson
+from rmuse_interp.studies import gate_roc as analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,7 +41,7 @@ def curve_of(hits, rest, **settings):
 @pytest.mark.parametrize("digits", [None, 0])  # distinct scores, and scores with ties
 def test_the_curve_and_its_area_are_those_of_scikit_learn(digits):
     hits, rest = scores(0, digits=digits)
-    mine = curve_of(hits, rest, resamples=10)
+    mine = curve_of(hits, rest)
     truth, values = [1] * len(hits) + [0] * len(rest), np.concatenate([hits, rest])
     fpr, tpr, _ = roc_curve(truth, values, drop_intermediate=False)
     assert np.allclose(mine.fpr, fpr)
@@ -84,7 +85,7 @@ def test_intervals_cover_the_true_area():
     """Of normal scores 1.5 apart the area is Φ(1.5/√2)."""
     true, hits = 0.8555778, 0
     for seed in range(100):
-        low, high = curve_of(*scores(seed, 40, 60), resamples=200, seed=seed).auroc_interval
+        low, high = curve_of(*scores(seed, 40, 60), seed=seed).auroc_interval
         hits += low <= true <= high
     assert 90 <= hits <= 100
 
@@ -122,7 +123,7 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out, "--fits", str(out / "fits"))) == 0
+    assert script.main(arguments(data, out, "--fits", str(out / "fits"))) == 0
     return out, json.loads((out / "gate_roc.json").read_text())
 
 
@@ -186,26 +187,26 @@ def test_what_was_fitted_is_taken_up_and_gives_the_same_record(results, data, tm
     assert len(list(fits.iterdir())) == 1
     held = {p: p.stat().st_mtime_ns for p in fits.rglob("*") if p.is_file()}
     again, fresh, other = (tmp_path / name for name in ("again", "fresh", "other"))
-    assert analysis.main(arguments(data, again, "--fits", str(fits))) == 0
+    assert script.main(arguments(data, again, "--fits", str(fits))) == 0
     assert {p: p.stat().st_mtime_ns for p in fits.rglob("*") if p.is_file()} == held
-    assert analysis.main(arguments(data, fresh)) == 0
+    assert script.main(arguments(data, fresh)) == 0
     for folder in (again, fresh):
         assert json.loads((folder / "gate_roc.json").read_text())["rows"] == record["rows"]
-    assert analysis.main([*arguments(data, other, "--fits", str(fits)), "--seed", "1"]) == 0
+    assert script.main([*arguments(data, other, "--fits", str(fits)), "--seed", "1"]) == 0
     assert len(list(fits.iterdir())) == 2  # another seed is another fit
 
 
 def test_a_bundle_brings_its_own_gates(results, data, tmp_path, capsys):
     out, record = results
     (bundle,) = (out / "fits").glob("*/paper")
-    assert analysis.main(arguments(data, tmp_path, "--bundle", str(bundle))) == 0
+    assert script.main(arguments(data, tmp_path, "--bundle", str(bundle))) == 0
     rows = json.loads((tmp_path / "gate_roc.json").read_text())["rows"]
     theirs = {(r["gate"], r["modality"]): r for r in record["rows"]}
     assert {(r["gate"], r["modality"]) for r in rows} == {("paper", "image"), ("paper", "text")}
     for row in rows:
         assert row["auroc"] == theirs[row["gate"], row["modality"]]["auroc"]
     capsys.readouterr()
-    assert analysis.main([*arguments(data, tmp_path, "--bundle", str(bundle)), "--forget", "5"]) == 2
+    assert script.main([*arguments(data, tmp_path, "--bundle", str(bundle)), "--forget", "5"]) == 2
     assert "add --forget 10" in capsys.readouterr().err
 
 

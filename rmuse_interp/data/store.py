@@ -3,23 +3,26 @@
 Everything in the package that writes a result, or takes up an earlier one, does it through here.
 """
 
+import functools
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmuse_interp import RMuseError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -185,6 +188,14 @@ class Store:
                 self._torn = False
             self._lines[name] = line
 
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What was put under a key, else what `make` gives (plain JSON), put now."""
+        found: T | None = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, found)
+        return found
+
     def drop_tensors(self, key: object) -> None:
         """Delete the tensors of a result; the result itself stays."""
         name = digest(self._of, key)
@@ -201,7 +212,8 @@ def digest(*of: object) -> str:
     """A canonical digest (32 hex digits): equal for equal values, whatever the order of mappings and sets.
 
     Args:
-        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses, and mappings, sets and sequences of them.
+        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses (of fields that are compared), and mappings,
+            sets and sequences of them.
 
     Raises:
         TypeError: anything else, as its text may change from run to run.
@@ -212,6 +224,13 @@ def digest(*of: object) -> str:
     False
     """
     return hashlib.sha256(_canonical(of)).hexdigest()[:32]
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of the package's own code: what it fits by other code is another thing."""
+    root = Path(__file__).resolve().parents[1]
+    return digest({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.py")})
 
 
 def digest_of_file(path: Path) -> str:
@@ -242,7 +261,7 @@ def _canonical(value: object) -> bytes:
         kind, content = "sequence", b"".join(map(_hashed, value))
     elif is_dataclass(value) and not isinstance(value, type):
         kind = f"dataclass {type(value).__name__}"
-        content = _hashed({f.name: getattr(value, f.name) for f in fields(value)})
+        content = _hashed({f.name: getattr(value, f.name) for f in fields(value) if f.compare})
     else:
         kind, content = _of_tensor(value)
     return f"{kind}:{len(content)}:".encode() + content

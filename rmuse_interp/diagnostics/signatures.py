@@ -151,7 +151,7 @@ def over_steering(case: Case) -> Finding:
         evidence,
         "the gate lets others' questions through, and the edit is strong enough to change them, inside the RRS too "
         "where it is not protected",
-        "a threshold by target_fpr (gate.calibrate(..., rule='target_fpr', level=0.01)), .protecting(rrs), a smaller "
+        "a threshold by target_fpr (gate.calibrate(..., rule='target_fpr', level=0.01)), .keeping(rrs), a smaller "
         "fraction or fewer blocks",
         missing,
     )
@@ -180,9 +180,7 @@ def dead_gate(case: Case) -> Finding:
                 causes.append(f"never fires on {modality} questions")
             if not due and rate.low > 1 - DEAD:
                 causes.append(f"always fires on {modality} questions")
-    margins = sorted(
-        t.gate_score for t in case.answers if t.gate_score is not None and math.isfinite(t.gate_score)
-    )
+    margins = sorted(t.margin for t in case.answers if t.margin is not None and math.isfinite(t.margin))
     if margins:
         evidence += [
             Figure(f"{which} margin of the gate", value, n=len(margins))

@@ -1,7 +1,7 @@
 """Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and where it belongs. No pickle."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.parts.part import from_record, to_record
 
-SCHEMA: Final = "rmuse-plan/1"
+SCHEMA: Final = "rmuse-plan/2"
 
 
 def save(
@@ -48,12 +48,14 @@ def save(
     return path
 
 
-def load(folder: str | Path, model: Any = None) -> Sentence:
+def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> Sentence:
     """The plan that `save` wrote.
 
     Args:
         folder: the bundle.
         model: the `LensModel` to run it on; checked against the bundle's fingerprint and layers.
+        allow: modules, by their exact names, whose own operators, gates and other parts may be loaded beside those
+            of rmuse_interp. They get imported: name only modules that you trust.
 
     Raises:
         RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
@@ -71,10 +73,13 @@ def load(folder: str | Path, model: Any = None) -> Sentence:
         raise RMuseError(f"the bundle in {path} cannot be read ({error}): save it again") from error
     found = record.get("schema") if isinstance(record, dict) else None
     if found != SCHEMA:
-        raise RMuseError(f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}: save it again")
+        raise RMuseError(
+            f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}, of another version: "
+            f"fit it again, with `rmuse fit --out {path}` or `plan.save`"
+        )
     if model is not None:
         model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
-    plan = from_record(record["plan"], tensors)
+    plan = from_record(record["plan"], tensors, allow)
     if not isinstance(plan, Sentence):
         raise RMuseError(
             f"a plan was required, {path} holds a {type(plan).__name__}: save plans with plan.save"

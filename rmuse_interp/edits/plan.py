@@ -1,6 +1,6 @@
 """The edit algebra: operators placed, gated and chained; a plan is a value that one prints, edits and saves.
 
-    steer = op.SlerpToward(v, angle=acs).protecting(rrs)
+    steer = op.SlerpToward(v, angle=acs).keeping(rrs, "rotation")
     edit = steer.at(layers=[12, 13]).on("generated").given("image").when(gate).named("pictures")
     plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
@@ -22,7 +22,7 @@ from rmuse_interp.edits import bridge_hooks, bundle, deciding, hooks
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.models.encoding import Picture, Prompt
 from rmuse_interp.models.loaded import LoadedModel
-from rmuse_interp.parts.address import Place, arguments_of, inside, match, rebuilt
+from rmuse_interp.parts.address import Place, addresses, replaced, without
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import Part, same
 from rmuse_interp.parts.subspace import Subspace
@@ -32,6 +32,8 @@ Tokens = Literal["generated", "prompt_end", "prompt", "response", "all"]
 `all`: all but image tokens and padding."""
 Modality = Literal["image", "text"]
 """Rows with an image, or without one."""
+Kept = Literal["direction", "rotation"]
+"""What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
 Per = Literal["query", "token"]
 """A gate decides once per query, from its read-out, or for each token from that token's own state."""
 
@@ -56,6 +58,8 @@ class Explanation:
 class Operator(Part):
     """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
 
+    _public = "operators"
+
     @abstractmethod
     def forward(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
@@ -78,9 +82,21 @@ class Operator(Part):
         """The edit that applies this operator to the outputs of decoder blocks `layers` (0-based)."""
         return layerwise(dict.fromkeys(layers, self))
 
-    def protecting(self, rrs: Subspace) -> "Operator":
-        """The same operator acting only inside the complement of the RRS: `P_rrs h` is kept (repair D5)."""
-        raise RMuseError(f"{type(self).__name__} has no protected form; steer with SlerpToward or Transport")
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Operator":
+        """The same operator with the RRS kept: cleared from its directions, or acting inside the complement only.
+
+        Args:
+            rrs: the subspace to keep.
+            what: `direction` clears the direction steered to and rotates the whole state (eq. 4.10); `rotation` leaves
+                `P_rrs h` as it is (repair D5).
+
+        Raises:
+            RMuseError: an operator without that form.
+        """
+        raise RMuseError(
+            f"{type(self).__name__} has no form that keeps the RRS by its {what}; steer with SlerpToward, or with "
+            'Transport and "rotation"'
+        )
 
 
 class Edit(Part):
@@ -102,7 +118,8 @@ class Edit(Part):
         RMuseError: no layers, a negative or repeated one, an unknown choice, a per-token gate above the edit.
     """
 
-    operators: nn.ModuleList
+    _public = "edits"
+    operators: Sequence[Operator]
 
     def __init__(
         self,
@@ -147,22 +164,30 @@ class Edit(Part):
 
     def on(self, tokens: Tokens) -> "Edit":
         """The same edit on other tokens: `generated`, `prompt_end`, `prompt`, `response` or `all`."""
-        return self._with(tokens=tokens)
+        return self.changed(tokens=tokens)
 
     def given(self, modality: Modality | None) -> "Edit":
         """The same edit for rows with an image (`image`) or without (`text`) only."""
-        return self._with(modality=modality)
+        return self.changed(modality=modality)
 
     def when(self, gate: Gate | None, per: Per = "query") -> "Edit":
         """The same edit where `gate` fires only, decided per query (and remembered) or per token."""
-        return self._with(gate=gate, per=per)
+        return self.changed(gate=gate, per=per)
 
     def named(self, name: str) -> "Edit":
         """The same edit under a name, for `without`, `replace` and ``print``."""
-        return self._with(name=name)
+        return self.changed(name=name)
 
-    def _with(self, **changes: Any) -> "Edit":
-        return Edit(**{**arguments_of(self), **changes})
+    def lacking(self, child: Part) -> "Edit | None":
+        """The edit without an operator and the layers it acts on; None where it is the only one."""
+        kept = [
+            (one, group) for one, group in zip(self.operators, self.groups, strict=True) if one is not child
+        ]
+        if len(kept) == len(self.operators):
+            return self
+        return (
+            self.changed(operators=[one for one, _ in kept], groups=[at for _, at in kept]) if kept else None
+        )
 
     @property
     def layers(self) -> list[int]:
@@ -173,7 +198,7 @@ class Edit(Part):
         """The operator that edits the output of decoder block `layer`, or None."""
         for operator, group in zip(self.operators, self.groups, strict=True):
             if layer in group:
-                return operator  # type: ignore[return-value]  # a ModuleList forgets what it holds
+                return operator
         return None
 
     def __rshift__(self, other: "Edit | Plan") -> "Plan":
@@ -193,7 +218,7 @@ class Edit(Part):
         if self.gate is not None:
             gate = f", {'where' if self.per == 'token' else 'if'} {self.gate.describe()} fires"
         acts = "; ".join(
-            f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"  # type: ignore[operator]
+            f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"
             for operator, group in zip(self.operators, self.groups, strict=True)
         )
         return f"{'' if self.name is None else self.name + ': '}on {where}{rows}{gate}: {acts}"
@@ -212,7 +237,8 @@ class Plan(Part):
         RMuseError: the same edit twice, or two edits of one name.
     """
 
-    edits: nn.ModuleList
+    _public = "edits"
+    edits: Sequence[Edit]
 
     def __init__(self, edits: Sequence[Edit], fingerprint: dict[str, Any] | None = None):
         super().__init__()
@@ -236,13 +262,13 @@ class Plan(Part):
         return Plan(list(self), lens.fingerprint.as_record())
 
     def __iter__(self) -> Iterator[Edit]:
-        return iter(self.edits)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+        return iter(self.edits)
 
     def __len__(self) -> int:
         return len(self.edits)
 
     def __getitem__(self, index: int) -> Edit:
-        return self.edits[index]  # type: ignore[return-value]
+        return self.edits[index]
 
     @property
     def layers(self) -> list[int]:
@@ -272,38 +298,27 @@ class Plan(Part):
             gate.prefix is None and gate.readout != "draft" and gate.layer <= lowest for gate in queries
         )
 
-    def without(self, name: str) -> "Plan":
-        """The plan without an edit, a gate or another optional part, addressed by name.
+    @property
+    def addresses(self) -> dict[str, Place]:
+        """All that `without` and `replace` can name, by full address."""
+        return addresses(list(self))
+
+    def without(self, what: str | type[Part]) -> "Plan":
+        """The plan without an edit, a gate or another optional part, or without every part of a type.
 
         Args:
-            name: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), or a
-                pattern with `*`, which takes every match (`*.gate`).
+            what: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), a pattern
+                with `*` (`*.rrs`), or a class (`op.SlerpToward`). A pattern and a class take every match that is not
+                required where it stands; an operator goes with its layers, and with its edit where it is the only one.
 
         Raises:
             RMuseError: an unknown or ambiguous name (the names there are get listed), or a part that is required.
         """
-        return self._rewritten({name: None})
+        return Plan(without(list(self), what), self.fingerprint)
 
     def replace(self, **parts: Any) -> "Plan":
         """The plan with named parts exchanged (see `without`): ``plan.replace(gate=g)``, ``replace(**{"a.gate": g})``."""
-        return self._rewritten(parts)
-
-    def _rewritten(self, changes: Mapping[str, Any]) -> "Plan":
-        edits: list[Edit] = list(self)
-        for name, value in changes.items():
-            addresses: dict[str, Place] = {}
-            for i, edit in enumerate(edits):
-                label = f"edit{i}" if edit.name is None else edit.name
-                there = [((), edit), *inside(edit)]
-                addresses |= {".".join([label, *path]): (i, path, part) for path, part in there}
-            for i, path in sorted({place[:2] for place in match(name, addresses)}, reverse=True):
-                if path:
-                    edits[i] = cast(Edit, rebuilt(edits[i], path, value))
-                elif value is None:
-                    del edits[i]
-                else:
-                    edits[i] = value
-        return Plan(edits, self.fingerprint)
+        return Plan(replaced(list(self), parts), self.fingerprint)
 
     def describe(self) -> str:
         """The sentences that ``print`` shows, one line per edit."""
@@ -343,9 +358,9 @@ class Plan(Part):
         return bundle.save(self, folder, model, provenance)
 
     @staticmethod
-    def load(folder: str | Path, model: Any = None) -> "Plan":
+    def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "Plan":
         """The plan that `save` wrote, checked against `model` if given; see `rmuse_interp.edits.bundle.load`."""
-        return cast(Plan, bundle.load(folder, model))
+        return cast(Plan, bundle.load(folder, model, allow))
 
 
 def as_plan(expression: object) -> Plan:

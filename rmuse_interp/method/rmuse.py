@@ -27,7 +27,16 @@ from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
-from rmuse_interp.parts.gates import Gate, GateSelection, GateStates, Readout, RRSAlignmentGate, select_gate
+from rmuse_interp.parts.gates import (
+    GATE_KINDS,
+    Gate,
+    GateKind,
+    GateSelection,
+    GateStates,
+    Readout,
+    RRSAlignmentGate,
+    select_gate,
+)
 from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
@@ -36,7 +45,7 @@ from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
-SCHEMA: Final = "rmuse-bundle/1"
+SCHEMA: Final = "rmuse-bundle/2"
 
 ENERGY: Final = 0.8
 """η of eq. 4.4, the paper's."""
@@ -135,8 +144,13 @@ class RMuse:
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None) -> "RMuse":
+    def load(cls, folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "RMuse":
         """The bundle that `save` wrote, checked against `model` if given.
+
+        Args:
+            folder: the bundle.
+            model: the `LensModel` to run it on.
+            allow: modules whose own parts may be loaded; see `Plan.load`.
 
         Raises:
             RMuseError: no bundle there, another schema, or one fitted on another model (says what differs).
@@ -150,10 +164,15 @@ class RMuse:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA:
             raise RMuseError(
-                f"{file}: required schema {SCHEMA!r}, got {record.get('schema')!r}; fit it again"
+                f"a bundle of schema {SCHEMA} was required, {file} holds {record.get('schema')!r}, of another version: "
+                f"fit it again, with `rmuse fit --out {path}`"
             )
-        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"))
-        return cls(Plan.load(path, model), subspaces, record["report"])  # type: ignore[arg-type]
+        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"), allow)
+        if not isinstance(subspaces, Subspaces):
+            raise RMuseError(
+                f"subspaces were required in {file}, got {type(subspaces).__name__}: fit it again"
+            )
+        return cls(Plan.load(path, model, allow), subspaces, record["report"])
 
 
 def middle_third(n_layers: int) -> list[int]:
@@ -245,7 +264,7 @@ def paper_edit(
             groups += [f"{span}-{evidence.refused_with[i]}" for i in evidence.refusal[span].ids]
         prototypes = Prototypes.pooled(torch.cat(states), groups)
         turn = op.SlerpToward(unlearning.direction, ACS(prototypes, "frechet"), signed=True)
-        steer[layer] = turn.shielding(retain.subspace)
+        steer[layer] = turn.keeping(retain.subspace, "direction")
     gate = paper_gate(evidence, {layer: pair[1] for layer, pair in fitted.items()}, prefix)
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, {layer: fitted[layer] for layer in layers})
@@ -271,9 +290,9 @@ def gate_candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]
     return candidates
 
 
-def calibrated_gate(evidence: Evidence) -> GateSelection:
+def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) -> GateSelection:
     """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
-    return select_gate(gate_candidates(evidence))
+    return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
@@ -308,7 +327,7 @@ def calibrated_edit(
     fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
     for layer, (unlearning, retain) in fitted.items():
-        steer[layer] = target(evidence, layer, unlearning).protecting(retain.subspace)
+        steer[layer] = target(evidence, layer, unlearning).keeping(retain.subspace, "rotation")
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 
@@ -321,8 +340,8 @@ def together(parts: Sequence[tuple[Edit, Subspaces]], report: dict[str, Any]) ->
     unlearning: dict[str, UnlearningSubspace] = {}
     retain: dict[str, RetainSubspace] = {}
     for _, subspaces in parts:
-        unlearning |= dict(subspaces.unlearning.items())  # type: ignore[operator,arg-type,union-attr]
-        retain |= dict(subspaces.retain.items())  # type: ignore[operator,arg-type,union-attr]
+        unlearning |= dict(subspaces.unlearning.items())
+        retain |= dict(subspaces.retain.items())
     return RMuse(plan, Subspaces(unlearning, retain), report)
 
 
