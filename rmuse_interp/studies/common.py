@@ -23,21 +23,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError, __version__
-from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
+from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.store import write_json, write_text
-from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.edits.plan import Edit, Modality
 from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.maths.statistics import Rate, wilson
+from rmuse_interp.maths.statistics import Rate
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.runs.run import Answers, Method, finish, probe, scores_of
+from rmuse_interp.runs.run import Answers, Method, finish, probe
 from rmuse_interp.runs.run import run as ask
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
-REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
-"""Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
 Record = dict[str, Any]
 
 
@@ -240,44 +238,6 @@ def steering(edit: Edit) -> dict[int, Operator]:
     """Block → the operator that edits its output."""
     found = {layer: edit.operator_at(layer) for layer in edit.layers}
     return {layer: operator for layer, operator in found.items() if operator is not None}
-
-
-def operators_of(plan: Plan) -> dict[str, Operator]:
-    """Address → operator, as `Plan.replace` takes them: a pattern such as ``*.operator*`` would match their parts too."""
-    found: dict[str, Operator] = {}
-    for i, edit in enumerate(plan):
-        label = f"edit{i}" if edit.name is None else edit.name
-        operators = [o for o in edit.operators if isinstance(o, Operator)]
-        found |= {f"{label}.operator{'' if len(operators) == 1 else j}": o for j, o in enumerate(operators)}
-    return found
-
-
-def rows_of(
-    methods: Sequence[Method], answers: Answers, benchmark: Benchmark, lens: LensModel, seed: int = 0
-) -> list[Record]:
-    """One row per method and split: `REPORTED` metrics, each ``{value, low, high, n}`` in percent (None where undefined).
-
-    ``fire_rate`` is the share of queries that a gate let be steered, with a Wilson interval; a plan without gates
-    steers all (``gated`` is False), a method without a plan has None.
-    """
-    scores = scores_of(methods, answers, benchmark, lens, seed=seed)
-    found = []
-    for method in methods:
-        for split in SPLITS:
-            rows = [t for t in answers.transcripts if (t.method, t.split) == (method.name, split)]
-            if not rows:
-                continue
-            values, spans = (scores[key][method.name][split] for key in ("methods", "intervals"))
-            row: Record = {"method": method.name, "split": split, "n": len(rows), "gated": bool(method.gates)}
-            for name in REPORTED:
-                row[name] = None if values[name] is None else {"value": values[name], **spans[name]}
-            steered = [method.plan is not None and t.fired is not False for t in rows]
-            rate = percent(wilson(sum(steered), len(rows)))
-            if method.plan is not None and not method.gates:
-                rate["low"] = 100.0  # by construction, not by counting
-            row["fire_rate"] = None if method.plan is None else rate
-            found.append(row)
-    return found
 
 
 def percent(rate: Rate) -> Record:

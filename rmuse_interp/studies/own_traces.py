@@ -16,7 +16,6 @@ from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, templa
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
 from rmuse_interp.studies.common import (
-    REPORTED,
     Record,
     answered,
     bars,
@@ -24,6 +23,7 @@ from rmuse_interp.studies.common import (
     provenance,
     short,
 )
+from rmuse_interp.studies.variants import REPORTED
 
 SCHEMA = "rmuse-own-traces/1"
 STEM = "own_traces"

@@ -8,24 +8,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from rmuse_interp.data import SPLITS, Benchmark, Example
+from rmuse_interp.data import SPLITS, Example
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.runs.run import Answers, Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    rows_of,
-    short,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.common import Record, answered, bars, opened, provenance, short
 from rmuse_interp.studies.gated import Gates, composed, curve, fires, gates_of, probes, rate, scored
+from rmuse_interp.studies.variants import Questions, World, rows_of
 
-SCHEMA = "rmuse-threshold-sweep/1"
-STEM = "threshold_sweep"
 TAUS = tuple(round(0.02 * i, 2) for i in range(51))
 LITERAL = "literal"
 
@@ -41,19 +30,19 @@ def run(given: argparse.Namespace) -> Record:
     known = choose(benchmark, max(given.limit, given.queries), given.seed)
     began = time.monotonic()
     with bars() as progress:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
-        learned, chosen = gates_of(evidence, given.seed)
+        world = World(given, lens, benchmark, progress)
+        fitted = world.preset("paper")
+        learned, chosen = gates_of(world.evidence, given.seed)
         gates: Gates = {LITERAL: fitted.gates, **learned}
         plan = fitted.plan
         methods = [Method("vanilla", lens), Method("open", lens, plan.without("*.gate"))]
-        answers = answered(given, STEM, methods, asked, benchmark, progress)
+        answers = answered(given, "threshold_sweep", methods, asked, benchmark, progress)
         literal = probes(fitted, {LITERAL: fitted.gates})
         # Over the questions answered by themselves: their batches, so their scores to the bit.
         own = scored(lens, literal, flat(asked), given.batch_size)[LITERAL]
         scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, progress)
     return {
-        "schema": SCHEMA,
+        "schema": "rmuse-threshold-sweep/1",
         "provenance": provenance(
             given,
             lens,
@@ -64,12 +53,12 @@ def run(given: argparse.Namespace) -> Record:
         ),
         "tau": short(-next(iter(fitted.gates.values())).threshold),
         "alignment": [alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
-        "sweep": sweep(plan, lens, benchmark, known, asked, scores[LITERAL], own, answers, given.seed),
+        "sweep": sweep(world, plan, known, asked, scores[LITERAL], own, answers),
         "gates": [curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
     }
 
 
-def flat(questions: Mapping[str, Sequence[Example]]) -> list[Example]:
+def flat(questions: Questions) -> list[Example]:
     """The questions of all splits."""
     return [example for examples in questions.values() for example in examples]
 
@@ -82,15 +71,13 @@ def alignment(split: str, examples: Sequence[Example], scores: Mapping[str, floa
 
 
 def sweep(
+    world: World,
     plan: Plan,
-    lens: LensModel,
-    benchmark: Benchmark,
-    known: Mapping[str, Sequence[Example]],
-    asked: Mapping[str, Sequence[Example]],
+    known: Questions,
+    asked: Questions,
     scores: Mapping[str, float],
     own: Mapping[str, float],
     answers: Answers,
-    seed: int,
 ) -> list[Record]:
     """One entry per τ: firing rates on all queries, and scores of the answers put together for it."""
     plain, steered = ([t for t in answers.transcripts if t.method == name] for name in ("vanilla", "open"))
@@ -98,12 +85,13 @@ def sweep(
     found = []
     for tau in TAUS:
         gated = at_tau(plan, tau)
-        gates = Method("", lens, gated).gates
+        gates = Method("", world.lens, gated).gates
         fired = fires(own, gates, flat(asked))
         key = frozenset(i for i, open_ in fired.items() if open_)
         if key not in measured:
-            method = Method("paper", lens, gated)
-            rows = rows_of([method], Answers(composed("paper", steered, plain, fired)), benchmark, lens, seed)
+            method = Method("paper", world.lens, gated)
+            said = Answers(composed("paper", steered, plain, fired))
+            rows = rows_of([method], said, world.benchmark, world.lens, world.given.seed)
             measured[key] = [{k: v for k, v in row.items() if k not in ("method", "gated")} for row in rows]
         rates = {split: rate(fires(scores, gates, examples)) for split, examples in known.items()}
         found.append({"tau": tau, "fire_rate": rates, "rows": measured[key]})
