@@ -61,7 +61,7 @@ def fwd_hooks(
             that was fitted on another model.
     """
     model = bridge.original_model
-    layout = find_layout(model, special=getattr(bridge.tokenizer, "all_special_ids", None))
+    layout = find_layout(model, tokenizer=bridge.tokenizer)
     if plan.fingerprint is not None:
         fingerprint(model, layout).require(plan.fingerprint, "this plan")
     window = getattr(model.config.get_text_config(), "sliding_window", None)

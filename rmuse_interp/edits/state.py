@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.spoken import Delimiters, Spoken
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,25 +112,35 @@ class QueryState:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
-    """The tokens of one forward call.
+class Slice:
+    """The tokens of one forward call: a slice of each row's conversation.
 
     Args:
         position: position among the row's unmasked tokens.
         real: whether the token is unmasked.
         image: whether it is an image token.
         special: whether it is a special token of the tokenizer (begin, end, padding, image, …).
+        past: how many columns of the batch came before, in the cache.
+        ids: the tokens themselves; None where the model was given embeddings.
     """
 
     position: Int[Tensor, "batch tokens"]
     real: Bool[Tensor, "batch tokens"]
     image: Bool[Tensor, "batch tokens"]
     special: Bool[Tensor, "batch tokens"]
+    past: int
+    ids: Int[Tensor, "batch tokens"] | None
 
     @property
     def image_end(self) -> Int[Tensor, " batch"]:
         """Position of the last image token, −1 without one."""
         return torch.where(self.image & self.real, self.position, -1).amax(dim=1)
+
+    @property
+    def column(self) -> Int[Tensor, " tokens"]:
+        """Columns of the padded batch."""
+        start, length = self.past, self.position.shape[1]
+        return torch.arange(start, start + length, device=self.position.device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,11 +165,13 @@ class State:
         token_score: the scores they said it by.
         acts: per edit, whether it acts on any row; None while a gate is undecided.
         behind: whether every token of this call lies behind its prompt.
+        spoken: where each token stands in its response, by delimiters; only for plans that act on spans.
+        before: the input of the block under way, where an edit at its `resid_mid` needs it.
         calls: how many calls there were about these queries before this one.
     """
 
     query: QueryState
-    call: Call
+    call: Slice
     announced: Query | None
     width: int
     readings: Mapping[int, Reading]
@@ -166,4 +179,6 @@ class State:
     token_score: Mapping[int, Float[Tensor, "batch tokens"]]
     acts: tuple[bool | None, ...]
     behind: bool
+    spoken: Mapping[Delimiters, Spoken]
+    before: Float[Tensor, "batch tokens d"] | None = None
     calls: int = 0

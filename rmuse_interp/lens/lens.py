@@ -51,7 +51,7 @@ def load_model(
         RMuseError: no checkpoint there, or an unknown model family.
     """
     hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
-    layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor).all_special_ids)
+    layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
 

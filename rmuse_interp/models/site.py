@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import total_ordering
 from typing import Final, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 
@@ -22,7 +23,7 @@ Side = Literal["input", "output"]
 
 _CHILDREN: Final[dict[str, tuple[tuple[str, ...], Side]]] = {
     "attn_out": (("self_attn", "attn", "attention"), "output"),
-    "resid_mid": (("post_attention_layernorm", "ln_2"), "input"),
+    "resid_mid": (("post_attention_layernorm", "ln_2", "ln2"), "input"),
     "mlp_out": (("mlp",), "output"),
 }
 """Hook point → names its module goes by, and which side of it shows the state. Families whose norms stand behind
@@ -161,3 +162,36 @@ def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
         f"{site} was looked for in {type(block).__name__} under {', '.join(candidates)} and not found; "
         "ask for resid_pre or resid_post"
     )
+
+
+def tap(module: nn.Module, side: Side, see: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    """Show every state on one side of a module to a function, which may give another in its place.
+
+    Args:
+        module: a decoder block, or its attention or MLP.
+        side: its first input, or its output (the first of a tuple).
+        see: gets the state; what it returns goes on instead, unless that is None.
+
+    Returns:
+        What takes the hook off again.
+    """
+
+    def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
+        name = None if args else "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        h = args[0] if name is None else kwargs[name]
+        new = see(h) if isinstance(h, Tensor) else None
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    def after(module: nn.Module, args: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> object:
+        new = see(output[0] if isinstance(output, tuple) else output)
+        if new is None:
+            return None  # nothing was edited: the very tensor goes on
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+    quiet = torch.compiler.disable
+    if side == "input":
+        return module.register_forward_pre_hook(quiet(before), with_kwargs=True).remove
+    return module.register_forward_hook(quiet(after)).remove
