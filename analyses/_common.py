@@ -18,11 +18,10 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.cli.support import require_writable
@@ -33,14 +32,12 @@ from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.maths.statistics import Rate, wilson
 from rmuse_interp.operators import Operator
-from rmuse_interp.parts.part import Part, from_record, to_record
 from rmuse_interp.runs.run import Answers, Method, finish, run, scores_of
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
 """Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
 Record = dict[str, Any]
-PartT = TypeVar("PartT", bound=Part)
 
 
 def options(
@@ -203,23 +200,6 @@ def answered(
         folder=kept(given, stem),
         progress=progress,
     )
-
-
-def rebuilt(part: PartT, **changes: Any) -> PartT:
-    """The same part with some of its settings and tensors exchanged; built anew, so that every check runs again.
-
-    Raises:
-        RMuseError: a name that the part does not have.
-    """
-    tree, tensors = to_record(part)
-    unknown = sorted(set(changes) - {*tree["settings"], *tensors})
-    if unknown:
-        raise RMuseError(f"{type(part).__name__} has no {', '.join(unknown)} to change")
-    for name, value in changes.items():
-        (tensors if isinstance(value, Tensor) else tree["settings"])[name] = value
-    found = from_record(tree, tensors)
-    assert isinstance(found, type(part))
-    return found
 
 
 def operators_of(plan: Plan) -> dict[str, Operator]:

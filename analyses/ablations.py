@@ -40,7 +40,6 @@ from analyses._common import (
     operators_of,
     options,
     provenance,
-    rebuilt,
     rows_of,
 )
 from analyses._fits import evidence_of, preset_of
@@ -177,7 +176,7 @@ def of_calibrated(
         found.append(
             (ablation, f"plan.replace(image=calibrated_edit(<{rest} tokens>), text=…)", plan.replace(**edits))
         )
-    half = plan.replace(**{at: rebuilt(o, fraction=0.5) for at, o in operators_of(plan).items()})
+    half = plan.replace(**{at: o.changed(fraction=0.5) for at, o in operators_of(plan).items()})
     found.append(("w/o ACS", "fraction=0.5 in every transport", half))
     found.append(("w/o gate", 'plan.without("*.gate")', plan.without("*.gate")))
     return [Variant("calibrated", *one) for one in found]

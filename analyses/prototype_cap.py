@@ -3,9 +3,9 @@
     python analyses/prototype_cap.py --model organism --data organism --forget 5 --out results/
 
 Writes `prototype_cap.json`, which `figures/prototype_cap.py` draws. The plan is `calibrated` as it is fitted; each cap
-replaces the prototypes of every transport by the medoids of as many clusters, under the angle, and their steps go with
-them. Nothing else changes: neither gates nor blocks, and nothing is tuned again. A small benchmark has some thousand
-states per block; a cap that costs nothing makes bundles and steering as much cheaper.
+thins the prototypes of every transport, step by step (`Transport.capped`). Nothing else changes: neither gates nor
+blocks, and nothing is tuned again. A small benchmark has some thousand states per block; a cap that costs nothing makes
+bundles and steering as much cheaper.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -30,24 +30,19 @@ from analyses._common import (
     operators_of,
     options,
     provenance,
-    rebuilt,
     rows_of,
 )
 from analyses._fits import evidence_of, preset_of
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.maths.sphere import unit
-from rmuse_interp.maths.transport import k_medoids
-from rmuse_interp.operators import Operator
-from rmuse_interp.parts.part import to_record
+from rmuse_interp.operators import Transport
 from rmuse_interp.runs.run import Method, choose
 
 SCHEMA = "rmuse-prototype-cap/1"
 STEM = "prototype_cap"
 CAPS = (8, 16, 32, 64, 128, 256, 512)
 SPLITS_ASKED = ("forget", "test", "retain_test")
-OperatorT = TypeVar("OperatorT", bound=Operator)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -106,13 +101,13 @@ def run(given: argparse.Namespace) -> Record:
     }
 
 
-def transports(plan: Plan) -> dict[str, Any]:
+def transports(plan: Plan) -> dict[str, Transport]:
     """The operators of a plan that move states to prototypes, by address.
 
     Raises:
         RMuseError: a plan without any.
     """
-    found = {address: one for address, one in operators_of(plan).items() if hasattr(one, "points")}
+    found = {address: one for address, one in operators_of(plan).items() if isinstance(one, Transport)}
     if not found:
         raise RMuseError("a plan with a transport to prototypes was required, got none; cap `calibrated`")
     return found
@@ -125,17 +120,7 @@ def counts(plan: Plan) -> dict[str, int]:
 
 def capped(plan: Plan, cap: int, seed: int = 0) -> Plan:
     """The same plan with at most `cap` prototypes in each transport."""
-    return plan.replace(**{address: fewer(one, cap, seed) for address, one in transports(plan).items()})
-
-
-def fewer(transport: OperatorT, cap: int, seed: int) -> OperatorT:
-    """The transport with the medoids of its prototypes; each keeps its own labels, its step first of all."""
-    own = {name: held for name, held in to_record(transport)[1].items() if "." not in name}
-    total = len(own["points"])
-    if total <= cap:
-        return transport
-    kept = k_medoids(unit(own["points"].double()), cap, seed)
-    return rebuilt(transport, **{name: held[kept] for name, held in own.items() if len(held) == total})
+    return plan.replace(**{address: one.capped(cap, seed) for address, one in transports(plan).items()})
 
 
 def show(record: Mapping[str, Any]) -> None:

@@ -1,45 +1,56 @@
 """Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and where it belongs. No pickle."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from rmuse_interp import RMuseError, __version__
-from rmuse_interp.edits.sentence import Sentence
-from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.edits.sentence import Clause
+from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.parts.part import Part, from_record, to_record
 
-SCHEMA: Final = "rmuse-plan/1"
+SCHEMA: Final = "rmuse-plan/2"
 
 
 def save(
-    plan: Any, folder: str | Path, model: Any = None, provenance: Mapping[str, Any] | None = None
+    plan: Part,
+    edits: Sequence[Clause],
+    folder: str | Path,
+    fingerprint: Mapping[str, object] | None = None,
+    model: LoadedModel | None = None,
+    provenance: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a plan into a folder (made if need be), with the fingerprint of `model` or the one it carries.
 
     Args:
         plan: what to save.
+        edits: its edits.
+        fingerprint: record of the model it is known to belong to, if any.
         folder: where; an earlier plan there is replaced.
-        model: the `LensModel` it was fitted on.
+        model: the model it was fitted on.
         provenance: plain JSON to keep beside it; names of people have no place there.
+
+    Raises:
+        RMuseError: a plan that holds a plain function.
     """
+    known = fingerprint if model is None else model.fingerprint.as_record()
+    tree, tensors = to_record(plan)
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    known = plan.fingerprint if model is None else model.fingerprint.as_record()
-    tree, tensors = to_record(plan)
     tree["settings"]["fingerprint"] = known
     record = {
         "schema": SCHEMA,
         "fingerprint": known,
-        "hook": "resid_post",
-        "layers": plan.layers,
+        "hook": ", ".join(sorted({site.hook for edit in edits for site in edit.sites})),
+        "layers": sorted({site.layer for edit in edits for site in edit.sites}),
         "versions": {"rmuse-interp": __version__, "torch": str(torch.__version__)},
         "provenance": dict(provenance or {}),
-        "sentence": plan.describe().splitlines(),
+        "sentence": str(plan).splitlines(),
         "plan": tree,
     }
     # Parts may share tensors (one gate in two edits); safetensors wants each to own its memory.
@@ -49,12 +60,17 @@ def save(
     return path
 
 
-def load(folder: str | Path, model: Any = None) -> Sentence:
+def load(folder: str | Path, model: LoadedModel | None = None, allow: str | Sequence[str] = ()) -> Part:
     """The plan that `save` wrote.
 
     Args:
         folder: the bundle.
-        model: the `LensModel` to run it on; checked against the bundle's fingerprint and layers.
+        model: the model to run it on; checked against the bundle's fingerprint and layers.
+        allow: modules, by their exact names, whose own operators, gates and other parts may be loaded beside those
+            of rmuse_interp. They get imported: name only modules that you trust.
+
+    Returns:
+        The part that stands there; `Plan.load` makes sure that it is a plan.
 
     Raises:
         RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
@@ -72,12 +88,10 @@ def load(folder: str | Path, model: Any = None) -> Sentence:
         raise RMuseError(f"the bundle in {path} cannot be read ({error}): save it again") from error
     found = record.get("schema") if isinstance(record, dict) else None
     if found != SCHEMA:
-        raise RMuseError(f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}: save it again")
+        raise RMuseError(
+            f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}, of another version: "
+            f"fit it again, with `rmuse fit --out {path}` or `plan.save`"
+        )
     if model is not None:
         model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
-    plan = from_record(record["plan"], tensors)
-    if not isinstance(plan, Sentence):
-        raise RMuseError(
-            f"a plan was required, {path} holds a {type(plan).__name__}: save plans with plan.save"
-        )
-    return plan
+    return from_record(record["plan"], tensors, allow)

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Final, get_args
 from weakref import WeakKeyDictionary
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.models.layout import Layout
-from rmuse_interp.models.site import HOOKS, Site, reader, tap
+from rmuse_interp.models.site import HOOKS, Site, tap
 from rmuse_interp.parts.part import Part
 
 _SUMS: Final[WeakKeyDictionary[nn.Module, frozenset[Site]]] = WeakKeyDictionary()
@@ -46,7 +46,7 @@ def require_fit(plan: Sentence, layout: Layout) -> None:
             )
     if layout.vocabulary.piece is None and any(edit.tokens in ("chain", "answer") for edit in plan):
         raise RMuseError(
-            "chain and answer are told apart by their text, which needs the tokenizer: load the model with load_model, or "
+            "chain and answer are told by their text, which needs the tokenizer: load the model with load_model, or "
             "pass layout=find_layout(hf_model, tokenizer=tokenizer)"
         )
 
@@ -64,8 +64,10 @@ def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
                     continue
                 for kind in (parameter.annotation, *get_args(parameter.annotation)):
                     axes = str(getattr(kind, "dim_str", "")).split()
-                    if "d" in axes and len(axes) == held.ndim:
-                        yield part, name, held.shape[axes.index("d")]
+                    if "d" in axes:
+                        at = axes.index("d")
+                        variable = any(axis.startswith(("*", ".")) for axis in axes[:at])
+                        yield part, name, held.shape[at - len(axes) if variable else at]
 
 
 def require_sums(plan: Sentence, hf_model: nn.Module, layout: Layout) -> None:
@@ -100,14 +102,9 @@ def _terms(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
     ordinary = [token for token in range(2 * len(special) + 64) if token not in special][-4:]
     ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
     with ExitStack() as undo, torch.no_grad():
-        for layer, block in enumerate(layout.blocks):
-            for site in (Site(layer, hook) for hook in HOOKS):
-                try:
-                    name, side = reader(block, site)
-                except RMuseError:
-                    continue
-                module = block if name is None else getattr(block, name)
-                undo.callback(tap(module, side, partial(seen.__setitem__, site)))
+        for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
+            with suppress(RMuseError):  # a block that does not show it
+                undo.callback(tap(layout.blocks[site.layer], site, partial(seen.__setitem__, site)))
         hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     found: set[Site] = set()
     for layer in range(layout.n_layers):

@@ -163,9 +163,9 @@ class Interpreter:
         """Raise unless every gate can decide during the steered pass."""
         if not self.plan.single_pass:
             raise RMuseError(
-                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits act "
-                "on the prompt before its end) and needs a decision: decision = plan.decide(lens, prompts, images), then "
-                "pass decision=decision"
+                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
+                "act on the prompt before its end) and needs a decision: decision = plan.decide(lens, prompts, images), "
+                "then pass decision=decision"
             )
 
     def _require_columns(self, batch: int, width: int) -> None:
@@ -205,7 +205,7 @@ class Interpreter:
     def apply(
         self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "batch tokens d"], State]:
-        """The state at a tap after gates have read it and edits have acted, h itself where none did; and the new state."""
+        """The state at a tap after gates have read it and edits have acted (h itself where none did), and the new one."""
         if h.shape[:2] != state.call.position.shape:
             raise RMuseError(
                 f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
@@ -216,16 +216,15 @@ class Interpreter:
         if tap.layer in self._middles and tap.hook == "resid_pre":
             state = replace(state, before=out)
         elif tap.layer in self._middles and tap.hook == "attn_out":
-            assert state.before is not None
-            middle = state.before + out
+            before = state.before
+            assert before is not None
+            middle = before + out
             edited, state = self._act(Site(tap.layer, "resid_mid"), middle, state, recorder)
             if edited is not middle:
-                out = (edited.float() - state.before.float()).to(h.dtype)
+                out = (edited.float() - before.float()).to(h.dtype)
         return out, state
 
-    def _act(
-        self, site: Site, h: Tensor, state: State, recorder: Recorder | None
-    ) -> tuple[Tensor, State]:
+    def _act(self, site: Site, h: Tensor, state: State, recorder: Recorder | None) -> tuple[Tensor, State]:
         """The state at a site after its edits, in the order of the plan."""
         acting = self._acting.get(site)
         if acting is None:

@@ -5,7 +5,7 @@ The places (hooks, bridge, bundle) are called by a plan's own methods, so they k
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -54,6 +54,7 @@ class Explanation:
     prototype: Int[Tensor, "*tokens"] | None = None
 
 
+@runtime_checkable
 class Verb(Protocol):
     """An operator, as what runs it sees it."""
 
@@ -73,6 +74,7 @@ class Verb(Protocol):
         """Where it puts states whatever was there, and which; None for verbs that edit what they find."""
 
 
+@runtime_checkable
 class Clause(Protocol):
     """An edit, as what runs it sees it."""
 
@@ -107,6 +109,7 @@ class Clause(Protocol):
         """The operator there, or None."""
 
 
+@runtime_checkable
 class Sentence(Protocol):
     """A plan, as what runs it sees it."""
 
@@ -125,5 +128,5 @@ class Sentence(Protocol):
 
     def __getitem__(self, index: int) -> Clause: ...
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Sentence":
         """The same plan on a device."""

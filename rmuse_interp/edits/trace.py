@@ -24,6 +24,7 @@ from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.state import QueryState, State
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, unit
+from rmuse_interp.models.site import Site
 from rmuse_interp.parts.retain import Subspaces
 from rmuse_interp.parts.subspace import Subspace
 
@@ -38,10 +39,12 @@ class TraceSite:
     Attributes:
         edit: its name, or `edit0` by its index in the plan.
         layer: 0-based decoder block.
+        hook: the hook point in it.
     """
 
     edit: str
     layer: int
+    hook: str = "resid_post"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +118,7 @@ class SteeringTrace:
         )
 
     def records(self) -> list[dict[str, Any]]:
-        """One record per row, site and token (`row`, `edit`, `layer`, `step` and the quantities), for a data frame."""
+        """One record per row, site and token (`row`, `edit`, `layer`, `hook`, `step`, and the quantities)."""
         found = []
         for row, n in enumerate(self.lengths):
             for i, site in enumerate(self.sites):
@@ -123,7 +126,9 @@ class SteeringTrace:
                 columns |= {"id": self.ids[row, :n].tolist(), "step": list(range(n))}
                 for values in zip(*columns.values(), strict=True):
                     record = dict(zip(columns, values, strict=True))
-                    found.append({"row": row, "edit": site.edit, "layer": site.layer, **record})
+                    found.append(
+                        {"row": row, "edit": site.edit, "layer": site.layer, "hook": site.hook, **record}
+                    )
         return found
 
 
@@ -151,7 +156,7 @@ class _Call:
     real: Tensor
     ids: Tensor
     given: bool
-    kept: dict[tuple[int, int], _Kept] = field(default_factory=dict)
+    kept: dict[tuple[int, Site], _Kept] = field(default_factory=dict)
 
     def take(self, x: Tensor) -> Tensor:
         """A copy of the call's own columns of [rows, tokens, …]: whoever else holds x may write to it."""
@@ -202,7 +207,7 @@ class Recorder:
     def keep(
         self,
         edit: int,
-        layer: int,
+        site: Site,
         before: Float[Tensor, "batch tokens d"],
         after: Float[Tensor, "batch tokens d"],
         chosen: Bool[Tensor, "batch tokens"] | None,
@@ -212,7 +217,7 @@ class Recorder:
         call = self._calls[-1]
         states = call.take(before)
         score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
-        call.kept[edit, layer] = _Kept(
+        call.kept[edit, site] = _Kept(
             states,
             states if after is before else call.take(after),
             *(None if x is None else call.take(x) for x in (chosen, score, fired)),
@@ -271,13 +276,13 @@ class Recorder:
             if name not in ("fired", "acted"):
                 shown = shown & ~columns["norm_before"].isnan()
             columns[name] = torch.where(shown, values, torch.tensor(_EMPTY[name], dtype=values.dtype))
-        names = tuple(TraceSite(_name(self._plan, i), layer) for i, layer in self._sites)
+        names = tuple(TraceSite(name_of(self._plan, i), site.layer, site.hook) for i, site in self._sites)
         return SteeringTrace(names, present, torch.where(present, placed, -1), **columns)
 
     @property
-    def _sites(self) -> list[tuple[int, int]]:
+    def _sites(self) -> list[tuple[int, Site]]:
         assert self._plan is not None
-        return [(i, layer) for i, edit in enumerate(self._plan) for layer in edit.layers]
+        return [(i, site) for i, edit in enumerate(self._plan) for site in edit.sites]
 
     def _decided(self, found: Mapping[str, Tensor], rows: int, width: int) -> dict[str, Tensor]:
         """Scores and decisions, those of whole queries put beside those of single tokens; and whom an edit is for."""
@@ -307,12 +312,12 @@ class Recorder:
             return
         step = torch.cat([c.step for c in whole], dim=1)
         parts = []
-        for index, layer in self._sites:
+        for index, site in self._sites:
             edit = self._plan[index]
-            operator = edit.operator_at(layer)
+            operator = edit.operator_at(site)
             assert operator is not None
-            rrs = _protected(edit, layer, operator, self._subspaces)
-            parts.append(_quantities(operator, rrs, [c.kept[index, layer] for c in whole], step))
+            rrs = _protected(edit, site, operator, self._subspaces)
+            parts.append(_quantities(operator, rrs, [c.kept[index, site] for c in whole], step))
         found = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
         self._measured.append(([_Call(None, c.step, c.real, c.ids, c.given) for c in whole], found))
 
@@ -360,19 +365,20 @@ def _quantities(
     return floats | {"acted": acted}
 
 
-def _protected(edit: Clause, layer: int, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
+def _protected(edit: Clause, site: Site, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
     """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
     for name in ("rrs", "shield"):
         own = getattr(operator, name, None)
         if own is not None:
             return own
-    key = f"{edit.modality}-{layer}"
+    key = f"{edit.modality}-{site.layer}"
     if subspaces is None or key not in subspaces.retain:  # type: ignore[operator]
         return None
     return subspaces.retain[key].subspace  # type: ignore[index,union-attr,return-value]
 
 
-def _name(plan: Sentence, index: int) -> str:
+def name_of(plan: Sentence, index: int) -> str:
+    """An edit's name, or `edit0` by its place."""
     return plan[index].name or f"edit{index}"
 
 

@@ -35,7 +35,7 @@ from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
-SCHEMA: Final = "rmuse-bundle/1"
+SCHEMA: Final = "rmuse-bundle/2"
 
 ENERGY: Final = 0.8
 """η of eq. 4.4, the paper's."""
@@ -134,8 +134,13 @@ class RMuse:
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None) -> "RMuse":
+    def load(cls, folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "RMuse":
         """The bundle that `save` wrote, checked against `model` if given.
+
+        Args:
+            folder: the bundle.
+            model: the `LensModel` to run it on.
+            allow: modules whose own parts may be loaded; see `Plan.load`.
 
         Raises:
             RMuseError: no bundle there, another schema, or one fitted on another model (says what differs).
@@ -149,10 +154,15 @@ class RMuse:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA:
             raise RMuseError(
-                f"{file}: required schema {SCHEMA!r}, got {record.get('schema')!r}; fit it again"
+                f"a bundle of schema {SCHEMA} was required, {file} holds {record.get('schema')!r}, of another version: "
+                f"fit it again, with `rmuse fit --out {path}`"
             )
-        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"))
-        return cls(Plan.load(path, model), subspaces, record["report"])  # type: ignore[arg-type]
+        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"), allow)
+        if not isinstance(subspaces, Subspaces):
+            raise RMuseError(
+                f"subspaces were required in {file}, got {type(subspaces).__name__}: fit it again"
+            )
+        return cls(Plan.load(path, model, allow), subspaces, record["report"])
 
 
 def middle_third(n_layers: int) -> list[int]:
@@ -320,8 +330,8 @@ def together(parts: Sequence[tuple[Edit, Subspaces]], report: dict[str, Any]) ->
     unlearning: dict[str, UnlearningSubspace] = {}
     retain: dict[str, RetainSubspace] = {}
     for _, subspaces in parts:
-        unlearning |= dict(subspaces.unlearning.items())  # type: ignore[operator,arg-type,union-attr]
-        retain |= dict(subspaces.retain.items())  # type: ignore[operator,arg-type,union-attr]
+        unlearning |= dict(subspaces.unlearning.items())
+        retain |= dict(subspaces.retain.items())
     return RMuse(plan, Subspaces(unlearning, retain), report)
 
 

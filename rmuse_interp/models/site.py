@@ -59,7 +59,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise RMuseError(f"a site needs a 0-based block index, got {self.layer!r}; count blocks from 0")
+            raise RMuseError(f"a site needs a 0-based block index, got {self.layer!r}; count layers from 0")
         if self.hook not in HOOKS:
             raise RMuseError(f"a site needs a hook point out of {', '.join(HOOKS)}, got {self.hook!r}")
 
@@ -164,17 +164,22 @@ def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
     )
 
 
-def tap(module: nn.Module, side: Side, see: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
-    """Show every state on one side of a module to a function, which may give another in its place.
+def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    """Show every state at a site to a function, which may give another in its place.
 
     Args:
-        module: a decoder block, or its attention or MLP.
-        side: its first input, or its output (the first of a tuple).
+        block: the decoder block of the site.
+        site: where; at `resid_mid` what is given reaches the MLP alone, not the sum behind it.
         see: gets the state; what it returns goes on instead, unless that is None.
 
     Returns:
         What takes the hook off again.
+
+    Raises:
+        RMuseError: a block that does not show the site.
     """
+    child, side = reader(block, site)
+    shown = block if child is None else getattr(block, child)
 
     def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
         name = None if args else "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
@@ -193,5 +198,5 @@ def tap(module: nn.Module, side: Side, see: Callable[[Tensor], Tensor | None]) -
     # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
     quiet = torch.compiler.disable
     if side == "input":
-        return module.register_forward_pre_hook(quiet(before), with_kwargs=True).remove
-    return module.register_forward_hook(quiet(after)).remove
+        return shown.register_forward_pre_hook(quiet(before), with_kwargs=True).remove
+    return shown.register_forward_hook(quiet(after)).remove

@@ -37,7 +37,7 @@ def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
             "method": method,
             "id": name,
             "tokens": trace.valid.shape[1],
-            "sites": [[site.edit, site.layer] for site in trace.sites],
+            "sites": [[site.edit, site.layer, site.hook] for site in trace.sites],
         }
         for (method, name), trace in traces.items()
     ]
@@ -97,7 +97,7 @@ def _apart(index: list[dict], tensors: Mapping[str, Tensor]) -> dict[Key, Steeri
     ids = tensors["ids"].split([shape[2] for shape in shapes])
     return {
         (entry["method"], entry["id"]): SteeringTrace(
-            tuple(TraceSite(edit, layer) for edit, layer in entry["sites"]),
+            tuple(TraceSite(*site) for site in entry["sites"]),
             torch.ones(1, entry["tokens"], dtype=torch.bool),
             ids[i].unsqueeze(0),
             **{name: part[i] for name, part in parts.items()},
