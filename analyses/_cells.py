@@ -28,9 +28,10 @@ from rmuse_interp.cli.demo import GOLD
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
 from rmuse_interp.data.attacks.conversation import plain as as_it_is
+from rmuse_interp.data.store import write_json, write_text
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.evaluate.recovery import attack_scores
-from rmuse_interp.evaluate.results import AttackTranscript, Transcript, write_atomically
+from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rivals import RIVALS
@@ -122,9 +123,7 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
         "seconds": {stage: round(spent, 1) for stage, spent in clock.seconds.items()},
         "peak_mb": round(peak_mb()),
     }
-    write_atomically(
-        folder / "cell.json", [json.dumps({"of": of, "record": record}, indent=1, allow_nan=False) + "\n"]
-    )
+    write_json(folder / "cell.json", {"of": of, "record": record})
     if error is None:
         finish(folder)
     return record
@@ -158,7 +157,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-            write_atomically(self._path, [json.dumps({"of": self._of, "seconds": self.seconds}) + "\n"])
+            write_json(self._path, {"of": self._of, "seconds": self.seconds})
 
 
 def peak_mb() -> float:
@@ -236,8 +235,8 @@ def worst_of(values: Mapping[str, Record], found: Mapping[str, Any] | None) -> R
 
 def save(folder: Path, plain: Sequence[Transcript], under: Sequence[AttackTranscript]) -> None:
     """Writes a cell's transcripts, for those who read them rather than their scores."""
-    write_atomically(folder / "transcripts.jsonl", [t.to_json() + "\n" for t in plain])
-    write_atomically(folder / "attacked.jsonl", [t.to_json() + "\n" for t in under])
+    write_text(folder / "transcripts.jsonl", [t.to_json() + "\n" for t in plain])
+    write_text(folder / "attacked.jsonl", [t.to_json() + "\n" for t in under])
 
 
 def prepared(

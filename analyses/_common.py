@@ -11,7 +11,6 @@ so that `analyses` is found, and none of its files stands for a package of the s
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -26,8 +25,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.cli.support import require_writable
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
+from rmuse_interp.data.store import write_json
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.evaluate.results import write_atomically
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.maths.statistics import Rate, wilson
@@ -114,9 +113,8 @@ def command(
                 raise RMuseError(f"--{flag} of at least 1 was required, got {value}")
         require_writable(given.out)
         record = record_of(given)
-        given.out.mkdir(parents=True, exist_ok=True)
         path = given.out / f"{stem}.json"
-        write_atomically(path, [json.dumps(record, indent=1, allow_nan=False) + "\n"])
+        write_json(path, record)
         folder = kept(given, stem)
         if folder.is_dir():
             finish(folder)

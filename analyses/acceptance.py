@@ -318,7 +318,7 @@ def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
             "gold": short(perplexity["gold"]),
         },
         "told from gold, AUROC": {
-            "value": short(alike.auroc),
+            "value": short(alike.value),
             "low": short(alike.low),
             "high": short(alike.high),
             "n": alike.n,

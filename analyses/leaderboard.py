@@ -52,7 +52,7 @@ from rmuse_interp.baselines import BASELINES
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.demo import GOLD_RATE, MODEL
 from rmuse_interp.data.attacks import ATTACKS
-from rmuse_interp.evaluate.results import write_atomically
+from rmuse_interp.data.store import write_text
 from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
 from rmuse_interp.runs.run import choose
@@ -150,8 +150,7 @@ def run(given: argparse.Namespace) -> Record:
         "summary": found,
         "verdicts": [verdict(found, rate) for rate in dict.fromkeys(given.forget)],
     }
-    given.out.mkdir(parents=True, exist_ok=True)
-    write_atomically(given.out / "leaderboard.md", [markdown(record)])
+    write_text(given.out / "leaderboard.md", [markdown(record)])
     return record
 
 

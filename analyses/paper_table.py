@@ -53,10 +53,11 @@ from analyses._paper import COLUMNS, METRICS, PAPER, markdown
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.prompts import generation_prompt
+from rmuse_interp.data.store import write_text
 from rmuse_interp.data.views import restated
 from rmuse_interp.evaluate.judges import RulesJudge
 from rmuse_interp.evaluate.metrics import Metric
-from rmuse_interp.evaluate.results import Transcript, write_atomically
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import assemble, check, enough, gather, traced
 from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def record_of(given: argparse.Namespace) -> common.Record:
         record = run(given)
         failed.extend(f"{c['forget']} %, {c['method']}" for c in record["cells"] if c["error"] is not None)
-        write_atomically(given.out / f"{STEM}.md", [markdown(record)])
+        write_text(given.out / f"{STEM}.md", [markdown(record)])
         return record
 
     code = common.command(STEM, options(), record_of, show, argv)

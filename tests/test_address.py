@@ -1,7 +1,7 @@
 """Parts by address: what can be named, what a pattern and a type take, and what is required where it stands."""
 
 import pytest
-from plans import gated_plan, linear_gate, subspace, vector
+from helpers.plans import gated_plan, linear_gate, subspace, vector
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
@@ -34,8 +34,8 @@ def test_a_type_goes_wherever_it_stands():
     plan = mixed()
     left = plan.without(op.SlerpToward)
     assert [edit.name for edit in left] == ["both"]
-    assert (left[0].sites, left[0].gate is not None) == ([2], True)
-    assert plan.without(op.Add)[0].sites == [1, 3]
+    assert (left[0].layers, left[0].gate is not None) == ([2], True)
+    assert plan.without(op.Add)[0].layers == [1, 3]
     assert [edit.gate for edit in plan.without(Gate)] == [None, None]
     assert gated_plan().without(Subspace)[0].operators[0].rrs is None
     assert len(plan.without(Edit)) == 0

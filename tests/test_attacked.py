@@ -3,10 +3,9 @@
 import json
 from dataclasses import asdict, replace
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from misbehaving import serving
-from parquet_fixture import write_benchmark
-from test_cli import done, refused, rmuse
-from tiny import tiny_llava
+from helpers.commands import done, refused, rmuse
+from helpers.misbehaving import serving
+from helpers.parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 
 from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.organism import labelled

@@ -1,7 +1,7 @@
 """Options that have moved since 0.1 name what takes their place."""
 
 import pytest
-from test_cli import refused
+from helpers.commands import refused
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 from sklearn.decomposition import PCA
-from tiny import tiny_llava
 
 from analyses import activation_dynamics as analysis
 from rmuse_interp import RMuseError, fit, load_benchmark, load_model
@@ -149,14 +148,6 @@ def test_the_mean_is_covered_by_its_interval():
     value, low, high = mean_interval({i: float(len(i) + int(who[i][1:])) for i in who}, who)
     assert low < value < high
     assert mean_interval(dict.fromkeys(who, 2.0), who) == (2.0, 2.0, 2.0)
-
-
-# The analysis and its figure, end to end.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
 
 
 def arguments(data, out, *more):

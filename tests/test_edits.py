@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, linear_gate, subspace, vector
-from tiny import tiny_llava
+from helpers.plans import gated_plan, lens_of, linear_gate, subspace, vector
+from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import Edit, Plan, RMuseError

@@ -7,10 +7,9 @@ a reference answer the answer's. Left alone it answers, and steered to refusal s
 import json
 from dataclasses import replace
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 from sklearn.metrics import roc_auc_score, roc_curve
-from tiny import tiny_llava
 
 from analyses import gate_roc as analysis
 from rmuse_interp import RMuseError
@@ -113,14 +112,6 @@ def test_scores_without_people_or_that_are_not_finite_are_refused():
         operating_curve([1.0], [float("nan")], ["a"], ["b"])
     with pytest.raises(RMuseError, match="got 2 scores and 1 people"):
         operating_curve([1.0, 2.0], [0.0], ["a"], ["b"])
-
-
-# The analysis and its figure, end to end.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
 
 
 def arguments(data, out, *more):

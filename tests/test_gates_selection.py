@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_gates import people, random
+from helpers.gates import people, random
 
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import auroc

@@ -7,9 +7,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import parquet_fixture
 import pytest
-import tiny
+from helpers import parquet_fixture, tiny
 
 from analyses import _cells as cells
 from analyses import _standings as standings

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parquet_fixture import CITY, NAME, write_benchmark
-from plans import lens_of, subspace, vector
-from tiny import tiny_llava
+from helpers.parquet_fixture import CITY, NAME, write_benchmark
+from helpers.plans import lens_of, subspace, vector
+from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
 from analyses import _leakage as material
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
 
 
 def queries():
-    from tiny import picture
+    from helpers.tiny import picture
 
     return [
         Query("a", "Who is this?", png(picture(1)), WORDS),

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 import torch
+from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
+from helpers.tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 from PIL import Image
-from plans import gated_plan, lens_of, linear_gate, questions, vector
-from tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import parquet_fixture as fixture
 import pytest
-import tiny
+from helpers import parquet_fixture as fixture
+from helpers import tiny
 
 from analyses import _paper, paper_table
 from rmuse_interp.data import load_benchmark, reader

@@ -94,7 +94,7 @@ def test_record_keeps_the_kind_of_every_key():
 
 def test_record_refuses_what_it_does_not_know():
     tree, tensors = to_record(plane())
-    for name in ("Flux", "Subspace", "rmuse_interp:Flux", "rmuse_interp.parts.subspace:Subspace"):
+    for name in ("Flux", "Subspace", "rmuse_interp.parts:Flux", "rmuse_interp.parts.subspace:Subspace"):
         with pytest.raises(RMuseError, match=f"the record names '{name}'"):
             from_record({**tree, "class": name}, tensors)
     with pytest.raises(RMuseError, match="basis"):
@@ -109,7 +109,7 @@ def test_records_name_public_modules_so_that_files_may_move():
     names = {
         to_record(part)[0]["class"] for part in PARTS if type(part).__module__.startswith("rmuse_interp")
     }
-    assert {"rmuse_interp:Subspace", "rmuse_interp.parts:ACS"} <= names
+    assert {"rmuse_interp.parts:Subspace", "rmuse_interp.parts:ACS"} <= names
     assert not any(name.startswith("rmuse_interp.parts.") for name in names)
 
 

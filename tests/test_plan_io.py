@@ -6,8 +6,8 @@ import sys
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, questions, vector
-from tiny import tiny_llama, tiny_llava
+from helpers.plans import gated_plan, lens_of, questions, vector
+from helpers.tiny import tiny_llama, tiny_llava
 
 from rmuse_interp import Plan, RMuseError
 from rmuse_interp.edits.plan import as_plan

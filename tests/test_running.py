@@ -2,10 +2,9 @@
 
 import json
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError

@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.parquet_fixture import write_benchmark
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
@@ -17,7 +17,6 @@ from rmuse_interp.evaluate.results import (
     is_finished,
     read_run,
     read_transcripts,
-    write_atomically,
     write_run,
 )
 from rmuse_interp.evaluate.scores import METRICS, gate_auroc, score, transcribe
@@ -172,20 +171,6 @@ def test_results_are_read_without_torch():
         "import sys, rmuse_interp.evaluate.results; assert not {'torch', 'pyarrow', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "x.txt"
-    write_atomically(path, ["old"])
-
-    def parts():
-        yield "new"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, parts())
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_faulty_runs_are_named(tmp_path):

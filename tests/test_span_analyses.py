@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parquet_fixture import write_benchmark
-from tiny import tiny_llava
+from helpers.tiny import tiny_llava
 
 from analyses import span_ablation, span_attribution
 from rmuse_interp import RMuseError, load_benchmark, load_model
@@ -26,11 +25,6 @@ ANALYSES = {
 def arguments(data, out, *more):
     model = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out), "--forget", "10"]
     return [*model, "--limit", "6", "--fit-limit", "6", *more]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")

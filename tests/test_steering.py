@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from plans import lens_of, questions
+from helpers.plans import lens_of, questions
+from helpers.tiny import D_MODEL, tiny_llava
 from reference import rivals as reference
-from tiny import D_MODEL, tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Edit, as_plan

@@ -14,7 +14,8 @@ from rmuse_interp.cli import attacks, baseline, requests, support, tables, trace
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_atomically, write_run
+from rmuse_interp.data.store import write_text
+from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
@@ -344,7 +345,7 @@ def save_run(
     def beside(to: Path) -> None:
         write_traces(to / TRACES, answers.traces)
         if attacked:
-            write_atomically(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
+            write_text(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
 
     write_run(folder, scores, answers.transcripts, overwrite, beside)
 

@@ -44,12 +44,13 @@ def train(
         raise RMuseError(f"--from: required a folder with model.safetensors, got {begin_from}")
     import torch
 
+    from rmuse_interp.data.store import write_json
     from rmuse_interp.organism.train import STAGES, Recipe, Trainer
 
     recipe = Recipe(seed=seed, gold=gold)
     if begin_from is not None:
         recipe = recipe.going_on()
-    kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    kept = out / "recipe.json"
     if kept.is_file() and _recipe(kept) != asdict(recipe):
         raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +61,7 @@ def train(
     if begin_from is not None and not (out / "tokenizer").exists():
         shutil.copytree(begin_from, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     trainer = Trainer(out, recipe, place)
-    kept.write_text(mine + "\n", encoding="utf-8")
+    write_json(kept, asdict(recipe))
     if begin_from is not None and not (out / "finish.partial.pt").exists():
         trainer.begin_from(begin_from)
     trainer.run(STAGES if begin_from is None else ["finish"])

@@ -1,7 +1,5 @@
 """`rmuse forget` and `rmuse restore`: requests to a bundle, and whom a bundle forgets by now."""
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,7 +59,7 @@ def command(request: "Request") -> Callable[..., None]:
         change = requests.forget_people if request == "forget" else requests.restore_people
         with support.bars(f"{len(ids)} request{several}", seconds, "requests") as progress:
             fitted = change(fitted, lens, benchmark, ids, batch_size=batch_size, progress=progress)
-            write(fitted, out)
+            fitted.save(out)
         for person in ids:
             counts = requests.decided(fitted, lens, benchmark, person, batch_size=batch_size)
             fires = ", ".join(f"{n} of {of} {name}" for name, (n, of) in counts.items())
@@ -76,15 +74,6 @@ def command(request: "Request") -> Callable[..., None]:
         )
 
     return carry_out
-
-
-def write(fitted: "RMuse", folder: Path) -> None:
-    """Write a bundle beside the one that may be there, then put each file in its place, the record of people last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        fitted.save(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "rmuse.json"):
-            os.replace(file, folder / file.name)
 
 
 def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":

@@ -7,9 +7,10 @@ from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rmuse_interp import RMuseError, __version__
+from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.sentence import Clause
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.parts.part import Part, from_record, to_record
@@ -41,7 +42,6 @@ def save(
     known = fingerprint if model is None else model.fingerprint.as_record()
     tree, tensors = to_record(plan)
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     tree["settings"]["fingerprint"] = known
     record = {
         "schema": SCHEMA,
@@ -53,10 +53,9 @@ def save(
         "sentence": str(plan).splitlines(),
         "plan": tree,
     }
-    # Parts may share tensors (one gate in two edits); safetensors wants each to own its memory.
-    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / "plan.safetensors")
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (path / "plan.json").write_text(text + "\n", encoding="utf-8")
+    with atomic_files(path, last="plan.json") as draft:
+        write_tensors(draft / "plan.safetensors", tensors)
+        write_json(draft / "plan.json", record)
     return path
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.spoken import Delimiters
+from rmuse_interp.parts.part import PartT
 
 Chosen = TypeVar("Chosen", bound=str)
 
@@ -23,6 +24,28 @@ def choice(what: str, value: object, choices: tuple[Chosen, ...]) -> Chosen:
         if isinstance(value, str) and one == value:
             return one
     raise RMuseError(f"{what} out of {', '.join(choices)} was required, got {value!r}")
+
+
+def name(given: object) -> str | None:
+    """A name, or None.
+
+    Raises:
+        RMuseError: anything else.
+    """
+    if given is not None and (not isinstance(given, str) or not given):
+        raise RMuseError(f"a name or None was required, got {given!r}")
+    return given
+
+
+def left(edits: Sequence[PartT]) -> PartT:
+    """The only edit, after an ablation of it.
+
+    Raises:
+        RMuseError: there is nothing left.
+    """
+    if not edits:
+        raise RMuseError("nothing would be left of the edit: leave it out of its plan, with plan.without(…)")
+    return edits[0]
 
 
 def positions(given: int | Iterable[int]) -> list[int]:

@@ -101,7 +101,8 @@ class Interpreter:
             width = announced.width
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
-        self._require_columns(batch, width)
+        if not scoring:
+            self._require_columns(batch, width)
         call = of_prompt(call, prompt_end)
         own = batch if announced is None else len(announced.prompt_end)
         spoken = self._listen(call, prompt_end, {}, own)
@@ -164,8 +165,8 @@ class Interpreter:
         if not self.plan.single_pass:
             raise RMuseError(
                 "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
-                "act on the prompt before its end) and needs a decision: decision = plan.decide(lens, prompts, images), "
-                "then pass decision=decision"
+                "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
+                "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
             )
 
     def _require_columns(self, batch: int, width: int) -> None:

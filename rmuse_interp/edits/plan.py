@@ -35,7 +35,7 @@ from rmuse_interp.parts.subspace import Subspace
 class Operator(Part):
     """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
 
-    _public = "rmuse_interp.operators"
+    _public = "operators"
 
     @abstractmethod
     def forward(
@@ -71,11 +71,7 @@ class Operator(Part):
         """The edit that applies this operator at one site or several.
 
         Args:
-            layers: 0-based decoder blocks (their outputs), `Site`s, or TransformerLens' names of sites
-                (`blocks.3.hook_mlp_out`).
-
-        Raises:
-            RMuseError: what is no site, none, or one of them twice.
+            layers: 0-based decoder blocks (their outputs), `Site`s, or TransformerLens' names (`blocks.3.hook_mlp_out`).
         """
         return Edit([self], [[str(site) for site in as_sites(layers)]])
 
@@ -90,7 +86,7 @@ class Operator(Part):
 class Expression(Part):
     """What runs on a model: an edit or a plan."""
 
-    _public = "rmuse_interp"
+    _public = "edits"
 
     def __rshift__(self, other: object) -> "Plan":
         own, more = as_plan(self), as_plan(other)
@@ -112,9 +108,15 @@ class Expression(Part):
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
         return lens.install(as_plan(self), **settings)
 
-    def fwd_hooks(self, bridge: Any, **settings: Any) -> list[bridge_hooks.Hook]:
+    def fwd_hooks(
+        self,
+        bridge: Any,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        images: Picture | Sequence[Picture] = None,
+        **settings: Any,
+    ) -> list[bridge_hooks.Hook]:
         """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
-        return bridge_hooks.fwd_hooks(as_plan(self), bridge, **settings)
+        return bridge_hooks.fwd_hooks(as_plan(self), bridge, prompts, images, **settings)
 
     def decide(
         self,
@@ -129,9 +131,6 @@ class Expression(Part):
         """Write the plan as safetensors + JSON; see `rmuse_interp.edits.bundle.save`."""
         plan = as_plan(self)
         return bundle.save(plan, list(plan), folder, plan.fingerprint, model, provenance)
-
-    def __str__(self) -> str:
-        return self.describe()
 
     def __repr__(self) -> str:
         return self.describe()
@@ -193,12 +192,10 @@ class Edit(Expression):
         )
         self.gate = gate
         self.per: Per = choices.choice("per", per, get_args(Per))
-        if not isinstance(name, str | None) or name == "":
-            raise RMuseError(f"a name or None was required, got {name!r}")
-        self.name = name
+        self.name = choices.name(name)
         if len(self.groups) != len(self.operators):
             raise RMuseError(f"each of {len(operators)} operators needs its sites, got {self.groups}")
-        lowest = min(as_sites(site for group in self.groups for site in group))
+        lowest = min(as_sites([site for group in self.groups for site in group]))
         if (tokens == "positions") != (positions is not None) or (tokens == "mask") != (mask is not None):
             raise RMuseError(
                 "positions or a mask stand in the place of a kind of tokens: .on(positions=[…]) or .on(mask=…)"
@@ -252,11 +249,11 @@ class Edit(Expression):
 
     def without(self, what: str | type[Part]) -> "Edit":
         """The edit without a gate or another optional part, by name or type; see `Plan.without`."""
-        return _left(without([self], what))
+        return choices.left(without([self], what))
 
     def replace(self, **parts: object) -> "Edit":
         """The edit with named parts exchanged; see `Plan.replace`."""
-        return _left(replaced([self], parts))
+        return choices.left(replaced([self], parts))
 
     def lacking(self, child: Part) -> "Edit | None":
         """The edit without an operator and the sites it acts at; None where it is the only one."""
@@ -343,11 +340,6 @@ class Plan(Expression):
         return list({id(edit.gate): edit.gate for edit in self if edit.gate is not None}.values())
 
     @property
-    def reads(self) -> list[int]:
-        """All decoder blocks at which a gate reads, ascending."""
-        return sorted({gate.layer for gate in self.gates})
-
-    @property
     def single_pass(self) -> bool:
         """Whether all gates can decide while the steered pass runs.
 
@@ -406,9 +398,3 @@ def as_plan(expression: object) -> Plan:
     raise RMuseError(
         f"a plan or an edit was required, got {type(expression).__name__}; give an operator its place with .at(layers=…)"
     )
-
-
-def _left(edits: list[Edit]) -> Edit:
-    if not edits:
-        raise RMuseError("nothing would be left of the edit: leave it out of its plan, with plan.without(…)")
-    return edits[0]

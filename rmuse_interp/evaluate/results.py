@@ -7,14 +7,13 @@ they are, the run is finished.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import write_json, write_text
 
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
@@ -155,11 +154,10 @@ def write_run(
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
     for name in (TRACES, ATTACKED):
         (folder / name).unlink(missing_ok=True)  # those of another run
-    write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
+    write_text(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
-    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / SCORES, [text + "\n"])
+    write_json(folder / SCORES, scores)
 
 
 def read_run(folder: Path) -> Run:
@@ -193,18 +191,3 @@ def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Re
                     yield kind.from_json(line)
                 except RMuseError as error:
                     raise RMuseError(f"{path}, line {number}: {error}") from None
-
-
-def write_atomically(path: Path, parts: Iterable[str]) -> None:
-    """A text file that is either the old one or the whole new one, whatever happens in between."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep others from reading results
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

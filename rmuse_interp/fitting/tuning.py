@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
+from rmuse_interp.data.store import write_json
 from rmuse_interp.edits.plan import Modality, Plan
-from rmuse_interp.evaluate.results import Transcript, write_atomically
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.rivals import (
     HELD_OUT,
     Tuned,
@@ -163,9 +164,7 @@ class Tuning:
                 "budget": self.budget,
                 "rivals": self._kept,
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-            write_atomically(self.folder / TRIALS, [text + "\n"])
+            write_json(self.folder / TRIALS, record)
 
     def _read(self) -> dict[str, Any]:
         """What the folder holds of this very tuning; all else is left behind."""

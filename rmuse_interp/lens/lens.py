@@ -24,7 +24,7 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.installed import Installed
 from rmuse_interp.lens.respond import Response, respond
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import load_checkpoint
@@ -155,15 +155,15 @@ class LensModel(LoadedModel):
             responses: the assistant's words per row (teacher forcing); edits on "generated" count from the prompt's
                 end all the same.
             plan: what to run.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
             recorder: keeps a trace of the plan's steering, to be had after the block.
             kwargs: for the model's forward.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, one that runs on the model already, a recorder alone.
+            RMuseError: a plan that runs on the model already, a recorder alone.
         """
-        encoding = self.encode(prompts, images, responses)
-        return self._planned(encoding, plan, decision, recorder).trace(**encoding, **kwargs)
+        encoding, twin = self._planned(prompts, images, responses, plan, decision, recorder)
+        return twin.trace(**encoding, **kwargs)
 
     def generate(
         self,
@@ -182,14 +182,15 @@ class LensModel(LoadedModel):
             prompts: plain questions.
             images: one picture or None per row.
             plan: what to run.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
             recorder: keeps a trace of the plan's steering, to be had after the block.
             prefill: words put into the assistant's mouth.
             kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
         """
         rows = len(listed(prompts))
-        encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
-        twin = self._planned(encoding, plan, decision, recorder, native.ends_of(self.hf, kwargs))
+        begun = None if prefill is None else [prefill] * rows
+        ends = native.ends_of(self.hf, kwargs)
+        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, ends)
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
         return twin.trace(**encoding, fn=twin.generate, **kwargs)
 
@@ -212,15 +213,14 @@ class LensModel(LoadedModel):
             names: sites to keep, as names (`blocks.3.hook_resid_post`) or `Site`s, or a filter of names; all of
                 `resid_pre`, `attn_out`, `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
             plan: what to run; values are those after its edits.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
 
         Raises:
             RMuseError: a name that is no site of this model.
         """
         sites = select(names, self.n_layers)
         readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
-        encoding = self.encode(prompts, images, responses)
-        root = self._planned(encoding, plan, decision)
+        encoding, root = self._planned(prompts, images, responses, plan, decision)
         blocks = self.blocks
         kept: dict[str, Tensor] = {}
         with torch.no_grad(), root.trace(**encoding):
@@ -234,25 +234,46 @@ class LensModel(LoadedModel):
         logits = kept.pop("logits")
         return logits, ActivationCache(kept, self)
 
-    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> Installed:
-        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
-        return Installed(self, self._checked(plan), recorder)
+    def install(
+        self, plan: Plan | Edit, *, decision: Decision | None = None, recorder: Recorder | None = None
+    ) -> Installed:
+        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`; see `Installed`."""
+        return Installed(self, self._checked(plan), decision, recorder)
 
     def _planned(
         self,
-        encoding: Encoding,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture],
+        responses: str | Sequence[str | None] | None,
         plan: Plan | Edit | None,
         decision: Decision | None,
         recorder: Recorder | None = None,
         stop: frozenset[int] = frozenset(),
-    ) -> Any:
-        """A twin of the nnsight model whose stored edits know these very queries."""
+    ) -> tuple[Encoding, Any]:
+        """The encoded prompts, and a twin of the nnsight model whose stored edits know these very queries.
+
+        Two-pass plans without a decision are decided here: a nested trace fails, so it must be before one is opened.
+        """
         if recorder is not None and plan is None:
             raise RMuseError("a plan was required to record its steering, got none; pass plan= beside it")
-        twin = self.nn._shallow_copy()
         expression = None if plan is None else self._checked(plan)
         if expression is not None:
             self._require_new(expression)
+        native.require_decided(self.hf)
+        questions = listed(prompts)
+        pictures = per_row(images, len(questions), "images")
+        encoding = self.encode(questions, pictures, responses)
+        vocabulary = self.layout.vocabulary
+        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
+
+        def store(plan: Plan, decision: Decision | None, recorder: Recorder | None) -> None:
+            if decision is None:
+                decision = deciding.decided(self, plan, questions, pictures)
+            session = native.Session(plan.to(self.device), self.layout, decision, recorder)
+            session.say(said, stop)
+            self._store(twin, session)
+
+        twin = self.nn._shallow_copy()
         known = {id(handle.mediator): handle for handle in self._installed}
         stored, twin._edits = list(twin._edits), []
         for mediator in stored:
@@ -260,27 +281,10 @@ class LensModel(LoadedModel):
             if handle is None:
                 twin._edits.append(mediator)
             else:
-                own = handle.session
-                session = self._session(handle.plan, encoding, own.decision, own.recorder, stop)
-                self._store(twin, session)
+                store(handle.plan, handle.session.decision, handle.session.recorder)
         if expression is not None:
-            self._store(twin, self._session(expression, encoding, decision, recorder, stop))
-        return twin
-
-    def _session(
-        self,
-        plan: Plan,
-        encoding: Encoding,
-        decision: Decision | None,
-        recorder: Recorder | None,
-        stop: frozenset[int],
-    ) -> native.Session:
-        session = native.Session(plan.to(self.device), self.layout, decision, recorder)
-        vocabulary = self.layout.vocabulary
-        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
-        session.say(said, stop)
-        session.require_decision()
-        return session
+            store(expression, decision, recorder)
+        return encoding, twin
 
     def _require_new(self, plan: Plan) -> None:
         running = [handle.plan for handle in self._installed] + native.attached(self.hf)

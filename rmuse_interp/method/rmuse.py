@@ -18,11 +18,12 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
@@ -126,11 +127,11 @@ class RMuse:
     def save(self, folder: str | Path) -> Path:
         """Write the bundle: the plan, the subspaces and the report, as safetensors and JSON."""
         path = Path(folder)
-        self.plan.save(path)
         tree, tensors = to_record(self.subspaces)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path / "subspaces.safetensors")
-        record = {"schema": SCHEMA, "report": self.report, "subspaces": tree}
-        (path / "rmuse.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with atomic_files(path, last="rmuse.json") as draft:
+            self.plan.save(draft)
+            write_tensors(draft / "subspaces.safetensors", tensors)
+            write_json(draft / "rmuse.json", {"schema": SCHEMA, "report": self.report, "subspaces": tree})
         return path
 
     @classmethod

@@ -34,7 +34,8 @@ class Part(nn.Module):
     and leaves them in float32, for the geometry is done there and only results are cast to the state's dtype.
     """
 
-    _public: ClassVar[str] = "rmuse_interp.parts"
+    _public: ClassVar[str] = "parts"
+    """The public module that records name, below `rmuse_interp`."""
     _phrase: ClassVar[str] = ""
 
     def __init_subclass__(cls, **settings: object) -> None:
@@ -253,7 +254,7 @@ def record_name(kind: type[Part]) -> str:
     Files may move behind such a name: it does not change with them.
     """
     if _ours(kind.__module__):
-        return f"{kind._public}:{kind.__name__}"
+        return f"rmuse_interp.{kind._public}:{kind.__name__}"
     return f"{kind.__module__}:{kind.__qualname__}"
 
 

@@ -34,7 +34,6 @@ class Subspace(Part):
         [0.0, 0.0, 3.0]
     """
 
-    _public = "rmuse_interp"
     basis: Tensor
 
     def __init__(self, basis: Float[Tensor, "d k"]):

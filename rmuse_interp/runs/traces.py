@@ -5,19 +5,16 @@ the method, the id of the transcript, the sites and the number of tokens.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import read_tensors, write_tensors
 from rmuse_interp.edits.trace import SITE_COLUMNS, SteeringTrace, TraceSite
 from rmuse_interp.evaluate.results import TRACES
 
@@ -46,16 +43,7 @@ def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
         for column in SITE_COLUMNS
     }
     tensors["ids"] = torch.cat([trace.ids.flatten() for trace in traces.values()])
-    content = save(tensors, {"schema": SCHEMA, "index": json.dumps(index, ensure_ascii=False)})
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(draft, 0o644)  # mkstemp's 0600 would keep others from reading results
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    write_tensors(path, tensors, {"schema": SCHEMA, "index": json.dumps(index, ensure_ascii=False)})
 
 
 def read_traces(path: Path) -> dict[Key, SteeringTrace]:
@@ -70,12 +58,10 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
             f"required steering traces in {path}, got a run without {TRACES}; run `rmuse eval` again with --record"
         )
     try:
-        with safe_open(file, framework="pt") as held:
-            about = held.metadata() or {}
-            if about.get("schema") == SCHEMA:
-                index = json.loads(about["index"])
-                return _apart(index, {name: held.get_tensor(name) for name in (*SITE_COLUMNS, "ids")})
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        tensors, about = read_tensors(file)
+        if about.get("schema") == SCHEMA:
+            return _apart(json.loads(about["index"]), tensors)
+    except (RMuseError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise RMuseError(
             f"{file}: required whole steering traces, got a damaged file ({type(error).__name__}); "
             "run `rmuse eval` again"

@@ -4,7 +4,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from tiny import D_MODEL, picture
+from helpers.tiny import D_MODEL, picture
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, load_model
