@@ -350,12 +350,8 @@ def decide(
         if found is None:
             found = new
             continue
-        own = torch.tensor(
-            [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan],
-            device=new.fired.device,
-        )
-        pairs = zip((new.fired, new.score, new.known), (found.fired, found.score, found.known), strict=True)
-        found = Decision(*(torch.where(own, a, b) for a, b in pairs))
+        own = [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan]
+        found = found.where(own, new)
     assert found is not None
     return found
 

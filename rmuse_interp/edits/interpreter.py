@@ -188,6 +188,8 @@ class Interpreter:
 
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
+        names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
+        gates = tuple(edit.gate for edit in edits)
         if given is not None:
             if given.fired.shape[1] != len(edits):
                 raise RMuseError(
@@ -195,13 +197,14 @@ class Interpreter:
                     "use plan.decide(...) of this very plan"
                 )
             given = given.repeated(batch)
-            return Decision(given.fired.to(device), given.score.to(device), given.known.to(device))
+            there = {name: getattr(given, name).to(device) for name in ("fired", "score", "known")}
+            return replace(given, **there, names=names, gates=gates)
         if not scoring:
             self.require_single_pass()
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)
-        return Decision(~gated, score, ~asked.expand(batch, -1))
+        return Decision(~gated, score, ~asked.expand(batch, -1), names, gates)
 
     def apply(
         self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
@@ -289,10 +292,11 @@ class Interpreter:
         column = torch.zeros_like(old.known)
         column[:, index] = ready
         fires = (gate.fires(mean) & (reading.count > 0)).unsqueeze(-1)
-        decision = Decision(
-            torch.where(column, fires, old.fired),
-            torch.where(column, score.unsqueeze(-1), old.score),
-            old.known | column,
+        decision = replace(
+            old,
+            fired=torch.where(column, fires, old.fired),
+            score=torch.where(column, score.unsqueeze(-1), old.score),
+            known=old.known | column,
         )
         query = replace(query, decision=decision)
         return replace(

@@ -1,7 +1,7 @@
 """The values an interpreter of plans passes along: queries, calls, decisions, and the state made of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.spoken import Delimiters, Spoken
+from rmuse_interp.parts.gates import Gate
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,25 +19,50 @@ class Decision:
     Args:
         fired: whether the edit may act on the row; True for edits without a gate; with a gate per token, whether
             it has acted on any token so far.
-        score: the gate's score (larger = steer); NaN where there is no gate or it decides per token.
+        score: the gate's raw score (larger = steer); NaN where there is no gate or it decides per token.
         known: whether the row has been decided; a chunked prefill decides when the prompt's end has passed.
+        names: what each column's edit is called: its name, or `edit0` by its place.
+        gates: each column's gate, None without one.
     """
 
     fired: Bool[Tensor, "batch edits"]
     score: Float[Tensor, "batch edits"]
     known: Bool[Tensor, "batch edits"]
+    names: tuple[str, ...] = ()
+    gates: tuple[Gate | None, ...] = ()
+
+    @property
+    def margin(self) -> Float[Tensor, "batch edits"]:
+        """`(score − threshold)/scale` of each gate: positive where it fires, in one unit for all; NaN as `score`."""
+        found = torch.full_like(self.score, torch.nan)
+        for column, gate in enumerate(self.gates):
+            if gate is not None:
+                found[:, column] = (self.score[:, column] - gate.threshold) / gate.scale
+        return found
+
+    def rows(self, which: Sequence[int] | Int[Tensor, " rows"]) -> "Decision":
+        """The decision about some of the queries, in the order given."""
+        index = torch.as_tensor(which, device=self.fired.device)
+        return replace(self, fired=self.fired[index], score=self.score[index], known=self.known[index])
 
     def repeated(self, batch: int) -> "Decision":
         """The decision for a batch of beams or samples, which come in groups of neighbours."""
         times = _times(len(self.fired), batch)
-        return Decision(*(x.repeat_interleave(times, dim=0) for x in (self.fired, self.score, self.known)))
+        return self.rows(torch.arange(len(self.fired)).repeat_interleave(times)) if times > 1 else self
 
     def either(self, rows: Sequence[int], other: "Decision") -> "Decision":
         """The decision in which some rows fire where `other` does too, with the larger of both scores."""
         fired, score = self.fired.clone(), self.score.clone()
         fired[rows] |= other.fired
         score[rows] = torch.fmax(score[rows], other.score)
-        return Decision(fired, score, self.known)
+        return replace(self, fired=fired, score=score)
+
+    def where(self, columns: Sequence[bool], other: "Decision") -> "Decision":
+        """The decision with some columns taken from `other`."""
+        theirs = torch.tensor(columns, device=self.fired.device)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in ("fired", "score", "known"))
+        fired, score, known = (torch.where(theirs, new, own) for own, new in pairs)
+        return replace(self, fired=fired, score=score, known=known)
 
 
 @dataclass(frozen=True, eq=False)
