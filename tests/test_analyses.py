@@ -47,7 +47,7 @@ def records(results):
 @pytest.mark.parametrize("stem", ANALYSES)
 def test_the_record_says_where_it_comes_from(records, results, stem):
     origin = records[stem]["provenance"]
-    assert records[stem]["schema"] == ANALYSES[stem][0].SCHEMA
+    assert records[stem]["schema"] == f"rmuse-{stem.replace('_', '-')}/1"
     assert origin["model"]["fingerprint"].startswith("LlavaForConditionalGeneration:4x32x")
     assert (origin["seed"], origin["limit"], origin["fit_limit"]) == (0, 3, 6)
     assert origin["n"]
@@ -83,8 +83,20 @@ def test_a_script_starts_anywhere_and_hides_no_package(tmp_path):
     found = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True)
     assert found.returncode == 0
     assert "--queries" in found.stdout
-    assert "analyses/_common" in found.stderr
+    assert "studies/common" in found.stderr
     assert "analyses/requests" not in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("stem", "successor"), [("rivals", "analyses/leaderboard.py"), ("trace_overhead", "rmuse eval")]
+)
+def test_analyses_that_are_gone_name_their_successor(stem, successor):
+    argv = [sys.executable, f"analyses/{stem}.py", "--limit", "3"]
+    found = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 2
+    assert found.stderr.startswith("gone: ")
+    assert successor in found.stderr
+    assert found.stderr.count("\n") == 1
 
 
 def test_ablation_rows_cover_every_split(records):

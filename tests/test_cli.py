@@ -123,8 +123,8 @@ def test_eval_writes_a_run(bundles, run_of, tmp_path, model):
         assert all({"auroc", "threshold"} <= set(part) for part in gate["by_modality"].values())
     assert {(t.method, t.split) for t in found.transcripts} == {(n, s) for n in names for s in SPLITS}
     for t in found.transcripts:
-        assert (t.gate_score is None) == (t.fired is None) == (t.method == "vanilla")
-        assert t.fired is None or t.fired == (t.gate_score > 0)
+        assert (t.gate is None) == (t.gate_score is None) == (t.fired is None) == (t.method == "vanilla")
+        assert t.fired is None or t.fired == (t.margin > 0)
     keys = {
         "id",
         "method",

@@ -12,7 +12,7 @@ import torch
 from helpers.tiny import tiny_llava
 from sklearn.decomposition import PCA
 
-from analyses import activation_dynamics as analysis
+from analyses import activation_dynamics as script
 from rmuse_interp import RMuseError, fit, load_benchmark, load_model
 from rmuse_interp.diagnostics.dynamics import (
     along,
@@ -23,6 +23,7 @@ from rmuse_interp.diagnostics.dynamics import (
     side_test,
     state_plane,
 )
+from rmuse_interp.studies import activation_dynamics as analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 D = 12
@@ -158,7 +159,7 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out)) == 0
+    assert script.main(arguments(data, out)) == 0
     return out, json.loads((out / "activation_dynamics.json").read_text())
 
 
@@ -212,7 +213,7 @@ def test_a_plan_whose_gate_knows_the_people_moves_them_alone(data, tmp_path):
     cut = (scores[order[3]] + scores[order[4]]) / 2
     changed = fitted.plan.replace(**{"image.gate": edit.gate.at_threshold(cut)})
     type(fitted)(changed, fitted.subspaces, fitted.report).save(tmp_path / "bundle")
-    assert analysis.main(arguments(data, tmp_path, "--bundle", str(tmp_path / "bundle"))) == 0
+    assert script.main(arguments(data, tmp_path, "--bundle", str(tmp_path / "bundle"))) == 0
     record = json.loads((tmp_path / "activation_dynamics.json").read_text())
     rows = [r for r in record["rows"] if r["modality"] == "image"]
     assert rows
@@ -229,7 +230,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, capsys):
         (["--bundle", "/nowhere"], "rmuse.json"),
         (["--limit", "0"], "--limit of at least 1"),
     ):
-        assert analysis.main(arguments(data, tmp_path, *change)) == 2
+        assert script.main(arguments(data, tmp_path, *change)) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("error: ")
         assert "\n" not in error

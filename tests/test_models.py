@@ -16,7 +16,7 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.state import Decision
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.models.fingerprint import Fingerprint
 from rmuse_interp.models.layout import find_layout
 
@@ -204,9 +204,12 @@ def test_the_verdict_is_that_of_the_gates_that_apply_to_the_row():
         torch.tensor([[1.0, 2.0, torch.nan], [1.0, -torch.inf, torch.nan]]),
         torch.ones(2, 3, dtype=torch.bool),
     )
-    assert verdict(plan, decision, [True, False]) == [(True, 1.0), (False, None)]
+    assert verdicts(plan, decision, [True, False]) == [
+        (True, 1.0, 1.0, "edit0.gate"),
+        (False, None, None, None),
+    ]
     ungated = Decision(*(x[:1, 2:] for x in (decision.fired, decision.score, decision.known)))
-    assert verdict(as_plan(plan[2]), ungated, [True]) == [(None, None)]
+    assert verdicts(as_plan(plan[2]), ungated, [True]) == [(None, None, None, None)]
 
 
 def test_bad_limits_are_refused():

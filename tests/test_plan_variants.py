@@ -7,15 +7,14 @@ import torch
 from helpers.tiny import tiny_llava
 
 import rmuse_interp.lens.lens as lens_room
-from analyses import _common as common
-from analyses import _fits, ablations, acceptance, prototype_cap
-from analyses._composed import composed, fires, probes, scored
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.method.rmuse import SPANS, Evidence, paper_edit, subspaces_at
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.runs.run import Method, choose, run
+from rmuse_interp.studies import ablations, acceptance, common, fits, prototype_cap
+from rmuse_interp.studies.gated import composed, fires, probes, scored
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +50,10 @@ def test_a_broken_run_goes_on_where_it_stopped(world, tmp_path, monkeypatch):
 def test_evidence_comes_back_from_the_folder_as_it_was(world, tmp_path, monkeypatch):
     lens, benchmark, evidence, _ = world
     given = argparse.Namespace(fits=tmp_path, fit_limit=6, batch_size=32, seed=0)
-    monkeypatch.setattr(_fits, "gather", lambda *_args, **_settings: evidence)
-    _fits.evidence_of(given, lens, benchmark)
-    monkeypatch.delattr(_fits, "gather")
-    found = _fits.evidence_of(given, lens, benchmark)
+    monkeypatch.setattr(fits, "gather", lambda *_args, **_settings: evidence)
+    fits.evidence_of(given, lens, benchmark)
+    monkeypatch.delattr(fits, "gather")
+    found = fits.evidence_of(given, lens, benchmark)
     (kept,) = tmp_path.rglob("evidence.*")
     assert kept.suffix == ".safetensors"  # which runs no code when it is read
 

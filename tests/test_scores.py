@@ -12,6 +12,7 @@ from helpers.parquet_fixture import write_benchmark
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.evaluate.results import (
+    AttackTranscript,
     Transcript,
     claim,
     is_finished,
@@ -116,6 +117,8 @@ def test_auroc_against_a_hand_count():
     rows += [gated("benign", 2.0), gated("retain_test", 1.0), gated("reasoning", 0.0)]
     assert gate_auroc(rows) == pytest.approx(4.5 / 6)
     assert gate_auroc([*rows, gated("retain", 99.0)]) == pytest.approx(4.5 / 6)  # seen in fitting: left out
+    # Gates of different scales compare by their margins, whatever the raw scores.
+    assert gate_auroc([replace(t, gate_score=-t.gate_score) for t in rows]) == pytest.approx(4.5 / 6)
     with pytest.raises(RMuseError, match="finite gate score"):
         gate_auroc([*rows, gated("test", float("nan"))])
 
@@ -137,6 +140,14 @@ def test_runs_are_read_back_as_written(tmp_path, benchmark, transcripts):
         "id method split modality prompt response reasoning answer expected attributes gate_score fired"
     )
     assert keys[:12] == expected.split()
+
+
+def test_records_of_the_first_version_hold_margins():
+    line = '{"id": "i", "method": "m", "split": "forget", "modality": "text", "prompt": "", "response": "", '
+    line += '"reasoning": "", "answer": "", "expected": "", "gate_score": 1.5, "fired": true}'
+    old = Transcript.from_json(line)
+    assert (old.gate_score, old.margin, old.gate) == (1.5, 1.5, None)
+    assert AttackTranscript.from_json(line).margin == 1.5
 
 
 def test_finished_runs_are_refused_without_overwrite(tmp_path, benchmark, transcripts):

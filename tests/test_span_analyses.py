@@ -9,16 +9,19 @@ import pytest
 import torch
 from helpers.tiny import tiny_llava
 
-from analyses import span_ablation, span_attribution
+from analyses import span_ablation as ablation_script
+from analyses import span_attribution as attribution_script
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.diagnostics import gradients
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.method.rmuse import subspaces_at
+from rmuse_interp.studies import span_ablation, span_attribution
+from rmuse_interp.studies.common import options
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSES = {
-    "span_attribution": (span_attribution, ["--gradients", "1", "--reference", "4"]),
-    "span_ablation": (span_ablation, ["--max-new-tokens", "6"]),
+    "span_attribution": (attribution_script, ["--gradients", "1", "--reference", "4"]),
+    "span_ablation": (ablation_script, ["--max-new-tokens", "6"]),
 }
 
 
@@ -49,7 +52,7 @@ def world(data):
 @pytest.mark.parametrize("stem", ANALYSES)
 def test_the_record_says_where_it_comes_from(records, stem):
     record = records[stem]
-    assert record["schema"] == ANALYSES[stem][0].SCHEMA
+    assert record["schema"] == f"rmuse-{stem.replace('_', '-')}/1"
     assert record["provenance"]["seed"] == 0
     assert record["provenance"]["n"]
 
@@ -106,7 +109,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, stem, change, sai
 
 def test_without_captum_nothing_long_is_begun(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    assert span_attribution.main(arguments(data, tmp_path)) == 2
+    assert attribution_script.main(arguments(data, tmp_path)) == 2
     assert "rmuse-interp[attribution]" in capsys.readouterr().err
 
 
@@ -195,7 +198,7 @@ def test_where_the_plan_does_not_act_after_is_before(records):
 
 
 def test_nobody_who_is_explained_is_in_the_average_query(data):
-    parser_given = span_attribution.options(None, limit=6, what="", small=None).parse_args([])
+    parser_given = options(None, limit=6, what="", small=None).parse_args([])
     parser_given.limit, parser_given.reference = 6, 4
     asked, others = span_attribution.chosen(load_benchmark(data, forget=10), parser_given)
     explained = {e.person for rows in asked.values() for e in rows}
@@ -206,7 +209,7 @@ def test_nobody_who_is_explained_is_in_the_average_query(data):
 
 
 def test_a_benchmark_without_values_or_with_one_retained_person_is_refused(data):
-    given = span_attribution.options(None, limit=6, what="", small=None).parse_args([])
+    given = options(None, limit=6, what="", small=None).parse_args([])
     given.limit, given.reference = 6, 4
     benchmark = load_benchmark(data, forget=10)
     rows = benchmark.scoring("retain_test")

@@ -134,11 +134,11 @@ def test_a_broken_off_run_loses_no_trace(lens, asked, tmp_path, monkeypatch):
         assert list(found.traces) == list(whole.traces)
         for key, trace in whole.traces.items():
             assert_same(found.traces[key], trace, atol=0)
-    (kept,) = tmp_path.rglob("*.0.safetensors")
+    kept = min(tmp_path.rglob("*.safetensors"))
     kept.write_bytes(kept.read_bytes()[:-9])
     before = len(calls)
     running.run(methods, asked, **SETTINGS, traces=True, folder=tmp_path)
-    assert len(calls) - before == 2
+    assert len(calls) - before == 1
     before = len(calls)
     running.run(methods, asked, **SETTINGS, folder=tmp_path)  # without traces it is another run
     assert len(calls) - before == 2

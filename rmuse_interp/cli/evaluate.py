@@ -87,17 +87,6 @@ def evaluate(
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            "--gold",
-            metavar="M",
-            help="A model that never knew the people (organism-gold): adds forget quality and membership.",
-        ),
-    ] = None,
-    perplexity: Annotated[
-        bool, typer.Option("--perplexity", help="Add the responses' perplexity under the model as it is.")
-    ] = False,
     attack: attacks.Names = None,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
@@ -141,7 +130,6 @@ def evaluate(
     questions = running.choose(benchmark, limit, seed)
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
-    never_knew = None if gold is None else support.open_model(gold, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
     for name, folder in zip(names, folders, strict=True):
         fitted = support.open_bundle(folder, lens)
@@ -191,34 +179,7 @@ def evaluate(
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
-    if never_knew is not None:
-        from rmuse_interp.runs import likelihoods
-
-        with support.bars("likelihoods", seconds, "forgetting") as progress:
-            scores["forgetting"] = likelihoods.forgetting(
-                methods,
-                never_knew,
-                benchmark,
-                limit=limit,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
-    if perplexity:
-        from rmuse_interp.runs import likelihoods
-
-        examples = {e.id: e for some in questions.values() for e in some}
-        with support.bars("perplexity", seconds, "fluency") as progress:
-            scores["fluency"] = likelihoods.fluency(
-                answers.transcripts,
-                examples,
-                lens,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
+    scores["provenance"] = support.provenance(model, data, limit=limit, seed=seed)
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
     save_run(out, scores, answers, overwrite, under_attack)

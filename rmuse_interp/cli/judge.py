@@ -14,6 +14,7 @@ from rich.table import Table
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -27,14 +28,8 @@ SHOWN = 20
 app = typer.Typer(
     cls=Helpful, help="Judges of leaks and chains.", rich_markup_mode=None, pretty_exceptions_enable=False
 )
-Name = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        metavar="J",
-        help="rules, openai:MODEL (any compatible server) or local:PATH (transformers).",
-    ),
-]
+NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
+Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -147,7 +142,7 @@ def calibrate(
     from rmuse_interp.runs import judging
 
     if out is not None:
-        support.require_writable(out.absolute().parent)
+        require_writable(out.absolute().parent)
     found = LabelledSet.read(labelled or shipped.FILE)
     aliases, entails = implications.tables(make_world(0))
     aliases, entails = {**aliases, **found.aliases}, {**entails, **found.entails}

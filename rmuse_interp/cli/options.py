@@ -64,4 +64,13 @@ Record = Annotated[
         help="Keep how every token was steered in traces.safetensors: score, angles, share in the RRS, and more.",
     ),
 ]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")]
+MovedBundles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--bundle",
+        metavar="BUNDLE",
+        help="A bundle of the run that is not where it was; repeat for several.",
+    ),
+]
 RunFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for scores and transcripts.")]

@@ -14,6 +14,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 app = typer.Typer(
     cls=Helpful,
@@ -39,7 +40,7 @@ def train(
     debug: o.Debug = False,
 ) -> None:
     """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
-    support.require_writable(out)
+    require_writable(out)
     if begin_from is not None and not (begin_from / "model.safetensors").is_file():
         raise RMuseError(f"--from: required a folder with model.safetensors, got {begin_from}")
     import torch

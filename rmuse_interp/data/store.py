@@ -9,17 +9,19 @@ import os
 import secrets
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rmuse_interp import RMuseError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 def cache_folder() -> Path:
@@ -184,6 +186,14 @@ class Store:
                     file.write(f"\n{line}\n" if self._torn else f"{line}\n")
                 self._torn = False
             self._lines[name] = line
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What was put under a key, else what `make` gives (plain JSON), put now."""
+        found: T | None = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, found)
+        return found
 
     def drop_tensors(self, key: object) -> None:
         """Delete the tensors of a result; the result itself stays."""

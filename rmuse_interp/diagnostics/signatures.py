@@ -180,9 +180,7 @@ def dead_gate(case: Case) -> Finding:
                 causes.append(f"never fires on {modality} questions")
             if not due and rate.low > 1 - DEAD:
                 causes.append(f"always fires on {modality} questions")
-    margins = sorted(
-        t.gate_score for t in case.answers if t.gate_score is not None and math.isfinite(t.gate_score)
-    )
+    margins = sorted(t.margin for t in case.answers if t.margin is not None and math.isfinite(t.margin))
     if margins:
         evidence += [
             Figure(f"{which} margin of the gate", value, n=len(margins))

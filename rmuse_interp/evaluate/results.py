@@ -7,6 +7,7 @@ they are, the run is finished.
 """
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -29,8 +30,10 @@ class Transcript:
     """One question as it was asked, what came back, and what the gate made of it.
 
     ``expected`` is the reference answer, ``attributes`` the values that must not leak; ``reasoning`` and
-    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` (larger = steer) and
-    ``fired`` are None for methods without a gate.
+    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` is the raw score (larger
+    = steer) of the gate named ``gate``, ``margin`` the same in the gate's own scale, `(score − threshold)/scale`; with
+    ``fired`` they are None for methods without a gate. Records of version 0.1.0 hold the margin as ``gate_score`` and
+    nothing else of the gate: there the two are equal.
     """
 
     id: str
@@ -47,6 +50,12 @@ class Transcript:
     fired: bool | None = None
     kind: str = "generation"
     person: str | None = None
+    margin: float | None = None
+    gate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin is None:
+            object.__setattr__(self, "margin", self.gate_score)
 
     @property
     def well_formed(self) -> bool:
@@ -95,6 +104,7 @@ class AttackTranscript(Transcript):
     history: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # JSON has lists only; tuples compare and stay as they are.
         turns = tuple((str(asked), str(said)) for asked, said in self.history)
         object.__setattr__(self, "history", turns)
@@ -125,6 +135,20 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
         raise RMuseError(f"{folder} holds a finished run; choose another --out or add --overwrite")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder can be made and written to; makes none.
+
+    Raises:
+        RMuseError: it is or lies below a file, or writing is not allowed there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
+        raise RMuseError(f"--out: required a folder, got {got}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
 
 
 def write_run(

@@ -43,8 +43,10 @@ def transcribe(
     delimiters: tuple[str, str],
     gate_score: float | None = None,
     fired: bool | None = None,
+    margin: float | None = None,
+    gate: str | None = None,
 ) -> Transcript:
-    """The record of one response to an example's prompt.
+    """The record of one response to an example's prompt; what its gate said as in `Transcript`.
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo")
     >>> t = transcribe(e, "vanilla", "<think> I look. </think> Oslo", ("<think>", "</think>"))
@@ -67,6 +69,8 @@ def transcribe(
         fired=fired,
         kind=example.kind,
         person=example.person,
+        margin=margin,
+        gate=gate,
     )
 
 
@@ -169,7 +173,7 @@ def score(
                     if (part := [t for t in rows if t.modality == modality])
                 }
         everything = [t for rows in groups[name].values() for t in rows]
-        if any(t.gate_score is not None or t.fired is not None for t in everything):
+        if any(t.margin is not None or t.fired is not None for t in everything):
             gate[name] = _gate(everything, (thresholds or {}).get(name, {}))
     return {
         "schema": SCHEMA,
@@ -219,17 +223,17 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[s
 
 
 def gate_auroc(rows: Sequence[Transcript]) -> float | None:
-    """`auroc` of gate scores, queries about people to forget (`TO_STEER`) against all unseen others.
+    """`auroc` of gate margins, queries about people to forget (`TO_STEER`) against all unseen others.
 
     The retain split, which fitting has seen, is left out. None where a side has no scored query.
 
     Raises:
         RMuseError: a score is not finite.
     """
-    scored = [t for t in rows if t.gate_score is not None and t.split in TO_STEER | NOT_TO_STEER]
+    scored = [t for t in rows if t.margin is not None and t.split in TO_STEER | NOT_TO_STEER]
     sides: tuple[list[float], list[float]] = ([], [])
     for t in scored:
-        value = float(t.gate_score or 0.0)
+        value = float(t.margin or 0.0)
         if not math.isfinite(value):
             raise RMuseError(
                 f"{t.id}: required a finite gate score, got {value}; check the model's activations"

@@ -35,7 +35,7 @@ from rmuse_interp.fitting.exchange import (
 )
 from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import IdentityGate
 
@@ -109,7 +109,7 @@ def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], reque
         kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
         raise RMuseError(
             f"gates that know people one by one were required for a request, got {kinds or 'no gate'}; fit with "
-            "`rmuse fit --by-person` (`fit_by_person`)"
+            "`rmuse fit --by-person` (`fit(…, kinds=BY_PERSON)`)"
         )
     before = forgotten(fitted, benchmark)
     for person in ids:
@@ -175,8 +175,8 @@ def decided(
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
-            said = verdict(fitted.plan, decision, [q.image is not None for q in batch])
-            fired += sum(bool(one) for one, _ in said)
+            said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
+            fired += sum(bool(one.fired) for one in said)
         if queries:
             found[name] = (fired, len(queries))
     return found

@@ -115,21 +115,17 @@ class Tuning:
             )
             self._keep(name, found.trials)
             if self.folder is not None:
-                found.plan.save(self._home(name), self.model, rival=name, digest=self._digest(name))
+                found.plan.save(home(self.folder, name), self.model, rival=name, digest=self._digest(name))
         return found
-
-    def _home(self, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / "rivals" / name
 
     def _plan(self, name: str) -> Plan | None:
         """The plan the folder holds, if it is of this tuning."""
         if self.folder is None or not self._trials(name):
             return None
         try:
-            record = json.loads((self._home(name) / "plan.json").read_text(encoding="utf-8"))
+            record = json.loads((home(self.folder, name) / "plan.json").read_text(encoding="utf-8"))
             if record["provenance"]["digest"] == self._digest(name):
-                return Plan.load(self._home(name), self.model)
+                return Plan.load(home(self.folder, name), self.model)
         except (OSError, ValueError, KeyError, RMuseError):
             pass  # none there, damaged, or of other weights: tuned anew
         return None
@@ -200,6 +196,11 @@ class Tuning:
                 repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b"")
             )
         return found.hexdigest()
+
+
+def home(run: Path, name: str) -> Path:
+    """Where a run folder keeps the plan of a tuned rival."""
+    return run / "rivals" / name
 
 
 def _best(trials: Mapping[Modality, Sequence[Trial]]) -> dict[Modality, Trial]:

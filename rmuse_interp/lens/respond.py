@@ -1,8 +1,10 @@
 """Responses to many questions, natively: batches of similar length, early stop per row, plans attached."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
@@ -24,14 +26,27 @@ class Response:
     Args:
         text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
-        score: the gate's score (larger = steer), None where no gate decides per query or it had nothing to read.
+        score: the raw score of `gate` (larger = steer), None where no gate decides per query or it had nothing to read.
         trace: how it was steered, token by token; None where it was not recorded.
+        margin: `(score − threshold)/scale` of `gate`, a unit that all gates share: positive where it fires.
+        gate: address of the first gate that scored the query (`pictures.gate`), as `plan.without` takes it.
     """
 
     text: str
     fired: bool | None
     score: float | None
     trace: SteeringTrace | None = None
+    margin: float | None = None
+    gate: str | None = None
+
+
+class Verdict(NamedTuple):
+    """What a plan's gates said of one query; fields as those of `Response`."""
+
+    fired: bool | None
+    score: float | None = None
+    margin: float | None = None
+    gate: str | None = None
 
 
 def respond(
@@ -155,28 +170,30 @@ def answered(
     if handle is None or handle.state is None:
         return [Response(text, None, None) for text in texts]
     query = handle.state.query
-    said = verdict(handle.plan, query.decision, query.has_image.tolist())
+    said = verdicts(handle.plan, query.decision, query.has_image.tolist())
     trace = None if handle.recorder is None else handle.recorder.trace()
     return [
-        Response(text, fired, score, None if trace is None else trace.row(row))
-        for row, (text, (fired, score)) in enumerate(zip(texts, said, strict=True))
+        Response(text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate)
+        for row, (text, one) in enumerate(zip(texts, said, strict=True))
     ]
 
 
-def verdict(
-    plan: Sentence, decision: Decision, has_image: Sequence[bool]
-) -> list[tuple[bool | None, float | None]]:
-    """Per row: whether a gate that applies to it fired, and the score of the first gate that scored it."""
-    found: list[tuple[bool | None, float | None]] = []
+def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> list[Verdict]:
+    """Per row: whether a gate that applies to it fired, and what the first gate that scored it said."""
+    found: list[Verdict] = []
     fired, scores = decision.fired.tolist(), decision.score.tolist()
     for row, image in enumerate(has_image):
-        columns = [
-            i
+        gates = {
+            i: edit
             for i, edit in enumerate(plan)
             if edit.gate is not None and edit.modality in (None, "image" if image else "text")
-        ]
-        finite = [scores[row][i] for i in columns if abs(scores[row][i]) < float("inf")]
-        found.append(
-            (any(fired[row][i] for i in columns) if columns else None, finite[0] if finite else None)
-        )
+        }
+        first = next((i for i in gates if math.isfinite(scores[row][i])), None)
+        acted = any(fired[row][i] for i in gates) if gates else None
+        if first is None:
+            found.append(Verdict(acted))
+            continue
+        score, edit = scores[row][first], gates[first]
+        name = f"{edit.name or f'edit{first}'}.gate"
+        found.append(Verdict(acted, score, (score - edit.gate.threshold) / edit.gate.scale, name))
     return found

@@ -27,7 +27,16 @@ from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
-from rmuse_interp.parts.gates import Gate, GateSelection, GateStates, Readout, RRSAlignmentGate, select_gate
+from rmuse_interp.parts.gates import (
+    GATE_KINDS,
+    Gate,
+    GateKind,
+    GateSelection,
+    GateStates,
+    Readout,
+    RRSAlignmentGate,
+    select_gate,
+)
 from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
@@ -281,9 +290,9 @@ def gate_candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]
     return candidates
 
 
-def calibrated_gate(evidence: Evidence) -> GateSelection:
+def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) -> GateSelection:
     """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
-    return select_gate(gate_candidates(evidence))
+    return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]

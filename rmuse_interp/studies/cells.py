@@ -15,16 +15,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.progress import Progress
 
-from analyses._common import Record
-from analyses._fits import evidence_of, preset_of
-from analyses._values import FORGET, KEPT, VALUES, kind_of, values_of
 from rmuse_interp import __version__
 from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
-from rmuse_interp.cli.demo import GOLD
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
 from rmuse_interp.data.attacks.conversation import plain as as_it_is
@@ -35,8 +31,13 @@ from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.fitting.tuning import Tuning
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.method.rmuse import PRESETS
+from rmuse_interp.organism import GOLD
 from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
 from rmuse_interp.runs.run import Method, choose, finish, run
+from rmuse_interp.studies.common import Record
+from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.standings import FORGET, KEPT, VALUES, kind_of, values_of
 
 METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
 REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
@@ -193,7 +194,7 @@ def _worked_out(
         ).transcripts
     few = to_attack(questions, given.attack_limit, cell.seed)
     under: list[AttackTranscript] = []
-    settings: dict[str, Any] = {
+    settings: Record = {
         "max_new_tokens": given.max_new_tokens,
         "batch_size": given.batch_size,
         "seed": cell.seed,
@@ -224,7 +225,7 @@ def _worked_out(
     }
 
 
-def worst_of(values: Mapping[str, Record], found: Mapping[str, Any] | None) -> Record:
+def worst_of(values: Mapping[str, Record], found: Record | None) -> Record:
     """The largest RIL on the people to forget, `{value, low, high, n, attack, split}`; without attacks, that of none."""
     if found is not None:
         return {"value": found["ril"], **{key: found[key] for key in ("low", "high", "n", "attack", "split")}}
@@ -253,17 +254,18 @@ def prepared(
         return Method(name, lens), {}
     if name == "gold":
         return Method(name, load_model(GOLD, device=given.device, dtype=given.dtype)), {}
-    if name.startswith("rmuse/"):
+    preset = next((p for p in PRESETS if name == f"rmuse/{p}"), None)
+    if preset is not None:
         evidence = evidence_of(given, lens, benchmark, progress)
-        bundle = preset_of(given, lens, benchmark, evidence, name.removeprefix("rmuse/"), progress)
+        bundle = preset_of(given, lens, benchmark, evidence, preset, progress)
         blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
     if name in RIVALS:
         tuning = Tuning(
             lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size
         )
-        evidence = None if tuning.finished(name) else evidence_of(given, lens, benchmark, progress)
-        tuned = tuning.take(name, evidence, progress)
+        needed = None if tuning.finished(name) else evidence_of(given, lens, benchmark, progress)
+        tuned = tuning.take(name, needed, progress)
         chosen = {m: {"layers": list(t.layers), "strength": t.strength} for m, t in tuned.chosen.items()}
         return Method(name, lens, tuned.plan), {
             "layers": chosen,

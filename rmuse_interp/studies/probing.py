@@ -7,8 +7,6 @@ from typing import Any, Final
 import numpy as np
 from rich.progress import Progress
 
-from analyses._common import Record, percent, short
-from analyses._leakage import Asked, Cell, Material
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.lens_views import logit_lens, others_token, sparse_probe
 from rmuse_interp.diagnostics.orthogonality import ratio
@@ -27,6 +25,8 @@ from rmuse_interp.diagnostics.probes import (
 from rmuse_interp.diagnostics.verdicts import judge
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
+from rmuse_interp.studies.common import Record, percent, short
+from rmuse_interp.studies.leakage import Asked, Cell, Material
 
 TARGETS: Final = ("identity", "attribute")
 Drop = tuple[float, float, float]

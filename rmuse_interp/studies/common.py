@@ -1,12 +1,12 @@
 """What all analyses share: options, errors in one line, progress, provenance, and answers that outlive a broken run.
 
-An analysis is a file `analyses/STEM.py` with a command line of `options`, a function from its arguments to the record
-of `results/STEM.json`, and `command` around both. It begins with
+An analysis is a script `analyses/STEM.py` with a command line of `options`, and a module `studies/STEM.py` that makes the
+record of `results/STEM.json` from it; `command` runs both. The script begins with
 
     if not __package__:  # run as a script: its own folder is no place to import from
         sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-so that `analyses` is found, and none of its files stands for a package of the same name.
+so that none of the scripts beside it stands for a package of the same name.
 """
 
 import argparse
@@ -23,15 +23,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError, __version__
-from rmuse_interp.cli.support import require_writable
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
-from rmuse_interp.data.store import write_json
-from rmuse_interp.edits.plan import Plan
+from rmuse_interp.data.store import write_json, write_text
+from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.maths.statistics import Rate, wilson
+from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.runs.run import Answers, Method, finish, run, scores_of
+from rmuse_interp.runs.run import Answers, Method, finish, probe, scores_of
+from rmuse_interp.runs.run import run as ask
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
@@ -96,11 +98,26 @@ def options(
 def command(
     stem: str,
     parser: argparse.ArgumentParser,
-    record_of: Callable[[argparse.Namespace], Record],
+    run: Callable[[argparse.Namespace], Record],
     show: Callable[[Record], None],
     argv: Sequence[str] | None = None,
+    markdown: Callable[[Record], str] | None = None,
+    failures: Callable[[Record], Sequence[str]] = lambda _: (),
 ) -> int:
-    """Run an analysis and write `STEM.json`, whole or not at all; returns the exit code (2 with an error in one line)."""
+    """Run an analysis and write `STEM.json`, whole or not at all.
+
+    Args:
+        stem: the analysis's name.
+        parser: its command line.
+        run: makes the record from the arguments.
+        show: prints the record for people.
+        argv: words of the command line; the process's own by default.
+        markdown: makes the text of `STEM.md` from the record; no such file by default.
+        failures: names what failed in a record whose other parts are whole.
+
+    Returns:
+        The exit code: 2 with an error in one line, 1 where something failed.
+    """
     given = parser.parse_args(argv)
     if getattr(given, "small", None):
         parser.set_defaults(**given.small)
@@ -112,8 +129,10 @@ def command(
                 flag = name.replace("_", "-")
                 raise RMuseError(f"--{flag} of at least 1 was required, got {value}")
         require_writable(given.out)
-        record = record_of(given)
+        record = run(given)
         path = given.out / f"{stem}.json"
+        if markdown is not None:
+            write_text(path.with_suffix(".md"), [markdown(record)])
         write_json(path, record)
         folder = kept(given, stem)
         if folder.is_dir():
@@ -126,7 +145,10 @@ def command(
         return 2
     show(record)
     print(f"written: {path}")
-    return 0
+    failed = failures(record)
+    if failed:
+        print(f"failed: {'; '.join(failed)}; the same command does these again", file=sys.stderr)
+    return int(bool(failed))
 
 
 def kept(given: argparse.Namespace, stem: str) -> Path:
@@ -164,6 +186,14 @@ def provenance(
     }
 
 
+def ready(lens: LensModel, benchmark: Benchmark) -> None:
+    """Raise unless a model can be fitted on a benchmark and every picture of its fitting files can be read."""
+    check(lens, benchmark)
+    for examples in (benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
+        benchmark.check_images(examples)
+    probe(lens, benchmark.fit_forget[0])
+
+
 def opened(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
     """The model and the benchmark at one forget rate, all that fitting needs checked.
 
@@ -189,7 +219,7 @@ def answered(
     The questions of all splits share batches. Finished batches are kept, and found by the same run begun again.
     """
     pooled = {"all": [example for examples in questions.values() for example in examples]}
-    return run(
+    return ask(
         methods,
         pooled,
         delimiters=benchmark.delimiters,
@@ -200,13 +230,25 @@ def answered(
     )
 
 
+def places(fitted: RMuse) -> list[tuple[Modality, int]]:
+    """Kind of query and block of every subspace that a bundle holds."""
+    keys = (key.rpartition("-") for key in fitted.subspaces.unlearning)
+    return [("image" if kind == "image" else "text", int(layer)) for kind, _, layer in keys]
+
+
+def steering(edit: Edit) -> dict[int, Operator]:
+    """Block → the operator that edits its output."""
+    found = {layer: edit.operator_at(layer) for layer in edit.layers}
+    return {layer: operator for layer, operator in found.items() if operator is not None}
+
+
 def operators_of(plan: Plan) -> dict[str, Operator]:
     """Address → operator, as `Plan.replace` takes them: a pattern such as ``*.operator*`` would match their parts too."""
     found: dict[str, Operator] = {}
     for i, edit in enumerate(plan):
         label = f"edit{i}" if edit.name is None else edit.name
-        one = len(edit.operators) == 1
-        found |= {f"{label}.operator{'' if one else j}": o for j, o in enumerate(edit.operators)}
+        operators = [o for o in edit.operators if isinstance(o, Operator)]
+        found |= {f"{label}.operator{'' if len(operators) == 1 else j}": o for j, o in enumerate(operators)}
     return found
 
 

@@ -1,9 +1,9 @@
 """The figures that R-MUSE's paper (arXiv 2512.17911) reports, and a table of ours with them beside."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
-Row = dict[str, Any]
+from rmuse_interp.studies.common import Record
 
 COLUMNS: Final = {"forget": "Fgt", "test": "Test", "retain": "Ret", "celebrity": "Cele"}
 """Split → its column in the paper's tables."""
@@ -25,14 +25,14 @@ _ENDS: Final = ("vanilla", "R-MUSE")
 
 def _reported(
     model: str, rate: int, metric: str, split: str, methods: Iterable[str], values: Iterable[float]
-) -> list[Row]:
+) -> list[Record]:
     return [
         {"model": model, "forget": rate, "method": method, "split": split, "metric": metric, "value": value}
         for method, value in zip(methods, values, strict=True)
     ]
 
 
-PAPER: Final[tuple[Row, ...]] = (
+PAPER: Final[tuple[Record, ...]] = (
     *_reported(LLAVA, 5, "classification", "forget", _FIVE, (51.7, 47.2, 41.2, 20.5)),
     *_reported(LLAVA, 5, "classification", "retain", _FIVE, (46.11, 42.5, 40.8, 45.9)),
     *_reported(LLAVA, 5, "rouge_l", "forget", _FIVE, (0.645, 0.560, 0.491, 0.225)),
@@ -50,7 +50,7 @@ PAPER: Final[tuple[Row, ...]] = (
 RMLLMU-Bench, whose reasoning is unpublished: its leakage and ours are not measured on the same chains."""
 
 
-def markdown(record: Mapping[str, Any]) -> str:
+def markdown(record: Record) -> str:
     """The record of ``paper_table.json`` as Markdown: a table per forget rate, the paper's rows below ours."""
     source = record["provenance"]
     lines = [f"# {source['model']['id']} on {source['benchmark']['id']}, beside the paper's figures"]
@@ -71,7 +71,7 @@ def markdown(record: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(cells: list[Row], reported: list[Row], questions: str) -> list[str]:
+def _table(cells: list[Record], reported: list[Record], questions: str) -> list[str]:
     lines = ["| | method | " + " | ".join(COLUMNS.values()) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
     for metric, name in METRICS.items():
         for cell in cells:
@@ -92,7 +92,7 @@ def _table(cells: list[Row], reported: list[Row], questions: str) -> list[str]:
     return lines
 
 
-def _ours(row: Row | None) -> str:
+def _ours(row: Record | None) -> str:
     """``value (low–high), n``; a dash where the metric is defined on nothing."""
     if row is None or row["value"] is None:
         return "–"
@@ -101,7 +101,7 @@ def _ours(row: Row | None) -> str:
     return f"{value} ({low}–{high}), {row['n']}"
 
 
-def _notes(record: Mapping[str, Any]) -> list[str]:
+def _notes(record: Record) -> list[str]:
     judged = f"judge `{record['provenance']['judge']}`"
     return [
         "Ours: value (95 % interval, people resampled), n. Lower is better on Fgt and Test, higher on Ret and Cele. "

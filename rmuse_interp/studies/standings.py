@@ -1,14 +1,73 @@
 """How the leaderboard's methods stand: over seeds, against one another, and as tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 
-from analyses._common import Record, short
-from analyses._values import MARGIN, dominates
 from rmuse_interp.baselines import BASELINES
+from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import measure
+from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.studies.common import Record, short
+
+FORGET: Final = ("forget", "test")
+KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
+VALUES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
+    **{f"ril_{split}": ("ril", (split,)) for split in FORGET},
+    "malformed": ("malformed_rate", FORGET),
+    "refused": ("refusal_rate", FORGET),
+    **{f"exact_{split}": ("exact", (split,)) for split in KEPT},
+    "repetition": ("repetition_rate", (*FORGET, *KEPT)),
+}
+"""What is reported of a method: the metric, and the splits whose answers it is taken of together; percent."""
+MARGIN: Final = 1.0
+"""Points that make a difference."""
+
+
+def values_of(
+    transcripts: Sequence[Transcript],
+    references: Mapping[str, Example],
+    benchmark: Benchmark,
+    wanted: Mapping[str, tuple[str, tuple[str, ...]]] = VALUES,
+    seed: int = 0,
+) -> dict[str, Record]:
+    """One method's values ``{value, low, high, n}``: 95 % intervals, people resampled; None where undefined."""
+    measured = {
+        splits: measure([t for t in transcripts if t.split in splits], benchmark, references, seed=seed)
+        for splits in dict.fromkeys(splits for _, splits in wanted.values())
+    }
+    values = {}
+    for key, (metric, splits) in wanted.items():
+        one = measured[splits][metric]
+        low, high = one.interval or (None, None)
+        values[key] = {"value": short(one.value), "low": short(low), "high": short(high), "n": one.n}
+    return values
+
+
+def kind_of(method: str) -> str:
+    """`rmuse`, `rival` (steers at inference), `trained`, or `reference`."""
+    if method.startswith("rmuse/"):
+        return "rmuse"
+    return "rival" if method in RIVALS else "reference" if method in ("vanilla", "gold") else "trained"
+
+
+def dominates(
+    one: Mapping[str, float], other: Mapping[str, float], goals: Mapping[str, int], margin: float = MARGIN
+) -> bool:
+    """Whether `one` is worse by more than `margin` in no goal, and better by more than `margin` in some goal.
+
+    Args:
+        one: goal → value.
+        other: the same of another method.
+        goals: goal → +1 where more is better, −1 where less is.
+        margin: points that make a difference.
+    """
+    gains = [sign * (one[goal] - other[goal]) for goal, sign in goals.items()]
+    return min(gains) >= -margin and max(gains) > margin
+
 
 OURS: Final = "rmuse/calibrated"
 GOALS: Final = {"worst": -1, "exact_retain_test": 1, "malformed": -1}
@@ -58,7 +117,7 @@ def summary(rows: Sequence[Record]) -> list[Record]:
     return found
 
 
-def over_seeds(values: Sequence[Mapping[str, Any]]) -> Record:
+def over_seeds(values: Sequence[Record]) -> Record:
     """Mean of the seeds' values, the outer ends of their intervals, and all their questions."""
     defined = [v for v in values if v["value"] is not None]
     if not defined:
@@ -179,7 +238,7 @@ def show(record: Record) -> None:
             print(f"failed: {row['method']} at {row['forget']} %, seed {row['seed']}: {row['error']}")
 
 
-def shown(value: Mapping[str, Any] | None, spread: bool = False) -> str:
+def shown(value: Record | None, spread: bool = False) -> str:
     """A value in a table, with its interval behind it or without."""
     if value is None or value["value"] is None:
         return "–"

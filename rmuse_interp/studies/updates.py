@@ -9,15 +9,15 @@ from rich.progress import Progress
 from torch import Tensor
 
 import rmuse_interp.operators as op
-from analyses._common import short
 from rmuse_interp.diagnostics import UpdateShare, update_share
-from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
+from rmuse_interp.diagnostics.protection import Protection, applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import States, Steered, steered
 from rmuse_interp.edits.plan import Edit, Plan
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.studies.common import Record, places, short, steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ def updates_of(
     plain: States,
     given: argparse.Namespace,
     progress: Progress,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
 
     def run_plan(plan: Plan, label: str) -> Steered:
@@ -77,13 +77,12 @@ class Shares:
     case: Case
     modality: Any
     seed: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Record] = field(default_factory=list)
 
     @property
     def layers(self) -> list[int]:
         """The blocks whose RRS was fitted for this kind of query."""
-        keys = (str(key).rpartition("-") for key in self.case.everywhere.subspaces.unlearning)
-        return sorted(int(layer) for modality, _, layer in keys if modality == self.modality)
+        return sorted(layer for kind, layer in places(self.case.everywhere) if kind == self.modality)
 
     def rrs(self, layer: int) -> Subspace:
         """The RRS of a block."""
@@ -116,9 +115,10 @@ def together(
     """The plan as it is run, in each form of protection, gates forced open and as they decide; what they decided."""
     plan = shares.case.fitted.plan
     edit = shares.edit_of(plan)
-    own = own_protection(edit.operators[0])
+    first = next(iter(steering(edit).values()))
+    own = own_protection(first)
     fired: dict[str, bool | None] = {}
-    for protection in protections(edit.operators[0]):
+    for protection in protections(first):
         for gate in ("open", "gated"):
             found = run_plan(variant_of(edit, shares, protection, gate == "open"), f"{protection}, {gate}")
             labels = {"run": "plan", "protection": protection, "own": protection == own, "gate": gate}
@@ -135,8 +135,8 @@ def together(
 def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> None:
     """Each block steered by itself: its states are the unsteered ones, so the operator can be asked directly."""
     edit = shares.edit_of(shares.case.everywhere.plan)
-    for layer in edit.layers:
-        operator, before = edit.operator_at(layer), plain[layer]
+    for layer, operator in steering(edit).items():
+        before = plain[layer]
         for protection in protections(operator):
             form = in_form(operator, protection, shares.rrs(layer))
             moved = {name: applied(form, edit.tokens, h) for name, h in before.items()}
@@ -152,17 +152,17 @@ def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> No
                 shares.add(before, gated, layer, gate="gated", **labels)
 
 
-def variant_of(edit: Edit, shares: Shares, protection: str, forced: bool) -> Plan:
+def variant_of(edit: Edit, shares: Shares, protection: Protection, forced: bool) -> Plan:
     """The plan of one edit with another protection, its gate kept or forced open."""
     operators = {
-        layer: in_form(edit.operator_at(layer), protection, shares.rrs(layer)) for layer in edit.layers
+        layer: in_form(operator, protection, shares.rrs(layer)) for layer, operator in steering(edit).items()
     }
     gate = None if forced else edit.gate
     changed = op.layerwise(operators).on(edit.tokens).given(edit.modality).when(gate, edit.per)
     return Plan([changed], shares.case.fitted.plan.fingerprint)
 
 
-def as_row(found: UpdateShare) -> dict[str, Any]:
+def as_row(found: UpdateShare) -> Record:
     """The measured part of one row."""
     low, high = found.interval or (None, None)
     change_low, change_high = found.change_interval or (None, None)
