@@ -201,7 +201,7 @@ def test_every_form_of_protection_does_what_it_says():
     rrs, h = subspace(7), drawn(11, 9, D_MODEL).float()
     turn = op.SlerpToward(vector(1), FixedFraction(0.6))
     move = op.Transport(drawn(3, 12, D_MODEL).float(), torch.arange(12), window=1)
-    for start in (turn, turn.shielding(rrs), turn.protecting(rrs), move, move.protecting(rrs)):
+    for start in (turn, turn.keeping(rrs, "direction"), turn.keeping(rrs), move, move.keeping(rrs)):
         forms = {name: in_form(start, name, rrs) for name in protections(start)}
         assert [own_protection(form) for form in forms.values()] == list(forms)
         assert forms[own_protection(start)] is start
@@ -245,7 +245,7 @@ def queries():
 def test_states_before_and_after_edits_are_those_of_the_pass():
     """One block steered alone: before is the unsteered state, after is the operator of it, nothing else moves."""
     lens, rrs = lens_of(tiny_llava()), subspace(2)
-    edit = op.SlerpToward(vector(1), FixedFraction(0.6)).protecting(rrs).at(layers=[2]).on("generated")
+    edit = op.SlerpToward(vector(1), FixedFraction(0.6)).keeping(rrs).at(layers=[2]).on("generated")
     plain = {t.id: t.states for t in trajectories(lens, queries())}
     found = steered(lens, op_plan(edit), queries(), batch_size=3)
     assert found.fired == dict.fromkeys("abcd")

@@ -16,7 +16,7 @@ from rmuse_interp.parts.subspace import Subspace
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class Seen:
     """One edit at one block in one call: states before and after it, which it chose, what a gate per token said."""
 
     before: Tensor
@@ -27,7 +27,7 @@ class Kept:
 
 
 def quantities(
-    operator: Verb, rrs: Subspace | None, kept: Sequence[Kept], step: Int[Tensor, "rows tokens"]
+    operator: Verb, rrs: Subspace | None, kept: Sequence[Seen], step: Int[Tensor, "rows tokens"]
 ) -> dict[str, Tensor]:
     """The quantities of one site over some calls, [rows, tokens] each."""
     before, after = (torch.cat([getattr(k, side) for k in kept], dim=1) for side in ("before", "after"))
@@ -65,9 +65,8 @@ def quantities(
 
 def protection(edit: Clause, site: Site, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
     """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
-    for name in ("rrs", "shield"):
-        own = getattr(operator, name, None)
-        if own is not None:
-            return own
+    own = getattr(operator, "rrs", None)
+    if isinstance(own, Subspace):
+        return own
     key = f"{edit.modality}-{site.layer}"
     return None if subspaces is None or key not in subspaces.retain else subspaces.retain[key].subspace

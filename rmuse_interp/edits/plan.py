@@ -1,6 +1,6 @@
 """The edit algebra: operators placed, gated and chained; a plan is a value that one prints, edits and saves.
 
-    steer = op.SlerpToward(v, angle=acs).protecting(rrs)
+    steer = op.SlerpToward(v, angle=acs).keeping(rrs, "rotation")
     edit = steer.at([12, 13]).on("generated").given("image").when(gate).named("pictures")
     plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, get_args
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS
-from rmuse_interp.edits import bridge_hooks, bundle, choices, deciding, hooks, phrases
-from rmuse_interp.edits.sentence import Explanation, Per
+from rmuse_interp.edits import bundle, choices, phrases
+from rmuse_interp.edits.runs import Runs
+from rmuse_interp.edits.sentence import Explanation, Kept, Per
 from rmuse_interp.edits.sentence import Modality as Modality
 from rmuse_interp.edits.sentence import Tokens as Tokens
-from rmuse_interp.edits.state import Decision, Slice
-from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.edits.state import Slice
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.site import Site, Where, as_site, as_sites
 from rmuse_interp.parts.address import Place, addresses, replaced, without
@@ -75,22 +75,37 @@ class Operator(Part):
         """
         return Edit([self], [[str(site) for site in as_sites(layers)]])
 
-    def protecting(self, rrs: Subspace) -> "Operator":
-        """The same operator acting only inside the complement of the RRS: `P_rrs h` is kept (repair D5)."""
-        raise RMuseError(f"{type(self).__name__} has no protected form; steer with SlerpToward or Transport")
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Operator":
+        """The same operator with the RRS kept: cleared from its directions, or acting inside the complement only.
+
+        Args:
+            rrs: the subspace to keep.
+            what: `direction` clears the direction steered to and rotates the whole state (eq. 4.10); `rotation` leaves
+                `P_rrs h` as it is (repair D5).
+
+        Raises:
+            RMuseError: an operator without that form.
+        """
+        raise RMuseError(
+            f"{type(self).__name__} has no form that keeps the RRS by its {what}; steer with SlerpToward, or with "
+            'Transport and "rotation"'
+        )
 
     def __rshift__(self, other: object) -> "Plan":
         return as_plan(self) >> other
 
 
-class Expression(Part):
-    """What runs on a model: an edit or a plan."""
+class Expression(Runs):
+    """What one writes down and runs on a model: an edit or a plan."""
 
     _public = "edits"
 
     def __rshift__(self, other: object) -> "Plan":
         own, more = as_plan(self), as_plan(other)
         return Plan([*own, *more], own.fingerprint or more.fingerprint)
+
+    def as_sentence(self) -> "Plan":
+        return as_plan(self)
 
     def __rrshift__(self, other: object) -> "Plan":
         return as_plan(other) >> self
@@ -99,33 +114,6 @@ class Expression(Part):
     def addresses(self) -> dict[str, Place]:
         """All that `without` and `replace` can name, by full address."""
         return addresses(list(as_plan(self)))
-
-    def attach(self, hf_model: nn.Module, **settings: Any) -> hooks.Attached:
-        """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.edits.hooks.attach`."""
-        return hooks.attach(hf_model, as_plan(self), **settings)
-
-    def install(self, lens: Any, **settings: Any) -> Any:
-        """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
-        return lens.install(as_plan(self), **settings)
-
-    def fwd_hooks(
-        self,
-        bridge: Any,
-        prompts: Prompt | Sequence[Prompt] | None = None,
-        images: Picture | Sequence[Picture] = None,
-        **settings: Any,
-    ) -> list[bridge_hooks.Hook]:
-        """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
-        return bridge_hooks.fwd_hooks(as_plan(self), bridge, prompts, images, **settings)
-
-    def decide(
-        self,
-        lens: LoadedModel,
-        prompts: Prompt | Sequence[Prompt],
-        images: Picture | Sequence[Picture] = None,
-    ) -> Decision:
-        """The gates' decision from unsteered passes over the prompts; see `rmuse_interp.edits.deciding.decide`."""
-        return deciding.decide(lens, as_plan(self), prompts, images)
 
     def save(self, folder: str | Path, model: LoadedModel | None = None, **provenance: Any) -> Path:
         """Write the plan as safetensors + JSON; see `rmuse_interp.edits.bundle.save`."""

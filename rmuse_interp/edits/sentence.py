@@ -33,6 +33,8 @@ Tokens = Literal[
 delimiters and behind them; `positions`, `mask`: those that the edit lists."""
 Modality = Literal["image", "text"]
 """Rows with an image, or without one."""
+Kept = Literal["direction", "rotation"]
+"""What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
 Per = Literal["query", "token"]
 """A gate decides once per query, from its read-out, or for each token from that token's own state."""
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.measures import Kept, protection, quantities
+from rmuse_interp.edits.measures import Seen, protection, quantities
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import QueryState, State
 from rmuse_interp.models.site import Site
@@ -145,7 +145,7 @@ class _Call:
     real: Tensor
     ids: Tensor
     given: bool
-    kept: dict[tuple[int, Site], Kept] = field(default_factory=dict)
+    kept: dict[tuple[int, Site], Seen] = field(default_factory=dict)
 
     def take(self, x: Tensor) -> Tensor:
         """A copy of the call's own columns of [rows, tokens, …]: whoever else holds x may write to it."""
@@ -206,7 +206,7 @@ class Recorder:
         call = self._calls[-1]
         states = call.take(before)
         score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
-        call.kept[edit, site] = Kept(
+        call.kept[edit, site] = Seen(
             states,
             states if after is before else call.take(after),
             *(None if x is None else call.take(x) for x in (chosen, score, fired)),
