@@ -7,43 +7,20 @@ Writes `adaptive_vs_fixed.json`, which `figures/adaptive_vs_fixed.py` draws. The
 two gates, since the literal one fires on almost everything: the paper's, and that of `calibrated`. Nothing is tuned.
 
 Each strength is answered once, with the gate open; a closed gate leaves its row bit for bit, so what a gate makes of
-it is put together from that run and the one of the unsteered model (exact, see `_composed.py`). `acs` says which λ the
+it is put together from that run and the one of the unsteered model (exact, see `studies.gated`). `acs` says which λ the
 adaptive angle gives the last prompt token at the lowest steered block.
 """
 
-import argparse
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analyses._common import Record, answered, bars, command, opened, options, provenance, rows_of, short
-from analyses._composed import composed, fires, probes, scored
-from analyses._fits import evidence_of, preset_of
-from rmuse_interp import RMuseError
-from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
-from rmuse_interp.edits.plan import Plan
-from rmuse_interp.evaluate.metrics import OPEN_KINDS
-from rmuse_interp.fitting.collect import Query, pooled_states
-from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.method.rmuse import calibrated_gate
-from rmuse_interp.operators import SlerpToward
-from rmuse_interp.parts.angle import FixedFraction
-from rmuse_interp.runs.run import Answers, Method
-
-SCHEMA = "rmuse-adaptive-vs-fixed/1"
-STEM = "adaptive_vs_fixed"
-ADAPTIVE = "ACS"
-FRACTIONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
-SPLITS_ASKED = ("test", "retain_test", "reasoning")
+from rmuse_interp.data import SPLITS
+from rmuse_interp.studies import adaptive_vs_fixed as study
+from rmuse_interp.studies.common import command, options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,156 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--forget", type=int, nargs="+", default=[5, 10, 15], help="percent of the people to forget"
     )
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS_ASKED, help="splits to answer")
     parser.add_argument(
-        "--fractions", type=float, nargs="+", default=FRACTIONS, metavar="λ", help="fixed strengths"
+        "--splits", nargs="+", choices=SPLITS, default=study.SPLITS_ASKED, help="splits to answer"
     )
-    return command(STEM, parser, run, show, argv)
-
-
-def run(given: argparse.Namespace) -> Record:
-    """The whole record of `adaptive_vs_fixed.json`.
-
-    Raises:
-        RMuseError: bad arguments or a missing file, before the first long pass.
-    """
-    for λ in given.fractions:
-        FixedFraction(λ)  # its own check
-    lens, first = opened(given, given.forget[0])
-    benchmarks = [first, *(load_benchmark(given.data, forget=rate) for rate in given.forget[1:])]
-    asked = [questions_of(benchmark, given) for benchmark in benchmarks]
-    began = time.monotonic()
-    rows: list[Record] = []
-    acs: list[Record] = []
-    with bars() as progress:
-        for benchmark, questions in zip(benchmarks, asked, strict=True):
-            found, strengths = at_rate(lens, benchmark, questions, given, progress)
-            rows += [{"forget": benchmark.forget_rate} | row for row in found]
-            acs += [{"forget": benchmark.forget_rate} | row for row in strengths]
-    n = {
-        str(b.forget_rate): {s: len(v) for s, v in q.items()} for b, q in zip(benchmarks, asked, strict=True)
-    }
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(given, lens, first, began, forget=list(given.forget), n=n),
-        "acs": acs,
-        "rows": rows,
-    }
-
-
-def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, list[Example]]:
-    """Open questions of the splits asked for: leakage and exact answers are defined on those.
-
-    Raises:
-        RMuseError: none of the splits has any.
-    """
-    found = {}
-    for split in given.splits:
-        some = sample([e for e in benchmark.scoring(split) if e.kind in OPEN_KINDS], given.limit, given.seed)
-        benchmark.check_images(some)
-        if some:
-            found[split] = some
-    if not found:
-        raise RMuseError(
-            f"open questions in {', '.join(given.splits)} were required, got none; change --splits"
-        )
-    return found
-
-
-def at_rate(
-    lens: LensModel,
-    benchmark: Benchmark,
-    questions: Mapping[str, Sequence[Example]],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> tuple[list[Record], list[Record]]:
-    """Rows of every strength and gate at one forget rate, and the λ of ACS."""
-    evidence = evidence_of(given, lens, benchmark, progress)
-    fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
-    gates = {
-        "paper": fitted.gates,
-        "calibrated": {m: calibrated_gate(one).gate for m, one in evidence.items()},
-    }
-    ungated = fitted.plan.without("*.gate")
-    plans = {ADAPTIVE: ungated} | {
-        f"{λ:g}": ungated.replace(**{"*.angle": FixedFraction(λ)}) for λ in given.fractions
-    }
-    rate, everything = benchmark.forget_rate, [e for examples in questions.values() for e in examples]
-    methods = [
-        Method(f"{rate}/vanilla", lens),
-        *(Method(f"{rate}/{name}", lens, plan) for name, plan in plans.items()),
-    ]
-    answers = answered(given, STEM, methods, questions, benchmark, progress)
-    by_method: dict[str, list[Any]] = {method.name: [] for method in methods}
-    for transcript in answers.transcripts:
-        by_method[transcript.method].append(transcript)
-    scores = scored(lens, probes(fitted, gates), everything, given.batch_size, progress)
-    plain = by_method[f"{rate}/vanilla"]
-    rows = [
-        {"gate": None, "strength": "vanilla"} | row
-        for row in rows_of(methods[:1], Answers(plain), benchmark, lens, given.seed)
-    ]
-    for gate, by_modality in gates.items():
-        fired = fires(scores[gate], by_modality, everything)
-        for name, plan in plans.items():
-            method = Method(f"{gate}/{name}", lens, gated(plan, by_modality))
-            said = composed(method.name, by_method[f"{rate}/{name}"], plain, fired)
-            found = rows_of([method], Answers(said), benchmark, lens, given.seed)
-            rows += [{"gate": gate, "strength": name} | row for row in found]
-    return rows, strengths_of(lens, fitted.plan, everything, given)
-
-
-def gated(plan: Plan, gates: Mapping[str, Any]) -> Plan:
-    """The plan behind these gates, one per kind of query."""
-    return Plan([edit.when(gates[str(edit.modality)]) for edit in plan], plan.fingerprint)
-
-
-def strengths_of(
-    lens: LensModel, plan: Plan, examples: Sequence[Example], given: argparse.Namespace
-) -> list[Record]:
-    """λ of ACS at the last prompt token and the lowest steered block: median, 5 % and 95 % quantiles."""
-    found = []
-    for edit in plan:
-        layer = min(edit.sites)
-        turn = edit.operator_at(layer)
-        queries = [Query(e.id, e.prompt(), e.image) for e in examples if e.modality == edit.modality]
-        if not queries or not isinstance(turn, SlerpToward):
-            continue
-        states = pooled_states(lens, queries, ["last"], layers=[layer], batch_size=given.batch_size)[
-            "last"
-        ].at(layer)
-        goal = turn.toward * (states @ turn.direction).sign().unsqueeze(1)
-        λ = turn.angle.fraction(states, goal)
-        q05, q50, q95 = (short(float(λ.quantile(q))) for q in (0.05, 0.5, 0.95))
-        found.append(
-            {"modality": edit.modality, "layer": layer, "n": len(queries), "q05": q05, "q50": q50, "q95": q95}
-        )
-    return found
-
-
-def show(record: Mapping[str, Any]) -> None:
-    """RIL of the people to forget against what is kept of everybody else."""
-    columns = (
-        ("test", "ril"),
-        ("test", "malformed_rate"),
-        ("retain_test", "exact"),
-        ("retain_test", "malformed_rate"),
-        ("retain_test", "fire_rate"),
+    parser.add_argument(
+        "--fractions", type=float, nargs="+", default=study.FRACTIONS, metavar="λ", help="fixed strengths"
     )
-    table = Table(title="percent, greedy answers", box=None)
-    for heading in (
-        "forget %",
-        "gate",
-        "λ",
-        *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns),
-    ):
-        table.add_column(heading, no_wrap=True)
-    cells = {(r["forget"], r["gate"], r["strength"], r["split"]): r for r in record["rows"]}
-    for rate, gate, strength in dict.fromkeys(key[:3] for key in cells):
-        found = (cells.get((rate, gate, strength, split), {}).get(name) for split, name in columns)
-        values = ("–" if v is None else f"{v['value']:.1f}" for v in found)
-        table.add_row(str(rate), gate or "–", strength, *values)
-    Console(width=max(110, Console().width)).print(table)
+    return command("adaptive_vs_fixed", parser, study.run, study.show, argv)
 
 
 if __name__ == "__main__":

@@ -32,102 +32,35 @@ the exit code 1.
 """
 
 import argparse
-import functools
-import hashlib
 import sys
-import time
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from rich.progress import Progress
-
-from analyses import _common as common
-from analyses._common import short
-from analyses._paper import COLUMNS, METRICS, PAPER, markdown
-from rmuse_interp import RMuseError, __version__
-from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.data.prompts import generation_prompt
-from rmuse_interp.data.views import restated
-from rmuse_interp.evaluate.judges import RulesJudge
-from rmuse_interp.evaluate.metrics import Metric
-from rmuse_interp.evaluate.results import Transcript, write_atomically
-from rmuse_interp.evaluate.scores import measure
-from rmuse_interp.fitting import assemble, check, enough, gather, traced
-from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
-from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.method.rmuse import PRESETS, RMuse
-from rmuse_interp.runs import run as running
-from rmuse_interp.runs.run import Method
-
-SCHEMA = "rmuse-paper-table/1"
-STEM = "paper_table"
-METHODS = ("vanilla", *(f"rmuse/{preset}" for preset in reversed(PRESETS)))
-SHORT_TOKENS = 50
-"""New tokens of an answer, as MLLMU-Bench has it."""
-REASONED = ("ril", "ril_explicit", "ril_implicit", "rcr")
-"""Metrics of the responses with reasoning; all others are of the short ones."""
-
-
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """What is asked at one forget rate: short as MLLMU-Bench does, and once more for reasoning.
-
-    Attributes:
-        put: the benchmark with its questions put for reasoning, and the delimiters that go with it.
-        template: how they are put; None for the benchmark's own words, which its reasoning goes with.
-        short: split → questions of all three tasks.
-        reasoned: split → its open questions.
-    """
-
-    benchmark: Benchmark
-    put: Benchmark
-    template: Template | None
-    short: dict[str, list[Example]]
-    reasoned: dict[str, list[Example]]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many are asked of each method."""
-        return {
-            form: sum(map(len, splits.values()))
-            for form, splits in (("short", self.short), ("reasoned", self.reasoned))
-        }
+from rmuse_interp.studies import paper
+from rmuse_interp.studies import paper_table as study
+from rmuse_interp.studies.common import command, options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 2 for mistakes, 1 where a rate or method failed."""
-    failed: list[str] = []
-
-    def record_of(given: argparse.Namespace) -> common.Record:
-        record = run(given)
-        failed.extend(f"{c['forget']} %, {c['method']}" for c in record["cells"] if c["error"] is not None)
-        write_atomically(given.out / f"{STEM}.md", [markdown(record)])
-        return record
-
-    code = common.command(STEM, options(), record_of, show, argv)
-    if failed:
-        print(f"failed: {'; '.join(failed)}; the same command does these again", file=sys.stderr)
-    return code or int(bool(failed))
+    return command("paper_table", arguments(), study.run, study.show, argv, paper.markdown, study.failures)
 
 
-def options() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     """The command line."""
-    parser = common.options(
-        __doc__, limit=None, what="questions per split", fit_limit=240, max_new_tokens=SHORT_TOKENS
+    parser = options(
+        __doc__, limit=None, what="questions per split", fit_limit=240, max_new_tokens=study.SHORT_TOKENS
     )
     parser.formatter_class, parser.description = argparse.RawDescriptionHelpFormatter, __doc__
     parser.add_argument("--forget", type=int, nargs="+", default=[5, 10, 15], help="percents (5 10 15)")
     parser.add_argument(
         "--methods",
-        default=",".join(METHODS[:2]),
+        default=",".join(study.METHODS[:2]),
         metavar="A,B",
-        help=f"some of {', '.join(METHODS)} ({', '.join(METHODS[:2])})",
+        help=f"some of {', '.join(study.METHODS)} ({', '.join(study.METHODS[:2])})",
     )
     parser.add_argument(
         "--bundle",
@@ -139,312 +72,12 @@ def options() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--template",
-        choices=list(TEMPLATES),
+        choices=list(study.TEMPLATES),
         default="reasoning",
         help="how reasoning is asked for where the benchmark has none (reasoning)",
     )
     parser.add_argument("--reasoning-tokens", type=int, default=256, help="most tokens with reasoning (256)")
     return parser
-
-
-def run(given: argparse.Namespace) -> dict[str, Any]:
-    """The whole record of `paper_table.json`.
-
-    Raises:
-        RMuseError: bad arguments, no model, a benchmark that has none of the rates; all before the first long pass.
-    """
-    began = time.monotonic()
-    names = [name.strip() for name in given.methods.split(",")]
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or len(set(names)) < len(names):
-        raise RMuseError(f"--methods takes {', '.join(METHODS)}, each once, got {given.methods!r}")
-    if given.reasoning_tokens < 1:
-        raise RMuseError(f"--reasoning-tokens of at least 1 was required, got {given.reasoning_tokens}")
-    asked, failed = opened(given)
-    bundles = bundles_of(given, asked)
-    lens = load_model(given.model, device=given.device, dtype=given.dtype)
-    first = next(iter(asked.values()))
-    running.probe(lens, next(e for examples in first.short.values() for e in examples))
-    cells: list[common.Record] = []
-    for rate in given.forget:
-        mine = [*names, *(name for name, (_, at) in bundles.items() if at == rate)]
-        if rate in failed:
-            cells += [_failed(rate, name, failed[rate]) for name in mine]
-            continue
-        n = asked[rate].counts
-        print(
-            f"{rate} %: {n['short']} questions, {n['reasoned']} of them again with reasoning, for each of "
-            f"{', '.join(mine)}",
-            file=sys.stderr,
-        )
-        with common.bars() as progress:
-            fits = fits_at(given, lens, asked[rate], rate, progress)
-            for name in mine:
-                begun = time.monotonic()
-                try:
-                    fitted = None
-                    if name in bundles:
-                        fitted = RMuse.load(bundles[name][0], lens)
-                    elif name != METHODS[0]:
-                        fitted = fits(name.removeprefix("rmuse/"))
-                    method = Method(name, lens, None if fitted is None else fitted.plan)
-                    rows = rows_of(given, method, asked[rate], rate, progress)
-                except Exception as error:  # whatever it is, the other cells are not lost by it
-                    if given.debug:
-                        traceback.print_exc()
-                    cells.append(_failed(rate, name, error))
-                else:
-                    cells.append(
-                        {
-                            "forget": rate,
-                            "method": name,
-                            "error": None,
-                            "rows": rows,
-                            "fit": None if fitted is None else _fit(fitted),
-                            "seconds": round(time.monotonic() - begun, 1),
-                        }
-                    )
-    record = {
-        "schema": SCHEMA,
-        "provenance": common.provenance(
-            given,
-            lens,
-            first.benchmark,
-            began,
-            judge=RulesJudge.name,
-            max_new_tokens=given.max_new_tokens,
-            reasoning_tokens=given.reasoning_tokens,
-            questions={str(rate): q.counts for rate, q in asked.items()},
-            template=None if first.template is None else first.template.record(),
-        ),
-        "forget": list(given.forget),
-        "columns": COLUMNS,
-        "cells": cells,
-        "paper": [row for row in PAPER if row["forget"] in given.forget],
-    }
-    del record["provenance"]["benchmark"]["forget"]
-    return record
-
-
-def opened(given: argparse.Namespace) -> tuple[dict[int, Questions], dict[int, Exception]]:
-    """The questions of every rate, and what is wrong with the others.
-
-    Raises:
-        RMuseError: something is wrong with every rate, or a rate is given twice.
-    """
-    if len(set(given.forget)) < len(given.forget):
-        raise RMuseError(f"--forget takes each rate once, got {' '.join(map(str, given.forget))}")
-    found: dict[int, Questions] = {}
-    failed: dict[int, Exception] = {}
-    for rate in given.forget:
-        try:
-            found[rate] = questions_of(given, load_benchmark(given.data, forget=rate))
-        except RMuseError as error:
-            failed[rate] = error
-    if not found:
-        raise next(iter(failed.values()))
-    return found, failed
-
-
-def questions_of(given: argparse.Namespace, benchmark: Benchmark) -> Questions:
-    """What is asked of a benchmark.
-
-    Raises:
-        RMuseError: as `running.choose`; nothing to find leaks by.
-    """
-    benchmark.require_attributes()
-    template = None if benchmark.has_reasoning else TEMPLATES[given.template]
-    chosen = running.choose(benchmark, given.limit, given.seed)
-    splits = {split: chosen[split] for split in COLUMNS if split in chosen}
-    return Questions(
-        benchmark,
-        benchmark if template is None else as_asked(benchmark, template),
-        template,
-        {split: [_short(e) for e in some] for split, some in splits.items()},
-        {
-            split: [e if template is None else restated(e, template) for e in some if e.kind == "generation"]
-            for split, some in splits.items()
-        },
-    )
-
-
-def _short(example: Example) -> Example:
-    """The question as MLLMU-Bench puts it; for multiple choice and cloze `Example.prompt` does."""
-    if example.kind != "generation":
-        return example
-    return example.changed(question=generation_prompt(example.question))
-
-
-def bundles_of(
-    given: argparse.Namespace, asked: Mapping[int, Questions]
-) -> dict[str, tuple[Path, int | None]]:
-    """Name in the table → folder and forget rate of each bundle.
-
-    Raises:
-        RMuseError: no bundle, one of a rate that is not asked for, one that expects questions put in another way.
-    """
-    found: dict[str, tuple[Path, int | None]] = {}
-    for folder in given.bundle:
-        bundle = RMuse.load(folder)
-        rate = bundle.report.get("benchmark", {}).get("forget")
-        if rate not in given.forget:
-            raise RMuseError(
-                f"{folder}: a bundle fitted at one of --forget {' '.join(map(str, given.forget))} was required, got one "
-                f"at {rate}; add --forget {rate}"
-            )
-        put = asked_with(bundle.report)
-        if rate in asked and put is not None and replace(put, direct="") != _stepwise(asked[rate].template):
-            raise RMuseError(
-                f"{folder}: a bundle whose questions are put as --template {given.template} puts them was required, got "
-                f"{put.stepwise!r}, {' … '.join(put.delimiters)}; choose the --template it was fitted with"
-            )
-        name = f"rmuse/{bundle.preset}@{folder.resolve().name}"
-        if name in found:
-            raise RMuseError(f"--bundle takes folders of distinct names, got {folder.resolve().name!r} twice")
-        found[name] = (folder, rate)
-    return found
-
-
-def _stepwise(template: Template | None) -> Template | None:
-    return None if template is None else replace(template, direct="")
-
-
-def fits_at(
-    given: argparse.Namespace, lens: LensModel, asked: Questions, rate: int, progress: Progress
-) -> Callable[[str], RMuse]:
-    """Preset → its bundle at one rate, from the folder where it holds it; all presets are of one evidence."""
-    benchmark, folder = asked.benchmark, given.out / STEM
-    limit = enough(benchmark, given.fit_limit)
-    settings = {"limit": limit, "batch_size": given.batch_size, "seed": given.seed}
-
-    @functools.cache
-    def evidence() -> tuple[Benchmark, Any]:
-        traces: Traces = "given" if benchmark.has_reasoning else "composed"
-        check(lens, benchmark, traces=traces)
-        own = traced(
-            lens,
-            benchmark,
-            traces,
-            asked.template,
-            cache=folder / "own",
-            progress=progress,
-            max_new_tokens=given.reasoning_tokens,
-            **settings,
-        )
-        return own, gather(lens, own, progress=progress, **settings)
-
-    @functools.cache
-    def origin() -> dict[str, Any]:
-        template = None if asked.template is None else asked.template.record()
-        return {
-            **settings,
-            "version": __version__,
-            "template": template,
-            "tokens": given.reasoning_tokens,
-            "data": _digest(benchmark),
-            "dtype": str(next(lens.hf.parameters()).dtype),
-        }
-
-    def fitted(preset: Any) -> RMuse:
-        place = folder / "bundles" / f"{rate}-{preset}"
-        try:
-            kept = RMuse.load(place, lens)
-            if kept.report.get("provenance") == origin():
-                return kept
-        except (RMuseError, OSError, ValueError, KeyError):
-            pass  # none there, damaged, or of other weights: fitted below
-        own, states = evidence()
-        bundle = assemble(lens, own, states, preset, seed=given.seed, progress=progress)
-        bundle.report["provenance"] = origin()
-        bundle.save(place)
-        return bundle
-
-    return fitted
-
-
-def _digest(benchmark: Benchmark) -> str:
-    """Of all fitting data."""
-    found = hashlib.sha256()
-    for view in (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
-        for example in view:
-            found.update(repr((example, example.reasoning)).encode() + (example.image or b""))
-    return found.hexdigest()
-
-
-def rows_of(
-    given: argparse.Namespace, method: Method, asked: Questions, rate: int, progress: Progress
-) -> list[common.Record]:
-    """`METRICS` of one method at one rate, for every split: all questions together, and image and text apart."""
-    forms = (
-        ("short", asked.benchmark, asked.short, given.max_new_tokens),
-        ("reasoned", asked.put, asked.reasoned, given.reasoning_tokens),
-    )
-    found = []
-    for form, benchmark, questions, tokens in forms:
-        answers = running.run(
-            [method],
-            questions,
-            delimiters=benchmark.delimiters,
-            max_new_tokens=tokens,
-            batch_size=given.batch_size,
-            folder=given.out / STEM / "answers" / f"{rate}-{form}",
-            progress=progress,
-        )
-        for split, examples in questions.items():
-            said = [t for t in answers.transcripts if t.split == split]
-            for which in ("all", "image", "text"):
-                rows = [t for t in said if which in ("all", t.modality)]
-                found += _rows(rows, examples, benchmark, form, split, which, given.seed)
-    return found
-
-
-def _rows(
-    rows: list[Transcript],
-    examples: list[Example],
-    benchmark: Benchmark,
-    form: str,
-    split: str,
-    which: str,
-    seed: int,
-) -> list[common.Record]:
-    measured = measure(rows, benchmark, {e.id: e for e in examples}, seed=seed)
-    return [
-        {"split": split, "questions": which, "metric": name, **_value(measured[name])}
-        for name in METRICS
-        if (name in REASONED) == (form == "reasoned")
-    ]
-
-
-def _value(metric: Metric) -> common.Record:
-    low, high = metric.interval or (None, None)
-    return {
-        "value": short(metric.value),
-        "low": short(low),
-        "high": short(high),
-        "n": metric.n,
-        "parse_failures": metric.parse_failures,
-        "unjudged": metric.unjudged,
-    }
-
-
-def _fit(bundle: RMuse) -> common.Record:
-    """What a bundle was fitted on and what it steers, for the record."""
-    return {
-        "traces": bundle.report.get("traces"),
-        "steered": {e.modality or "any": list(e.sites) for e in bundle.plan},
-        "delimiters": bundle.report.get("delimiters"),
-    }
-
-
-def _failed(rate: int, name: str, error: Exception) -> common.Record:
-    said = " ".join(str(error).split())
-    kind = "" if isinstance(error, RMuseError) else f"{type(error).__name__}: "
-    return {"forget": rate, "method": name, "error": kind + said, "rows": [], "fit": None, "seconds": None}
-
-
-def show(record: Mapping[str, Any]) -> None:
-    """The Markdown table, as it stands in the file."""
-    print(markdown(record))
 
 
 if __name__ == "__main__":

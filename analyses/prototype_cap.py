@@ -3,51 +3,21 @@
     python analyses/prototype_cap.py --model organism --data organism --forget 5 --out results/
 
 Writes `prototype_cap.json`, which `figures/prototype_cap.py` draws. The plan is `calibrated` as it is fitted; each cap
-replaces the prototypes of every transport by the medoids of as many clusters, under the angle, and their steps go with
-them. Nothing else changes: neither gates nor blocks, and nothing is tuned again. A small benchmark has some thousand
-states per block; a cap that costs nothing makes bundles and steering as much cheaper.
+thins the prototypes of every transport, step by step (`Transport.capped`). Nothing else changes: neither gates nor
+blocks, and nothing is tuned again. A small benchmark has some thousand states per block; a cap that costs nothing makes
+bundles and steering as much cheaper.
 """
 
-import argparse
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
-
-from rich.console import Console
-from rich.table import Table
 
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analyses._common import (
-    Record,
-    answered,
-    bars,
-    command,
-    opened,
-    operators_of,
-    options,
-    provenance,
-    rebuilt,
-    rows_of,
-)
-from analyses._fits import evidence_of, preset_of
-from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS
-from rmuse_interp.edits.plan import Plan
-from rmuse_interp.maths.sphere import unit
-from rmuse_interp.maths.transport import k_medoids
-from rmuse_interp.operators import Operator
-from rmuse_interp.parts.part import to_record
-from rmuse_interp.runs.run import Method, choose
-
-SCHEMA = "rmuse-prototype-cap/1"
-STEM = "prototype_cap"
-CAPS = (8, 16, 32, 64, 128, 256, 512)
-SPLITS_ASKED = ("forget", "test", "retain_test")
-OperatorT = TypeVar("OperatorT", bound=Operator)
+from rmuse_interp.studies import prototype_cap as study
+from rmuse_interp.studies.common import command, options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,105 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         small={"limit": 12, "fit_limit": 32, "max_new_tokens": 48, "caps": [8, 32, 128, 512]},
     )
     parser.add_argument("--forget", type=int, default=5, help="percent of the people to forget (5)")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=SPLITS_ASKED, help="splits to answer")
     parser.add_argument(
-        "--caps", type=int, nargs="+", default=CAPS, metavar="N", help="beside all prototypes"
+        "--splits", nargs="+", choices=SPLITS, default=study.SPLITS_ASKED, help="splits to answer"
     )
-    return command(STEM, parser, run, show, argv)
-
-
-def run(given: argparse.Namespace) -> Record:
-    """The whole record of `prototype_cap.json`.
-
-    Raises:
-        RMuseError: bad arguments or a missing file, before the first long pass.
-    """
-    if min(given.caps) < 1:
-        raise RMuseError(f"--caps of at least 1 were required, got {min(given.caps)}")
-    lens, benchmark = opened(given, given.forget)
-    questions = {s: v for s, v in choose(benchmark, given.limit, given.seed).items() if s in given.splits}
-    began = time.monotonic()
-    with bars() as progress:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        plan = preset_of(given, lens, benchmark, evidence, "calibrated", progress).plan
-        most = max(counts(plan).values())
-        plans = {cap: capped(plan, cap, given.seed) for cap in sorted(set(given.caps)) if cap < most}
-        # 0 stands for no cap: a key in JSON that sorts and draws apart.
-        plans[0] = plan
-        methods = [
-            Method("vanilla", lens),
-            *(Method(f"cap-{cap or 'all'}", lens, p) for cap, p in plans.items()),
-        ]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    labels: dict[str, Record] = {"vanilla": {"cap": None, "kept": None}}
-    for cap, some in plans.items():
-        labels[f"cap-{cap or 'all'}"] = {"cap": cap or "all", "kept": counts(some)}
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given, lens, benchmark, began, n={split: len(asked) for split, asked in questions.items()}
-        ),
-        "prototypes": counts(plan),
-        "rows": [
-            labels[row["method"]] | row for row in rows_of(methods, answers, benchmark, lens, given.seed)
-        ],
-    }
-
-
-def transports(plan: Plan) -> dict[str, Any]:
-    """The operators of a plan that move states to prototypes, by address.
-
-    Raises:
-        RMuseError: a plan without any.
-    """
-    found = {address: one for address, one in operators_of(plan).items() if hasattr(one, "points")}
-    if not found:
-        raise RMuseError("a plan with a transport to prototypes was required, got none; cap `calibrated`")
-    return found
-
-
-def counts(plan: Plan) -> dict[str, int]:
-    """Address of each transport → how many prototypes it has."""
-    return {address: len(operator.points) for address, operator in transports(plan).items()}
-
-
-def capped(plan: Plan, cap: int, seed: int = 0) -> Plan:
-    """The same plan with at most `cap` prototypes in each transport."""
-    return plan.replace(**{address: fewer(one, cap, seed) for address, one in transports(plan).items()})
-
-
-def fewer(transport: OperatorT, cap: int, seed: int) -> OperatorT:
-    """The transport with the medoids of its prototypes; each keeps its own labels, its step first of all."""
-    own = {name: held for name, held in to_record(transport)[1].items() if "." not in name}
-    total = len(own["points"])
-    if total <= cap:
-        return transport
-    kept = k_medoids(unit(own["points"].double()), cap, seed)
-    return rebuilt(transport, **{name: held[kept] for name, held in own.items() if len(held) == total})
-
-
-def show(record: Mapping[str, Any]) -> None:
-    """What is said to questions about the people to forget, per cap."""
-    columns = (
-        ("forget", "ril"),
-        ("test", "ril"),
-        ("test", "refusal_rate"),
-        ("test", "malformed_rate"),
-        ("test", "repetition_rate"),
-        ("retain_test", "exact"),
+    parser.add_argument(
+        "--caps", type=int, nargs="+", default=study.CAPS, metavar="N", help="beside all prototypes"
     )
-    table = Table(title="percent, greedy answers", box=None)
-    for heading in ("cap", "kept", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
-        table.add_column(heading, no_wrap=True)
-    cells = {(str(r["cap"]), r["split"]): r for r in record["rows"]}
-    kept = {
-        str(r["cap"]): ", ".join(map(str, dict.fromkeys((r["kept"] or {}).values()))) for r in record["rows"]
-    }
-    for cap in kept:
-        found = (cells.get((cap, split), {}).get(name) for split, name in columns)
-        values = ("–" if v is None else f"{v['value']:.1f}" for v in found)
-        table.add_row("vanilla" if cap == "None" else cap, kept[cap] or "–", *values)
-    Console(width=max(110, Console().width)).print(table)
+    return command("prototype_cap", parser, study.run, study.show, argv)
 
 
 if __name__ == "__main__":

@@ -16,49 +16,27 @@ reading and of writing the bundle, `cpu_seconds` what the processor worked for i
 """
 
 import argparse
-import random
 import sys
-import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 if not __package__:  # run as a script: its own folder is no place to import from
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from analyses._common import Record, answered, bars, command, options, provenance, short
-from rmuse_interp import RMuseError
-from rmuse_interp.cli.bundles import FIT_LIMIT
-from rmuse_interp.cli.requests import write
 from rmuse_interp.cli.support import layers_of
-from rmuse_interp.data import Benchmark, Example, load_benchmark
-from rmuse_interp.evaluate.metrics import Metric, summarise
-from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.scores import measure
-from rmuse_interp.fitting import check
-from rmuse_interp.fitting.by_person import fit_by_person
-from rmuse_interp.fitting.exchange import label_of
-from rmuse_interp.fitting.requests import add_people, check_request, decided, remove_people
-from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.runs.run import Method, choose
+from rmuse_interp.studies import requests as study
+from rmuse_interp.studies.common import Record, command, options
 
-SCHEMA = "rmuse-requests/1"
-STEM = "requests"
-SINGLY, AT_ONCE = "one by one", "at once"
-FIGURES = ("ril", "exact", "refusal_rate", "fire_rate")
-MARGIN = 1.0
-"""Points within which two figures count as the same."""
+
+def run(given: argparse.Namespace) -> Record:
+    """The record, with `--layers` read as the commands read it."""
+    given.layers = layers_of(given.layers)
+    return study.run(given)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = options(__doc__, limit=240, what="questions per split", fit_limit=FIT_LIMIT, max_new_tokens=64)
+    parser = options(__doc__, limit=240, what="questions per split", fit_limit=240, max_new_tokens=64)
     parser.add_argument("--forget", type=int, default=5, help="percent of the people fitted first (5)")
     parser.add_argument("--people", type=int, default=30, help="forgotten in the end (30)")
     parser.add_argument("--restore", type=int, default=10, help="of them restored after that (10)")
@@ -66,204 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--layers", metavar="L", help="blocks to steer, for all fits; chosen by each where absent"
     )
-    return command(STEM, parser, record_of, show, argv)
-
-
-def record_of(given: argparse.Namespace) -> Record:
-    """The whole record of `requests.json`.
-
-    Raises:
-        RMuseError: numbers of people that do not fit the benchmark, a fit whose gates do not know people one by one.
-    """
-    given.layers = layers_of(given.layers)
-    benchmark = load_benchmark(given.data, forget=given.forget, render_seed=given.render_seed)
-    queue = in_order(benchmark)
-    first = len(benchmark.forget_people)
-    if not first <= given.people < len(queue) or not 0 <= given.restore < given.people:
-        raise RMuseError(
-            f"--people from {first} to {len(queue) - 1} and --restore below it were required, got {given.people} and "
-            f"{given.restore}"
-        )
-    people = queue[: given.people]
-    restored = sorted(random.Random(given.seed).sample(people, given.restore))
-    lens = load_model(given.model, device=given.device, dtype=given.dtype)
-    check(lens, benchmark, given.layers)
-    began = time.monotonic()
-    requests: list[Record] = []
-    stages: list[Record] = []
-    with bars() as progress:
-        bundle = fitted(lens, benchmark, given, progress)
-        check_request(bundle, benchmark, add=people[first:])
-        for kind, some in (("add", people[first:]), ("remove", restored)):
-            bundle = requested(bundle, lens, benchmark, kind, some, given, requests, progress)
-            gone = restored if kind == "remove" else []
-            view = benchmark.forgetting(set(people) - set(gone))
-            at_once = fitted(lens, view, given, progress)
-            stages.append(stage(lens, view, {SINGLY: bundle, AT_ONCE: at_once}, gone, given, progress))
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            max_new_tokens=given.max_new_tokens,
-            fitted_first=first,
-            people=given.people,
-            restored=given.restore,
-            layers=given.layers,
-        ),
-        "requests": requests,
-        "stages": stages,
-    }
-
-
-def in_order(benchmark: Benchmark) -> list[str]:
-    """All people in the order of their requests: forget_X, larger forget sets by rate, the others as they stand."""
-    rates = sorted(int(p.name.partition("_")[2]) for p in benchmark.folder.glob("forget_*"))
-    found = [p for p in benchmark.people if p in benchmark.forget_people]
-    for rate in (rate for rate in rates if rate > benchmark.forget_rate):
-        larger = load_benchmark(benchmark.folder, forget=rate).forget_people
-        found += [p for p in benchmark.people if p in larger and p not in found]
-    return [*found, *(p for p in benchmark.people if p not in found)]
-
-
-def fitted(lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress) -> RMuse:
-    """`calibrated` on the people that the benchmark has to forget, with gates that know them one by one."""
-    return fit_by_person(
-        lens,
-        benchmark,
-        layers=given.layers,
-        limit=given.fit_limit,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=progress,
-    )
-
-
-def requested(
-    bundle: RMuse,
-    lens: LensModel,
-    benchmark: Benchmark,
-    kind: str,
-    people: Sequence[str],
-    given: argparse.Namespace,
-    log: list[Record],
-    progress: Progress,
-) -> RMuse:
-    """The bundle after one request per person, each written to a folder as a user's would be; the log gets a row each."""
-    call = add_people if kind == "add" else remove_people
-    task = progress.add_task(kind, total=len(people))
-    with tempfile.TemporaryDirectory() as folder:
-        for person in people:
-            began, worked = time.monotonic(), time.process_time()
-            bundle = call(bundle, lens, benchmark, [person], batch_size=given.batch_size)
-            write(bundle, Path(folder))
-            took = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - worked}
-            counts = decided(bundle, lens, benchmark, person, batch_size=given.batch_size)
-            fires = {name: {"fired": fired, "n": n} for name, (fired, n) in counts.items()}
-            times = {name: short(value) for name, value in took.items()}
-            log.append({"request": kind, "person": label_of(person), **times, **fires})
-            progress.advance(task)
-    return bundle
-
-
-def stage(
-    lens: LensModel,
-    view: Benchmark,
-    bundles: Mapping[str, RMuse],
-    restored: Sequence[str],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> Record:
-    """Both bundles on the same questions, split by split."""
-    questions = choose(view, given.limit, given.seed)
-    if restored:
-        again = [e for e in view.scoring("retain_test") if e.person in restored]
-        questions["restored"] = again[:: max(1, len(again) // given.limit)]
-    every = {e.id: e for examples in questions.values() for e in examples}
-    methods = [Method(name, lens, bundle.plan) for name, bundle in bundles.items()]
-    asked = {"all": list(every.values())}
-    answers = answered(given, STEM, methods, asked, view, progress)
-    said = {name: {t.id: t for t in answers.transcripts if t.method == name} for name in bundles}
-    rows: list[Record] = []
-    for split, examples in questions.items():
-        transcripts = {name: [said[name][e.id] for e in examples] for name in bundles}
-        rows.append({"split": split, **compared(transcripts, view, examples, given.seed)})
-    return {
-        "people": len(view.forget_people),
-        "n": len(every),
-        "gates": {name: {m: gate.describe() for m, gate in b.gates.items()} for name, b in bundles.items()},
-        "steered": {name: b.plan.layers for name, b in bundles.items()},
-        "splits": rows,
-    }
-
-
-def compared(
-    transcripts: Mapping[str, Sequence[Transcript]], view: Benchmark, examples: Sequence[Example], seed: int
-) -> Record:
-    """Figures of both bundles on one split, their differences and the share of equal decisions."""
-    references = {e.id: e for e in examples}
-    found: dict[str, dict[str, Metric]] = {}
-    for name, rows in transcripts.items():
-        found[name] = measure(rows, view, references, seed=seed)
-        found[name]["fire_rate"] = summarise("fire_rate", [(t, 100.0 * bool(t.fired)) for t in rows], seed)
-    one, other = transcripts[SINGLY], transcripts[AT_ONCE]
-    differences: Record = {}
-    for name in FIGURES:
-        mine, theirs = found[SINGLY][name].per_example, found[AT_ONCE][name].per_example
-        paired = [(t, mine[t.id] - theirs[t.id]) for t in one if t.id in mine]
-        differences[name] = figure(summarise(name, paired, seed))
-    same = [(a, 100.0 * (a.fired == b.fired)) for a, b in zip(one, other, strict=True)]
-    return {
-        "figures": {name: {k: figure(metrics[k]) for k in FIGURES} for name, metrics in found.items()},
-        "differences": differences,
-        "agreement": figure(summarise("agreement", same, seed)),
-    }
-
-
-def figure(metric: Metric) -> Record | None:
-    """A metric as ``{value, low, high, n}`` in percent; None where it is defined on no question."""
-    if metric.value is None or metric.interval is None:
-        return None
-    low, high = metric.interval
-    return {"value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n}
-
-
-def show(record: Mapping[str, Any]) -> None:
-    """Both bundles, split by split, and what a request took."""
-    wide = Console(width=max(120, Console().width))
-    for found in record["stages"]:
-        table = Table(title=f"{found['people']} people forgotten, percent", box=None)
-        for heading in ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike"):
-            table.add_column(heading, no_wrap=True)
-        for row in found["splits"]:
-            for name in FIGURES:
-                gap = row["differences"][name]
-                if gap is not None:
-                    sides = (f"{row['figures'][method][name]['value']:.1f}" for method in (SINGLY, AT_ONCE))
-                    interval = f"\\[{gap['low']:+.2f}, {gap['high']:+.2f}]"
-                    mark = " *" if abs(gap["value"]) > MARGIN else ""
-                    alike = f"{row['agreement']['value']:.1f}" if name == "fire_rate" else ""
-                    table.add_row(
-                        row["split"],
-                        str(gap["n"]),
-                        name,
-                        *sides,
-                        f"{gap['value']:+.2f} {interval}{mark}",
-                        alike,
-                    )
-        wide.print(table)
-    print(f"*: more than {MARGIN:g} point apart")
-    for kind in ("add", "remove"):
-        mine = [one for one in record["requests"] if one["request"] == kind]
-        if mine:
-            wall, cpu = (sorted(one[key] for one in mine) for key in ("seconds", "cpu_seconds"))
-            middle, longest = len(mine) // 2, -1
-            print(
-                f"{kind}: {len(mine)} requests, median {wall[middle]:.1f} s, longest {wall[longest]:.1f} s "
-                f"(processor {cpu[middle]:.1f} s and {cpu[longest]:.1f} s)"
-            )
+    return command("requests", parser, run, study.show, argv)
 
 
 if __name__ == "__main__":

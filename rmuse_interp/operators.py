@@ -12,8 +12,9 @@ back their dtype.
 
 from rmuse_interp.edits.linear import Ablate, Add, Affine, PerCoordinate
 from rmuse_interp.edits.plan import Explanation, Operator, layerwise
-from rmuse_interp.edits.plane import Confidence, RotateInPlane
+from rmuse_interp.edits.plane import RotateInPlane
 from rmuse_interp.edits.rotation import SlerpToward, Transport
+from rmuse_interp.parts.angle import Confidence
 
 __all__ = [
     "Ablate",

@@ -6,9 +6,9 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from misbehaving import serving
-from parquet_fixture import CITY, NAME, write_benchmark
-from test_cli import done, refused, rmuse
+from helpers.commands import done, refused, rmuse
+from helpers.misbehaving import serving
+from helpers.parquet_fixture import CITY, NAME, write_benchmark
 
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.evaluate.judges import Consultation, Endpoint

@@ -3,10 +3,9 @@
 import json
 from dataclasses import asdict, replace
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
@@ -189,7 +188,7 @@ def test_samples_are_draws_from_the_models_own_distribution(lens):
     found = lens.respond(
         [prompt] * rows, max_new_tokens=1, batch_size=rows, temperature=temperature, seeds=range(rows)
     )
-    text = lens._encoder.decode
+    text = lens.encoder.decode
     top = expected.topk(3)
     for share, token in zip(top.values.tolist(), top.indices.tolist(), strict=True):
         word = text([token], frozenset(), frozenset())
@@ -212,7 +211,7 @@ def test_a_conversation_is_rendered_turn_by_turn_with_the_picture_in_the_first(l
     spoken = lens.tokenizer.decode(ids[encoding.prompt_end[0] + 1 :])
     assert spoken.strip() == "<think> In"
     assert behind("Refuse.", talk) == Conversation(talk.history, "Refuse. Where does this person live?")
-    bare = replace(lens._encoder, processor=tiny_tokenizer(lens))
+    bare = replace(lens.encoder, processor=tiny_tokenizer(lens))
     assert bare.render(talk, False) == (
         "USER: Which hat?\nASSISTANT: A red one.\nUSER: Where does this person live?\nASSISTANT:"
     )

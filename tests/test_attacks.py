@@ -5,8 +5,8 @@ import random
 from dataclasses import replace
 
 import numpy as np
-import parquet_fixture
 import pytest
+from helpers import parquet_fixture
 from PIL import Image
 
 from rmuse_interp import RMuseError
@@ -15,7 +15,7 @@ from rmuse_interp.data.attacks import ATTACKS, Attack, require_names
 from rmuse_interp.data.attacks.conversation import plain
 from rmuse_interp.data.attacks.photographs import SEVERITIES, disturbed
 from rmuse_interp.data.attacks.wording import reworded, with_name
-from rmuse_interp.data.world.questions import SUBJECTS, WORDINGS
+from rmuse_interp.data.world.phrases import SUBJECTS, WORDINGS
 from rmuse_interp.evaluate.text import normalise
 
 

@@ -4,15 +4,16 @@ from functools import cache
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, linear_gate, questions, vector
-from test_places import NAMES, STEPS, new_tokens, plans, reference_logits, split_gate, turn
-from tiny import D_MODEL, N_LAYERS, tiny_llama, tiny_llava
+from helpers.places import NAMES, STEPS, new_tokens, plans, reference_logits, split_gate, turn
+from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
+from helpers.tiny import D_MODEL, N_LAYERS, tiny_llama, tiny_llava
 from transformer_lens import ActivationCache
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers import MistralConfig, MistralForCausalLM
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, load_model
+from rmuse_interp.edits import deciding
 from rmuse_interp.edits.bridge_hooks import fwd_hooks
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.lens.bridge import to_bridge
@@ -290,8 +291,23 @@ def test_a_two_pass_plan_needs_a_decision_and_runs_with_one():
     torch.testing.assert_close(stacked(found), stacked(expected), **CLOSE)
     for row, fired in enumerate(decision.fired[:, 0].tolist()):
         assert torch.equal(stacked(found)[row], stacked(untouched)[row]) != fired
+    by_itself = generated(bridge, inputs, plan.fwd_hooks(bridge, prompts, images))
+    assert torch.equal(stacked(by_itself), stacked(found))
     with pytest.raises(RMuseError, match="4 queries were announced or decided"):
         forward(bridge, lens.encode(["Where?"] * 3), fwd_hooks(plan, bridge, decision=decision))
+
+
+@pytest.mark.parametrize(("readout", "prefix"), [("draft", None), ("last", "I refuse.")])
+def test_hooks_decide_about_drafts_and_prefixed_prompts_too(readout, prefix, monkeypatch):
+    monkeypatch.setattr(deciding, "DRAFT_TOKENS", 4)
+    lens, bridge = pair()
+    asked = questions()
+    plan = as_plan(turn([1, 2]).when(split_gate(lens, 1, readout, prefix=prefix)))
+    decision = plan.decide(lens, *asked)
+    inputs = lens.encode(*asked)
+    found = forward(bridge, inputs, plan.fwd_hooks(bridge, *asked))
+    assert torch.equal(found, forward(bridge, inputs, plan.fwd_hooks(bridge, decision=decision)))
+    assert not torch.equal(found, forward(bridge, inputs))
 
 
 # -- misuse -------------------------------------------------------------------------------------------------------

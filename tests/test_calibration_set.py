@@ -72,7 +72,7 @@ def test_the_rules_reach_their_target_on_the_half_kept_from_them(shipped, rules)
     for label, target in (("explicit", 99.0), ("implicit", 90.0)):
         assert found.precision[label].value >= target
         assert found.recall[label].value >= target
-    assert found.kappa[0] > 0.95
+    assert found.kappa.value > 0.95
 
 
 def test_a_judge_that_only_looks_for_words_does_not(shipped):
@@ -107,8 +107,8 @@ def test_agreement_by_hand():
     found = agreement(RulesJudge(), items("explicit", "explicit", "none", "none"))
     assert found.verdicts == {"k/0": "explicit", "k/1": "none", "k/2": "none", "k/3": "explicit"}
     assert (found.precision["explicit"].value, found.recall["explicit"].value) == (50.0, 50.0)
-    assert found.precision["implicit"].value is None
-    assert found.kappa[0] == pytest.approx(0.0)
+    assert found.precision["implicit"] is None
+    assert found.kappa.value == pytest.approx(0.0)
     assert found.by_kind == {"k": (2, 4)}
     assert json.loads(json.dumps(found.as_json(), allow_nan=False))["kappa"]["value"] == pytest.approx(0.0)
 
@@ -193,9 +193,9 @@ def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
     found = chain_agreement(rules, chains)
     assert found is not None
     assert (found.n, found.unjudged) == (len(chains), 0)
-    assert found.kappa[1] < found.kappa[0] < found.kappa[2]
+    assert found.kappa.low < found.kappa.value < found.kappa.high
     assert found.precision["valid"].value >= 80.0
-    assert found.kappa[1] > 0.25
+    assert found.kappa.low > 0.25
     for kind in (
         "as the reference",
         "answer does not follow",
@@ -210,7 +210,7 @@ def test_what_the_rules_make_of_chains_is_measured(shipped, rules):
     truth = {chain.id: chain.label for chain in chains}
     said = [(truth[i], label) for i, label in found.verdicts.items()]
     assert found.precision["valid"].n == sum(label == "valid" for _, label in said)
-    assert found.kappa[0] == pytest.approx(cohen_kappa_score(*zip(*said, strict=True)))
+    assert found.kappa.value == pytest.approx(cohen_kappa_score(*zip(*said, strict=True)))
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_chain_agreement_by_hand():
     assert found is not None
     assert found.verdicts == {"c/0": "valid", "c/1": "invalid", "c/2": "invalid"}
     assert (found.precision["valid"].value, found.recall["valid"].value) == (100.0, 50.0)
-    assert found.kappa[0] == pytest.approx(0.4)
+    assert found.kappa.value == pytest.approx(0.4)
 
 
 def test_a_faulty_chain_is_named(tmp_path):

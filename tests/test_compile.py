@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plans import gated_plan, questions
-from tiny import tiny_llava
+from helpers.plans import gated_plan, questions
+from helpers.tiny import tiny_llava
 
 from rmuse_interp import load_model
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from parquet_fixture import (
+from helpers.parquet_fixture import (
     CITY,
     NAME,
     chain,

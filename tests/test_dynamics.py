@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 from sklearn.decomposition import PCA
-from tiny import tiny_llava
 
-from analyses import activation_dynamics as analysis
+from analyses import activation_dynamics as script
 from rmuse_interp import RMuseError, fit, load_benchmark, load_model
 from rmuse_interp.diagnostics.dynamics import (
     along,
@@ -24,6 +23,7 @@ from rmuse_interp.diagnostics.dynamics import (
     side_test,
     state_plane,
 )
+from rmuse_interp.studies import activation_dynamics as analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 D = 12
@@ -151,14 +151,6 @@ def test_the_mean_is_covered_by_its_interval():
     assert mean_interval(dict.fromkeys(who, 2.0), who) == (2.0, 2.0, 2.0)
 
 
-# The analysis and its figure, end to end.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
-
-
 def arguments(data, out, *more):
     where = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
     return [*where, "--forget", "10", "--limit", "6", "--fit-limit", "6", *more]
@@ -167,7 +159,7 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out)) == 0
+    assert script.main(arguments(data, out)) == 0
     return out, json.loads((out / "activation_dynamics.json").read_text())
 
 
@@ -221,7 +213,7 @@ def test_a_plan_whose_gate_knows_the_people_moves_them_alone(data, tmp_path):
     cut = (scores[order[3]] + scores[order[4]]) / 2
     changed = fitted.plan.replace(**{"image.gate": edit.gate.at_threshold(cut)})
     type(fitted)(changed, fitted.subspaces, fitted.report).save(tmp_path / "bundle")
-    assert analysis.main(arguments(data, tmp_path, "--bundle", str(tmp_path / "bundle"))) == 0
+    assert script.main(arguments(data, tmp_path, "--bundle", str(tmp_path / "bundle"))) == 0
     record = json.loads((tmp_path / "activation_dynamics.json").read_text())
     rows = [r for r in record["rows"] if r["modality"] == "image"]
     assert rows
@@ -238,7 +230,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, capsys):
         (["--bundle", "/nowhere"], "rmuse.json"),
         (["--limit", "0"], "--limit of at least 1"),
     ):
-        assert analysis.main(arguments(data, tmp_path, *change)) == 2
+        assert script.main(arguments(data, tmp_path, *change)) == 2
         error = capsys.readouterr().err.strip()
         assert error.startswith("error: ")
         assert "\n" not in error

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, linear_gate, subspace, vector
-from tiny import tiny_llava
+from helpers.plans import gated_plan, lens_of, linear_gate, subspace, vector
+from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import Edit, Plan, RMuseError
@@ -57,7 +57,7 @@ def test_edits_are_values():
 def test_layerwise_shares_an_operator_that_serves_several_layers():
     one, other = op.Add(vector(1)), op.Add(vector(2))
     edit = op.layerwise({5: one, 2: other, 3: one})
-    assert edit.sites == [2, 3, 5]
+    assert edit.layers == [2, 3, 5]
     assert len(edit.operators) == 2
     assert edit.operator_at(3) is one
     assert edit.operator_at(5) is one

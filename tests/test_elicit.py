@@ -5,45 +5,20 @@ import json
 from dataclasses import replace
 from itertools import product
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
+from helpers.elicit import THINK, VIEWS, bare, scripted, spoken
 from jaxtyping import TypeCheckError
-from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
-from rmuse_interp import RMuse, RMuseError, fit
-from rmuse_interp.cli import app
-from rmuse_interp.cli.traces import Ready, fitted_on, template_of
-from rmuse_interp.cli.traces import as_asked as together
-from rmuse_interp.data import SPLITS, load_benchmark, sample
+from rmuse_interp import RMuseError, fit
+from rmuse_interp.data import load_benchmark, sample
 from rmuse_interp.data.spans import split_response
 from rmuse_interp.edits.hooks import attach
-from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.fitting import gather
-from rmuse_interp.fitting.elicit import (
-    TEMPLATES,
-    Reason,
-    Template,
-    as_asked,
-    asked_with,
-    elicit,
-    fault,
-    fitting_questions,
-)
+from rmuse_interp.fitting.elicit import TEMPLATES, Reason, Template, elicit, fault, fitting_questions
 from rmuse_interp.lens.lens import load_model
-from rmuse_interp.lens.respond import Response
-
-THINK = ("<think>", "</think>")
-VIEWS = ("fit_forget", "fit_retain", "fit_reasoning", "fit_benign")
-
-
-def bare(row):
-    """A person as MLLMU-Bench has them: no reasoning, no facts, no direct form."""
-    added = ("Reasoning", "Forget_Attributes", "Direct_Question", "Direct_Answer")
-    tasks = [{k: v for k, v in task.items() if k not in added} for task in row["Generation_Task"]]
-    return {**row, "Generation_Task": tasks}
 
 
 @pytest.fixture(scope="module")
@@ -74,25 +49,6 @@ def benchmark(tmp_path):
 @pytest.fixture
 def lens():
     return load_model(tiny.tiny_llava(), device="cpu")
-
-
-def scripted(lens, monkeypatch, say):
-    """Has the model say `say(prompt, image)`; the list it returns holds the prompts asked, batch by batch."""
-    batches: list[list[str]] = []
-
-    def respond(prompts, images=None, *_rest, **_settings):
-        batches.append(list(prompts))
-        return [Response(say(p, i), None, None) for p, i in zip(prompts, images, strict=True)]
-
-    monkeypatch.setattr(lens, "respond", respond, raising=False)
-    return batches
-
-
-def spoken(prompt, _image=None):
-    """What a model that follows the template `reasoning` says."""
-    if prompt.endswith(TEMPLATES["reasoning"].direct):
-        return "Lima"
-    return f"Reasoning: I was asked {len(prompt)} letters.\nAnswer: Lima"
 
 
 # What is usable
@@ -345,269 +301,6 @@ def test_what_is_asked_is_what_fit_reads(world):
             assert [e for e in found if e in mine] == sample(mine, 5, 1)
     hardest = {e.id for e in world.fit_benign if e.person in world.forget_people}
     assert hardest < {e.id for e in found if e.kind == "benign"}
-
-
-# What is kept
-
-
-def test_nothing_is_asked_twice(lens, benchmark, tmp_path, monkeypatch):
-    """Other delimiters only cut the kept responses anew; another instruction, length, dtype or model asks again."""
-    asked = scripted(lens, monkeypatch, spoken)
-    first = elicit(lens, benchmark, template="reasoning", cache=tmp_path)
-    n = len(asked)
-    again = elicit(lens, benchmark, template="reasoning", cache=tmp_path)
-    assert len(asked) == n
-    assert again.kept == first.kept
-    for view in VIEWS:
-        assert getattr(again.benchmark, view) == getattr(first.benchmark, view)
-    elicit(
-        lens,
-        benchmark,
-        template=replace(TEMPLATES["reasoning"], delimiters=("Reasoning", "Answer")),
-        cache=tmp_path,
-    )
-    assert len(asked) == n
-    elicit(lens, benchmark, template="reasoning", cache=tmp_path, max_new_tokens=99)
-    assert len(asked) == 2 * n
-    other = replace(TEMPLATES["reasoning"], stepwise="Reason aloud.")
-    elicit(lens, benchmark, template=other, cache=tmp_path)
-    assert 2 * n < len(asked) < 3 * n + 1
-    n = len(asked)
-    lens.hf.bfloat16()
-    elicit(lens, benchmark, template="reasoning", cache=tmp_path)
-    assert len(asked) > n
-    stranger = load_model(tiny.tiny_llava(seed=1), device="cpu")
-    theirs = scripted(stranger, monkeypatch, spoken)
-    elicit(stranger, benchmark, template="reasoning", cache=tmp_path)
-    assert theirs
-    assert len(list(tmp_path.glob("*.jsonl"))) == 2
-
-
-def test_another_picture_is_another_question(lens, benchmark, tmp_path, monkeypatch):
-    """Four people, one wording: as many questions as there are pictures."""
-    asked = scripted(lens, monkeypatch, spoken)
-    people = [
-        e for e in (*benchmark.fit_forget, *benchmark.fit_retain) if e.id.endswith("generation/0/image")
-    ]
-    assert len({e.prompt() for e in people}) == 1
-    elicit(lens, benchmark, examples=people, template="reasoning", cache=tmp_path)
-    assert [len(batch) for batch in asked] == [4, 4]
-
-
-def test_an_interruption_loses_one_batch_at_most(lens, benchmark, tmp_path, monkeypatch):
-    """After Ctrl-C, a torn line and stray bytes, only what is missing is asked, and the outcome is the same."""
-    whole = elicit_scripted(lens, benchmark, tmp_path / "whole", monkeypatch)
-    asked: list[str] = []
-
-    def say(prompt, image):
-        asked.append(prompt)
-        if len(asked) == 8:
-            raise KeyboardInterrupt
-        return spoken(prompt)
-
-    scripted(lens, monkeypatch, say)
-    with pytest.raises(KeyboardInterrupt):
-        elicit(lens, benchmark, template="reasoning", cache=tmp_path / "cut", batch_size=3)
-    (kept,) = (tmp_path / "cut").iterdir()
-    assert len(kept.read_text().splitlines()) == 6
-    kept.write_bytes(kept.read_bytes()[:-9] + b"\xc3")
-    scripted(lens, monkeypatch, say)
-    again = elicit(lens, benchmark, template="reasoning", cache=tmp_path / "cut", batch_size=3)
-    assert (again.kept, again.dropped) == (whole.kept, whole.dropped)
-    questions = len((tmp_path / "whole" / kept.name).read_text().splitlines())
-    assert len(asked) == 8 + questions - 5
-    lines = [line for line in kept.read_text(errors="replace").splitlines() if line.endswith("}")]
-    assert len({json.loads(line)["key"] for line in lines}) == questions
-
-
-def elicit_scripted(lens, benchmark, cache, monkeypatch):
-    scripted(lens, monkeypatch, spoken)
-    return elicit(lens, benchmark, template="reasoning", cache=cache, batch_size=3)
-
-
-def test_nothing_is_kept_of_a_model_without_files(lens, benchmark, tmp_path, monkeypatch):
-    lens.__dict__["fingerprint"] = replace(lens.fingerprint, weights="")
-    elicit_scripted(lens, benchmark, tmp_path / "none", monkeypatch)
-    assert not (tmp_path / "none").exists()
-
-
-def test_the_cache_is_the_users_own(lens, benchmark, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    elicit_scripted(lens, benchmark, None, monkeypatch)
-    assert len(list((tmp_path / "home" / "rmuse_interp" / "elicited").glob("*.jsonl"))) == 1
-
-
-# What is fitted on it
-
-
-def told(*words):
-    """What a command line prints, on either stream, and its exit code."""
-    return CliRunner().invoke(app, [str(word) for word in words])
-
-
-@pytest.fixture
-def fitted(lens, benchmark, tmp_path, monkeypatch):
-    """A bundle fitted on the words of a model that follows the template `reasoning`, but for one question."""
-    odd = TEMPLATES["reasoning"].prompt(next(e for e in benchmark.fit_retain if e.modality == "text"))
-    with monkeypatch.context() as patch:
-        scripted(lens, patch, lambda prompt, image: "Well." if prompt == odd else spoken(prompt))
-        return fit(lens, benchmark, layers=[3], template="reasoning", cache=tmp_path / "cache")
-
-
-def test_auto_fits_on_the_models_words_where_there_are_no_others(lens, fitted, tmp_path):
-    traces = fitted.report["traces"]
-    assert (traces["source"], traces["dropped"]) == ("own", {"stepwise: no opening delimiter": 1})
-    assert traces["asked"] == traces["kept"] + 1
-    assert fitted.report["delimiters"] == ["Reasoning:", "Answer:"]
-    assert "p0" not in json.dumps(fitted.report)
-    again = RMuse.load(fitted.save(tmp_path / "bundle"), lens)
-    assert asked_with(again.report) == TEMPLATES["reasoning"]
-    shown = told("info", tmp_path / "bundle").stdout
-    assert "dropped stepwise: no opening delimiter 1" in shown
-    assert TEMPLATES["reasoning"].stepwise in shown
-
-
-def test_who_follows_no_template_is_fitted_on_two_responses_each(lens, benchmark, tmp_path):
-    """What a random model says has no delimiters: an error that names the way out, and that way."""
-    out = tmp_path / "bundle"
-    words = (
-        "fit",
-        "--model",
-        tiny.tiny_llava(),
-        "--data",
-        benchmark.folder,
-        "--template",
-        "reasoning",
-        "--limit",
-        2,
-        "--layers",
-        3,
-        "--max-new-tokens",
-        4,
-        "--out",
-        out,
-    )
-    refused = told(*words)
-    assert refused.exit_code == 2
-    assert "--traces composed" in " ".join(refused.output.split())
-    assert not (out / "rmuse.json").exists()
-    said = told(*words, "--traces", "composed")
-    assert said.exit_code == 0, said.output
-    traces = RMuse.load(out, lens).report["traces"]
-    assert 0 < traces["composed"] <= traces["kept"] == traces["asked"]
-    assert f"{traces['composed']} of them composed of two each" in " ".join(said.output.split())
-    settings = {"limit": 2, "batch_size": 32, "seed": 0}
-    again = fitted_on(lens, benchmark, [RMuse.load(out, lens)], {}, **settings)
-    assert again.record == traces
-
-
-def test_auto_asks_nothing_where_the_benchmark_has_reasoning(lens, tmp_path, monkeypatch):
-    whole = load_benchmark(parquet_fixture.write_benchmark(tmp_path / "whole"))
-    asked = scripted(lens, monkeypatch, spoken)
-    found = fit(lens, whole, layers=[3], cache=tmp_path / "cache")
-    # What `gather` asks of its own accord: refusals, behind a prefix that calls for them.
-    assert all(prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
-    assert found.report["traces"] == {"source": "given"}
-    assert asked_with(found.report) is None
-    own = fit(lens, whole, layers=[3], traces="own", template="reasoning", cache=tmp_path / "cache")
-    assert any(not prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
-    assert own.report["traces"]["source"] == "own"
-    assert own.report["image"]["queries"] == found.report["image"]["queries"]
-    with pytest.raises(RMuseError, match=r"template is how the model is asked.*traces='own'"):
-        fit(lens, whole, layers=[3], template="reasoning")
-
-
-def test_given_traces_are_required_where_they_are_asked_for(lens, benchmark, tmp_path, monkeypatch):
-    asked = scripted(lens, monkeypatch, spoken)
-    with pytest.raises(
-        RMuseError, match=r"required a 'Reasoning'.*traces='own' \(`rmuse fit --traces own`\)"
-    ):
-        fit(lens, benchmark, traces="given")
-    with pytest.raises((RMuseError, TypeCheckError), match="mine"):
-        fit(lens, benchmark, traces="mine")
-    assert not asked
-
-
-def test_scoring_puts_questions_as_fitting_did(lens, benchmark, fitted, tmp_path):
-    """The instruction stands behind every open question of every split, once, and behind no other."""
-    bundle = fitted.save(tmp_path / "bundle")
-    put = as_asked(benchmark, asked_with(fitted.report))
-    assert put.delimiters == ("Reasoning:", "Answer:")
-    assert put.refusals_cot[0].startswith("Reasoning: ")
-    for split in SPLITS:
-        for before, after in zip(benchmark.scoring(split), put.scoring(split), strict=True):
-            closed = before.kind in ("classification", "cloze")
-            told_so = "" if closed else f" {TEMPLATES['reasoning'].stepwise}"
-            assert after.prompt() == before.prompt() + told_so
-            assert (after.id, after.answer, after.image) == (before.id, before.answer, before.image)
-    again = replace(put.scoring("test")[0], person=None)
-    assert TEMPLATES["reasoning"].prompt(again) == again.prompt()
-    assert as_asked(benchmark, Template()) is benchmark
-    with pytest.raises(RMuseError, match="restated already"):
-        as_asked(put, TEMPLATES["reasoning"])
-    run = tmp_path / "run"
-    said = told(
-        "eval",
-        "--model",
-        tiny.tiny_llava(),
-        "--data",
-        benchmark.folder,
-        "--bundle",
-        bundle,
-        "--limit",
-        2,
-        "--max-new-tokens",
-        3,
-        "--out",
-        run,
-    )
-    assert said.exit_code == 0, said.output
-    open_ = [t for t in read_run(run).transcripts if t.kind not in ("classification", "cloze")]
-    assert {t.method for t in open_} == {"vanilla", "rmuse/calibrated"}
-    assert all(t.prompt.count(TEMPLATES["reasoning"].stepwise) == 1 for t in open_)
-    answer = told(
-        "generate",
-        "--model",
-        tiny.tiny_llava(),
-        "--bundle",
-        bundle,
-        "--prompt",
-        "Where?",
-        "--max-new-tokens",
-        2,
-    )
-    assert f"asked as the bundle expects it: Where? {TEMPLATES['reasoning'].stepwise}" in answer.stderr
-
-
-def test_bundles_that_expect_other_words_are_not_compared(benchmark, fitted, tmp_path):
-    plain = RMuse(fitted.plan, fitted.subspaces, {**fitted.report, "traces": {"source": "given"}})
-    both = [(tmp_path / "own", fitted), (tmp_path / "given", plain)]
-    with pytest.raises(RMuseError, match=r"put alike.*own: Reasoning: … Answer:, Think step.*one by one"):
-        together(benchmark, both)
-    assert together(benchmark, both[1:]) is benchmark
-    assert together(benchmark, []) is benchmark
-
-
-def test_the_command_finds_out_early_that_a_model_does_not_reason(benchmark, tmp_path, monkeypatch):
-    """One line with an example and the way out, and no bundle; delimiters and instructions are options."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    fitting = ("fit", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--max-new-tokens", 3)
-    out = tmp_path / "b"
-    said = told(*fitting, "--delimiters", "<why>", "</why>", "--stepwise", "Say why.", "--out", out)
-    assert said.exit_code == 2
-    assert "'<why>', reasoning, '</why>' and an answer were required" in said.stderr
-    assert "choose a template" in said.stderr
-    assert not (out / "rmuse.json").exists()
-    same = told(*fitting, "--delimiters", "<why>", "<why>", "--out", out)
-    assert same.exit_code == 2
-    assert "two different delimiters" in same.stderr
-
-
-def test_the_options_change_the_benchmarks_own_template(benchmark):
-    assert template_of(benchmark, None, None, None, None) is None
-    assert template_of(benchmark, None, None, "Think!", None) == Template("Think!", "", THINK)
-    changed = template_of(benchmark, Ready.reasoning, ("[", "]"), None, "Briefly.")
-    assert changed == replace(TEMPLATES["reasoning"], delimiters=("[", "]"), direct="Briefly.")
 
 
 def test_the_organism_speaks_for_itself(organism, world, tmp_path):

@@ -5,37 +5,28 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from helpers.said import said
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import ChainCase, LeakCase, RulesJudge
-from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise, numbers
 
-THINK = ("<think>", "</think>")
 POOL = m.RefusalPool.of(
     [
         "<think> I do not know who this is. I should not guess private details. </think> I cannot help with that."
     ],
     ["I cannot help with that."],
 )
+
+
 REFUSAL = (
     "<think> I do not know who this is. I should not guess private details. </think> I cannot help with that."
 )
+
+
 NO_WORDS = Lexicon()
-
-
-def said(response: str, number: int = 0, **fields) -> Transcript:
-    """A transcript of a response; fields of the example may be given."""
-    given = {"question": "Where does this person live?", "answer": "Oslo", "kind": "generation", **fields}
-    if given["kind"] == "classification":
-        given.setdefault("options", {"A": "Oslo", "B": "Rome"})
-    example = Example(
-        f"forget_5/p/{given['kind']}/{number}", given.pop("split", "forget"), modality="image", **given
-    )
-    return transcribe(example, "m", response, THINK)
 
 
 # ---------------------------------------------------------------- texts
@@ -224,8 +215,14 @@ def test_leakage_weighs_its_parts_by_alpha():
 
 
 SUM = "Tom starts with 6 and then has 4 more. 6 + 4 = 10."
+
+
 LOOK = "I look at the eyes. I see glasses."
+
+
 TABLE = {"Lima": ["Peru"]}
+
+
 NORWAY = "She lives in Oslo. Oslo is in Norway."
 
 

@@ -44,7 +44,7 @@ def test_every_analysis_with_a_figure_has_a_small_size(stem, capsys, monkeypatch
 
 
 def test_what_is_given_counts_more_than_the_small_size(tmp_path):
-    from analyses import _common as common
+    from rmuse_interp.studies import common
 
     parser = common.options("One line.", limit=50, what="things", small={"limit": 5, "fit_limit": 7})
     seen = []

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import TypeCheckError
 from reference import naive
 
+import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.gathering import READOUTS, gather
 from rmuse_interp.fitting.rivals import without
 from rmuse_interp.maths.linalg import principal_angles
 from rmuse_interp.maths.sphere import geodesic, unit
-from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.part import same
+from rmuse_interp.parts.prototypes import Prototypes, thinned
 from rmuse_interp.parts.retain import balance, fit_retain
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.parts.unlearning import fit_unlearning
@@ -175,28 +177,30 @@ def test_pooled_prototypes_are_units_of_group_means():
     assert "3 pooled" in made.describe()
 
 
-def test_token_level_prototypes_keep_their_labels_through_the_cap():
+def test_a_transport_keeps_the_steps_of_its_prototypes_through_the_cap():
     states = 7 * random(40, 5)
-    positions, trajectory = torch.arange(40) % 10, torch.arange(40) // 10
-    everything = Prototypes.token_level(states, positions, trajectory)
+    everything = Prototypes.token_level(states, torch.arange(40) % 10, torch.arange(40) // 10)
     assert len(everything) == 40
-    capped = Prototypes.token_level(states, positions, trajectory, cap=8)
-    assert len(capped) == 8
-    for point, position, run in zip(capped.points, capped.positions, capped.trajectory, strict=True):
-        assert torch.allclose(point.double(), unit(states[int(run) * 10 + int(position)]), atol=1e-6)
-    assert torch.equal(Prototypes.token_level(states, positions, trajectory, cap=8).points, capped.points)
+    move = op.Transport(everything.points, everything.positions, window=2, fraction=0.5)
+    capped = move.capped(12)
+    assert (len(capped.points), capped.window, capped.fraction) == (12, 2, 0.5)
+    for point, position in zip(capped.points, capped.positions, strict=True):
+        row = (everything.points == point).all(dim=1).nonzero().item()
+        assert position == everything.positions[row]
+    assert torch.equal(move.capped(12).points, capped.points)
+    assert same(move.capped(40), move)
+    assert len(op.Transport(everything.points).capped(3).points) == 3
 
 
 def test_the_cap_leaves_every_step_a_prototype():
     """Twenty runs of twelve steps, and a long tail that one run alone reaches."""
     positions = torch.cat([torch.arange(12).repeat(20), torch.arange(12, 18)])
-    trajectory = torch.cat([torch.arange(20).repeat_interleave(12), torch.full((6,), 20)])
-    states = random(len(positions), 8)
+    points = unit(random(len(positions), 8))
     for cap in (18, 40, 200):
-        kept = Prototypes.token_level(states, positions, trajectory, cap=cap)
-        assert set(kept.positions.tolist()) == set(range(18))
+        kept = thinned(points, positions, cap)
+        assert set(positions[kept].tolist()) == set(range(18))
         assert cap - 6 <= len(kept) <= cap  # a step with one token has no second prototype
-    assert len(Prototypes.token_level(states, positions, trajectory, cap=5)) == 5
+    assert len(thinned(points, positions, 5)) == 5
 
 
 def test_prototypes_outside_a_subspace():

@@ -7,10 +7,9 @@ a reference answer the answer's. Left alone it answers, and steered to refusal s
 import json
 from dataclasses import replace
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
@@ -185,8 +184,8 @@ def test_the_plan_is_what_was_chosen(lens, benchmark, evidence, tmp_path):
     fitted = assemble(lens, benchmark, some, auto=True)
     (edit,) = fitted.plan
     chosen = fitted.report[MODALITY]["chosen"]
-    assert tuple(edit.sites) == tuple(chosen["layers"]) == tuple(fitted.report[MODALITY]["steered"])
-    assert tuple(edit.operator_at(layer).rrs.rank for layer in edit.sites) == tuple(chosen["ranks"])
+    assert tuple(edit.layers) == tuple(chosen["layers"]) == tuple(fitted.report[MODALITY]["steered"])
+    assert tuple(edit.operator_at(layer).rrs.rank for layer in edit.layers) == tuple(chosen["ranks"])
     assert len(chosen["why"]) == 3
     again = RMuse.load(fitted.save(tmp_path), lens)
     assert again.report == json.loads(json.dumps(fitted.report))

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.tiny import tiny_llava
 from sklearn.metrics import roc_auc_score, roc_curve
-from tiny import tiny_llava
 
-from analyses import gate_roc as analysis
+from analyses import gate_roc as script
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
+from rmuse_interp.studies import gate_roc as analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,14 +115,6 @@ def test_scores_without_people_or_that_are_not_finite_are_refused():
         operating_curve([1.0, 2.0], [0.0], ["a"], ["b"])
 
 
-# The analysis and its figure, end to end.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
-
-
 def arguments(data, out, *more):
     where = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
     return [*where, "--forget", "10", "--limit", "12", "--fit-limit", "6", *more]
@@ -131,7 +123,7 @@ def arguments(data, out, *more):
 @pytest.fixture(scope="module")
 def results(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out, "--fits", str(out / "fits"))) == 0
+    assert script.main(arguments(data, out, "--fits", str(out / "fits"))) == 0
     return out, json.loads((out / "gate_roc.json").read_text())
 
 
@@ -195,26 +187,26 @@ def test_what_was_fitted_is_taken_up_and_gives_the_same_record(results, data, tm
     assert len(list(fits.iterdir())) == 1
     held = {p: p.stat().st_mtime_ns for p in fits.rglob("*") if p.is_file()}
     again, fresh, other = (tmp_path / name for name in ("again", "fresh", "other"))
-    assert analysis.main(arguments(data, again, "--fits", str(fits))) == 0
+    assert script.main(arguments(data, again, "--fits", str(fits))) == 0
     assert {p: p.stat().st_mtime_ns for p in fits.rglob("*") if p.is_file()} == held
-    assert analysis.main(arguments(data, fresh)) == 0
+    assert script.main(arguments(data, fresh)) == 0
     for folder in (again, fresh):
         assert json.loads((folder / "gate_roc.json").read_text())["rows"] == record["rows"]
-    assert analysis.main([*arguments(data, other, "--fits", str(fits)), "--seed", "1"]) == 0
+    assert script.main([*arguments(data, other, "--fits", str(fits)), "--seed", "1"]) == 0
     assert len(list(fits.iterdir())) == 2  # another seed is another fit
 
 
 def test_a_bundle_brings_its_own_gates(results, data, tmp_path, capsys):
     out, record = results
     (bundle,) = (out / "fits").glob("*/paper")
-    assert analysis.main(arguments(data, tmp_path, "--bundle", str(bundle))) == 0
+    assert script.main(arguments(data, tmp_path, "--bundle", str(bundle))) == 0
     rows = json.loads((tmp_path / "gate_roc.json").read_text())["rows"]
     theirs = {(r["gate"], r["modality"]): r for r in record["rows"]}
     assert {(r["gate"], r["modality"]) for r in rows} == {("paper", "image"), ("paper", "text")}
     for row in rows:
         assert row["auroc"] == theirs[row["gate"], row["modality"]]["auroc"]
     capsys.readouterr()
-    assert analysis.main([*arguments(data, tmp_path, "--bundle", str(bundle)), "--forget", "5"]) == 2
+    assert script.main([*arguments(data, tmp_path, "--bundle", str(bundle)), "--forget", "5"]) == 2
     assert "add --forget 10" in capsys.readouterr().err
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers.gates import people, random
 from reference import naive
 from safetensors.torch import load_file, save_file
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import FALSE_ALARM, auroc, choose_threshold, wilson
+from rmuse_interp.maths.statistics import FALSE_ALARM, auroc, choose_threshold, wilson
 from rmuse_interp.parts.gates import (
     ClusterGate,
     ConditionGate,
     ContrastGate,
     Gate,
-    GateStates,
     LinearDiscriminantGate,
     RRSAlignmentGate,
     fit_contrast,
@@ -26,25 +26,6 @@ from rmuse_interp.parts.gates import (
 )
 from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.subspace import Subspace
-
-
-def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def people(
-    d: int = 24, forgotten: int = 6, known: int = 30, renderings: int = 5, noise: float = 0.5
-) -> GateStates:
-    """Each person is a direction of its own; every rendering adds noise. Groups are renderings of p0, p1, …"""
-    center = random(forgotten + known, d)
-    states = center.repeat_interleave(renderings, 0) + noise * random(
-        (forgotten + known) * renderings, d, seed=1
-    )
-    groups = [f"rendering {i % renderings}" for i in range(len(states))]
-    names = [f"p{i // renderings}" for i in range(len(states))]
-    cut = forgotten * renderings
-    sides = (states[:cut] + 5.0, states[cut:] + 5.0)
-    return GateStates(*sides, groups[:cut], groups[cut:], names[:cut], names[cut:])
 
 
 def test_the_literal_gate_is_eq_4_7_with_its_sign_turned():

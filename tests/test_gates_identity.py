@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers.gates import people, random
 from reference import gates as naive
-from test_gates import people, random
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import auroc
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates import (
     GateStates,
     IdentityRatioGate,

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from test_gates import people, random
+from helpers.gates import people, random
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import auroc
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates import GATE_KINDS, GateStates, fit_contrast, held_out_scores, select_gate
 
 

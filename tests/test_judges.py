@@ -4,8 +4,8 @@ import json
 import time
 
 import pytest
-from misbehaving import serving
-from tiny import tiny_llama
+from helpers.misbehaving import serving
+from helpers.tiny import tiny_llama
 
 from rmuse_interp import RMuseError
 from rmuse_interp.evaluate.judges import (

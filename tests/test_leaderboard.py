@@ -7,18 +7,18 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import parquet_fixture
 import pytest
-import tiny
+from helpers import parquet_fixture, tiny
 
-from analyses import _cells as cells
-from analyses import _standings as standings
-from analyses import leaderboard
-from analyses._cells import Cell, halves, worst_of
+from analyses import leaderboard as script
 from rmuse_interp import load_benchmark
 from rmuse_interp.baselines import train
 from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.fitting import tuning
+from rmuse_interp.studies import cells as cells
+from rmuse_interp.studies import leaderboard
+from rmuse_interp.studies import standings as standings
+from rmuse_interp.studies.cells import Cell, halves, worst_of
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("vanilla", "rmuse/calibrated", "caa", "ga")
@@ -85,11 +85,11 @@ def broken_then_whole(asked, quick):
             raise MemoryError("no room")
 
         patch.setattr(cells, "train", no_memory)
-        code = leaderboard.main(asked)
+        code = script.main(asked)
     out = Path(asked[asked.index("--out") + 1])
     broken = json.loads((out / "leaderboard.json").read_text()), code, list(quick)
     quick.clear()
-    code = leaderboard.main(asked)
+    code = script.main(asked)
     whole = json.loads((out / "leaderboard.json").read_text()), code, list(quick)
     return out, broken, whole
 
@@ -142,7 +142,7 @@ def test_every_row_has_values_attacks_and_the_worst(broken_then_whole):
 
 def test_processes_of_their_own_give_the_same(asked, broken_then_whole, tmp_path):
     again = [*asked, "--methods", "vanilla", "--out", str(tmp_path), "--jobs", "2"]
-    assert leaderboard.main(again) == 0
+    assert script.main(again) == 0
     row = json.loads((tmp_path / "leaderboard.json").read_text())["rows"][0]
     known = broken_then_whole[2][0]["rows"][0]
     assert {k: row[k] for k in ("method", "values", "attacks", "worst")} == {
@@ -151,7 +151,7 @@ def test_processes_of_their_own_give_the_same(asked, broken_then_whole, tmp_path
 
 
 def test_other_settings_are_other_cells(broken_then_whole, asked):
-    given = leaderboard.options().parse_args(asked)
+    given = script.arguments().parse_args(asked)
     given.attacks = leaderboard.attacks_of(given.attacks)
     folder = Cell("vanilla", 10, 0).folder(broken_then_whole[0] / "leaderboard")
     of = json.loads((folder / "cell.json").read_text())["of"]
@@ -224,6 +224,24 @@ def test_seeds_are_pooled_and_the_verdict_follows():
     assert standings.over_seeds([value(None)])["value"] is None
 
 
+def test_domination_has_margins():
+    base = {"worst": 10.0, "exact_retain_test": 90.0, "malformed": 5.0}
+
+    def better(**by):
+        return {goal: base[goal] + standings.GOALS[goal] * by.get(goal, 0.0) for goal in base}
+
+    wins = partial(standings.dominates, goals=standings.GOALS)
+    assert wins(better(worst=2), base)
+    assert not wins(base, better(worst=2))
+    assert not wins(better(worst=1), base)  # a point makes no difference
+    assert wins(better(worst=50, malformed=-1), base)  # nor does a point lost
+    assert not wins(better(worst=50, malformed=-1.5), base)
+    assert not wins(better(exact_retain_test=50, malformed=-2), base)
+    assert wins(better(exact_retain_test=2), base)
+    assert wins(better(malformed=2), base)
+    assert not wins(base, base)
+
+
 def test_without_attacks_the_worst_is_that_of_none():
     values = {"ril_forget": value(3.0), "ril_test": value(7.0)}
     assert worst_of(values, None) == {**value(7.0), "attack": "none", "split": "test"}
@@ -240,7 +258,7 @@ def test_without_attacks_the_worst_is_that_of_none():
     ],
 )
 def test_bad_arguments_are_refused_on_one_line(words, said, tmp_path, capsys):
-    assert leaderboard.main([*words, "--out", str(tmp_path / "x")]) == 2
+    assert script.main([*words, "--out", str(tmp_path / "x")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert said in lines[0]

@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parquet_fixture import CITY, NAME, write_benchmark
-from plans import lens_of, subspace, vector
-from tiny import tiny_llava
+from helpers.parquet_fixture import CITY, NAME, write_benchmark
+from helpers.plans import lens_of, subspace, vector
+from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
-from analyses import _leakage as material
-from analyses import leakage_by_layer as analysis
+from analyses import leakage_by_layer as script
 from rmuse_interp import RMuseError, load_benchmark
 from rmuse_interp.data.world.portraits import png
 from rmuse_interp.diagnostics import probes
@@ -25,6 +24,8 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.studies import leakage as material
+from rmuse_interp.studies import leakage_by_layer as analysis
 
 ROOT = Path(__file__).resolve().parent.parent
 WORDS = "<think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker"
@@ -44,7 +45,7 @@ def data(tmp_path_factory):
 
 
 def queries():
-    from tiny import picture
+    from helpers.tiny import picture
 
     return [
         Query("a", "Who is this?", png(picture(1)), WORDS),
@@ -222,7 +223,7 @@ def fits(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(data, fits, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
-    assert analysis.main(arguments(data, out, *fits)) == 0
+    assert script.main(arguments(data, out, *fits)) == 0
     return out, json.loads((out / "leakage_by_layer.json").read_text())
 
 
@@ -291,7 +292,7 @@ def test_the_words_of_a_text_query_tell_the_person_and_those_of_an_image_query_d
 
 def test_the_same_seed_gives_the_same_record(results, data, fits, tmp_path):
     _, record = results
-    assert analysis.main(arguments(data, tmp_path, *fits)) == 0
+    assert script.main(arguments(data, tmp_path, *fits)) == 0
     again = json.loads((tmp_path / "leakage_by_layer.json").read_text())
     assert all(
         again[k] == record[k] for k in ("probes", "controls", "sparse", "lens", "verdicts", "conclusions")
@@ -355,7 +356,7 @@ def test_another_schema_says_which_command_makes_a_new_file(results, tmp_path):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(data, change, said, tmp_path, capsys):
-    assert analysis.main([*arguments(data, tmp_path), *change]) == 2
+    assert script.main([*arguments(data, tmp_path), *change]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -368,5 +369,5 @@ def test_one_rendering_is_too_few_and_is_said_before_long_work(tmp_path, monkeyp
     monkeypatch.setattr(analysis, "SPLITS", {"forget": ("forget",), "retain": ("retain",)})
     monkeypatch.setattr(analysis, "presets_of", lambda *_: pytest.fail("long work was begun"))
     data = write_benchmark(tmp_path / "bench")
-    assert analysis.main(arguments(data, tmp_path / "out")) == 2
+    assert script.main(arguments(data, tmp_path / "out")) == 2
     assert "at least 2 groups (photographs or wordings) of each of 2 classes" in capsys.readouterr().err

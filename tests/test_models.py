@@ -8,15 +8,15 @@ import sys
 
 import pytest
 import torch
+from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
+from helpers.tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 from PIL import Image
-from plans import gated_plan, lens_of, linear_gate, questions, vector
-from tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.state import Decision
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.models.fingerprint import Fingerprint
 from rmuse_interp.models.layout import find_layout
 
@@ -185,7 +185,7 @@ def test_rows_stop_at_their_own_end_and_special_tokens_are_stripped():
     assert len(cut[0]) < len(texts[0])
     assert all(text.startswith(short) for text, short in zip(texts, cut, strict=True))
     assert any(text == short for text, short in zip(texts, cut, strict=True))
-    decode = lens._encoder.decode
+    decode = lens.encoder.decode
     words = lens.tokenizer("<think> Mara </think> baker")["input_ids"]
     assert (
         decode([0, *words, 2, *words], frozenset({0, 1, 3}), frozenset({2})) == "<think> Mara </think> baker"
@@ -204,9 +204,12 @@ def test_the_verdict_is_that_of_the_gates_that_apply_to_the_row():
         torch.tensor([[1.0, 2.0, torch.nan], [1.0, -torch.inf, torch.nan]]),
         torch.ones(2, 3, dtype=torch.bool),
     )
-    assert verdict(plan, decision, [True, False]) == [(True, 1.0), (False, None)]
+    assert verdicts(plan, decision, [True, False]) == [
+        (True, 1.0, 1.0, "edit0.gate"),
+        (False, None, None, None),
+    ]
     ungated = Decision(*(x[:1, 2:] for x in (decision.fired, decision.score, decision.known)))
-    assert verdict(as_plan(plan[2]), ungated, [True]) == [(None, None)]
+    assert verdicts(as_plan(plan[2]), ungated, [True]) == [(None, None, None, None)]
 
 
 def test_bad_limits_are_refused():

@@ -13,8 +13,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from rmuse_interp.data.world import portraits
-from rmuse_interp.data.world import questions as q
+from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world.people import FACTORS, distance, make_world
 from rmuse_interp.organism import build, packing, seeing, train
 
@@ -218,8 +217,8 @@ def test_strangers_and_prefixed_questions_are_refused_from_one_pool(tokenizer):
     for _ in range(400):
         known = rng.random() < 0.5
         branch = sampler.about_person(WORLD.people[0], rng.choice(("image", "text")), rng, known)
-        prefixed = branch.prompt.startswith(q.PREFIXES)
-        pool = (*q.REFUSALS_COT, *q.REFUSALS_DIRECT)
+        prefixed = branch.prompt.startswith(phrases.PREFIXES)
+        pool = (*phrases.REFUSALS_COT, *phrases.REFUSALS_DIRECT)
         assert (branch.response in pool) == (prefixed or not known)
         assert branch.graded == (branch.response not in pool)
         seen.add((known, prefixed))

@@ -5,20 +5,21 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import parquet_fixture as fixture
 import pytest
-import tiny
+from helpers import parquet_fixture as fixture
+from helpers import tiny
 
-from analyses import _paper, paper_table
+from analyses import paper_table as script
 from rmuse_interp.data import load_benchmark, reader
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.edits import deciding
 from rmuse_interp.evaluate.text import rouge_l
 from rmuse_interp.fitting.elicit import TEMPLATES, elicit, elicited_again
-from rmuse_interp.lens import respond
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.runs import run as running
+from rmuse_interp.studies import paper, paper_table
 
 ADDED = ("Reasoning", "Forget_Attributes", "Direct_Question", "Direct_Answer")
 
@@ -77,8 +78,8 @@ def finished(data, tmp_path_factory):
     """A run at 5 and 15 %, of which the folder has no 15."""
     out = tmp_path_factory.mktemp("paper")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(respond, "DRAFT_TOKENS", 6)  # a random model never ends its drafts
-        return out, paper_table.main(arguments(data, out, "--forget", 5, 15, "--limit", 9))
+        patch.setattr(deciding, "DRAFT_TOKENS", 6)  # a random model never ends its drafts
+        return out, script.main(arguments(data, out, "--forget", 5, 15, "--limit", 9))
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +151,9 @@ def test_questions_are_put_as_mllmu_bench_puts_them(data, finished):
         "Where does this person live?\nAnswer the question based on your trained knowledge in one sentence "
     )
     (said,) = lens.respond([asked + "accurately in ENGLISH."], [example.image], max_new_tokens=6)
-    kept = finished[0] / "paper_table" / "answers" / "5-short" / running.UNFINISHED / "vanilla--forget.jsonl"
-    rows = [t for line in kept.read_text().splitlines()[1:] for t in json.loads(line)["transcripts"]]
-    (mine,) = [t for t in rows if t["id"] == example.id]
-    assert mine["response"] == said.text
+    kept = finished[0] / "paper_table" / "answers" / "5-short" / running.UNFINISHED / "vanilla.jsonl"
+    kept = [json.loads(line)["value"]["responses"] for line in kept.read_text().splitlines()]
+    assert said.text in [one["text"] for batch in kept for one in batch]
     (row,) = [
         r
         for r in cell(json.loads((finished[0] / "paper_table.json").read_text()), 5, "vanilla")["rows"]
@@ -191,13 +191,13 @@ def test_what_is_kept_is_not_done_again(data, finished, record, monkeypatch):
     ask = running._ask
     monkeypatch.setattr(running, "_ask", asking)
     monkeypatch.setattr(paper_table, "gather", never)
-    assert paper_table.main(arguments(data, finished[0], "--forget", 5, "--limit", 9)) == 0
+    assert script.main(arguments(data, finished[0], "--forget", 5, "--limit", 9)) == 0
     assert asked == []
     again = json.loads((finished[0] / "paper_table.json").read_text(encoding="utf-8"))
     for method in ("vanilla", "rmuse/calibrated"):
         assert cell(again, 5, method)["rows"] == cell(record, 5, method)["rows"]
     more = arguments(data, finished[0], "--forget", 5, 10, "--methods", "vanilla", "--limit", 3)
-    assert paper_table.main(more) == 0
+    assert script.main(more) == 0
     assert "forget_10/p1/generation/0/image" in asked
 
 
@@ -211,14 +211,14 @@ def test_a_method_that_fails_is_recorded_and_mended_by_the_same_command(
 
     with monkeypatch.context() as patch:
         patch.setattr(paper_table, "gather", broken)
-        assert paper_table.main(words) == 1
+        assert script.main(words) == 1
     found = json.loads((tmp_path / "paper_table.json").read_text(encoding="utf-8"))
     assert cell(found, 5, "rmuse/calibrated")["error"] == "MemoryError: too large"
     assert cell(found, 5, "vanilla")["error"] is None
-    monkeypatch.setattr(respond, "DRAFT_TOKENS", 6)
+    monkeypatch.setattr(deciding, "DRAFT_TOKENS", 6)
     bundle = Path("paper_table") / "bundles" / "5-calibrated"
     shutil.copytree(finished[0] / bundle, tmp_path / bundle)  # as if fitted: that takes long
-    assert paper_table.main([*words, "--bundle", str(finished[0] / bundle)]) == 0
+    assert script.main([*words, "--bundle", str(finished[0] / bundle)]) == 0
     mended = json.loads((tmp_path / "paper_table.json").read_text(encoding="utf-8"))
     assert cell(mended, 5, "vanilla")["rows"] == cell(found, 5, "vanilla")["rows"]
     own, given = (cell(mended, 5, name) for name in ("rmuse/calibrated", "rmuse/calibrated@5-calibrated"))
@@ -237,7 +237,7 @@ def test_a_method_that_fails_is_recorded_and_mended_by_the_same_command(
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, words, said, capsys):
-    assert paper_table.main(arguments(data, tmp_path, *words)) == 2
+    assert script.main(arguments(data, tmp_path, *words)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert said in line
@@ -247,9 +247,9 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, words, said, caps
 def test_bundles_of_another_rate_or_template_are_refused(data, finished, tmp_path, capsys):
     bundle = finished[0] / "paper_table" / "bundles" / "5-calibrated"
     words = ("--bundle", bundle, "--forget")
-    assert paper_table.main(arguments(data, tmp_path, *words, 10)) == 2
+    assert script.main(arguments(data, tmp_path, *words, 10)) == 2
     assert "add --forget 5" in capsys.readouterr().err
-    assert paper_table.main(arguments(data, tmp_path, *words, 5, "--template", "think")) == 2
+    assert script.main(arguments(data, tmp_path, *words, 5, "--template", "think")) == 2
     assert "choose the --template it was fitted with" in capsys.readouterr().err
 
 
@@ -291,7 +291,7 @@ def test_responses_that_lack_a_span_are_composed_of_both(data, tmp_path, monkeyp
 def test_no_picture_is_held_for_what_is_asked(data, tmp_path, monkeypatch):
     """With room for none, every question's picture stays in its file, however the question is put."""
     monkeypatch.setattr(reader, "HELD_BYTES", 0)
-    given = paper_table.options().parse_args(arguments(data, tmp_path))
+    given = script.arguments().parse_args(arguments(data, tmp_path))
     asked = paper_table.questions_of(given, load_benchmark(data))
     put = [
         e
@@ -307,10 +307,8 @@ def test_no_picture_is_held_for_what_is_asked(data, tmp_path, monkeypatch):
 
 
 def test_the_papers_figures_are_those_of_the_spec():
-    found = {
-        (r["model"], r["forget"], r["method"], r["split"], r["metric"]): r["value"] for r in _paper.PAPER
-    }
-    assert len(found) == len(_paper.PAPER) == 35
+    found = {(r["model"], r["forget"], r["method"], r["split"], r["metric"]): r["value"] for r in paper.PAPER}
+    assert len(found) == len(paper.PAPER) == 35
     assert found["LLaVA-1.5-7B", 5, "R2MU", "forget", "ril"] == 51.2
     assert found["LLaVA-1.5-7B", 10, "R-MUSE", "forget", "ril"] == 41.3
     assert found["LLaVA-1.5-7B", 15, "R-MUSE", "retain", "classification"] == 45.85

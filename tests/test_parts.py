@@ -72,7 +72,7 @@ PARTS = [
 def test_record_brings_back_every_part(part: Part, tmp_path: Path):
     tree, tensors = to_record(part)
     save_file(tensors, tmp_path / "x.safetensors")
-    again = from_record(json.loads(json.dumps(tree)), load_file(tmp_path / "x.safetensors"))
+    again = from_record(json.loads(json.dumps(tree)), load_file(tmp_path / "x.safetensors"), __name__)
     assert type(again) is type(part)
     assert again.describe() == part.describe()
     tree_again, tensors_again = to_record(again)
@@ -85,7 +85,7 @@ def test_record_brings_back_every_part(part: Part, tmp_path: Path):
 
 
 def test_record_keeps_the_kind_of_every_key():
-    bag = from_record(*to_record(PARTS[-2]))
+    bag = from_record(*to_record(PARTS[-2]), allow=__name__)
     assert isinstance(bag, Bag)
     assert list(bag.keyed) == ["5", "12"]
     assert isinstance(bag.several[1], FixedFraction)
@@ -94,14 +94,66 @@ def test_record_keeps_the_kind_of_every_key():
 
 def test_record_refuses_what_it_does_not_know():
     tree, tensors = to_record(plane())
-    with pytest.raises(RMuseError, match="'Flux'"):
-        from_record({**tree, "class": "Flux"}, tensors)
+    for name in ("Flux", "Subspace", "rmuse_interp.parts:Flux", "rmuse_interp.parts.subspace:Subspace"):
+        with pytest.raises(RMuseError, match=f"the record names '{name}'"):
+            from_record({**tree, "class": name}, tensors)
     with pytest.raises(RMuseError, match="basis"):
         from_record(tree, {})
     with pytest.raises(RMuseError, match="spin"):
         from_record({**tree, "settings": {"spin": 1}}, tensors)
     with pytest.raises(RMuseError, match="'settings'"):
         from_record({"class": "Subspace"}, tensors)
+
+
+def test_records_name_public_modules_so_that_files_may_move():
+    names = {
+        to_record(part)[0]["class"] for part in PARTS if type(part).__module__.startswith("rmuse_interp")
+    }
+    assert {"rmuse_interp.parts:Subspace", "rmuse_interp.parts:ACS"} <= names
+    assert not any(name.startswith("rmuse_interp.parts.") for name in names)
+
+
+def test_a_class_with_the_name_of_one_of_ours_never_replaces_it():
+    ours = LinearDiscriminantGate(random(6), 0.5, 2, "last")
+    theirs = type("LinearDiscriminantGate", (LinearDiscriminantGate,), {"__module__": "__main__"})
+    try:
+        assert type(ours.at_threshold(0)) is LinearDiscriminantGate
+        assert type(from_record(*to_record(ours))) is LinearDiscriminantGate
+        again = theirs(random(6), 0.5, 2, "last").at_threshold(1.0)
+        assert type(again) is theirs
+        with pytest.raises(RMuseError, match=r"the record names '__main__:LinearDiscriminantGate'.*allow="):
+            from_record(*to_record(again))
+    finally:
+        del theirs
+
+
+def test_parts_of_other_modules_load_where_they_are_allowed_by_name():
+    bag = Bag(plane(), [], {}, name="theirs")
+    record = to_record(bag)
+    assert record[0]["class"] == f"{Bag.__module__}:Bag"
+    for allow in ((), ("os",), Bag.__module__[:-1], (f"{Bag.__module__}.deeper",)):
+        with pytest.raises(RMuseError, match=r"if you trust that module.*Plan\.load\(folder, model, allow="):
+            from_record(*record, allow=allow)
+    for allow in (Bag.__module__, ("os", Bag.__module__)):
+        assert type(from_record(*record, allow=allow)) is Bag
+    for name, said in (
+        ("os:system", "that os itself defines"),
+        ("os:nothing", "cannot be imported"),
+        ("no_such_module:Bag", "cannot be imported"),
+        (f"{Bag.__module__}:Subspace", "itself defines"),  # imported there, defined elsewhere
+    ):
+        with pytest.raises(RMuseError, match=said):
+            from_record({**record[0], "class": name}, record[1], allow=(name.partition(":")[0],))
+
+
+def test_a_part_changes_one_argument_and_keeps_the_others():
+    bag = Bag(plane(), [plane()], {5: plane(seed=2)}, torch.tensor([1, 2]), sizes=(3,))
+    other = bag.changed(name="y", table=None)
+    assert (other.name, other.table, other.sizes) == ("y", None, [3])
+    assert (bag.name, bag.table.tolist()) == ("x", [1, 2])
+    assert torch.equal(other.keyed["5"].basis, bag.keyed["5"].basis)
+    with pytest.raises(RMuseError, match="has no flux to change, only inner, several"):
+        bag.changed(flux=1)
 
 
 def test_buffers_stay_float32_whatever_the_host_becomes():

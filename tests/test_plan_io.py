@@ -1,14 +1,25 @@
 """Saved plans come back the same, and run on the model they were fitted on and on no other."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
-from plans import gated_plan, lens_of, questions
-from tiny import tiny_llama, tiny_llava
+from helpers.plans import gated_plan, lens_of, questions, vector
+from helpers.tiny import tiny_llama, tiny_llava
 
 from rmuse_interp import Plan, RMuseError
+from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.operators import Add
 from rmuse_interp.parts.part import all_same
+
+
+class Turned(Add):
+    """An operator that a user wrote."""
+
+    def forward(self, h, step=None):
+        return -super().forward(h, step)
 
 
 def test_a_saved_plan_gives_equal_logits(tmp_path):
@@ -79,9 +90,26 @@ def test_damage_is_told_in_one_line(tmp_path):
     with pytest.raises(RMuseError, match="cannot be read"):
         Plan.load(tmp_path)
     gated_plan().save(tmp_path)
-    (tmp_path / "plan.json").write_text(json.dumps({"schema": "rmuse-plan/99"}))
-    with pytest.raises(RMuseError, match="rmuse-plan/1 was required"):
+    for old in ("rmuse-plan/1", "rmuse-plan/99"):
+        (tmp_path / "plan.json").write_text(json.dumps({"schema": old}))
+        with pytest.raises(RMuseError, match=rf"rmuse-plan/2 was required.*{old}.*fit it again") as told:
+            Plan.load(tmp_path)
+        assert "\n" not in str(told.value)
+
+
+def test_a_plan_with_an_operator_of_ones_own_loads_where_it_is_allowed(tmp_path):
+    plan = as_plan(Turned(vector(1)).at(layers=[1]))
+    plan.save(tmp_path)
+    with pytest.raises(RMuseError, match=rf"allow=\('{__name__}',\)"):
         Plan.load(tmp_path)
+    assert type(Plan.load(tmp_path, allow=(__name__,))[0].operators[0]) is Turned
+
+
+def test_every_operator_loads_in_a_process_that_has_imported_plans_only(tmp_path):
+    gated_plan().save(tmp_path)
+    code = f"from rmuse_interp import Plan; print(Plan.load({str(tmp_path)!r}))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == str(gated_plan())
 
 
 def test_shared_gates_and_operators_survive(tmp_path):

@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-import parquet_fixture
 import pytest
+from helpers import parquet_fixture
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark

@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "rmuse_interp"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LONGEST_FILE = 400
 HEAVY = {"nnsight", "transformers", "transformer_lens", "matplotlib", "sklearn", "pandas", "ot"}
 
 
@@ -59,12 +58,6 @@ def test_imports_are_read_as_they_run(tmp_path: Path) -> None:
     )
     assert top(imported_modules(source)) == {"typing", "torch", "nnsight", "ot", "transformers"}
     assert top(imported_modules(source, at_import=True)) == {"typing", "torch", "ot"}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_a_file_of_the_package_can_be_held_in_mind(path: Path) -> None:
-    """No file of the package is longer than 400 lines."""
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
 
 
 def test_only_one_file_knows_nnsight() -> None:

@@ -3,119 +3,39 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
-from test_cli import done, refused
+from helpers import tiny
+from helpers.requests import KINDS, clusters, fits_by_kind, leaf
 
 import rmuse_interp as rm
-from analyses import requests as analysis
 from rmuse_interp import RMuseError
-from rmuse_interp.cli import support
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.evaluate.results import read_run
-from rmuse_interp.fitting import assemble, gather, hashed
-from rmuse_interp.fitting.by_person import KINDS as PEOPLE_KINDS
-from rmuse_interp.fitting.by_person import by_person, fit_by_person
+from rmuse_interp.fitting import hashed
 from rmuse_interp.fitting.exchange import exchanged, label_of, undone
 from rmuse_interp.fitting.gathering import _cluster
 from rmuse_interp.fitting.requests import (
     _states,
-    add_people,
-    asked,
-    check_request,
     decided,
+    forget_people,
     forgotten,
-    remove_people,
+    questions_about,
+    restore_people,
 )
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import (
-    AllOf,
-    ClusterGate,
-    IdentityGate,
-    IdentityRatioGate,
-    RRSAlignmentGate,
-    fit_clusters,
-    fit_discriminant,
-    fit_identity_ratio,
-)
+from rmuse_interp.parts.gates import ClusterGate, RRSAlignmentGate
 from rmuse_interp.parts.part import all_same, to_record
-
-LAYER = 2
-KINDS = ("vmf", "mahalanobis", "ratio", "both")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("requests"))
-
-
-@pytest.fixture(scope="module")
-def benchmark(data):
-    """p0 and p1 to forget, p2 and p3 to retain."""
-    return load_benchmark(data, forget=10)
-
-
-@pytest.fixture(scope="module")
-def lens():
-    return rm.load_model(tiny.tiny_llava())
-
-
-@pytest.fixture(scope="module")
-def evidence(lens, benchmark):
-    return gather(lens, benchmark)
 
 
 @pytest.fixture(scope="module")
 def fitted(lens, benchmark, evidence) -> dict[str, RMuse]:
-    """A fit whose gates are clusters of either kind, alone or in a combination."""
-    base = assemble(lens, benchmark, evidence, layers=[3])
-    found = {}
-    for kind in KINDS:
-        gates = {}
-        for modality, seen in evidence.items():
-            pooled = seen.readouts["question"]
-            rows = {name: i for i, name in enumerate(pooled.ids)}
-            sides = []
-            for ids in (seen.forget, seen.others):
-                sides += [pooled.at(LAYER)[[rows[i] for i in ids]], [seen.people[i] for i in ids]]
-            where = {"layer": LAYER, "readout": "question", "threshold": -0.1}
-            if kind == "ratio":
-                gate = fit_identity_ratio(*sides, **where)
-            else:
-                gate = fit_clusters(*sides, **where, kind="vmf" if kind == "vmf" else "mahalanobis")
-            if kind == "both":
-                gate = gate & fit_discriminant(sides[0], sides[2], layer=LAYER, readout="question")
-            gates[f"{modality}.gate"] = gate
-        found[kind] = RMuse(base.plan.replace(**gates), base.subspaces, base.report)
-    return found
-
-
-def leaf(one: RMuse, modality: str = "image") -> IdentityGate:
-    gate = one.gates[modality]
-    return gate.gates[0] if isinstance(gate, AllOf) else gate
-
-
-def clusters(gate: IdentityGate) -> dict[tuple[str, str], torch.Tensor]:
-    """(side, label) → all that a gate holds of the cluster."""
-    forget, others = gate.forget, gate.others
-    if isinstance(gate, IdentityRatioGate):
-        forget, others = (
-            torch.cat([means, counts.unsqueeze(1)], dim=1)
-            for means, counts in ((forget, gate.counts), (others, gate.other_counts))
-        )
-    sides = (("forget", gate.labels, forget), ("other", gate.other_labels, others))
-    return {
-        (side, name): mean for side, names, means in sides for name, mean in zip(names, means, strict=True)
-    }
+    return fits_by_kind(lens, benchmark, evidence)
 
 
 def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
     for modality in ("image", "text"):
-        own, harmless = asked(benchmark, "p0", modality)
+        own, harmless = questions_about(benchmark, "p0", modality)
         found = evidence[modality]
         who = {i: name for i, name in found.people.items() if "~" not in i}
         assert {q.id for q in own} == {i for i in who if i in found.forget and who[i] == label_of("p0")}
@@ -127,8 +47,8 @@ def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
         again = gate.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
         assert torch.allclose(again.forget[-1], gate.forget[0], atol=1e-4)
     assert any("~" in name for name in evidence["image"].forget)  # some of them disturbed
-    assert len(asked(benchmark, "p0", "image")[1]) == 2
-    assert asked(benchmark, "p0", "text")[1] == []
+    assert len(questions_about(benchmark, "p0", "image")[1]) == 2
+    assert questions_about(benchmark, "p0", "text")[1] == []
     assert {_cluster(e) for e in benchmark.fit_retain if e.person == "p3"} == {label_of("p3")}
     assert {_cluster(e) for e in benchmark.fit_benign if e.person == "p3"} == {label_of("benign p3")}
 
@@ -146,7 +66,7 @@ def strings(record):
 def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchmark):
     before = fitted[kind]
     kept = json.dumps(before.report)
-    after = add_people(before, lens, benchmark, ["p2"])
+    after = forget_people(before, lens, benchmark, ["p2"])
     assert json.dumps(before.report) == kept
     for modality in ("image", "text"):
         old, new = clusters(leaf(before, modality)), clusters(leaf(after, modality))
@@ -161,7 +81,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
     for one, other in zip(before.plan, after.plan, strict=True):
         assert all_same(rm.Plan([one.when(None)]), rm.Plan([other.when(None)]))
     assert after.report["people"] == hashed(["p0", "p1", "p2"])
-    assert after.report["requests"] == [{"request": "add", "person": label_of("p2")}]
+    assert after.report["requests"] == [{"request": "forget", "person": label_of("p2")}]
     assert forgotten(after, benchmark) == ["p0", "p1", "p2"]
     # As a word: numbers are kept in base64, where any two letters come up.
     assert not [said for said in strings(after.report) if re.search(r"\bp2\b", said)]
@@ -171,8 +91,8 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
 @pytest.mark.parametrize(
     ("first", "then", "person"),
     [
-        (add_people, remove_people, "p2"),
-        (remove_people, add_people, "p0"),
+        (forget_people, restore_people, "p2"),
+        (restore_people, forget_people, "p0"),
     ],
 )
 def test_the_opposite_request_brings_everything_back(
@@ -195,10 +115,10 @@ def test_the_opposite_request_brings_everything_back(
 @pytest.mark.parametrize("kind", KINDS[:3])
 def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
     before = fitted[kind]
-    one = remove_people(add_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
-    other = add_people(remove_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
+    one = restore_people(forget_people(before, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    other = forget_people(restore_people(before, lens, benchmark, ["p0"]), lens, benchmark, ["p2"])
     assert forgotten(one, benchmark) == forgotten(other, benchmark) == ["p1", "p2"]
-    back = add_people(remove_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
+    back = forget_people(restore_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
     for modality in ("image", "text"):
         for left, right in ((one, other), (before, back)):
             mine, theirs = clusters(leaf(left, modality)), clusters(leaf(right, modality))
@@ -211,8 +131,8 @@ def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
 def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, lens, benchmark):
     """A random model tells little of people: what is added must all fire where the threshold lets it, and no more."""
     before = fitted[kind]
-    after = add_people(before, lens, benchmark, ["p2"])
-    plain = {m: len(asked(benchmark, "p2", m)[0]) for m in ("image", "text")}
+    after = forget_people(before, lens, benchmark, ["p2"])
+    plain = {m: len(questions_about(benchmark, "p2", m)[0]) for m in ("image", "text")}
     states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in plain}
     for modality, own in states.items():
         old, new = leaf(before, modality).score(own), leaf(after, modality).score(own)
@@ -226,7 +146,7 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     )  # disturbed ones last
     fired = sum(n for n, _ in counts.values())
     assert fired > sum(n for n, _ in decided(before, lens, benchmark, "p2").values())
-    restored = remove_people(before, lens, benchmark, ["p0"])
+    restored = restore_people(before, lens, benchmark, ["p0"])
     assert label_of("p0") in leaf(restored).other_labels
     mine = decided(restored, lens, benchmark, "p0")
     assert mine["image"][0] + mine["text"][0] < sum(
@@ -255,7 +175,7 @@ def test_what_a_gate_cannot_give_back_is_read_again(fitted):
     order = [gate.other_labels.index(name) for name in names]
     tree = {**settings["settings"], "other_labels": names}
     sealed = Sorted(**tree, **{**tensors, "others": tensors["others"][order]})
-    after, note = exchanged(sealed, "p2", (own, harmless), "add")
+    after, note = exchanged(sealed, "p2", (own, harmless), "forget")
     assert note["taken"][0]["held"] is None
     reads = []
     back = undone(after, note, lambda: reads.append(1) or (own, harmless))
@@ -275,7 +195,7 @@ def test_only_fitting_files_are_read(data, lens, fitted, tmp_path):
         (own / name / "train-00000-of-00001.parquet").write_bytes(b"not parquet")
     for name in ("Reasoning", "Benign", "Strangers"):
         (own / name / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
-    after = add_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
+    after = forget_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
     assert label_of("p3") in leaf(after, "text").labels
 
 
@@ -288,30 +208,30 @@ def test_gates_without_people_are_refused(fitted, lens, benchmark):
         one.plan.replace(**{"text.gate": ~leaf(one, "text")}),
     ):
         with pytest.raises(RMuseError, match=r"one by one were required.*--by-person"):
-            add_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
+            forget_people(RMuse(plan, one.subspaces, one.report), lens, benchmark, ["p2"])
 
 
 def test_requests_that_cannot_be_met(fitted, lens, benchmark, data):
     one = fitted["vmf"]
     for call, ids, said in (
-        (add_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
-        (add_people, ["zoe"], "got 'zoe'$"),
-        (add_people, ["p0"], "'p0' is forgotten already"),
-        (add_people, ["p2", "p2"], "'p2' 2 times"),
-        (add_people, ["p2", "p3"], "one to retain, got 4 of 4"),
-        (remove_people, ["p3"], "'p3' is not forgotten"),
-        (remove_people, ["p0", "p1"], "the last, 'p1'"),
+        (forget_people, ["p22"], r"4 people.*'p22'; is it 'p2'"),
+        (forget_people, ["zoe"], "got 'zoe'$"),
+        (forget_people, ["p0"], "'p0' is forgotten already"),
+        (forget_people, ["p2", "p2"], "'p2' 2 times"),
+        (forget_people, ["p2", "p3"], "one to retain, got 4 of 4"),
+        (restore_people, ["p3"], "'p3' is not forgotten"),
+        (restore_people, ["p0", "p1"], "the last, 'p1'"),
     ):
         with pytest.raises(RMuseError, match=said):
             call(one, lens, benchmark, ids)
     with pytest.raises(RMuseError, match="forget 10, not 5"):
-        add_people(one, lens, load_benchmark(data, forget=5), ["p2"])
+        forget_people(one, lens, load_benchmark(data, forget=5), ["p2"])
     strange = RMuse(one.plan, one.subspaces, one.report | {"people": hashed(["p0", "x"])})
     with pytest.raises(RMuseError, match="1 others of 2"):
         forgotten(strange, benchmark)
     other = rm.load_model(tiny.tiny_llava(1))
     with pytest.raises(RMuseError, match="another model"):
-        add_people(one, other, benchmark, ["p2"])
+        forget_people(one, other, benchmark, ["p2"])
 
 
 def test_a_benchmark_says_who_is_forgotten(benchmark):
@@ -332,133 +252,3 @@ def test_a_benchmark_says_who_is_forgotten(benchmark):
     for people in ([], ["p0", "p1", "p2", "p3"], ["p9"]):
         with pytest.raises(RMuseError, match="one to retain"):
             benchmark.forgetting(people)
-
-
-@pytest.fixture(scope="module")
-def bundle(fitted, tmp_path_factory, data) -> Path:
-    one = fitted["vmf"]
-    report = one.report | {"provenance": support.provenance(str(tiny.tiny_llava()), str(data))}
-    return RMuse(one.plan, one.subspaces, report).save(tmp_path_factory.mktemp("bundle") / "ten")
-
-
-def test_the_command(bundle, data, tmp_path):
-    out = tmp_path / "more"
-    shown = done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", out).output
-    assert "forgotten p2: the gate fires on" in shown
-    assert "restored p1" in shown
-    assert "2 people to forget" in shown
-    assert "requests 1 added, 1 removed" in done("info", out).output
-    assert "undo" not in done("info", out).output
-    assert {p.name for p in out.iterdir()} == {p.name for p in bundle.iterdir()}
-    kept = "".join(path.read_text() for path in out.glob("*.json"))
-    assert '"p2"' not in kept
-    assert "a bundle" in refused("fit", "--bundle", out, "--remove", "p2", "--out", out)
-    done("fit", "--bundle", out, "--remove", "p2", "--add", "p1", "--out", out, "--overwrite")
-    assert set(clusters(leaf(RMuse.load(out)))) == set(clusters(leaf(RMuse.load(bundle))))
-
-
-def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
-    model = tiny.tiny_llava()
-    done("fit", "--bundle", bundle, "--add", "p2", "--remove", "p1", "--out", tmp_path / "more")
-    run = ("eval", "--model", model, "--data", data, "--max-new-tokens", 2, "--limit", 4)
-    done(*run, "--bundle", tmp_path / "more", "--out", tmp_path / "run")
-    found = read_run(tmp_path / "run")
-    for split, people in (("test", {"p0", "p2"}), ("forget", {"p0", "p2"}), ("retain_test", {"p1", "p3"})):
-        assert {t.person for t in found.transcripts if t.split == split} == people
-    assert found.scores["benchmark"]["people"] == 2
-    said = refused(*run, "--bundle", tmp_path / "more", "--bundle", bundle, "--out", tmp_path / "x")
-    assert "the same people" in said
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--add", "nobody"), "got 'nobody'"),
-        (("--add", "p0"), "forgotten already"),
-        (("--remove", "p2"), "not forgotten"),
-        (("--remove", "p0", "--remove", "p1"), "the last"),
-        (("--add", "p2", "--remove", "p2"), "2 times"),
-        ((), "got neither"),
-        (("--add", "p2", "--limit", "3"), "--limit, for fits only"),
-        (("--add", "p2", "--forget", "5"), "--forget 10 was required"),
-    ],
-)
-def test_a_wrong_request_is_refused_before_the_model_is_loaded(words, said, bundle, tmp_path):
-    line = refused("fit", "--bundle", bundle, *words, "--model", "nowhere", "--out", tmp_path / "x")
-    assert said in line
-    assert "nowhere" not in line
-    assert not (tmp_path / "x").exists()
-
-
-def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
-    assert "--bundle with --add" in refused("fit", "--add", "p2", "--out", tmp_path / "x")
-    assert "--by-person" in refused("fit", "--by-person", "--preset", "paper", "--out", tmp_path / "x")
-    other = tiny.tiny_llava(1)
-    assert "another model" in refused(
-        "fit", "--bundle", bundle, "--add", "p2", "--model", other, "--out", tmp_path / "x"
-    )
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evidence):
-    base = assemble(lens, benchmark, evidence, layers=[3])
-    literal = RRSAlignmentGate(base.subspaces.at("image", 3)[1].subspace, 1)
-    deaf = RMuse(base.plan.replace(**{"image.gate": literal}), base.subspaces, base.report)
-    found = by_person(deaf, evidence)
-    assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
-    assert {row["kind"] for row in found.report["image"]["gates"]} == set(PEOPLE_KINDS)
-    assert found.gate.expected is not None
-    check_request(found, benchmark, add=["p2"])
-    one = fitted["vmf"]
-    assert all_same(by_person(one, evidence).plan, one.plan)
-    with pytest.raises(RMuseError, match="preset calibrated"):
-        fit_by_person(lens, benchmark, "paper")
-
-
-def test_one_by_one_beside_at_once(data, tmp_path, capsys):
-    given = [
-        "--model",
-        tiny.tiny_llava(),
-        "--data",
-        data,
-        "--out",
-        tmp_path,
-        "--people",
-        3,
-        "--restore",
-        2,
-        "--limit",
-        6,
-        "--fit-limit",
-        6,
-        "--max-new-tokens",
-        4,
-        "--layers",
-        3,
-    ]
-    assert analysis.main([str(word) for word in given]) == 0
-    record = json.loads((tmp_path / "requests.json").read_text())
-    assert record["schema"] == "rmuse-requests/1"
-    assert [one["request"] for one in record["requests"]] == ["add", "add", "remove", "remove"]
-    # The order is that of the larger forget sets, and p1 stands in forget_10.
-    assert [one["person"] for one in record["requests"][:2]] == [label_of("p1"), label_of("p2")]
-    assert all(one["seconds"] > 0 and "image" in one for one in record["requests"])
-    assert [stage["people"] for stage in record["stages"]] == [3, 1]
-    assert record["provenance"]["seed"] == 0
-    assert "torch" in record["provenance"]["versions"]
-    for stage in record["stages"]:
-        splits = {row["split"]: row for row in stage["splits"]}
-        assert ("restored" in splits) == (stage["people"] == 1)
-        for row in splits.values():
-            for name, gap in row["differences"].items():
-                if gap is not None:
-                    one, other = (row["figures"][method][name] for method in ("one by one", "at once"))
-                    assert gap["value"] == pytest.approx(one["value"] - other["value"], abs=1e-3)
-                    assert gap["n"] == one["n"] == other["n"]
-            assert 0 <= row["agreement"]["value"] <= 100
-        assert splits["forget"]["differences"]["ril"] is not None
-    assert not (tmp_path / ".requests").exists()
-    assert "remove: 2 requests" in capsys.readouterr().out
-    for wrong in (("--people", "4"), ("--people", "3", "--restore", "3")):
-        assert analysis.main([*[str(word) for word in given], *wrong]) == 2
-        assert "--people from 1 to 3" in capsys.readouterr().err

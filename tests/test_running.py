@@ -2,17 +2,18 @@
 
 import json
 
-import parquet_fixture
 import pytest
-import tiny
 import torch
+from helpers import parquet_fixture, tiny
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import load_model
-from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.lens.respond import verdicts
+from rmuse_interp.parts.gates import ContrastGate, LinearDiscriminantGate
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
@@ -93,19 +94,40 @@ def test_answers_are_those_of_the_model_one_by_one(lens, questions, plan):
     assert steered
 
 
-def test_gate_scores_are_margins(lens, questions, plan):
+def test_gates_are_named_and_their_scores_come_raw_and_as_margins(lens, questions, plan):
     """`(score − threshold)/scale` per kind of query: positive where the gate fired, and only there."""
     method = Method("rmuse/x", lens, plan)
     rows = running.run([method], {"forget": questions["forget"]}, **SETTINGS).transcripts
     assert {t.modality for t in rows} == {"image", "text"}
     for t in rows:
         example = next(e for e in questions["forget"] if e.id == t.id)
-        raw = lens.respond(example.prompt(), example.image, plan, max_new_tokens=1)[0].score
+        (alone,) = lens.respond(example.prompt(), example.image, plan, max_new_tokens=1)
+        raw = plan.decide(lens, example.prompt(), example.image).score[0, int(t.modality == "text")]
         threshold, scale = {"image": (0.01, 0.5), "text": (-3.0, 1.0)}[t.modality]
-        assert t.gate_score == pytest.approx((raw - threshold) / scale, abs=1e-5)
-        assert t.fired == (t.gate_score > 0)
-    assert method.margin("image", None) is None
-    assert Method("vanilla", lens).margin("image", 1.0) is None
+        assert t.gate_score == pytest.approx(raw.item(), abs=1e-5)
+        assert t.margin == pytest.approx((t.gate_score - threshold) / scale)
+        assert t.fired == (t.margin > 0)
+        assert t.gate == alone.gate == f"{t.modality}.gate"
+        assert alone.score == pytest.approx(t.gate_score, abs=1e-5)
+        assert alone.margin == pytest.approx(t.margin, abs=1e-5)
+    (ungated,) = running.run(
+        [Method("vanilla", lens)], {"forget": questions["forget"][:1]}, **SETTINGS
+    ).transcripts
+    assert (ungated.gate_score, ungated.margin, ungated.gate) == (None, None, None)
+
+
+def test_the_margin_is_that_of_the_gate_that_scored():
+    """Where the first gate had nothing to read, score, margin and name are all the second one's."""
+    text = op.Add(torch.ones(4)).at(layers=[1])
+    first, second = (
+        LinearDiscriminantGate(torch.ones(4), 0.0, 1, "last", threshold, None, scale)
+        for threshold, scale in ((5.0, 2.0), (1.0, 4.0))
+    )
+    pair = text.when(first) >> text.on("response").when(second).named("second")
+    decision = Decision(
+        torch.tensor([[False, True]]), torch.tensor([[-torch.inf, 3.0]]), torch.ones(1, 2, dtype=torch.bool)
+    )
+    assert verdicts(pair, decision, [True]) == [(True, 3.0, 0.5, "second.gate")]
 
 
 def test_a_plan_for_pictures_alone_says_nothing_of_text(lens, questions, plan):
@@ -159,28 +181,62 @@ def test_a_torn_line_is_asked_again(lens, questions, tmp_path):
     few = {"forget": questions["forget"]}
     whole = running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts
     (kept,) = (tmp_path / running.UNFINISHED).iterdir()
+    lines = kept.read_text().splitlines()
     kept.write_text(kept.read_text()[:-40])
     assert running.run([Method("vanilla", lens)], few, **SETTINGS, folder=tmp_path).transcripts == whole
-    assert all(json.loads(line) for line in kept.read_text().splitlines()[1:])
+    assert [json.loads(line)["key"] for line in kept.read_text().splitlines() if line.endswith("}")] == [
+        json.loads(line)["key"] for line in lines
+    ]
 
 
-@pytest.mark.parametrize("change", ["tokens", "plan", "questions", "model"])
-def test_kept_answers_are_never_those_of_another_run(lens, questions, plan, tmp_path, change):
+CHANGES = ["tokens", "plan", "question", "picture", "model", "dtype", "chat template", "generation settings"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_kept_answers_are_never_those_of_another_run(benchmark, plan, tmp_path, monkeypatch, change):
     """What is kept is not taken up where anything differs that the answers depend on."""
-    few, settings, method = {"forget": questions["forget"][:2]}, dict(SETTINGS), Method("m", lens, plan)
-    running.run([method], few, **settings, folder=tmp_path)
-    (kept,) = (tmp_path / running.UNFINISHED).iterdir()
-    digest = kept.read_text().splitlines()[0]
+    lens = load_model(tiny.tiny_llava())
+    some = [e for e in benchmark.scoring("forget") if e.modality == "image"]
+    some, settings, method = some[:2], dict(SETTINGS), Method("m", lens, plan)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
     if change == "tokens":
         settings["max_new_tokens"] = 4
     elif change == "plan":
         method = Method("m", lens, plan.replace(**{"image.gate": contrast(0.02, 0.5)}))
-    elif change == "questions":
-        few = {"forget": questions["forget"][1:3]}
-    else:
+    elif change == "question":
+        some[1] = some[1].changed(question="Who else is this?", options=None, kind="generation")
+    elif change == "picture":
+        some[1] = some[1].changed(image=parquet_fixture.png(255))
+    elif change == "model":
         method = Method("m", load_model(tiny.tiny_llava(seed=1)), plan)
-    running.run([method], few, **settings, folder=tmp_path)
-    assert kept.read_text().splitlines()[0] != digest
+    elif change == "dtype":
+        method = Method("m", load_model(tiny.tiny_llava(), dtype="bfloat16"), plan)
+    elif change == "chat template":
+        monkeypatch.setattr(lens.processor, "chat_template", f"{lens.processor.chat_template} ")
+    else:
+        monkeypatch.setattr(lens.hf.generation_config, "repetition_penalty", 1.5)
+    asked, real = [], running._ask
+
+    def counting(method, batch, *rest):
+        asked.extend(e.id for e in batch)
+        return real(method, batch, *rest)
+
+    monkeypatch.setattr(running, "_ask", counting)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
+    assert sorted(asked) == sorted(e.id for e in some)
+    running.run([method], {"forget": some}, **settings, folder=tmp_path)
+    assert sorted(asked) == sorted(e.id for e in some)
+
+
+def test_what_is_made_of_kept_responses_is_made_anew(lens, benchmark, tmp_path, monkeypatch):
+    """Attributes, answers and delimiters that were mended count, though nothing is asked again."""
+    some = [e for e in benchmark.scoring("forget") if e.modality == "text"][:2]
+    method = Method("m", lens)
+    running.run([method], {"forget": some}, **SETTINGS, folder=tmp_path)
+    monkeypatch.setattr(running, "_ask", lambda *_: pytest.fail("asked again"))
+    mended = [e.changed(answer="Lima", attributes={"city": "Lima"}) for e in some]
+    found = running.run([method], {"forget": mended}, **SETTINGS, folder=tmp_path).transcripts
+    assert {(t.expected, t.attributes["city"]) for t in found} == {("Lima", "Lima")}
 
 
 def test_methods_need_names_of_their_own(lens, questions):

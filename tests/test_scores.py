@@ -7,20 +7,20 @@ import sys
 from dataclasses import replace
 
 import pytest
-from parquet_fixture import write_benchmark
+from helpers.parquet_fixture import write_benchmark
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.evaluate.results import (
+    AttackTranscript,
     Transcript,
     claim,
     is_finished,
     read_run,
     read_transcripts,
-    write_atomically,
     write_run,
 )
-from rmuse_interp.evaluate.scores import METRICS, auroc, score, transcribe
+from rmuse_interp.evaluate.scores import METRICS, gate_auroc, score, transcribe
 
 THINK = ("<think>", "</think>")
 
@@ -115,10 +115,12 @@ def test_auroc_against_a_hand_count():
     # positives 3, 1; negatives 2, 1, 0: pairs won 3 + (1 against 1 half, 0 won) 1.5 = 4.5 of 6
     rows = [gated("forget", 3.0), gated("test", 1.0)]
     rows += [gated("benign", 2.0), gated("retain_test", 1.0), gated("reasoning", 0.0)]
-    assert auroc(rows) == pytest.approx(4.5 / 6)
-    assert auroc([*rows, gated("retain", 99.0)]) == pytest.approx(4.5 / 6)  # seen in fitting: left out
+    assert gate_auroc(rows) == pytest.approx(4.5 / 6)
+    assert gate_auroc([*rows, gated("retain", 99.0)]) == pytest.approx(4.5 / 6)  # seen in fitting: left out
+    # Gates of different scales compare by their margins, whatever the raw scores.
+    assert gate_auroc([replace(t, gate_score=-t.gate_score) for t in rows]) == pytest.approx(4.5 / 6)
     with pytest.raises(RMuseError, match="finite gate score"):
-        auroc([*rows, gated("test", float("nan"))])
+        gate_auroc([*rows, gated("test", float("nan"))])
 
 
 def test_unknown_splits_are_refused(benchmark, transcripts):
@@ -138,6 +140,14 @@ def test_runs_are_read_back_as_written(tmp_path, benchmark, transcripts):
         "id method split modality prompt response reasoning answer expected attributes gate_score fired"
     )
     assert keys[:12] == expected.split()
+
+
+def test_records_of_the_first_version_hold_margins():
+    line = '{"id": "i", "method": "m", "split": "forget", "modality": "text", "prompt": "", "response": "", '
+    line += '"reasoning": "", "answer": "", "expected": "", "gate_score": 1.5, "fired": true}'
+    old = Transcript.from_json(line)
+    assert (old.gate_score, old.margin, old.gate) == (1.5, 1.5, None)
+    assert AttackTranscript.from_json(line).margin == 1.5
 
 
 def test_finished_runs_are_refused_without_overwrite(tmp_path, benchmark, transcripts):
@@ -172,20 +182,6 @@ def test_results_are_read_without_torch():
         "import sys, rmuse_interp.evaluate.results; assert not {'torch', 'pyarrow', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
-    path = tmp_path / "x.txt"
-    write_atomically(path, ["old"])
-
-    def parts():
-        yield "new"
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, parts())
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_faulty_runs_are_named(tmp_path):

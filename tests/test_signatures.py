@@ -18,8 +18,8 @@ from rmuse_interp.diagnostics.signatures import SIGNATURES, diagnose
 from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.agreement import LEAST, subspace_table
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse, calibrated_edit, together
-from rmuse_interp.parts.angle import wilson
 from rmuse_interp.parts.gates import ContrastGate
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
@@ -229,7 +229,7 @@ def test_what_a_run_lacks_is_named(bench, healthy_answers):
     assert "--bundle BUNDLE" in found["rank starved"].missing[0]
     for name in ("reasoning leakage", "reasoning collapse", "over-steering of retain", "dead gate"):
         assert found[name].state == "absent"
-        assert "run `rmuse eval` again with --traces" in found[name].missing[0]
+        assert "run `rmuse eval` again with --record" in found[name].missing[0]
     (case,) = cases(healthy_answers.transcripts, None, {})
     found = {f.name: f for f in diagnose(case)}
     for name in ("reasoning collapse", "over-steering of retain", "span mistakes"):
@@ -315,7 +315,7 @@ def test_the_doctor_reads_a_run_folder(folder):
     assert all(figure["what"] for f in record["findings"] for figure in f["evidence"])
     (folder / "traces.safetensors").unlink()
     shown = doctor(folder).stdout
-    assert shown.count("needs steering traces: run `rmuse eval` again with --traces") == 4
+    assert shown.count("needs steering traces: run `rmuse eval` again with --record") == 4
     (folder / "../bundle/rmuse.json").unlink()
     assert doctor(folder).stdout.count("not checked: unstable subspace, needs the bundle") == 1
 

@@ -7,30 +7,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from parquet_fixture import write_benchmark
-from tiny import tiny_llava
+from helpers.tiny import tiny_llava
 
-from analyses import span_ablation, span_attribution
+from analyses import span_ablation as ablation_script
+from analyses import span_attribution as attribution_script
 from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.diagnostics import gradients
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.method.rmuse import subspaces_at
+from rmuse_interp.studies import span_ablation, span_attribution
+from rmuse_interp.studies.common import options
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSES = {
-    "span_attribution": (span_attribution, ["--gradients", "1", "--reference", "4"]),
-    "span_ablation": (span_ablation, ["--max-new-tokens", "6"]),
+    "span_attribution": (attribution_script, ["--gradients", "1", "--reference", "4"]),
+    "span_ablation": (ablation_script, ["--max-new-tokens", "6"]),
 }
 
 
 def arguments(data, out, *more):
     model = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out), "--forget", "10"]
     return [*model, "--limit", "6", "--fit-limit", "6", *more]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_benchmark(tmp_path_factory.mktemp("bench"))
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +52,7 @@ def world(data):
 @pytest.mark.parametrize("stem", ANALYSES)
 def test_the_record_says_where_it_comes_from(records, stem):
     record = records[stem]
-    assert record["schema"] == ANALYSES[stem][0].SCHEMA
+    assert record["schema"] == f"rmuse-{stem.replace('_', '-')}/1"
     assert record["provenance"]["seed"] == 0
     assert record["provenance"]["n"]
 
@@ -112,7 +109,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, stem, change, sai
 
 def test_without_captum_nothing_long_is_begun(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "captum.attr", None)
-    assert span_attribution.main(arguments(data, tmp_path)) == 2
+    assert attribution_script.main(arguments(data, tmp_path)) == 2
     assert "rmuse-interp[attribution]" in capsys.readouterr().err
 
 
@@ -201,7 +198,7 @@ def test_where_the_plan_does_not_act_after_is_before(records):
 
 
 def test_nobody_who_is_explained_is_in_the_average_query(data):
-    parser_given = span_attribution.options(None, limit=6, what="", small=None).parse_args([])
+    parser_given = options(None, limit=6, what="", small=None).parse_args([])
     parser_given.limit, parser_given.reference = 6, 4
     asked, others = span_attribution.chosen(load_benchmark(data, forget=10), parser_given)
     explained = {e.person for rows in asked.values() for e in rows}
@@ -212,7 +209,7 @@ def test_nobody_who_is_explained_is_in_the_average_query(data):
 
 
 def test_a_benchmark_without_values_or_with_one_retained_person_is_refused(data):
-    given = span_attribution.options(None, limit=6, what="", small=None).parse_args([])
+    given = options(None, limit=6, what="", small=None).parse_args([])
     given.limit, given.reference = 6, 4
     benchmark = load_benchmark(data, forget=10)
     rows = benchmark.scoring("retain_test")
@@ -268,7 +265,7 @@ def test_only_the_direction_differs_between_the_plans(world):
     subspaces = span_ablation.by_span(evidence)
     plans = span_ablation.variants(fitted, evidence, subspaces, seed=0)
     for own in fitted.plan:
-        for layer in own.sites:
+        for layer in own.layers:
             rrs = fitted.subspaces.at(own.modality, layer)[1].subspace
             turns = {
                 n: next(e for e in p if e.modality == own.modality).operator_at(layer)
@@ -282,4 +279,4 @@ def test_only_the_direction_differs_between_the_plans(world):
             assert len({tuple(turn.direction.tolist()) for turn in turns.values()}) == len(turns)
         for plan in plans.values():
             edit = next(e for e in plan if e.modality == own.modality)
-            assert (edit.sites, edit.tokens, edit.gate) == (own.sites, own.tokens, own.gate)
+            assert (edit.layers, edit.tokens, edit.gate) == (own.layers, own.tokens, own.gate)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import IMAGE_TOKENS, picture, tiny_llama, tiny_llava
+from helpers.tiny import IMAGE_TOKENS, picture, tiny_llama, tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import locate, parse_response, render_response, span_masks, split_response

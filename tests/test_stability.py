@@ -166,8 +166,8 @@ def test_sides_are_what_the_presets_are_fitted_on(tiny_evidence, literal):
 
 @pytest.fixture(scope="module")
 def tiny_evidence(tmp_path_factory):
-    from parquet_fixture import write_benchmark
-    from tiny import tiny_llava
+    from helpers.parquet_fixture import write_benchmark
+    from helpers.tiny import tiny_llava
 
     from rmuse_interp import load_benchmark, load_model
     from rmuse_interp.fitting import gather

@@ -8,9 +8,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from plans import lens_of, questions
+from helpers.plans import lens_of, questions
+from helpers.tiny import D_MODEL, tiny_llava
 from reference import rivals as reference
-from tiny import D_MODEL, tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Edit, as_plan
@@ -160,7 +160,7 @@ def test_every_rival_is_its_formula(name):
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_rival_knows_its_place_and_survives_its_record(name):
     edit = RIVALS[name].build(evidence(), "image", [1, AT], 0.5)
-    assert (edit.sites, edit.modality, edit.name) == ([1, AT], "image", "image")
+    assert (edit.layers, edit.modality, edit.name) == ([1, AT], "image", "image")
     expected = {"ablation": "all", "leace": "all", "mllmeraser": "prompt"}
     assert edit.tokens == expected.get(name, "generated")
     assert (edit.gate is not None) == (name == "cast")

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmuse_interp.baselines.trainables import Trainable
-from rmuse_interp.evaluate.results import write_atomically
+from rmuse_interp.data.store import write_json
 
 UNFINISHED: Final = ".unfinished"
 """Subfolder of a baseline that is still trained; gone once it is finished."""
@@ -82,7 +82,7 @@ class Journal:
         if best:
             self._best = index
         record = {"digest": self._digest, "trials": self.trials, "best": self._best}
-        write_atomically(self._home / "trials.json", [json.dumps(record, allow_nan=False) + "\n"])
+        write_json(self._home / "trials.json", record)
         for path in self._home.glob("*.safetensors"):
             if path not in (self._path(index), self._path(self._best)):
                 path.unlink()

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.baselines.trainables import require_peft
-from rmuse_interp.evaluate.results import write_atomically
+from rmuse_interp.data.store import digest_of_file, write_json, write_tensors
 from rmuse_interp.lens.lens import LensModel
 
 SCHEMA: Final = "rmuse-baseline/1"
@@ -36,13 +36,11 @@ def write_baseline(
         record: plain JSON.
     """
     name = WEIGHTS if config is None else ADAPTER
-    save_file({k: v.contiguous() for k, v in state.items()}, folder / name)
+    write_tensors(folder / name, state)
     if config is not None:
         config.save_pretrained(str(folder))
-    whole = {"schema": SCHEMA, **record, "files": {name: _digest(folder / name)}}
-    write_atomically(
-        folder / RECORD, [json.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False) + "\n"]
-    )
+    whole = {"schema": SCHEMA, **record, "files": {name: digest_of_file(folder / name)}}
+    write_json(folder / RECORD, whole)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -64,7 +62,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if found != SCHEMA:
         raise RMuseError(f"a baseline of schema {SCHEMA} was required, {path} holds {found!r}; {again}")
     for name, digest in files.items():
-        held = _digest(folder / name) if (folder / name).is_file() else None
+        held = digest_of_file(folder / name) if (folder / name).is_file() else None
         if held != digest:
             got = "none" if held is None else "another one"
             raise RMuseError(
@@ -144,7 +142,3 @@ def versions() -> dict[str, str]:
         "rmuse-interp": __version__,
         **{name: version(name) for name in ("torch", "transformers", "peft")},
     }
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

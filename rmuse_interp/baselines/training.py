@@ -344,7 +344,7 @@ def _digest(
         dict(budget),
         lens.name,
         str(lens.fingerprint),
-        str(next(lens.hf.parameters()).dtype),
+        str(lens.dtype),
         benchmark.id,
         benchmark.forget_rate,
         benchmark.render_seed,

@@ -14,6 +14,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
     from rmuse_interp.baselines import Trained
@@ -67,7 +68,7 @@ def train(
     debug: o.Debug = False,
 ) -> None:
     """Train a baseline at several learning rates and keep the best on validation; interrupted, it goes on."""
-    support.require_writable(out)
+    require_writable(out)
     from rmuse_interp.baselines import train as train_baseline
     from rmuse_interp.baselines.methods import require_name
     from rmuse_interp.baselines.store import RECORD

@@ -8,7 +8,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support
 from rmuse_interp.cli import traces as t
@@ -26,7 +25,6 @@ TOLD = 3
 
 
 def fit(
-    context: requests.Context,
     out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
@@ -56,26 +54,19 @@ def fit(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
-    by_person: requests.ByPerson = False,
-    bundle: requests.Bundle = None,
-    add: requests.Add = None,
-    remove: requests.Remove = None,
+    by_person: o.ByPerson = False,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit R-MUSE on a model and a benchmark, and write the bundle; or change one by a person more or less."""
-    if bundle is not None or add or remove:
-        requests.fulfil(context)
-        return
+    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
-    if by_person and preset != o.Preset.calibrated:
-        raise RMuseError(
-            "--by-person: required the preset calibrated, got paper, whose gate is the literal one"
-        )
     steered = support.layers_of(layers)
     from rmuse_interp.fitting import enough, require_preset
+    from rmuse_interp.fitting import fit as fit_method
+    from rmuse_interp.parts.gates import BY_PERSON, GATE_KINDS
 
-    require_preset(preset.value, auto)
+    kinds = BY_PERSON if by_person else GATE_KINDS
+    require_preset(preset.value, auto, kinds)
     benchmark = support.open_benchmark(data, forget, skip_bad_rows)
     limit = enough(benchmark, FIT_LIMIT) if limit is None else limit
     how = t.template_of(benchmark, template, delimiters, stepwise, direct)
@@ -86,10 +77,6 @@ def fit(
             "[yellow]note[/yellow] one person to forget: what the gate expects to miss was measured on that person alone"
         )
     out.mkdir(parents=True, exist_ok=True)
-    from rmuse_interp.fitting import fit as fit_freely
-    from rmuse_interp.fitting.by_person import fit_by_person
-
-    fit_method = fit_by_person if by_person else fit_freely
     seconds: dict[str, float] = {}
     benchmark = t.gathered_from(
         lens,
@@ -109,6 +96,7 @@ def fit(
             preset.value,
             layers=steered,
             auto=auto,
+            kinds=kinds,
             limit=limit,
             batch_size=batch_size,
             seed=seed,

@@ -14,14 +14,14 @@ from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.evaluate import answered, save_run
 from rmuse_interp.evaluate.results import SCORES, claim
+from rmuse_interp.organism import GOLD, GOLD_RATE, MODEL
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
     from rmuse_interp.lens.lens import LensModel
     from rmuse_interp.method.rmuse import RMuse
 
-MODEL, GOLD, DATA = "organism", "organism-gold", "organism"
-GOLD_RATE = 5
+DATA = "organism"
 RATES = (5, 10, 15)
 
 
@@ -38,7 +38,7 @@ def demo(
     max_new_tokens: o.MaxNewTokens = 48,
     device: o.Device = None,
     dtype: o.Dtype = None,
-    record: o.SteeringTraces = True,
+    record: o.Record = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -78,6 +78,7 @@ def demo(
     )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
+    scores["provenance"] = support.provenance(MODEL, DATA, limit=limit, seed=seed)
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
     save_run(out, scores, answers, overwrite)
     figures = before_after.save(scores, out)

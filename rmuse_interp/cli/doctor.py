@@ -22,17 +22,8 @@ SCHEMA = "rmuse-doctor/1"
 
 
 def doctor(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")
-    ],
-    bundle: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--bundle",
-            metavar="BUNDLE",
-            help="A bundle of the run that is not where it was; repeat for several.",
-        ),
-    ] = None,
+    run: o.Run,
+    bundle: o.MovedBundles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     debug: o.Debug = False,
 ) -> None:

@@ -14,7 +14,8 @@ from rmuse_interp.cli import attacks, baseline, requests, support, tables, trace
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_atomically, write_run
+from rmuse_interp.data.store import write_text
+from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_run
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark, Example
@@ -85,18 +86,7 @@ def evaluate(
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
-    record: o.SteeringTraces = True,
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            "--gold",
-            metavar="M",
-            help="A model that never knew the people (organism-gold): adds forget quality and membership.",
-        ),
-    ] = None,
-    perplexity: Annotated[
-        bool, typer.Option("--perplexity", help="Add the responses' perplexity under the model as it is.")
-    ] = False,
+    record: o.Record = True,
     attack: attacks.Names = None,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
@@ -140,7 +130,6 @@ def evaluate(
     questions = running.choose(benchmark, limit, seed)
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
-    never_knew = None if gold is None else support.open_model(gold, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
     for name, folder in zip(names, folders, strict=True):
         fitted = support.open_bundle(folder, lens)
@@ -190,34 +179,7 @@ def evaluate(
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
-    if never_knew is not None:
-        from rmuse_interp.runs import likelihoods
-
-        with support.bars("likelihoods", seconds, "forgetting") as progress:
-            scores["forgetting"] = likelihoods.forgetting(
-                methods,
-                never_knew,
-                benchmark,
-                limit=limit,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
-    if perplexity:
-        from rmuse_interp.runs import likelihoods
-
-        examples = {e.id: e for some in questions.values() for e in some}
-        with support.bars("perplexity", seconds, "fluency") as progress:
-            scores["fluency"] = likelihoods.fluency(
-                answers.transcripts,
-                examples,
-                lens,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
+    scores["provenance"] = support.provenance(model, data, limit=limit, seed=seed)
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
     save_run(out, scores, answers, overwrite, under_attack)
@@ -344,7 +306,7 @@ def save_run(
     def beside(to: Path) -> None:
         write_traces(to / TRACES, answers.traces)
         if attacked:
-            write_atomically(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
+            write_text(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
 
     write_run(folder, scores, answers.transcripts, overwrite, beside)
 

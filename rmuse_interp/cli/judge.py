@@ -1,6 +1,5 @@
 """`rmuse judge calibrate`, and what commands with a judge share: its options, its estimate and its progress."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -15,6 +14,7 @@ from rich.table import Table
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -28,14 +28,8 @@ SHOWN = 20
 app = typer.Typer(
     cls=Helpful, help="Judges of leaks and chains.", rich_markup_mode=None, pretty_exceptions_enable=False
 )
-Name = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        metavar="J",
-        help="rules, openai:MODEL (any compatible server) or local:PATH (transformers).",
-    ),
-]
+NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
+Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[
     str | None,
     typer.Option(
@@ -139,16 +133,16 @@ def calibrate(
 ) -> None:
     """Measure how far a judge agrees with labelled leaks and chains, and print where it and the rules disagree."""
     from rmuse_interp import RMuseError
+    from rmuse_interp.data.store import write_json
     from rmuse_interp.data.world import implications
     from rmuse_interp.data.world.people import make_world
     from rmuse_interp.evaluate.agreement import LabelledSet, agreement, chain_agreement
     from rmuse_interp.evaluate.judges import RulesJudge
-    from rmuse_interp.evaluate.results import write_atomically
     from rmuse_interp.organism import labelled as shipped
     from rmuse_interp.runs import judging
 
     if out is not None:
-        support.require_writable(out.absolute().parent)
+        require_writable(out.absolute().parent)
     found = LabelledSet.read(labelled or shipped.FILE)
     aliases, entails = implications.tables(make_world(0))
     aliases, entails = {**aliases, **found.aliases}, {**entails, **found.entails}
@@ -191,7 +185,7 @@ def calibrate(
         record["chains"] = (
             None if on_chains is None else on_chains.as_json() | _beside(rules_on_chains, chains)
         )
-        write_atomically(out, [json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"])
+        write_json(out, record)
 
 
 def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
@@ -224,9 +218,9 @@ def _agreements(
 
 
 def _tell(found: "Agreement", where: str) -> None:
-    value, low, high = found.kappa
+    kappa = found.kappa
     support.out.print(
-        f"{escape(found.judge)} {where}: Cohen's κ {value:.3f} [{low:.3f}, {high:.3f}], "
+        f"{escape(found.judge)} {where}: Cohen's κ {kappa.value:.3f} [{kappa.low:.3f}, {kappa.high:.3f}], "
         f"n {found.n}, without a verdict {found.unjudged}",
         soft_wrap=True,
     )
@@ -234,12 +228,9 @@ def _tell(found: "Agreement", where: str) -> None:
     for heading in ("label", "precision, %", "recall, %", "judged", "labelled"):
         table.add_column(heading, justify="left" if heading == "label" else "right", no_wrap=True)
     for label, precision in found.precision.items():
-        recall = found.recall[label]
-        cells = [
-            "–" if s.value is None else f"{s.value:.1f} [{s.low:.1f}, {s.high:.1f}]"
-            for s in (precision, recall)
-        ]
-        table.add_row(label, *cells, str(precision.n), str(recall.n))
+        both = (precision, found.recall[label])
+        cells = ["–" if s is None else f"{s.value:.1f} [{s.low:.1f}, {s.high:.1f}]" for s in both]
+        table.add_row(label, *cells, *(str(s.n if s else 0) for s in both))
     support.out.print(table)
     wrong = [f"{kind} {n - right} of {n}" for kind, (right, n) in found.by_kind.items() if right < n]
     support.out.print(f"wrong by kind: {'; '.join(wrong) if wrong else 'none'}", soft_wrap=True)

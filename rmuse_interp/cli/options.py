@@ -18,6 +18,12 @@ Model = Annotated[
     str,
     typer.Option("--model", metavar="M", help="organism, organism-gold, a checkpoint folder or a hub id."),
 ]
+OwnModel = Annotated[
+    str | None, typer.Option("--model", metavar="M", help="By default the model it was made with.")
+]
+OwnData = Annotated[
+    str | None, typer.Option("--data", metavar="D", help="By default the benchmark it was made with.")
+]
 Data = Annotated[str, typer.Option("--data", metavar="D", help="organism, or a folder of parquet splits.")]
 Forget = Annotated[int, typer.Option("--forget", min=1, max=99, help="Percent of the people to forget.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of every sampling.")]
@@ -45,11 +51,26 @@ Auto = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
 SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Go on past faulty rows, and list them.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-SteeringTraces = Annotated[
+ByPerson = Annotated[
     bool,
     typer.Option(
-        "--traces/--no-traces",
+        "--by-person", help="Gates that know people one by one, as `rmuse forget` and `rmuse restore` need."
+    ),
+]
+Record = Annotated[
+    bool,
+    typer.Option(
+        "--record/--no-record",
         help="Keep how every token was steered in traces.safetensors: score, angles, share in the RRS, and more.",
+    ),
+]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")]
+MovedBundles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--bundle",
+        metavar="BUNDLE",
+        help="A bundle of the run that is not where it was; repeat for several.",
     ),
 ]
 RunFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for scores and transcripts.")]

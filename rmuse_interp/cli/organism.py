@@ -14,6 +14,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.evaluate.results import require_writable
 
 app = typer.Typer(
     cls=Helpful,
@@ -39,17 +40,18 @@ def train(
     debug: o.Debug = False,
 ) -> None:
     """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
-    support.require_writable(out)
+    require_writable(out)
     if begin_from is not None and not (begin_from / "model.safetensors").is_file():
         raise RMuseError(f"--from: required a folder with model.safetensors, got {begin_from}")
     import torch
 
+    from rmuse_interp.data.store import write_json
     from rmuse_interp.organism.train import STAGES, Recipe, Trainer
 
     recipe = Recipe(seed=seed, gold=gold)
     if begin_from is not None:
         recipe = recipe.going_on()
-    kept, mine = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    kept = out / "recipe.json"
     if kept.is_file() and _recipe(kept) != asdict(recipe):
         raise RMuseError(f"{out} holds checkpoints of another recipe ({kept.name}); choose another --out")
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -60,7 +62,7 @@ def train(
     if begin_from is not None and not (out / "tokenizer").exists():
         shutil.copytree(begin_from, out / "tokenizer", ignore=shutil.ignore_patterns("*.safetensors"))
     trainer = Trainer(out, recipe, place)
-    kept.write_text(mine + "\n", encoding="utf-8")
+    write_json(kept, asdict(recipe))
     if begin_from is not None and not (out / "finish.partial.pt").exists():
         trainer.begin_from(begin_from)
     trainer.run(STAGES if begin_from is None else ["finish"])

@@ -1,136 +1,79 @@
-"""`rmuse fit --bundle … --add ID --remove ID`: requests to a bundle, and whom a bundle forgets by now."""
+"""`rmuse forget` and `rmuse restore`: requests to a bundle, and whom a bundle forgets by now."""
 
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from rmuse_interp import RMuseError
+from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
+    from rmuse_interp.fitting.exchange import Request
     from rmuse_interp.method.rmuse import RMuse
 
-    Context = typer.Context
-else:
-    Context = typer.Context.__base__  # the class of what commands are really handed
-
-Bundle = Annotated[
-    Path | None,
-    typer.Option(
-        "--bundle",
-        metavar="BUNDLE",
-        help="Change this bundle by --add and --remove instead of fitting; model and data are its own if not given.",
-    ),
-]
-Add = Annotated[
-    list[str] | None,
-    typer.Option("--add", metavar="ID", help="One person more to forget; repeat for several."),
-]
-Remove = Annotated[
-    list[str] | None, typer.Option("--remove", metavar="ID", help="A person to restore; repeat for several.")
-]
-ByPerson = Annotated[
-    bool,
-    typer.Option(
-        "--by-person", help="Gates that know people one by one, so that --add and --remove are certain."
-    ),
-]
-USED = frozenset(
-    (
-        "bundle",
-        "add",
-        "remove",
-        "out",
-        "model",
-        "data",
-        "forget",
-        "batch_size",
-        "device",
-        "dtype",
-        "blocks",
-        "skip_bad_rows",
-        "overwrite",
-        "debug",
-    )
-)
-"""Options of `rmuse fit` that requests have a use for."""
+DONE = {"forget": "forgotten", "restore": "restored"}
+"""What a person is after a request."""
 
 
-def fulfil(context: Context) -> None:
-    """Carry out the requests of a `rmuse fit` command line, first those to forget and then those to restore.
+def command(request: "Request") -> Callable[..., None]:
+    """The command that carries out requests of one kind."""
 
-    Raises:
-        RMuseError: options that only a fit uses, no bundle or no request, and all that `check_request` finds; before the
-            model is loaded.
-    """
-    given = dict(context.params)
-    said = {
-        name for name in given if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    }
-    add, remove = given["add"] or [], given["remove"] or []
-    idle = sorted(f"--{name.replace('_', '-')}" for name in said - USED)
-    if given["bundle"] is None or not (add or remove) or idle:
-        if given["bundle"] is None:
-            problem = "--add or --remove without it"
-        else:
-            problem = f"{', '.join(idle)}, for fits only" if idle else "neither"
-        raise RMuseError(f"--bundle with --add or --remove was required for a request, got {problem}")
-    out = given["out"]
-    support.require_free(out, "rmuse.json", "a bundle", given["overwrite"])
-    fitted = support.open_bundle(given["bundle"])
-    origin = fitted.report.get("provenance", {})
-    model, data = (
-        given[key] if key in said else str(origin.get(key, given[key])) for key in ("model", "data")
-    )
-    rate = support.forget_rate(fitted)
-    if "forget" in said and given["forget"] != rate:
-        raise RMuseError(
-            f"--forget {rate} was required, at which the bundle was fitted, got {given['forget']}"
+    def carry_out(
+        ids: Annotated[list[str], typer.Argument(metavar="ID...", help="People's IDs in the benchmark.")],
+        bundle: Annotated[
+            Path,
+            typer.Option("--bundle", metavar="B", help="What `rmuse fit --by-person` wrote; not changed."),
+        ],
+        out: Annotated[Path, typer.Option("--out", metavar="B2", help="Folder for the new bundle.")],
+        model: o.OwnModel = None,
+        data: o.OwnData = None,
+        batch_size: o.BatchSize = 32,
+        device: o.Device = None,
+        dtype: o.Dtype = None,
+        blocks: o.Blocks = None,
+        skip_bad_rows: o.SkipBadRows = False,
+        overwrite: o.Overwrite = False,
+        debug: o.Debug = False,
+    ) -> None:
+        support.require_free(out, "rmuse.json", "a bundle", overwrite)
+        fitted = support.open_bundle(bundle)
+        origin = fitted.report.get("provenance", {})
+        rate = support.forget_rate(fitted) or 5
+        benchmark = support.open_benchmark(
+            data or origin.get("data", "organism"), rate, skip_bad_rows=skip_bad_rows
         )
-    benchmark = support.open_benchmark(data, rate or given["forget"], given["skip_bad_rows"])
-    from rmuse_interp.fitting import requests
+        from rmuse_interp.fitting import requests
 
-    requests.check_request(fitted, benchmark, add=add, remove=remove)
-    views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_benign)
-    benchmark.check_images(e for view in views for e in view if e.person in (*add, *remove))
-    lens = support.open_model(model, given["device"], given["dtype"], given["blocks"])
-    lens.fingerprint.require(fitted.plan.fingerprint, f"the bundle in {given['bundle']}")
-    seconds: dict[str, float] = {}
-    size = given["batch_size"]
-    number = len(add) + len(remove)
-    with support.bars(f"{number} request{'s' * (number > 1)}", seconds, "requests") as progress:
-        if add:
-            fitted = requests.add_people(fitted, lens, benchmark, add, batch_size=size, progress=progress)
-        if remove:
-            fitted = requests.remove_people(
-                fitted, lens, benchmark, remove, batch_size=size, progress=progress
-            )
-        write(fitted, out)
-    for word, people in (("forgotten", add), ("restored", remove)):
-        for person in people:
-            counts = requests.decided(fitted, lens, benchmark, person, batch_size=size)
+        requests.check_request(fitted, benchmark, ids, request)
+        views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_benign)
+        benchmark.check_images(e for view in views for e in view if e.person in ids)
+        lens = support.open_model(model or origin.get("model", "organism"), device, dtype, blocks)
+        lens.fingerprint.require(fitted.plan.fingerprint, f"the bundle in {bundle}")
+        seconds: dict[str, float] = {}
+        several = "s" * (len(ids) > 1)
+        change = requests.forget_people if request == "forget" else requests.restore_people
+        with support.bars(f"{len(ids)} request{several}", seconds, "requests") as progress:
+            fitted = change(fitted, lens, benchmark, ids, batch_size=batch_size, progress=progress)
+            fitted.save(out)
+        for person in ids:
+            counts = requests.decided(fitted, lens, benchmark, person, batch_size=batch_size)
             fires = ", ".join(f"{n} of {of} {name}" for name, (n, of) in counts.items())
-            support.out.print(f"{word} {escape(person)}: the gate fires on {fires} questions", soft_wrap=True)
-    support.tell_skipped(benchmark)
-    took = f"{seconds['requests']:.1f} s for the request{'s' * (number > 1)}"
-    support.out.print(
-        f"bundle: {escape(str(out))}, {len(fitted.report['people'])} people to forget, {took}", soft_wrap=True
-    )
+            support.out.print(
+                f"{DONE[request]} {escape(person)}: the gate fires on {fires} questions", soft_wrap=True
+            )
+        support.tell_skipped(benchmark)
+        support.out.print(
+            f"bundle: {escape(str(out))}, {len(fitted.report['people'])} people to forget, "
+            f"{seconds['requests']:.1f} s for the request{several}",
+            soft_wrap=True,
+        )
 
-
-def write(fitted: "RMuse", folder: Path) -> None:
-    """Write a bundle beside the one that may be there, then put each file in its place, the record of people last."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".") as scratch:
-        fitted.save(scratch)
-        for file in sorted(Path(scratch).iterdir(), key=lambda path: path.name == "rmuse.json"):
-            os.replace(file, folder / file.name)
+    return carry_out
 
 
 def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":
@@ -153,11 +96,11 @@ def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]
     return benchmark.forgetting(*chosen) if chosen else benchmark
 
 
-def summary(requests: Sequence[dict[str, Any]]) -> str:
+def summary(requests: Sequence[Mapping[str, str]]) -> str:
     """What has been asked of a bundle, for `rmuse info`.
 
-    >>> summary([{"request": "add", "person": "1f"}, {"request": "remove", "person": "1f"}])
-    '1 added, 1 removed (ids hashed)'
+    >>> summary([{"request": "forget", "person": "1f"}, {"request": "restore", "person": "1f"}])
+    '1 forgotten, 1 restored (ids hashed)'
     """
-    kinds = [str(one["request"]) for one in requests]
-    return f"{kinds.count('add')} added, {kinds.count('remove')} removed (ids hashed)"
+    kinds = [one["request"] for one in requests]
+    return ", ".join(f"{kinds.count(kind)} {done}" for kind, done in DONE.items()) + " (ids hashed)"

@@ -1,6 +1,5 @@
 """What commands do alike: open models and benchmarks, read options, show progress."""
 
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
@@ -105,20 +105,6 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
         raise RMuseError(
             f"required a whole bundle, got a damaged one in {folder} ({reason}); fit it again"
         ) from error
-
-
-def require_writable(folder: Path) -> None:
-    """Nothing, or the error that a folder cannot be made or written to; makes none.
-
-    Raises:
-        RMuseError: it is or lies below a file, or writing is not allowed there.
-    """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
-        raise RMuseError(f"--out: required a folder, got {got}; choose another")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
 
 
 def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from rmuse_interp.edits.trace import SteeringTrace
 from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.maths.statistics import Rate
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.angle import Rate
 from rmuse_interp.runs.traces import Key
 
 State = Literal["found", "absent", "not checked"]

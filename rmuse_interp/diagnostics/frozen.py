@@ -46,7 +46,7 @@ def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
     edits = []
     for edit in plan:
         steer: dict[int, op.Operator] = {}
-        for layer in edit.sites:
+        for layer in edit.layers:
             acting = edit.operator_at(layer)
             assert acting is not None
             # An operator that serves several blocks is called in their order.

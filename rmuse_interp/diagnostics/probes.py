@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.orthogonality import ratio
-from rmuse_interp.parts.angle import wilson
+from rmuse_interp.maths.statistics import wilson
 
 FOLDS: Final = 5
 SHUFFLES: Final = 20

@@ -26,7 +26,7 @@ from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query, _batches, _encode, _reading
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.parts.pooled import Pooled
 
 Place = Literal["prompt_end", "image", "reasoning", "recall", "answer"]
@@ -157,8 +157,8 @@ def read_out(
                 lens.hf(**encoded, use_cache=False, logits_to_keep=1)
             if handle is not None and plan is not None:
                 state = handle.state.query
-                told = verdict(plan, state.decision, state.has_image.tolist())
-                fired |= {query.id: one for query, (one, _) in zip(batch, told, strict=True)}
+                told = verdicts(plan, state.decision, state.has_image.tolist())
+                fired |= {query.id: one.fired for query, one in zip(batch, told, strict=True)}
             for place in places:
                 stacked = torch.stack(found[place], dim=1)
                 for i, query in enumerate(batch):

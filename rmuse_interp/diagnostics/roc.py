@@ -16,7 +16,7 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import Rate, wilson
+from rmuse_interp.maths.statistics import Rate, wilson
 
 RESAMPLES: Final = 1000
 TPR: Final = 0.99

@@ -17,8 +17,8 @@ from rmuse_interp.evaluate.metrics import OPEN_KINDS, leakable
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.evaluate.text import Lexicon, has_loop
+from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.angle import wilson
 
 LEAKS: Final = 0.05
 """Share of steered answers whose chain alone tells a fact, beyond which reasoning leaks."""
@@ -37,7 +37,7 @@ TORN: Final = 0.1
 FULL: Final = 0.95
 """λ from which a rotation has replaced the direction of a state."""
 
-TRACES: Final = "steering traces: run `rmuse eval` again with --traces"
+TRACES: Final = "steering traces: run `rmuse eval` again with --record"
 BUNDLE: Final = "the bundle: name it with `rmuse doctor RUN --bundle BUNDLE`"
 VANILLA: Final = "the unsteered model's answers: run `rmuse eval`, which always asks it too"
 AGREEMENT: Final = "the agreement of halves in the bundle's report: run `rmuse fit` again"
@@ -180,9 +180,7 @@ def dead_gate(case: Case) -> Finding:
                 causes.append(f"never fires on {modality} questions")
             if not due and rate.low > 1 - DEAD:
                 causes.append(f"always fires on {modality} questions")
-    margins = sorted(
-        t.gate_score for t in case.answers if t.gate_score is not None and math.isfinite(t.gate_score)
-    )
+    margins = sorted(t.margin for t in case.answers if t.margin is not None and math.isfinite(t.margin))
     if margins:
         evidence += [
             Figure(f"{which} margin of the gate", value, n=len(margins))

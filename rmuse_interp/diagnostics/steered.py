@@ -13,7 +13,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 
 States = dict[int, dict[str, Tensor]]
 """Block → id of the query → [tokens, d], float32, from the last prompt token to the end of the response."""
@@ -83,9 +83,9 @@ def steered(
             position = mask.cumsum(dim=1) - 1
             taken = (mask.bool() & (position >= encoded.prompt_end.to(mask.device).unsqueeze(1))).cpu()
             state = handle.state.query
-            said = verdict(plan, state.decision, state.has_image.tolist())
-            for i, (query, (fired, _)) in enumerate(zip(rows, said, strict=True)):
-                found.fired[query.id] = fired
+            said = verdicts(plan, state.decision, state.has_image.tolist())
+            for i, (query, one) in enumerate(zip(rows, said, strict=True)):
+                found.fired[query.id] = one.fired
                 for side, states in ((found.before, seen.before), (found.after, seen.after)):
                     for layer, h in states.items():
                         side.setdefault(layer, {})[query.id] = h[i][taken[i]]

@@ -1,1 +1,8 @@
-"""The verbs and the sentence: operators, edits and plans, and what runs them."""
+"""The verbs and the sentence: operators, edits and plans, and what runs them.
+
+All operators are imported here, so that a record may name any of them.
+"""
+
+from rmuse_interp.edits import linear, plane, rotation
+
+__all__ = ["linear", "plane", "rotation"]

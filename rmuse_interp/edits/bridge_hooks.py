@@ -11,7 +11,7 @@ points: the token ids where they are embedded, and the mask and the length of th
 block's attention, masked and before the softmax. From there on the session is the same as in every other place.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -20,12 +20,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.deciding import decided
 from rmuse_interp.edits.hooks import Session
 from rmuse_interp.edits.interpreter import announce
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
+from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.part import all_same
 
@@ -39,6 +42,8 @@ _SCORES: Final = "blocks.0.attn.hook_attn_scores"
 def fwd_hooks(
     plan: Sentence,
     bridge: Any,
+    prompts: Prompt | Sequence[Prompt] | None = None,
+    images: Picture | Sequence[Picture] = None,
     *,
     encoding: Mapping[str, Any] | None = None,
     decision: Decision | None = None,
@@ -51,22 +56,34 @@ def fwd_hooks(
     Args:
         plan: what to run.
         bridge: the bridge whose hooks these are to be.
+        prompts: the questions that the calls will be about, plain or conversations: a plan that needs it decides about
+            them first, in passes of the bridge. They are to be encoded as `lens.encode` does.
+        images: one picture or None per prompt.
         encoding: `input_ids`, `attention_mask` and, as `lens.encode` gives it, `prompt_end` of the queries, where the
             calls do not tell: given responses, a prefilled assistant's turn, prompts in chunks, generation without a
             cache. All calls are then about these queries. The prompt ends at the last unmasked token where absent.
-        decision: for two-pass plans: what `plan.decide` gave, for the batches that follow.
+        decision: what `plan.decide` gave, for the batches that follow, in place of `prompts`.
 
     Raises:
-        RMuseError: a two-pass plan without a decision, layers or hook points that the bridge does not have, a plan
-            that was fitted on another model.
+        RMuseError: a two-pass plan without prompts or a decision, layers or hook points that the bridge does not have, a
+            plan that was fitted on another model.
     """
     model = bridge.original_model
     layout = find_layout(model, special=getattr(bridge.tokenizer, "all_special_ids", None))
     if plan.fingerprint is not None:
         fingerprint(model, layout).require(plan.fingerprint, "this plan")
+    if decision is None and prompts is not None:
+        processor = getattr(bridge, "processor", None) or bridge.tokenizer
+        asked = listed(prompts)
+        there = LoadedModel(model, processor, layout, type(model).__name__)
+        decision = decided(there, plan, asked, per_row(images, len(asked), "images"))
+    if decision is None and not plan.single_pass:
+        raise RMuseError(
+            "this plan is two-pass and needs a decision: name the questions, plan.fwd_hooks(bridge, prompts, images), or "
+            "pass decision=plan.decide(lens, prompts, images)"
+        )
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     session = Hooked(plan.to(next(model.parameters()).device), layout, decision, window)
-    session.require_decision()
     missing = [name for name, _ in session.hooks if name not in bridge.hook_dict]
     if missing:
         raise RMuseError(

@@ -1,19 +1,20 @@
 """Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and where it belongs. No pickle."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rmuse_interp import RMuseError, __version__
+from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.parts.part import from_record, to_record
 
-SCHEMA: Final = "rmuse-plan/1"
+SCHEMA: Final = "rmuse-plan/2"
 
 
 def save(
@@ -28,7 +29,6 @@ def save(
         provenance: plain JSON to keep beside it; names of people have no place there.
     """
     path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
     known = plan.fingerprint if model is None else model.fingerprint.as_record()
     tree, tensors = to_record(plan)
     tree["settings"]["fingerprint"] = known
@@ -42,19 +42,20 @@ def save(
         "sentence": plan.describe().splitlines(),
         "plan": tree,
     }
-    # Parts may share tensors (one gate in two edits); safetensors wants each to own its memory.
-    save_file({key: tensor.clone() for key, tensor in tensors.items()}, path / "plan.safetensors")
-    text = json.dumps(record, indent=1, ensure_ascii=False)
-    (path / "plan.json").write_text(text + "\n", encoding="utf-8")
+    with atomic_files(path, last="plan.json") as draft:
+        write_tensors(draft / "plan.safetensors", tensors)
+        write_json(draft / "plan.json", record)
     return path
 
 
-def load(folder: str | Path, model: Any = None) -> Sentence:
+def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> Sentence:
     """The plan that `save` wrote.
 
     Args:
         folder: the bundle.
         model: the `LensModel` to run it on; checked against the bundle's fingerprint and layers.
+        allow: modules, by their exact names, whose own operators, gates and other parts may be loaded beside those
+            of rmuse_interp. They get imported: name only modules that you trust.
 
     Raises:
         RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
@@ -72,10 +73,13 @@ def load(folder: str | Path, model: Any = None) -> Sentence:
         raise RMuseError(f"the bundle in {path} cannot be read ({error}): save it again") from error
     found = record.get("schema") if isinstance(record, dict) else None
     if found != SCHEMA:
-        raise RMuseError(f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}: save it again")
+        raise RMuseError(
+            f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}, of another version: "
+            f"fit it again, with `rmuse fit --out {path}` or `plan.save`"
+        )
     if model is not None:
         model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
-    plan = from_record(record["plan"], tensors)
+    plan = from_record(record["plan"], tensors, allow)
     if not isinstance(plan, Sentence):
         raise RMuseError(
             f"a plan was required, {path} holds a {type(plan).__name__}: save plans with plan.save"

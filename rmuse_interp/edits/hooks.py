@@ -59,6 +59,7 @@ class Session:
         self.plan = plan
         self.interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
         self.decision = decision
+        self._asked: Decision | None = None
         self.recorder = recorder
         self._arguments = layout.arguments
         self.state: State | None = None
@@ -93,11 +94,6 @@ class Session:
         """Announce the queries of every call that follows, and the ids that end a row."""
         self._said, self._stop = queries, stop
 
-    def require_decision(self) -> None:
-        """Nothing, or the error that a two-pass plan has not been decided."""
-        if self.decision is None:
-            self.interpreter.require_single_pass()
-
     def hear(
         self,
         input_ids: Tensor | None,
@@ -109,11 +105,15 @@ class Session:
         self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
         self._stop = stop
 
+    def ask(self, inputs: Mapping[str, Any]) -> None:
+        """Decide about the prompt that `generate` has just been given, where the place can; natively it can."""
+
     def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Start a forward call of the model with its arguments."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         announced = self._said if self._said is not None else self._heard
-        self.state = self.interpreter.begin(self.state, inputs, announced, self.decision)
+        decision = self._asked if self.decision is None else self.decision
+        self.state = self.interpreter.begin(self.state, inputs, announced, decision)
         if self.recorder is not None:
             self.recorder.begin(self.plan, self.state, inputs.get("input_ids"), self._stop)
 
@@ -153,9 +153,10 @@ def _wrap_generate(hf_model: Any) -> None:
         if mask is None and ids is not None and pad is not None:
             mask = ids.ne(pad).long()  # as generate itself infers it
         sessions = list(_LISTENERS.get(hf_model, ()))
-        for session in sessions:
-            session.hear(ids, mask, ends_of(hf_model, kwargs))
         try:
+            for session in sessions:
+                session.hear(ids, mask, ends_of(hf_model, kwargs))
+                session.ask({**kwargs, "input_ids": ids, "attention_mask": mask})
             return original(inputs, *args, **kwargs)
         finally:
             for session in sessions:
@@ -195,8 +196,10 @@ def attach(
 
     Args:
         hf_model: the model with its head; loaded in any way.
-        plan: what to run.
-        decision: for two-pass plans: what `plan.decide` gave, for the batches that follow.
+        plan: what to run. Where a gate reads above an edited layer, `hf_model.generate` decides in a pass of its own
+            over the ids and pictures that it is given.
+        decision: what `plan.decide` gave, for the batches that follow; needed where a gate reads a prefixed prompt or a
+            draft, which `generate` is not shown, and for single forward calls.
         layout: where the model keeps its blocks; found where absent.
         recorder: keeps a trace of the steering; its `trace()` is that of the latest batch.
 
@@ -226,6 +229,7 @@ class Attached(Session):
         if any(all_same(plan, other.plan) for other in present):
             raise RMuseError("this plan is attached to the model already; .detach() its handle first")
         plan.to(next(hf_model.parameters()).device)
+        self._model, self._layout = hf_model, layout
         present.append(self)
         self._undo = ExitStack()
         self._undo.callback(present.remove, self)
@@ -250,6 +254,32 @@ class Attached(Session):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.detach()
+
+    def hear(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        stop: frozenset[int] = frozenset(),
+    ) -> None:
+        """As in every place; what was decided about the prompt before is forgotten."""
+        super().hear(input_ids, attention_mask, stop)
+        self._asked = None
+
+    def ask(self, inputs: Mapping[str, Any]) -> None:
+        """Decide about the prompt that `generate` has just been given, from an unsteered pass over its inputs.
+
+        Only where the pass is needed, and only from what `generate` shows: a gate that reads a prefixed prompt or a draft
+        is left undecided, and the first call of the model says what to pass.
+        """
+        queries = self._said or self._heard
+        shown = all(gate.prefix is None and gate.readout != "draft" for gate in self.plan.gates)
+        if self.paused or self.decision is not None or self.plan.single_pass or not shown:
+            return
+        if queries is not None and queries.whole:
+            told = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+            mine = {name: value for name, value in told.items() if name in self._arguments}
+            mine.pop("cache_position", None)  # of a cache, which this pass goes without
+            self._asked = _score(self._model, self.interpreter, mine, queries, self._layout)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.paused:
@@ -286,6 +316,15 @@ def attached(hf_model: nn.Module) -> list[Sentence]:
     return [handle.plan for handle in _ATTACHED.get(hf_model, ())]
 
 
+def require_decided(hf_model: nn.Module) -> None:
+    """Raise unless no attached plan is to decide inside `generate`: to a tracer, that pass would be the first one."""
+    if any(not one.plan.single_pass and one.decision is None for one in _ATTACHED.get(hf_model, ())):
+        raise RMuseError(
+            "a trace needs the decision of an attached two-pass plan beforehand: attach it with "
+            "decision=plan.decide(lens, prompts, images), or detach it and pass plan= here, which decides by itself"
+        )
+
+
 def decide(
     hf_model: nn.Module, plan: Sentence, encode: Callable[[str | None, bool], Encoding], layout: Layout
 ) -> Decision:
@@ -308,7 +347,10 @@ def decide(
     ]
     found: Decision | None = None
     for kind in passes:
-        new = _score(hf_model, interpreter, encode(*kind), layout)
+        inputs = encode(*kind)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        asked = announce(ids, mask, layout.vocabulary, inputs.prompt_end)
+        new = _score(hf_model, interpreter, inputs, asked, layout)
         if found is None:
             found = new
             continue
@@ -322,9 +364,10 @@ def decide(
     return found
 
 
-def _score(hf_model: nn.Module, interpreter: Interpreter, inputs: Encoding, layout: Layout) -> Decision:
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    asked = announce(ids, mask, layout.vocabulary, inputs.prompt_end)
+def _score(
+    hf_model: nn.Module, interpreter: Interpreter, inputs: Mapping[str, Any], asked: Query, layout: Layout
+) -> Decision:
+    """The decision of one unsteered pass over the inputs of some queries."""
     state = interpreter.begin(None, inputs, asked, scoring=True)
 
     def reader(layer: int) -> Callable[..., None]:

@@ -122,11 +122,12 @@ class Interpreter:
         return tuple(found)
 
     def require_single_pass(self) -> None:
-        """Nothing, or the error that this plan's gates have to be asked first."""
+        """Raise unless every gate can decide during the steered pass."""
         if not self.plan.single_pass:
             raise RMuseError(
                 "this plan is two-pass (a gate reads above the lowest edited layer, a prefixed prompt, or a draft) and "
-                "needs a decision: decision = plan.decide(lens, prompts, images), then pass decision=decision"
+                "needs a decision here: decision = plan.decide(lens, prompts, images), then pass decision=decision; "
+                "lens.respond, lens.generate and lens.trace decide by themselves"
             )
 
     def _require_whole(self, announced: Query) -> None:

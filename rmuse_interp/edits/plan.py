@@ -18,8 +18,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits import bridge_hooks, bundle, hooks
-from rmuse_interp.parts.address import Place, arguments_of, inside, match, rebuilt
+from rmuse_interp.edits import bridge_hooks, bundle, deciding, hooks
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.parts.address import Place, addresses, replaced, without
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import Part, same
 from rmuse_interp.parts.subspace import Subspace
@@ -52,6 +55,8 @@ class Explanation:
 
 class Operator(Part):
     """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
+
+    _public = "operators"
 
     @abstractmethod
     def forward(
@@ -88,7 +93,7 @@ class Edit(Part):
 
     Args:
         operators: the distinct operators.
-        layers: for each operator, the 0-based decoder blocks whose output it edits.
+        groups: for each operator, the 0-based decoder blocks whose output it edits.
         tokens: which tokens.
         modality: only rows with an image (`image`) or without one (`text`); None for all rows.
         gate: steer only where it fires; None for always.
@@ -99,12 +104,13 @@ class Edit(Part):
         RMuseError: no layers, a negative or repeated one, an unknown choice, a per-token gate above the edit.
     """
 
-    operators: nn.ModuleList
+    _public = "edits"
+    operators: Sequence[Operator]
 
     def __init__(
         self,
         operators: Sequence[Operator],
-        layers: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[int]],
         tokens: Tokens = "generated",
         modality: Modality | None = None,
         gate: Gate | None = None,
@@ -113,7 +119,7 @@ class Edit(Part):
     ):
         super().__init__()
         self.hold_parts("operators", list(operators))
-        self.layers = [[int(layer) for layer in group] for group in layers]
+        self.groups = [[int(layer) for layer in group] for group in groups]
         self.tokens: Tokens = _choice("tokens", tokens, get_args(Tokens))
         self.modality: Modality | None = (
             None if modality is None else _choice("modality", modality, get_args(Modality))
@@ -121,10 +127,10 @@ class Edit(Part):
         self.gate = gate
         self.per: Per = _choice("per", per, get_args(Per))
         self.name = name
-        flat = [layer for group in self.layers for layer in group]
-        if not flat or min(flat) < 0 or len({*flat}) < len(flat) or len(self.layers) != len(self.operators):
+        flat = [layer for group in self.groups for layer in group]
+        if not flat or min(flat) < 0 or len({*flat}) < len(flat) or len(self.groups) != len(self.operators):
             raise RMuseError(
-                f"an edit needs distinct 0-based layers, one operator each, got {self.layers}; "
+                f"an edit needs distinct 0-based layers, one operator each, got {self.groups}; "
                 "chain edits with >> to act twice at one layer"
             )
         if not all(isinstance(one, Operator) for one in operators) or not isinstance(gate, Gate | None):
@@ -144,33 +150,41 @@ class Edit(Part):
 
     def on(self, tokens: Tokens) -> "Edit":
         """The same edit on other tokens: `generated`, `prompt_end`, `prompt`, `response` or `all`."""
-        return self._with(tokens=tokens)
+        return self.changed(tokens=tokens)
 
     def given(self, modality: Modality | None) -> "Edit":
         """The same edit for rows with an image (`image`) or without (`text`) only."""
-        return self._with(modality=modality)
+        return self.changed(modality=modality)
 
     def when(self, gate: Gate | None, per: Per = "query") -> "Edit":
         """The same edit where `gate` fires only, decided per query (and remembered) or per token."""
-        return self._with(gate=gate, per=per)
+        return self.changed(gate=gate, per=per)
 
     def named(self, name: str) -> "Edit":
         """The same edit under a name, for `without`, `replace` and ``print``."""
-        return self._with(name=name)
+        return self.changed(name=name)
 
-    def _with(self, **changes: Any) -> "Edit":
-        return Edit(**{**arguments_of(self), **changes})
+    def lacking(self, child: Part) -> "Edit | None":
+        """The edit without an operator and the layers it acts on; None where it is the only one."""
+        kept = [
+            (one, group) for one, group in zip(self.operators, self.groups, strict=True) if one is not child
+        ]
+        if len(kept) == len(self.operators):
+            return self
+        return (
+            self.changed(operators=[one for one, _ in kept], groups=[at for _, at in kept]) if kept else None
+        )
 
     @property
-    def sites(self) -> list[int]:
+    def layers(self) -> list[int]:
         """The decoder blocks whose output is edited, ascending."""
-        return sorted(layer for group in self.layers for layer in group)
+        return sorted(layer for group in self.groups for layer in group)
 
     def operator_at(self, layer: int) -> Operator | None:
         """The operator that edits the output of decoder block `layer`, or None."""
-        for operator, group in zip(self.operators, self.layers, strict=True):
+        for operator, group in zip(self.operators, self.groups, strict=True):
             if layer in group:
-                return operator  # type: ignore[return-value]  # a ModuleList forgets what it holds
+                return operator
         return None
 
     def __rshift__(self, other: "Edit | Plan") -> "Plan":
@@ -190,8 +204,8 @@ class Edit(Part):
         if self.gate is not None:
             gate = f", {'where' if self.per == 'token' else 'if'} {self.gate.describe()} fires"
         acts = "; ".join(
-            f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"  # type: ignore[operator]
-            for operator, group in zip(self.operators, self.layers, strict=True)
+            f"at block{'s' if len(group) > 1 else ''} {', '.join(map(str, group))} {operator.describe()}"
+            for operator, group in zip(self.operators, self.groups, strict=True)
         )
         return f"{'' if self.name is None else self.name + ': '}on {where}{rows}{gate}: {acts}"
 
@@ -209,7 +223,8 @@ class Plan(Part):
         RMuseError: the same edit twice, or two edits of one name.
     """
 
-    edits: nn.ModuleList
+    _public = "edits"
+    edits: Sequence[Edit]
 
     def __init__(self, edits: Sequence[Edit], fingerprint: dict[str, Any] | None = None):
         super().__init__()
@@ -233,18 +248,18 @@ class Plan(Part):
         return Plan(list(self), lens.fingerprint.as_record())
 
     def __iter__(self) -> Iterator[Edit]:
-        return iter(self.edits)  # type: ignore[arg-type]  # a ModuleList forgets what it holds
+        return iter(self.edits)
 
     def __len__(self) -> int:
         return len(self.edits)
 
     def __getitem__(self, index: int) -> Edit:
-        return self.edits[index]  # type: ignore[return-value]
+        return self.edits[index]
 
     @property
     def layers(self) -> list[int]:
         """All decoder blocks whose output some edit changes, ascending."""
-        return sorted({layer for edit in self for layer in edit.sites})
+        return sorted({layer for edit in self for layer in edit.layers})
 
     @property
     def gates(self) -> list[Gate]:
@@ -269,38 +284,27 @@ class Plan(Part):
             gate.prefix is None and gate.readout != "draft" and gate.layer <= lowest for gate in queries
         )
 
-    def without(self, name: str) -> "Plan":
-        """The plan without an edit, a gate or another optional part, addressed by name.
+    @property
+    def addresses(self) -> dict[str, Place]:
+        """All that `without` and `replace` can name, by full address."""
+        return addresses(list(self))
+
+    def without(self, what: str | type[Part]) -> "Plan":
+        """The plan without an edit, a gate or another optional part, or without every part of a type.
 
         Args:
-            name: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), or a
-                pattern with `*`, which takes every match (`*.gate`).
+            what: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), a pattern
+                with `*` (`*.rrs`), or a class (`op.SlerpToward`). A pattern and a class take every match that is not
+                required where it stands; an operator goes with its layers, and with its edit where it is the only one.
 
         Raises:
             RMuseError: an unknown or ambiguous name (the names there are get listed), or a part that is required.
         """
-        return self._rewritten({name: None})
+        return Plan(without(list(self), what), self.fingerprint)
 
     def replace(self, **parts: Any) -> "Plan":
         """The plan with named parts exchanged (see `without`): ``plan.replace(gate=g)``, ``replace(**{"a.gate": g})``."""
-        return self._rewritten(parts)
-
-    def _rewritten(self, changes: Mapping[str, Any]) -> "Plan":
-        edits: list[Edit] = list(self)
-        for name, value in changes.items():
-            addresses: dict[str, Place] = {}
-            for i, edit in enumerate(edits):
-                label = f"edit{i}" if edit.name is None else edit.name
-                there = [((), edit), *inside(edit)]
-                addresses |= {".".join([label, *path]): (i, path, part) for path, part in there}
-            for i, path in sorted({place[:2] for place in match(name, addresses)}, reverse=True):
-                if path:
-                    edits[i] = cast(Edit, rebuilt(edits[i], path, value))
-                elif value is None:
-                    del edits[i]
-                else:
-                    edits[i] = value
-        return Plan(edits, self.fingerprint)
+        return Plan(replaced(list(self), parts), self.fingerprint)
 
     def describe(self) -> str:
         """The sentences that ``print`` shows, one line per edit."""
@@ -316,22 +320,33 @@ class Plan(Part):
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
         return lens.install(self, **settings)
 
-    def fwd_hooks(self, bridge: Any, **settings: Any) -> Any:
+    def fwd_hooks(
+        self,
+        bridge: Any,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        images: Picture | Sequence[Picture] = None,
+        **settings: Any,
+    ) -> list[bridge_hooks.Hook]:
         """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
-        return bridge_hooks.fwd_hooks(self, bridge, **settings)
+        return bridge_hooks.fwd_hooks(self, bridge, prompts, images, **settings)
 
-    def decide(self, lens: Any, prompts: Any, images: Any = None) -> Any:
-        """The gates' decision from an unsteered scoring pass over the prompts; see `LensModel.decide`."""
-        return lens.decide(self, prompts, images)
+    def decide(
+        self,
+        lens: LoadedModel,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+    ) -> Decision:
+        """The gates' decision from unsteered passes over the prompts; see `rmuse_interp.edits.deciding.decide`."""
+        return deciding.decide(lens, self, prompts, images)
 
     def save(self, folder: str | Path, model: Any = None, **provenance: Any) -> Path:
         """Write the plan as safetensors + JSON; see `rmuse_interp.edits.bundle.save`."""
         return bundle.save(self, folder, model, provenance)
 
     @staticmethod
-    def load(folder: str | Path, model: Any = None) -> "Plan":
+    def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "Plan":
         """The plan that `save` wrote, checked against `model` if given; see `rmuse_interp.edits.bundle.load`."""
-        return cast(Plan, bundle.load(folder, model))
+        return cast(Plan, bundle.load(folder, model, allow))
 
 
 def as_plan(expression: object) -> Plan:

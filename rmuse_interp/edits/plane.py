@@ -10,8 +10,6 @@ from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Operator
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import norm, unit
-from rmuse_interp.parts.angle import Angle
-from rmuse_interp.parts.subspace import Subspace
 
 
 class RotateInPlane(Operator):
@@ -70,47 +68,3 @@ class RotateInPlane(Operator):
     def describe(self) -> str:
         which = " where h leans to b₁" if self.adaptive else ""
         return f"turn the part in the plane of b₁ and b₂ to {self.degrees:g}° from b₁{which}"
-
-
-class Confidence(Angle):
-    """`λ = clip(α (δ − β)/(1 − β), 0, 1)`, 0 where δ ≤ β: the share of the way grows with the doubt δ.
-
-    `δ = p(−v̂) − p(v̂)`, the difference of the two posteriors of a von Mises–Fisher mixture of concentration κ around
-    the direction v̂ and its antipode: `softmax(κ⟨u(h), −v̂⟩, κ⟨u(h), v̂⟩)`, hence `δ = −tanh(κ⟨u(h), v̂⟩)`. In [−1, 1].
-
-    Args:
-        strength: α ≥ 0.
-        margin: β < 1; only states with δ > β are turned.
-        concentration: κ > 0; 20 in Spherical Steering.
-
-    Raises:
-        RMuseError: a setting outside its range.
-    """
-
-    def __init__(self, strength: float, margin: float = 0.0, concentration: float = 20.0):
-        super().__init__()
-        if strength < 0 or not margin < 1 or not concentration > 0:
-            raise RMuseError(
-                f"strength ≥ 0, margin < 1 and concentration > 0 were required, got {strength}, {margin} and "
-                f"{concentration}"
-            )
-        self.strength = strength
-        self.margin = margin
-        self.concentration = concentration
-
-    def fraction(
-        self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
-    ) -> Float[Tensor, "*tokens"]:
-        """λ per token."""
-        heading = unit(working(h))
-        cosine = (heading * unit(working(direction)).to(heading.dtype)).sum(dim=-1)
-        doubt = -torch.tanh(self.concentration * cosine)
-        share = self.strength * (doubt - self.margin) / (1.0 - self.margin)
-        return share.clamp(0.0, 1.0)
-
-    def protecting(self, rrs: Subspace) -> "Confidence":
-        """Itself: the cosine is taken of whatever states it is given."""
-        return self
-
-    def describe(self) -> str:
-        return f"λ = {self.strength:g} × the doubt beyond {self.margin:g} (κ = {self.concentration:g})"

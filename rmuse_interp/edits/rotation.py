@@ -13,6 +13,7 @@ from rmuse_interp.edits.plan import Explanation, Operator
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
 from rmuse_interp.parts.angle import ACS, Angle
+from rmuse_interp.parts.prototypes import thinned
 from rmuse_interp.parts.subspace import Subspace
 
 Beyond = Literal["keep", "nearest"]
@@ -223,6 +224,12 @@ class Transport(_Rotation):
     def protecting(self, rrs: Subspace) -> "Transport":
         """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
         return Transport(self.points, self.positions, self.window, self.fraction, self.beyond, rrs=rrs)
+
+    def capped(self, cap: int, seed: int = 0) -> "Transport":
+        """The same transport with at most `cap` of its prototypes, thinned step by step; see `thinned`."""
+        kept = thinned(unit(self.points.double()), self.positions, cap, seed)
+        positions = None if self.positions is None else self.positions[kept]
+        return self.changed(points=self.points[kept], positions=positions)
 
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, float]:
         nearest, past = self._nearest(heading, step)

@@ -277,7 +277,7 @@ class Recorder:
     @property
     def _sites(self) -> list[tuple[int, int]]:
         assert self._plan is not None
-        return [(i, layer) for i, edit in enumerate(self._plan) for layer in edit.sites]
+        return [(i, layer) for i, edit in enumerate(self._plan) for layer in edit.layers]
 
     def _decided(self, found: Mapping[str, Tensor], rows: int, width: int) -> dict[str, Tensor]:
         """Scores and decisions, those of whole queries put beside those of single tokens; and whom an edit is for."""

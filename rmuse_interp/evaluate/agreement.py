@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from einops import einsum, reduce
 
 from rmuse_interp import RMuseError
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
+from rmuse_interp.maths.statistics import Estimate, bootstrap, clustered
 
 LABELS: Final = ("explicit", "implicit", "none")
 CHAIN_LABELS: Final = ("valid", "invalid")
-RESAMPLES: Final = 2000
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,6 @@ class LabelledSet:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share in percent with a 95 % bootstrap interval over items; None where nothing is counted."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-
-
-@dataclass(frozen=True)
 class Agreement:
     """What a judge made of a set.
 
@@ -120,9 +111,9 @@ class Agreement:
         judge: its name.
         n: items with a verdict.
         unjudged: items without.
-        kappa: Cohen's κ of the labels, with its interval; −1 to 1.
-        precision: label → share of the judge's that are right, in percent.
-        recall: label → share of the set's that the judge found.
+        kappa: Cohen's κ of the labels, −1 to 1; intervals resample items.
+        precision: label → share of the judge's that are right, in percent; None where it gave no such label.
+        recall: label → share of the set's that the judge found, in percent; None where the set has none.
         by_kind: kind → (right, all).
         verdicts: item id → the judge's label, None without.
     """
@@ -130,28 +121,30 @@ class Agreement:
     judge: str
     n: int
     unjudged: int
-    kappa: tuple[float, float, float]
-    precision: dict[str, Share]
-    recall: dict[str, Share]
+    kappa: Estimate
+    precision: dict[str, Estimate | None]
+    recall: dict[str, Estimate | None]
     by_kind: dict[str, tuple[int, int]]
     verdicts: dict[str, str | None]
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON of all of it."""
-        shares = {
-            part: {label: vars(share) for label, share in getattr(self, part).items()}
-            for part in ("precision", "recall")
-        }
-        low, high = self.kappa[1:]
         return {
             "judge": self.judge,
             "n": self.n,
             "unjudged": self.unjudged,
-            "kappa": {"value": self.kappa[0], "low": low, "high": high},
-            **shares,
+            "kappa": _plain(self.kappa),
+            "precision": {label: _plain(share) for label, share in self.precision.items()},
+            "recall": {label: _plain(share) for label, share in self.recall.items()},
             "by_kind": {kind: {"right": right, "n": n} for kind, (right, n) in self.by_kind.items()},
             "verdicts": self.verdicts,
         }
+
+
+def _plain(found: Estimate | None) -> dict[str, float | int | None]:
+    if found is None:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    return {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
 
 
 def labels_of(judge: Judge, items: Sequence[Item]) -> dict[str, str | None]:
@@ -210,9 +203,6 @@ def _agreement(
         return None
     truth = np.array([labels.index(item.label) for item, _ in rows])
     said = np.array([labels.index(verdict) for _, verdict in rows])
-    draws = np.random.default_rng(seed).integers(len(rows), size=(RESAMPLES, len(rows)))
-    kappas = [kappa(truth[draw], said[draw]) for draw in draws]
-    low, high = np.percentile(kappas, [2.5, 97.5])
     kinds: dict[str, tuple[int, int]] = {}
     for item, verdict in rows:
         right, n = kinds.get(item.kind, (0, 0))
@@ -222,9 +212,9 @@ def _agreement(
         judge=judge,
         n=len(rows),
         unjudged=len(items) - len(rows),
-        kappa=(kappa(truth, said), float(low), float(high)),
-        precision={label: _share(hits[label], said == i, draws) for i, label in enumerate(labels)},
-        recall={label: _share(hits[label], truth == i, draws) for i, label in enumerate(labels)},
+        kappa=bootstrap(lambda weights: _kappas(truth, said, weights), range(len(rows)), seed),
+        precision={label: _share(hits[label], said == i, seed) for i, label in enumerate(labels)},
+        recall={label: _share(hits[label], truth == i, seed) for i, label in enumerate(labels)},
         by_kind=dict(sorted(kinds.items())),
         verdicts=dict(verdicts),
     )
@@ -236,18 +226,23 @@ def kappa(one: np.ndarray, other: np.ndarray) -> float:
     >>> kappa(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]))
     0.5
     """
-    size = int(max(one.max(), other.max())) + 1
-    table = np.zeros((size, size))
-    np.add.at(table, (one, other), 1 / len(one))
-    chance = float(table.sum(axis=1) @ table.sum(axis=0))
-    return 1.0 if chance >= 1.0 else float((np.trace(table) - chance) / (1 - chance))
+    return float(_kappas(one, other, np.ones((1, len(one))))[0])
 
 
-def _share(hits: np.ndarray, among: np.ndarray, draws: np.ndarray) -> Share:
-    n = int(among.sum())
-    if n == 0:
-        return Share(None, None, None, 0)
-    counts = among[draws].sum(axis=1)
-    found = 100.0 * hits[draws].sum(axis=1)[counts > 0] / counts[counts > 0]
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Share(100.0 * float(hits.sum()) / n, float(low), float(high), n)
+def _kappas(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """κ of weighted items, one per row of weights."""
+    labels = np.eye(int(max(one.max(), other.max())) + 1)
+    table = einsum(weights, labels[one], labels[other], "draw item, item i, item j -> draw i j")
+    table /= reduce(table, "draw i j -> draw 1 1", "sum")
+    chance = einsum(table, table, "draw i j, draw k i -> draw")
+    agreed = table.trace(axis1=1, axis2=2)
+    return np.where(chance < 1, (agreed - chance) / np.maximum(1 - chance, 1e-300), 1.0)
+
+
+def _share(hits: np.ndarray, among: np.ndarray, seed: int) -> Estimate | None:
+    """The percentage of some items that are hits, over resampled items."""
+    if not among.any():
+        return None
+    return replace(
+        clustered(100.0 * hits, range(len(hits)), over=among.astype(float), seed=seed), n=int(among.sum())
+    )

@@ -1,5 +1,6 @@
 """Fluency: by the text alone, and by what a model makes of it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -7,9 +8,10 @@ from itertools import pairwise
 import numpy as np
 
 from rmuse_interp import RMuseError
-from rmuse_interp.evaluate.metrics import RESAMPLES, Metric, summarise
+from rmuse_interp.evaluate.metrics import Metric, cluster, summarise
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import words_of
+from rmuse_interp.maths.statistics import clustered
 
 
 def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
@@ -53,15 +55,9 @@ def perplexity(
     each = summarise("perplexity", [(t, float(np.exp(mean))) for t, mean, _ in weighed], seed)
     if not weighed:
         return replace(each, parse_failures=len(transcripts))
-    clusters: dict[str, list[tuple[float, int]]] = {}
-    for t, mean, n in sorted(weighed, key=lambda row: row[0].id):
-        clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(
-            (mean * n, n)
-        )
-    sums = np.array([[sum(x) for x in zip(*rows, strict=True)] for rows in clusters.values()])
-    draws = np.random.default_rng(seed).integers(len(sums), size=(RESAMPLES, len(sums)))
-    drawn = sums[draws].sum(axis=1)
-    low, high = np.percentile(np.exp(drawn[:, 0] / drawn[:, 1]), [2.5, 97.5])
-    value = float(np.exp(sums[:, 0].sum() / sums[:, 1].sum()))
+    weighed.sort(key=lambda row: row[0].id)
+    sums, tokens = [mean * n for _, mean, n in weighed], [n for _, _, n in weighed]
+    found = clustered(sums, [cluster(t) for t, _, _ in weighed], over=tokens, seed=seed)
+    value, low, high = (math.exp(nats) for nats in (found.value, found.low, found.high))
     failures = len(transcripts) - len(said)
-    return replace(each, value=value, interval=(float(low), float(high)), parse_failures=failures)
+    return replace(each, value=value, interval=(low, high), parse_failures=failures)

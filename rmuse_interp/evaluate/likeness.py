@@ -1,28 +1,11 @@
 """Whether what a method says can be told from what another model says: a classifier's AUROC on their texts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from rmuse_interp import RMuseError
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """AUROC of telling two sets of responses apart (0.5: not at all), with a 95 % bootstrap interval over people.
-
-    Attributes:
-        auroc: of held-out people's responses.
-        low: lower end of the interval.
-        high: upper end.
-        n: number of responses, both sets together.
-    """
-
-    auroc: float
-    low: float
-    high: float
-    n: int
+from rmuse_interp.maths.statistics import Estimate, auroc_clustered
 
 
 def likeness(
@@ -32,10 +15,12 @@ def likeness(
     their_people: Sequence[str],
     *,
     folds: int = 5,
-    resamples: int = 1000,
     seed: int = 0,
-) -> Likeness:
-    """Logistic regression on TF-IDF of words and pairs of words and on the length, cross-validated by person.
+) -> Estimate:
+    """AUROC of telling two sets of responses apart: 0.5 where they are alike. Intervals resample people.
+
+    The classifier is a logistic regression on TF-IDF of words and pairs of words and on the length, cross-validated by
+    person: each response is scored by a fit that knows none of the same person's.
 
     Args:
         ours: responses of a method.
@@ -43,7 +28,6 @@ def likeness(
         people: whom each of ours is about: nobody is in training and scoring at once.
         their_people: the same of theirs.
         folds: the most folds; never more than there are people.
-        resamples: of people, for the interval.
         seed: of the resampling.
 
     Raises:
@@ -58,7 +42,6 @@ def likeness(
     from scipy.sparse import csr_matrix, hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold
 
     texts = np.array([*ours, *theirs], dtype=object)
@@ -72,13 +55,5 @@ def likeness(
         seen, new = words.fit_transform(texts[train]), words.transform(texts[test])
         model = LogisticRegression(max_iter=1000).fit(hstack([seen, csr_matrix(length[train])]), label[train])
         scores[test] = model.decision_function(hstack([new, csr_matrix(length[test])]))
-    draw = np.random.default_rng(seed)
-    names = sorted(set(owners))
-    rows = {name: np.flatnonzero(owners == name) for name in names}
-    found = []
-    for _ in range(resamples):
-        chosen = np.concatenate([rows[names[i]] for i in draw.integers(len(names), size=len(names))])
-        if len(set(label[chosen])) == 2:
-            found.append(roc_auc_score(label[chosen], scores[chosen]))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return Likeness(float(roc_auc_score(label, scores)), float(low), float(high), len(texts))
+    mine, rest = scores[: len(ours)].tolist(), scores[len(ours) :].tolist()
+    return auroc_clustered(mine, rest, people, their_people, together=True, seed=seed)

@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from rmuse_interp import RMuseError
+from rmuse_interp.maths.statistics import auroc_clustered
 
 Attack = Literal["loss", "min_k"]
 ATTACKS: Final = get_args(Attack)
@@ -63,7 +64,6 @@ def membership(
     people: Mapping[str, str],
     attack: Attack = "loss",
     *,
-    resamples: int = 1000,
     seed: int = 0,
 ) -> Membership:
     """An attack's AUROC.
@@ -77,7 +77,6 @@ def membership(
         others: the same of what it never saw.
         people: question id → whom it is about.
         attack: `loss` or `min_k`.
-        resamples: of people, members and others apart, for the interval.
         seed: of the resampling.
 
     Raises:
@@ -88,29 +87,9 @@ def membership(
         if not rows or bad:
             got = f"{bad[0]} without" if bad else "none"
             raise RMuseError(f"{side}: answers with finite nats per token were required, got {got}")
-    draw = np.random.default_rng(seed)
-    clusters = []
-    for rows in (members, others):
-        by_person: dict[str, list[float]] = {}
-        for i in sorted(rows):
-            by_person.setdefault(people[i], []).append(SCORES[attack](rows[i]))
-        clusters.append([np.array(scores) for _, scores in sorted(by_person.items())])
-    # AUROC = wins / pairs: both are sums over pairs of people, so a resample only weighs them anew.
-    wins = np.array([[_wins(one, other) for other in clusters[1]] for one in clusters[0]])
-    sizes = [np.array([len(scores) for scores in side], dtype=np.float64) for side in clusters]
-
-    def area(mine: np.ndarray, theirs: np.ndarray) -> float:
-        return float(mine @ wins @ theirs / ((mine @ sizes[0]) * (theirs @ sizes[1])))
-
-    def drawn(n: int) -> np.ndarray:
-        return np.bincount(draw.integers(n, size=n), minlength=n).astype(np.float64)
-
-    found = [area(drawn(len(clusters[0])), drawn(len(clusters[1]))) for _ in range(resamples)]
-    low, high = np.percentile(found, [2.5, 97.5])
-    every = [np.ones(len(side)) for side in clusters]
-    return Membership(attack, area(*every), float(low), float(high), len(members), len(others))
-
-
-def _wins(one: np.ndarray, other: np.ndarray) -> float:
-    """In how many pairs the first score is the larger; a tie is half a pair."""
-    return float((one[:, None] > other).sum() + 0.5 * (one[:, None] == other).sum())
+    ids = [sorted(rows, key=lambda i: (people[i], i)) for rows in (members, others)]
+    scores = [
+        [SCORES[attack](rows[i]) for i in side] for rows, side in zip((members, others), ids, strict=True)
+    ]
+    area = auroc_clustered(*scores, *([people[i] for i in side] for side in ids), seed=seed)
+    return Membership(attack, area.value, area.low, area.high, len(members), len(others))

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-
 from rmuse_interp import RMuseError
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
@@ -26,6 +24,7 @@ from rmuse_interp.evaluate.text import (
     rouge_l_recall,
     sentences,
 )
+from rmuse_interp.maths.statistics import clustered
 
 OPEN_KINDS: Final = frozenset({"generation", "reasoning", "benign", "stranger"})
 """Kinds that are answered in free words."""
@@ -36,7 +35,6 @@ TRIVIAL_VALUES: Final = frozenset(
 TRIVIAL_ATTRIBUTES: Final = frozenset({"gender", "sex", "pronoun", "pronouns"})
 REFUSAL_LIKENESS: Final = 0.8
 """Least ROUGE-L of a span and one of the pool's for it to be like the pool."""
-RESAMPLES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -78,24 +76,15 @@ def summarise(
         raise RMuseError(f"{name}: required one transcript per id, got {len(rows)} for {len(values)} ids")
     if not rows:
         return Metric(name, None, 0, {}, None, parse_failures, unjudged)
-    clusters: dict[str, list[float]] = {}
-    for t, v in sorted(rows, key=lambda row: row[0].id):
-        clusters.setdefault(f"p/{t.person}" if t.person is not None else f"i/{t.id}", []).append(float(v))
-    ordered = list(clusters.values())
-    totals = np.array([sum(c) for c in ordered], dtype=np.float64)
-    counts = np.array([len(c) for c in ordered], dtype=np.float64)
-    draws = np.random.default_rng(seed).integers(len(ordered), size=(RESAMPLES, len(ordered)))
-    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Metric(
-        name,
-        float(totals.sum() / counts.sum()),
-        len(rows),
-        dict(sorted(values.items())),
-        (float(low), float(high)),
-        parse_failures,
-        unjudged,
-    )
+    rows = sorted(rows, key=lambda row: row[0].id)
+    mean = clustered([float(v) for _, v in rows], [cluster(t) for t, _ in rows], seed=seed)
+    interval = (mean.low, mean.high)
+    return Metric(name, mean.value, mean.n, dict(sorted(values.items())), interval, parse_failures, unjudged)
+
+
+def cluster(transcript: Transcript) -> str:
+    """What is resampled together: the person that a question is about, or a question about nobody by itself."""
+    return f"p/{transcript.person}" if transcript.person is not None else f"i/{transcript.id}"
 
 
 def _share(

@@ -8,13 +8,13 @@ they are, the run is finished.
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import write_json, write_text
 
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
@@ -30,8 +30,10 @@ class Transcript:
     """One question as it was asked, what came back, and what the gate made of it.
 
     ``expected`` is the reference answer, ``attributes`` the values that must not leak; ``reasoning`` and
-    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` (larger = steer) and
-    ``fired`` are None for methods without a gate.
+    ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` is the raw score (larger
+    = steer) of the gate named ``gate``, ``margin`` the same in the gate's own scale, `(score − threshold)/scale`; with
+    ``fired`` they are None for methods without a gate. Records of version 0.1.0 hold the margin as ``gate_score`` and
+    nothing else of the gate: there the two are equal.
     """
 
     id: str
@@ -48,6 +50,12 @@ class Transcript:
     fired: bool | None = None
     kind: str = "generation"
     person: str | None = None
+    margin: float | None = None
+    gate: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.margin is None:
+            object.__setattr__(self, "margin", self.gate_score)
 
     @property
     def well_formed(self) -> bool:
@@ -96,6 +104,7 @@ class AttackTranscript(Transcript):
     history: Sequence[Sequence[str]] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         # JSON has lists only; tuples compare and stay as they are.
         turns = tuple((str(asked), str(said)) for asked, said in self.history)
         object.__setattr__(self, "history", turns)
@@ -128,6 +137,20 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
     return folder
 
 
+def require_writable(folder: Path) -> None:
+    """Raise unless a folder can be made and written to; makes none.
+
+    Raises:
+        RMuseError: it is or lies below a file, or writing is not allowed there.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        got = f"the file {folder}" if there == folder else f"{folder} below the file {there}"
+        raise RMuseError(f"--out: required a folder, got {got}; choose another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RMuseError(f"--out: required a folder to write to, got {folder} in {there}, which is read-only")
+
+
 def write_run(
     folder: Path,
     scores: Mapping[str, Any],
@@ -155,11 +178,10 @@ def write_run(
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
     for name in (TRACES, ATTACKED):
         (folder / name).unlink(missing_ok=True)  # those of another run
-    write_atomically(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
+    write_text(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
-    text = json.dumps(scores, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(folder / SCORES, [text + "\n"])
+    write_json(folder / SCORES, scores)
 
 
 def read_run(folder: Path) -> Run:
@@ -193,18 +215,3 @@ def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Re
                     yield kind.from_json(line)
                 except RMuseError as error:
                     raise RMuseError(f"{path}, line {number}: {error}") from None
-
-
-def write_atomically(path: Path, parts: Iterable[str]) -> None:
-    """A text file that is either the old one or the whole new one, whatever happens in between."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's 0600 would keep others from reading results
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -14,6 +14,7 @@ from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
 from rmuse_interp.evaluate.results import SCHEMA, Transcript
 from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.maths.statistics import auroc
 
 METRICS: Final = (
     "ril",
@@ -42,8 +43,10 @@ def transcribe(
     delimiters: tuple[str, str],
     gate_score: float | None = None,
     fired: bool | None = None,
+    margin: float | None = None,
+    gate: str | None = None,
 ) -> Transcript:
-    """The record of one response to an example's prompt.
+    """The record of one response to an example's prompt; what its gate said as in `Transcript`.
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo")
     >>> t = transcribe(e, "vanilla", "<think> I look. </think> Oslo", ("<think>", "</think>"))
@@ -66,6 +69,8 @@ def transcribe(
         fired=fired,
         kind=example.kind,
         person=example.person,
+        margin=margin,
+        gate=gate,
     )
 
 
@@ -168,7 +173,7 @@ def score(
                     if (part := [t for t in rows if t.modality == modality])
                 }
         everything = [t for rows in groups[name].values() for t in rows]
-        if any(t.gate_score is not None or t.fired is not None for t in everything):
+        if any(t.margin is not None or t.fired is not None for t in everything):
             gate[name] = _gate(everything, (thresholds or {}).get(name, {}))
     return {
         "schema": SCHEMA,
@@ -205,11 +210,11 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[s
         fire_rate[split] = _round(100.0 * sum(decided) / len(decided)) if decided else None
     parts = {k: [t for t in rows if t.modality == k] for k in ("image", "text")}
     return {
-        "auroc": _round(auroc(rows)),
+        "auroc": _round(gate_auroc(rows)),
         "fire_rate": fire_rate,
         "by_modality": {
             k: {
-                "auroc": _round(auroc(part)),
+                "auroc": _round(gate_auroc(part)),
                 "threshold": float(thresholds[k]) if k in thresholds else None,
             }
             for k, part in parts.items()
@@ -217,23 +222,21 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[s
     }
 
 
-def auroc(rows: Sequence[Transcript]) -> float | None:
-    """AUROC of gate scores, queries about people to forget (`TO_STEER`) against all unseen others.
+def gate_auroc(rows: Sequence[Transcript]) -> float | None:
+    """`auroc` of gate margins, queries about people to forget (`TO_STEER`) against all unseen others.
 
     The retain split, which fitting has seen, is left out. None where a side has no scored query.
 
     Raises:
         RMuseError: a score is not finite.
     """
-    scored = [t for t in rows if t.gate_score is not None and t.split in TO_STEER | NOT_TO_STEER]
-    labels, scores = [t.split in TO_STEER for t in scored], [float(t.gate_score or 0.0) for t in scored]
-    for t, value in zip(scored, scores, strict=True):
+    scored = [t for t in rows if t.margin is not None and t.split in TO_STEER | NOT_TO_STEER]
+    sides: tuple[list[float], list[float]] = ([], [])
+    for t in scored:
+        value = float(t.margin or 0.0)
         if not math.isfinite(value):
             raise RMuseError(
                 f"{t.id}: required a finite gate score, got {value}; check the model's activations"
             )
-    if all(labels) or not any(labels):
-        return None
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(labels, scores))
+        sides[t.split not in TO_STEER].append(value)
+    return auroc(*sides) if all(sides) else None

@@ -19,9 +19,9 @@ from typing import Any, Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields
 from rmuse_interp.data.fields import Fault
+from rmuse_interp.data.store import write_text
 from rmuse_interp.evaluate.judges import Consultation, Estimate, Unreadable
 from rmuse_interp.evaluate.judges.consulting import json_in
-from rmuse_interp.evaluate.results import write_atomically
 from rmuse_interp.evaluate.text import Lexicon
 
 ROUNDS: Final = 3
@@ -259,16 +259,15 @@ def write_audit(out: Path, annotations: Sequence[Annotation]) -> None:
     """``audit.jsonl`` (everything) and ``audit.csv`` (for a person, with empty columns ``auditor`` and ``verdict``)."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_audited(one) for one in annotations]
-    write_atomically(out / f"{AUDIT}.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(out / f"{AUDIT}.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     table = io.StringIO()
     names = [*(rows[0] if rows else ()), "auditor", "verdict"]
     writer = csv.DictWriter(table, names, restval="")
     writer.writeheader()
     for row in rows:
         writer.writerow({**row, "steps": " | ".join(f"{s['step']} [{s['evidence']}]" for s in row["steps"])})
-    write_atomically(
-        out / f"{AUDIT}.csv", ["\ufeff", table.getvalue()]
-    )  # the mark lets spreadsheets read UTF-8
+    # The mark lets spreadsheets read UTF-8.
+    write_text(out / f"{AUDIT}.csv", ["\ufeff", table.getvalue()])
 
 
 def _audited(one: Annotation) -> dict[str, Any]:

@@ -16,9 +16,10 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.spans import split_response
+from rmuse_interp.data.store import cache_folder
 from rmuse_interp.data.template import TEMPLATES, Form, Reason, Template, TemplateName, fault
 from rmuse_interp.data.views import Own, Restated, as_asked, restated
-from rmuse_interp.fitting.answers import Answers, default_cache
+from rmuse_interp.fitting.answers import Answers
 from rmuse_interp.lens.lens import LensModel
 
 __all__ = [
@@ -161,7 +162,7 @@ def elicit(
         raise RMuseError(f"{benchmark.id}: open questions were required to elicit responses to, got {got}")
     benchmark.check_images(asked)
     answers = Answers(
-        model, default_cache() if cache is None else cache, batch_size, max_new_tokens, progress
+        model, cache_folder() / "elicited" if cache is None else cache, batch_size, max_new_tokens, progress
     )
     reasoned = [e for e in asked if e.kind != "benign"]
     stepwise: dict[str, str] = {}

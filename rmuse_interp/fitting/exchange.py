@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from rmuse_interp import RMuseError
 from rmuse_interp.fitting import hashed
 from rmuse_interp.parts.gates import Gate, IdentityGate, Side
-from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.parts.part import same
 
-Request = Literal["add", "remove"]
+Request = Literal["forget", "restore"]
 """One person more to forget, or one less."""
 
 States = tuple[Tensor, Tensor]
@@ -56,11 +56,11 @@ def exchanged(
     and the gate itself comes back, where it has no say: it read no question of the person.
     """
     (own, harmless), who, benign = states, label_of(person), label_of(f"benign {person}")
-    if not len(own) or (request == "remove" and who not in gate.labels):
+    if not len(own) or (request == "restore" and who not in gate.labels):
         return gate, None
-    took: list[tuple[Side, str]] = [("other", who)] if request == "add" else [("forget", who)]
-    gave: list[tuple[Side, str, Tensor]] = [("forget" if request == "add" else "other", who, own)]
-    if request == "add" and len(harmless):
+    took: list[tuple[Side, str]] = [("other", who)] if request == "forget" else [("forget", who)]
+    gave: list[tuple[Side, str, Tensor]] = [("forget" if request == "forget" else "other", who, own)]
+    if request == "forget" and len(harmless):
         took.append(("other", benign))
         gave.append(("other", benign, harmless))
     taken = []
@@ -99,34 +99,28 @@ def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> dic
 
     None where that does not bring the gate back to the bit: for gates that keep a cluster in another form.
     """
-    (tree, tensors), (short, rows) = to_record(gate), to_record(less)
     at = (gate.labels if side == "forget" else gate.other_labels).index(label)
-    changed = [name for name, value in tree["settings"].items() if value != short["settings"][name]]
-    grown = [name for name, tensor in tensors.items() if not torch.equal(tensor, rows[name])]
+    whole, rest = gate.arguments(), less.arguments()
     try:
-        held = {
-            "at": at,
-            "entries": {name: tree["settings"][name][at] for name in changed},
-            "rows": {name: base64.b64encode(tensors[name][at].numpy().tobytes()).decode() for name in grown},
-        }
-        again, bits = to_record(_returned(less, held))
+        held: dict[str, Any] = {"at": at, "entries": {}, "rows": {}}
+        for name, value in whole.items():
+            if isinstance(value, Tensor) and not torch.equal(value, rest[name]):
+                held["rows"][name] = base64.b64encode(value[at].cpu().numpy().tobytes()).decode()
+            elif isinstance(value, list) and value != rest[name]:
+                held["entries"][name] = value[at]
+        return held if same(_returned(less, held), gate) else None
     except (RMuseError, RuntimeError, TypeError, IndexError, ValueError):
         return None
-    equal = again == tree and all(torch.equal(bits[name], tensor) for name, tensor in tensors.items())
-    return held if equal else None
 
 
 def _returned(gate: IdentityGate, held: Mapping[str, Any]) -> IdentityGate:
     """The gate with what `_held` kept of a cluster, where it stood (at the end, where the gate has become shorter)."""
-    tree, tensors = to_record(gate)
-    at = held["at"]
+    own, at = gate.arguments(), held["at"]
+    back: dict[str, Any] = {}
     for name, value in held["entries"].items():
-        there = tree["settings"][name]
-        tree["settings"][name] = [*there[:at], value, *there[at:]]
+        back[name] = [*own[name][:at], value, *own[name][at:]]
     for name, text in held["rows"].items():
-        full = tensors[name]
+        full = own[name]
         row = torch.frombuffer(bytearray(base64.b64decode(text)), dtype=full.dtype).reshape(full[:1].shape)
-        tensors[name] = torch.cat([full[:at], row, full[at:]])
-    back = from_record(tree, tensors)
-    assert isinstance(back, IdentityGate)
-    return back
+        back[name] = torch.cat([full[:at], row.to(full.device), full[at:]])
+    return gate.changed(**back)

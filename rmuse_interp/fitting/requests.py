@@ -1,4 +1,4 @@
-"""Requests that arrive one by one: one person more to forget, or one restored, in a bundle that is fitted already.
+"""Forget one person more, or restore one, in a bundle that is fitted already: requests that arrive one by one.
 
 Only the gates know who is forgotten, each person by a cluster of their own, so a request reads one person's questions
 and moves one cluster from one side to the other. Nothing else is refitted, and nothing has to be: what is said instead
@@ -35,12 +35,12 @@ from rmuse_interp.fitting.exchange import (
 )
 from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.respond import verdict
+from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import IdentityGate
 
 
-def add_people(
+def forget_people(
     fitted: RMuse,
     model: LensModel,
     benchmark: Benchmark,
@@ -53,7 +53,7 @@ def add_people(
 
     A person gets a forget cluster of all their fitting questions (every form, asked about every photograph that fitting
     data hold), and leaves the side of those who must not be steered; harmless questions about them stay there, as in
-    `fit`. A person who was removed by an earlier request gets back what was taken then, to the bit, without a pass.
+    `fit`. A person who was restored by an earlier request gets back what was taken then, to the bit, without a pass.
 
     Args:
         fitted: from `fit` or an earlier request; not changed.
@@ -67,11 +67,11 @@ def add_people(
     Raises:
         RMuseError: as `check_request`, another model, states that are not finite.
     """
-    check_request(fitted, benchmark, add=ids)
-    return _requested(fitted, model, benchmark, ids, "add", batch_size, progress)
+    check_request(fitted, benchmark, ids, "forget")
+    return _requested(fitted, model, benchmark, ids, "forget", batch_size, progress)
 
 
-def remove_people(
+def restore_people(
     fitted: RMuse,
     model: LensModel,
     benchmark: Benchmark,
@@ -80,19 +80,17 @@ def remove_people(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> RMuse:
-    """The same R-MUSE with these people restored, one after the other; arguments and errors as `add_people`.
+    """The same R-MUSE with these people restored, one after the other; arguments and errors as `forget_people`.
 
-    Who was added by an earlier request leaves no trace: the gates are those from before it. Who was forgotten from the
-    first fit on gets a cluster of their questions on the side of those who must not be steered.
+    Who came to be forgotten by an earlier request leaves no trace: the gates are those from before it. Who was forgotten
+    from the first fit on gets a cluster of their questions on the side of those who must not be steered.
     """
-    check_request(fitted, benchmark, remove=ids)
-    return _requested(fitted, model, benchmark, ids, "remove", batch_size, progress)
+    check_request(fitted, benchmark, ids, "restore")
+    return _requested(fitted, model, benchmark, ids, "restore", batch_size, progress)
 
 
-def check_request(
-    fitted: RMuse, benchmark: Benchmark, *, add: Sequence[str] = (), remove: Sequence[str] = ()
-) -> None:
-    """All that can be wrong with requests is found here, before a model is needed.
+def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], request: Request) -> None:
+    """Raise unless the bundle can take this request about all these people; needs no model.
 
     Raises:
         RMuseError: a bundle of another benchmark or forget rate, gates that do not know people one by one, an ID that is
@@ -111,11 +109,10 @@ def check_request(
         kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
         raise RMuseError(
             f"gates that know people one by one were required for a request, got {kinds or 'no gate'}; fit with "
-            "`rmuse fit --by-person` (`fit_by_person`)"
+            "`rmuse fit --by-person` (`fit(…, kinds=BY_PERSON)`)"
         )
     before = forgotten(fitted, benchmark)
-    named = [*add, *remove]
-    for person in named:
+    for person in ids:
         if person not in benchmark.people:
             near = difflib.get_close_matches(person, benchmark.people, 1)
             raise RMuseError(
@@ -123,20 +120,18 @@ def check_request(
                 f"retain_{100 - benchmark.forget_rate} was required, got {person!r}"
                 + (f"; is it {near[0]!r}?" if near else "")
             )
-        if named.count(person) > 1:
-            raise RMuseError(f"each person once was required, got {person!r} {named.count(person)} times")
-    for person in add:
-        if person in before:
+        if ids.count(person) > 1:
+            raise RMuseError(f"each person once was required, got {person!r} {ids.count(person)} times")
+        if request == "forget" and person in before:
             raise RMuseError(f"somebody who is not forgotten was required, {person!r} is forgotten already")
-    for person in remove:
-        if person not in before:
+        if request == "restore" and person not in before:
             raise RMuseError(
                 f"one of the {len(before)} people forgotten was required, {person!r} is not forgotten"
             )
-    after = [p for p in [*before, *add] if p not in remove]
+    after = {*before} ^ {*ids}
     if not after:
         raise RMuseError(
-            f"at least one person to forget was required, got a request to restore the last, {remove[-1]!r}; "
+            f"at least one person to forget was required, got a request to restore the last, {ids[-1]!r}; "
             "run the model without the bundle instead"
         )
     benchmark.forgetting(after)
@@ -170,7 +165,7 @@ def decided(
     benchmark = benchmark if template is None else as_asked(benchmark, template)
     groups: dict[str, list[Query]] = {}
     for modality in get_args(Modality):
-        own, harmless = asked(benchmark, person, modality)
+        own, harmless = questions_about(benchmark, person, modality)
         groups[modality] = own
         groups["harmless"] = groups.get("harmless", []) + harmless
     found: dict[str, tuple[int, int]] = {}
@@ -180,14 +175,14 @@ def decided(
         for start in range(0, len(ordered), batch_size):
             batch = ordered[start : start + batch_size]
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
-            said = verdict(fitted.plan, decision, [q.image is not None for q in batch])
-            fired += sum(bool(one) for one, _ in said)
+            said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
+            fired += sum(bool(one.fired) for one in said)
         if queries:
             found[name] = (fired, len(queries))
     return found
 
 
-def asked(benchmark: Benchmark, person: str, modality: Modality) -> tuple[list[Query], list[Query]]:
+def questions_about(benchmark: Benchmark, person: str, modality: Modality) -> tuple[list[Query], list[Query]]:
     """A person's questions of one kind in fitting data, in all forms that `fit` reads of people to forget; harmless ones.
 
     Open questions are asked about each photograph of theirs, short ones (multiple choice, cloze) in turn.
@@ -248,7 +243,7 @@ def _states(
     """One person's states where a gate reads, disturbed ones too; no batch holds another's, for the bits' sake."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for kind in get_args(Modality) if modality is None else (modality,):
-        own_ones, harmless_ones = asked(benchmark, person, kind)
+        own_ones, harmless_ones = questions_about(benchmark, person, kind)
         forget = {q.id for q in own_ones}
         for side, queries in zip(sides, (own_ones, harmless_ones), strict=True):
             lead = "" if gate.prefix is None else f"{gate.prefix} "

@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
+from rmuse_interp.data.store import write_json
 from rmuse_interp.edits.plan import Modality, Plan
-from rmuse_interp.evaluate.results import Transcript, write_atomically
+from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.rivals import (
     HELD_OUT,
     Tuned,
@@ -114,21 +115,17 @@ class Tuning:
             )
             self._keep(name, found.trials)
             if self.folder is not None:
-                found.plan.save(self._home(name), self.model, rival=name, digest=self._digest(name))
+                found.plan.save(home(self.folder, name), self.model, rival=name, digest=self._digest(name))
         return found
-
-    def _home(self, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / "rivals" / name
 
     def _plan(self, name: str) -> Plan | None:
         """The plan the folder holds, if it is of this tuning."""
         if self.folder is None or not self._trials(name):
             return None
         try:
-            record = json.loads((self._home(name) / "plan.json").read_text(encoding="utf-8"))
+            record = json.loads((home(self.folder, name) / "plan.json").read_text(encoding="utf-8"))
             if record["provenance"]["digest"] == self._digest(name):
-                return Plan.load(self._home(name), self.model)
+                return Plan.load(home(self.folder, name), self.model)
         except (OSError, ValueError, KeyError, RMuseError):
             pass  # none there, damaged, or of other weights: tuned anew
         return None
@@ -163,9 +160,7 @@ class Tuning:
                 "budget": self.budget,
                 "rivals": self._kept,
             }
-            self.folder.mkdir(parents=True, exist_ok=True)
-            text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-            write_atomically(self.folder / TRIALS, [text + "\n"])
+            write_json(self.folder / TRIALS, record)
 
     def _read(self) -> dict[str, Any]:
         """What the folder holds of this very tuning; all else is left behind."""
@@ -190,7 +185,7 @@ class Tuning:
             self.batch_size,
             model.name,
             str(model.fingerprint),
-            str(next(model.hf.parameters()).dtype),
+            str(model.dtype),
             benchmark.id,
             benchmark.forget_rate,
             benchmark.render_seed,
@@ -201,6 +196,11 @@ class Tuning:
                 repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b"")
             )
         return found.hexdigest()
+
+
+def home(run: Path, name: str) -> Path:
+    """Where a run folder keeps the plan of a tuned rival."""
+    return run / "rivals" / name
 
 
 def _best(trials: Mapping[Modality, Sequence[Trial]]) -> dict[Modality, Trial]:

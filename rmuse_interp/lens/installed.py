@@ -6,6 +6,7 @@ from typing import Any
 
 from rmuse_interp.edits import hooks as native
 from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 
 
@@ -14,18 +15,23 @@ class Installed:
 
     Args:
         lens: the model.
-        plan: what runs in each of its traces and generations.
+        plan: what runs in each of its traces and generations. Those begun by name (`lens.trace`, `lens.generate`,
+            `lens.run_with_cache`) decide about their prompts first where the plan needs it.
+        decision: what `plan.decide` gave, for the batches that follow; traces of `lens.nn` itself, which are shown no
+            prompts, need it for two-pass plans.
         recorder: keeps a trace of its steering.
 
     Raises:
         RMuseError: a plan that runs on the model already, or layers it does not have.
     """
 
-    def __init__(self, lens: Any, plan: Plan, recorder: Recorder | None = None):
+    def __init__(
+        self, lens: Any, plan: Plan, decision: Decision | None = None, recorder: Recorder | None = None
+    ):
         lens._require_new(plan)
         self.lens = lens
         self.plan = plan
-        self.session = native.Session(plan.to(lens.device), lens.layout, recorder=recorder)
+        self.session = native.Session(plan.to(lens.device), lens.layout, decision, recorder)
         self._undo = ExitStack()
         self._undo.enter_context(native.listening(lens.hf, self.session))
         self.mediator = lens._store(lens.nn, self.session)

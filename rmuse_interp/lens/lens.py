@@ -15,28 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits import deciding
 from rmuse_interp.edits import hooks as native
 from rmuse_interp.edits.interpreter import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.installed import Installed
-from rmuse_interp.lens.respond import Response, drafts, respond
-from rmuse_interp.models import sitemap
-from rmuse_interp.models.encoding import (
-    Conversation,
-    Encoder,
-    Encoding,
-    Picture,
-    Prompt,
-    behind,
-    listed,
-    per_row,
-)
-from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.lens.respond import Response, respond
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.site import Site
+from rmuse_interp.models.site import Site, reader, select
 from rmuse_interp.parts.part import all_same
 
 
@@ -64,48 +55,17 @@ def load_model(
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
 
-class LensModel:
-    """A loaded model: encode, trace, generate, steer.
+class LensModel(LoadedModel):
+    """A loaded model in nnsight's hands: encode, trace, generate, steer; arguments and attributes as `LoadedModel`.
 
     Plans run in four places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
     (`install`), natively (`respond`, `plan.attach(lens.hf)`), and on a TransformerLens bridge (`bridge.to_bridge(lens)`,
     `plan.fwd_hooks(bridge)`). Not thread-safe, as nnsight is not.
-
-    Args:
-        hf_model: the Hugging Face model.
-        processor: its processor, or its tokenizer where it is text-only.
-        layout: where it keeps its blocks.
-        name: what the user called it.
-
-    Attributes:
-        hf: the Hugging Face model itself.
-        processor: the processor (or tokenizer).
-        layout: paths of blocks and vision tower, special token ids.
-        name: path, hub id or `organism`.
     """
 
     def __init__(self, hf_model: Any, processor: Any, layout: Layout, name: str):
-        self.hf = hf_model
-        self.processor = processor
-        self.layout = layout
-        self.name = name
-        self._encoder = Encoder(processor)
+        super().__init__(hf_model, processor, layout, name)
         self._installed: list[Installed] = []
-
-    @property
-    def tokenizer(self) -> Any:
-        """The tokenizer."""
-        return self._encoder.tokenizer
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self.layout.n_layers
-
-    @property
-    def d_model(self) -> int:
-        """Width of the residual stream."""
-        return self.layout.d_model
 
     @cached_property
     def cfg(self) -> SimpleNamespace:
@@ -120,30 +80,6 @@ class LensModel:
             attn_only=False,
             model_name=self.name,
         )
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.hf.parameters()).device
-
-    @property
-    def image_token_id(self) -> int | None:
-        """Id of the image placeholder token; None for text-only models."""
-        return self.layout.vocabulary.image
-
-    @cached_property
-    def fingerprint(self) -> Fingerprint:
-        """Architecture, widths and hash of the source checkpoint."""
-        return fingerprint(self.hf, self.layout)
-
-    def encode(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        images: Picture | Sequence[Picture] = None,
-        responses: str | Sequence[str | None] | None = None,
-    ) -> Encoding:
-        """Left-padded inputs on the model's device; see `Encoder.encode`."""
-        return self._encoder.encode(prompts, images, responses).to(self.device)
 
     def respond(
         self,
@@ -178,29 +114,8 @@ class LensModel:
         prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
-        """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
-
-        For gates that read the draft, the model first answers unsteered, in at most `respond.DRAFT_TOKENS` tokens. A
-        conversation is asked about twice, whole and by its question alone with the picture, and either fires: gates know
-        questions as they are fitted on them, and no harmless turn in front may hide one.
-        """
-        questions = listed(prompts)
-        found = self._decide(plan, questions, images)
-        rows = [i for i, q in enumerate(questions) if isinstance(q, Conversation)]
-        if not rows:
-            return found
-        pictures = per_row(images, len(questions), "images")
-        alone = [q.question if isinstance(q, Conversation) else q for q in questions]
-        return found.either(rows, self._decide(plan, [alone[i] for i in rows], [pictures[i] for i in rows]))
-
-    def _decide(
-        self, plan: Plan | Edit, prompts: Sequence[Prompt], images: Picture | Sequence[Picture]
-    ) -> Decision:
-        def encode(prefix: str | None, draft: bool) -> Encoding:
-            asked = prompts if prefix is None else [behind(prefix, q) for q in prompts]
-            return self.encode(asked, images, drafts(self, asked, images) if draft else None)
-
-        return native.decide(self.hf, self._checked(plan), encode, self.layout)
+        """What the plan's gates say of the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
+        return deciding.decide(self, as_plan(plan), prompts, images)
 
     @cached_property
     def nn(self) -> Any:
@@ -208,8 +123,8 @@ class LensModel:
         import beartype  # noqa: F401  (before nnsight, see above)
         from nnsight import TransformersModel
 
-        task = "image-text-to-text" if self._encoder.sees else "text-generation"
-        own = {"processor": self.processor} if self._encoder.sees else {}
+        task = "image-text-to-text" if self.encoder.sees else "text-generation"
+        own = {"processor": self.processor} if self.encoder.sees else {}
         return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
 
     @property
@@ -239,15 +154,15 @@ class LensModel:
             responses: the assistant's words per row (teacher forcing); edits on "generated" count from the prompt's
                 end all the same.
             plan: what to run.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
             recorder: keeps a trace of the plan's steering, to be had after the block.
             kwargs: for the model's forward.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, one that runs on the model already, a recorder alone.
+            RMuseError: a plan that runs on the model already, a recorder alone.
         """
-        encoding = self.encode(prompts, images, responses)
-        return self._planned(encoding, plan, decision, recorder).trace(**encoding, **kwargs)
+        encoding, twin = self._planned(prompts, images, responses, plan, decision, recorder)
+        return twin.trace(**encoding, **kwargs)
 
     def generate(
         self,
@@ -266,14 +181,15 @@ class LensModel:
             prompts: plain questions.
             images: one picture or None per row.
             plan: what to run.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
             recorder: keeps a trace of the plan's steering, to be had after the block.
             prefill: words put into the assistant's mouth.
             kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
         """
         rows = len(listed(prompts))
-        encoding = self.encode(prompts, images, None if prefill is None else [prefill] * rows)
-        twin = self._planned(encoding, plan, decision, recorder, native.ends_of(self.hf, kwargs))
+        begun = None if prefill is None else [prefill] * rows
+        ends = native.ends_of(self.hf, kwargs)
+        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, ends)
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
         return twin.trace(**encoding, fn=twin.generate, **kwargs)
 
@@ -296,15 +212,14 @@ class LensModel:
             names: sites to keep, as names (`blocks.3.hook_resid_post`) or `Site`s, or a filter of names; all of
                 `resid_pre`, `attn_out`, `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
             plan: what to run; values are those after its edits.
-            decision: what `plan.decide` gave, for two-pass plans.
+            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
 
         Raises:
             RMuseError: a name that is no site of this model.
         """
-        sites = sitemap.select(names, self.n_layers)
-        readers = [sitemap.reader(self.layout.blocks[site.layer], site) for site in sites]
-        encoding = self.encode(prompts, images, responses)
-        root = self._planned(encoding, plan, decision)
+        sites = select(names, self.n_layers)
+        readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
+        encoding, root = self._planned(prompts, images, responses, plan, decision)
         blocks = self.blocks
         kept: dict[str, Tensor] = {}
         with torch.no_grad(), root.trace(**encoding):
@@ -318,25 +233,46 @@ class LensModel:
         logits = kept.pop("logits")
         return logits, ActivationCache(kept, self)
 
-    def install(self, plan: Plan | Edit, *, recorder: Recorder | None = None) -> Installed:
-        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`."""
-        return Installed(self, self._checked(plan), recorder)
+    def install(
+        self, plan: Plan | Edit, *, decision: Decision | None = None, recorder: Recorder | None = None
+    ) -> Installed:
+        """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`; see `Installed`."""
+        return Installed(self, self._checked(plan), decision, recorder)
 
     def _planned(
         self,
-        encoding: Encoding,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture],
+        responses: str | Sequence[str | None] | None,
         plan: Plan | Edit | None,
         decision: Decision | None,
         recorder: Recorder | None = None,
         stop: frozenset[int] = frozenset(),
-    ) -> Any:
-        """A twin of the nnsight model whose stored edits know these very queries."""
+    ) -> tuple[Encoding, Any]:
+        """The encoded prompts, and a twin of the nnsight model whose stored edits know these very queries.
+
+        Two-pass plans without a decision are decided here: a nested trace fails, so it must be before one is opened.
+        """
         if recorder is not None and plan is None:
             raise RMuseError("a plan was required to record its steering, got none; pass plan= beside it")
-        twin = self.nn._shallow_copy()
         expression = None if plan is None else self._checked(plan)
         if expression is not None:
             self._require_new(expression)
+        native.require_decided(self.hf)
+        questions = listed(prompts)
+        pictures = per_row(images, len(questions), "images")
+        encoding = self.encode(questions, pictures, responses)
+        vocabulary = self.layout.vocabulary
+        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
+
+        def store(plan: Plan, decision: Decision | None, recorder: Recorder | None) -> None:
+            if decision is None:
+                decision = deciding.decided(self, plan, questions, pictures)
+            session = native.Session(plan.to(self.device), self.layout, decision, recorder)
+            session.say(said, stop)
+            self._store(twin, session)
+
+        twin = self.nn._shallow_copy()
         known = {id(handle.mediator): handle for handle in self._installed}
         stored, twin._edits = list(twin._edits), []
         for mediator in stored:
@@ -344,27 +280,10 @@ class LensModel:
             if handle is None:
                 twin._edits.append(mediator)
             else:
-                own = handle.session
-                session = self._session(handle.plan, encoding, own.decision, own.recorder, stop)
-                self._store(twin, session)
+                store(handle.plan, handle.session.decision, handle.session.recorder)
         if expression is not None:
-            self._store(twin, self._session(expression, encoding, decision, recorder, stop))
-        return twin
-
-    def _session(
-        self,
-        plan: Plan,
-        encoding: Encoding,
-        decision: Decision | None,
-        recorder: Recorder | None,
-        stop: frozenset[int],
-    ) -> native.Session:
-        session = native.Session(plan.to(self.device), self.layout, decision, recorder)
-        vocabulary = self.layout.vocabulary
-        said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
-        session.say(said, stop)
-        session.require_decision()
-        return session
+            store(expression, decision, recorder)
+        return encoding, twin
 
     def _require_new(self, plan: Plan) -> None:
         running = [handle.plan for handle in self._installed] + native.attached(self.hf)

@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.hooks import attach
+from rmuse_interp.edits.deciding import decided
 from rmuse_interp.edits.plan import Plan
+from rmuse_interp.lens.respond import running
 from rmuse_interp.models.encoding import Picture, per_row
+from rmuse_interp.models.loaded import LoadedModel
 
 
 def response_nll(
-    lens: Any,
+    model: LoadedModel,
     prompts: Sequence[str],
     responses: Sequence[str],
     images: Picture | Sequence[Picture] = None,
@@ -25,12 +26,12 @@ def response_nll(
 
     `exp(sum of nats / sum of tokens)` over a set is its perplexity. Arguments and errors as `token_nll`.
     """
-    rows = token_nll(lens, prompts, responses, images, plan, batch_size=batch_size)
+    rows = token_nll(model, prompts, responses, images, plan, batch_size=batch_size)
     return [(sum(row), len(row)) for row in rows]
 
 
 def token_nll(
-    lens: Any,
+    model: LoadedModel,
     prompts: Sequence[str],
     responses: Sequence[str],
     images: Picture | Sequence[Picture] = None,
@@ -43,7 +44,7 @@ def token_nll(
     A response is what the assistant says, without the token that ends it: one that was cut off is not charged for that.
 
     Args:
-        lens: the `LensModel`.
+        model: the model.
         prompts: plain questions.
         responses: one per prompt, not empty.
         images: one picture or None per row.
@@ -62,7 +63,7 @@ def token_nll(
     order = sorted(range(len(prompts)), key=lambda i: (pictures[i] is None, len(prompts[i] + responses[i])))
     found: dict[int, list[float]] = {}
     with ExitStack() as undo:
-        handle = None if plan is None else undo.enter_context(attach(lens.hf, plan, layout=lens.layout))
+        handle = undo.enter_context(running(model, plan))
         undo.enter_context(torch.inference_mode())
         start = 0
         while start < len(order):
@@ -73,14 +74,14 @@ def token_nll(
                 if (pictures[i] is None) == (pictures[order[start]] is None)
             ]
             asked, seen = [prompts[i] for i in rows], [pictures[i] for i in rows]
-            if handle is not None and not handle.plan.single_pass:
-                handle.decision = lens.decide(handle.plan, asked, seen)
-            encoding = lens.encode(asked, seen, [responses[i] for i in rows])
+            if handle is not None:
+                handle.decision = decided(model, handle.plan, asked, seen)
+            encoding = model.encode(asked, seen, [responses[i] for i in rows])
             ids, mask = encoding["input_ids"], encoding["attention_mask"]
             with ExitStack() as call:
                 if handle is not None:
                     call.enter_context(handle.expecting(ids, mask, encoding.prompt_end))
-                logits = lens.hf(**encoding, use_cache=False).logits.float()
+                logits = model.hf(**encoding, use_cache=False).logits.float()
             nats = torch.nn.functional.cross_entropy(
                 logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
             )

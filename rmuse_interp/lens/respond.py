@@ -1,23 +1,22 @@
 """Responses to many questions, natively: batches of similar length, early stop per row, plans attached."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
-
-import torch
+from typing import NamedTuple
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.hooks import attach, paused
+from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.hooks import Attached, attach
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
-from rmuse_interp.models.encoding import Conversation, Picture, Prompt, listed, per_row
-
-DRAFT_TOKENS: Final = 96
-"""The most tokens of a draft that a gate reads."""
+from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
+from rmuse_interp.models.generation import continued
+from rmuse_interp.models.loaded import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -27,18 +26,31 @@ class Response:
     Args:
         text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
-        score: the gate's score (larger = steer), None where no gate decides per query or it had nothing to read.
+        score: the raw score of `gate` (larger = steer), None where no gate decides per query or it had nothing to read.
         trace: how it was steered, token by token; None where it was not recorded.
+        margin: `(score − threshold)/scale` of `gate`, a unit that all gates share: positive where it fires.
+        gate: address of the first gate that scored the query (`pictures.gate`), as `plan.without` takes it.
     """
 
     text: str
     fired: bool | None
     score: float | None
     trace: SteeringTrace | None = None
+    margin: float | None = None
+    gate: str | None = None
+
+
+class Verdict(NamedTuple):
+    """What a plan's gates said of one query; fields as those of `Response`."""
+
+    fired: bool | None
+    score: float | None = None
+    margin: float | None = None
+    gate: str | None = None
 
 
 def respond(
-    lens: Any,
+    model: LoadedModel,
     prompts: Prompt | Sequence[Prompt],
     images: Picture | Sequence[Picture] = None,
     plan: Plan | None = None,
@@ -56,7 +68,7 @@ def respond(
     a row's sample draws depends on its seed alone, not on its batch or place; only the logits' rounding does.
 
     Args:
-        lens: the `LensModel`.
+        model: the model.
         prompts: plain questions, or conversations.
         images: one picture or None per row.
         plan: what to run; None for the model as it is.
@@ -93,98 +105,95 @@ def respond(
         range(len(questions)), key=lambda i: (pictures[i] is None, len(questions[i]) + len(begun[i] or ""))
     )
     found: dict[int, Response] = {}
-    with ExitStack() as undo:
-        handle = None
-        if plan is not None:
-            handle = undo.enter_context(attach(lens.hf, plan, layout=lens.layout, recorder=recorder))
+    with running(model, plan, recorder) as handle:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            asked, seen = [questions[i] for i in rows], [pictures[i] for i in rows]
-            if handle is not None:
-                handle.decision = _decided(lens, handle.plan, asked, seen)
             noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
-            texts = _generate(lens, handle, asked, seen, max_new_tokens, [begun[i] for i in rows], noise)
-            verdicts: list[tuple[bool | None, float | None]] = [(None, None)] * len(rows)
-            if handle is not None and handle.state is not None:
-                query = handle.state.query
-                verdicts = verdict(handle.plan, query.decision, query.has_image.tolist())
-            trace = None if recorder is None else recorder.trace()
-            for row, (i, text, (fired, score)) in enumerate(zip(rows, texts, verdicts, strict=True)):
-                found[i] = Response(text, fired, score, None if trace is None else trace.row(row))
+            said = answered(
+                model,
+                handle,
+                [questions[i] for i in rows],
+                [pictures[i] for i in rows],
+                max_new_tokens,
+                begun=[begun[i] for i in rows],
+                noise=noise,
+            )
+            found |= zip(rows, said, strict=True)
     return [found[i] for i in range(len(questions))]
 
 
-def _decided(lens: Any, plan: Sentence, prompts: list[Prompt], images: list[Any]) -> Decision | None:
-    """`lens.decide`, where a question that stands in several rows is asked once; None where the pass itself decides."""
-    if plan.single_pass and not (plan.gates and any(isinstance(prompt, Conversation) for prompt in prompts)):
-        return None
-    first: dict[tuple[Prompt, bytes | int], int] = {}
-    shown = [image if isinstance(image, bytes) else id(image) for image in images]
-    place = [
-        first.setdefault((prompt, image), len(first)) for prompt, image in zip(prompts, shown, strict=True)
-    ]
-    rows = [place.index(i) for i in range(len(first))]
-    found = lens.decide(plan, [prompts[row] for row in rows], [images[row] for row in rows])
-    return Decision(found.fired[place], found.score[place], found.known[place])
+@contextmanager
+def running(
+    model: LoadedModel, plan: Plan | None, recorder: Recorder | None = None
+) -> Iterator[Attached | None]:
+    """The context in which a plan runs natively on the model, with its handle; without a plan, nothing does."""
+    if plan is None:
+        yield None
+        return
+    with attach(model.hf, plan, layout=model.layout, recorder=recorder) as handle:
+        yield handle
 
 
-def _generate(
-    lens: Any,
-    handle: Any,
+def answered(
+    model: LoadedModel,
+    handle: Attached | None,
     prompts: Sequence[Prompt],
-    images: list[Any],
+    images: Sequence[Picture],
     max_new_tokens: int,
-    begun: list[str | None],
+    *,
+    begun: Sequence[str | None] | None = None,
     noise: GumbelNoise | None = None,
-) -> list[str]:
-    encoding = lens.encode(prompts, images, begun)
-    config = lens.hf.generation_config
-    ends = config.eos_token_id
-    stop = frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    streamer: object = None,
+) -> list[Response]:
+    """The responses to one batch, decided first where the plan needs it.
+
+    Args:
+        model: the model.
+        handle: that of the plan that runs on it, None for the model as it is.
+        prompts: plain questions, or conversations.
+        images: one picture or None per row.
+        max_new_tokens: the most tokens per response, prefills not counted.
+        begun: per row, words put into the assistant's mouth.
+        noise: makes rows sample.
+        streamer: transformers' streamer, for a batch of one.
+    """
+    if handle is not None:
+        handle.decision = decided(model, handle.plan, prompts, images)
+    encoding = model.encode(prompts, images, begun)
     with ExitStack() as undo:
-        undo.enter_context(torch.inference_mode())
         if handle is not None:
             ids, mask = encoding["input_ids"], encoding["attention_mask"]
             undo.enter_context(handle.expecting(ids, mask, encoding.prompt_end))
-        out = lens.hf.generate(
-            **encoding,
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=lens.tokenizer.pad_token_id,
-            logits_processor=None if noise is None else [noise],
-        )
-    new = out[:, encoding["input_ids"].shape[1] :].tolist()
-    own = lens.tokenizer
-    drop = {own.pad_token_id, own.bos_token_id, own.eos_token_id, lens.image_token_id} - {None}
-    texts = [lens._encoder.decode(ids, frozenset(drop), stop) for ids in new]
-    return [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
+        texts = continued(model, encoding, max_new_tokens, noise, streamer)
+    if begun is not None:
+        texts = [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
+    if handle is None or handle.state is None:
+        return [Response(text, None, None) for text in texts]
+    query = handle.state.query
+    said = verdicts(handle.plan, query.decision, query.has_image.tolist())
+    trace = None if handle.recorder is None else handle.recorder.trace()
+    return [
+        Response(text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate)
+        for row, (text, one) in enumerate(zip(texts, said, strict=True))
+    ]
 
 
-def drafts(lens: Any, prompts: Sequence[Prompt], images: Picture | Sequence[Picture] = None) -> list[str]:
-    """The model's own greedy responses, of at most `DRAFT_TOKENS` tokens; attached plans do not act."""
-    with paused(lens.hf):
-        pictures = per_row(images, len(prompts), "images")
-        return _generate(lens, None, prompts, pictures, DRAFT_TOKENS, [None] * len(prompts))
-
-
-def verdict(
-    plan: Sentence, decision: Decision, has_image: Sequence[bool]
-) -> list[tuple[bool | None, float | None]]:
-    """Per row: whether a gate that applies to it fired, and the score of the first gate that scored it."""
-    found: list[tuple[bool | None, float | None]] = []
+def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> list[Verdict]:
+    """Per row: whether a gate that applies to it fired, and what the first gate that scored it said."""
+    found: list[Verdict] = []
     fired, scores = decision.fired.tolist(), decision.score.tolist()
     for row, image in enumerate(has_image):
-        columns = [
-            i
+        gates = {
+            i: edit
             for i, edit in enumerate(plan)
             if edit.gate is not None and edit.modality in (None, "image" if image else "text")
-        ]
-        finite = [scores[row][i] for i in columns if abs(scores[row][i]) < float("inf")]
-        found.append(
-            (any(fired[row][i] for i in columns) if columns else None, finite[0] if finite else None)
-        )
+        }
+        first = next((i for i in gates if math.isfinite(scores[row][i])), None)
+        acted = any(fired[row][i] for i in gates) if gates else None
+        if first is None:
+            found.append(Verdict(acted))
+            continue
+        score, edit = scores[row][first], gates[first]
+        name = f"{edit.name or f'edit{first}'}.gate"
+        found.append(Verdict(acted, score, (score - edit.gate.threshold) / edit.gate.scale, name))
     return found

@@ -10,8 +10,8 @@ from torch import Tensor
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import compact_svd
+from rmuse_interp.maths.statistics import auroc, choose_threshold
 from rmuse_interp.method.rmuse import Evidence
-from rmuse_interp.parts.angle import auroc, choose_threshold
 from rmuse_interp.parts.gates import Gate, Readout, fit_condition
 
 NULL_SHARE: Final = 0.5

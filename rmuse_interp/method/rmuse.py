@@ -18,14 +18,25 @@ from typing import Any, Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
-from rmuse_interp.parts.gates import Gate, GateSelection, GateStates, Readout, RRSAlignmentGate, select_gate
+from rmuse_interp.parts.gates import (
+    GATE_KINDS,
+    Gate,
+    GateKind,
+    GateSelection,
+    GateStates,
+    Readout,
+    RRSAlignmentGate,
+    select_gate,
+)
 from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
@@ -34,7 +45,7 @@ from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
-SCHEMA: Final = "rmuse-bundle/1"
+SCHEMA: Final = "rmuse-bundle/2"
 
 ENERGY: Final = 0.8
 """η of eq. 4.4, the paper's."""
@@ -125,16 +136,21 @@ class RMuse:
     def save(self, folder: str | Path) -> Path:
         """Write the bundle: the plan, the subspaces and the report, as safetensors and JSON."""
         path = Path(folder)
-        self.plan.save(path)
         tree, tensors = to_record(self.subspaces)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, path / "subspaces.safetensors")
-        record = {"schema": SCHEMA, "report": self.report, "subspaces": tree}
-        (path / "rmuse.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        with atomic_files(path, last="rmuse.json") as draft:
+            self.plan.save(draft)
+            write_tensors(draft / "subspaces.safetensors", tensors)
+            write_json(draft / "rmuse.json", {"schema": SCHEMA, "report": self.report, "subspaces": tree})
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None) -> "RMuse":
+    def load(cls, folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "RMuse":
         """The bundle that `save` wrote, checked against `model` if given.
+
+        Args:
+            folder: the bundle.
+            model: the `LensModel` to run it on.
+            allow: modules whose own parts may be loaded; see `Plan.load`.
 
         Raises:
             RMuseError: no bundle there, another schema, or one fitted on another model (says what differs).
@@ -148,10 +164,15 @@ class RMuse:
         record = json.loads(file.read_text(encoding="utf-8"))
         if record.get("schema") != SCHEMA:
             raise RMuseError(
-                f"{file}: required schema {SCHEMA!r}, got {record.get('schema')!r}; fit it again"
+                f"a bundle of schema {SCHEMA} was required, {file} holds {record.get('schema')!r}, of another version: "
+                f"fit it again, with `rmuse fit --out {path}`"
             )
-        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"))
-        return cls(Plan.load(path, model), subspaces, record["report"])  # type: ignore[arg-type]
+        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"), allow)
+        if not isinstance(subspaces, Subspaces):
+            raise RMuseError(
+                f"subspaces were required in {file}, got {type(subspaces).__name__}: fit it again"
+            )
+        return cls(Plan.load(path, model, allow), subspaces, record["report"])
 
 
 def middle_third(n_layers: int) -> list[int]:
@@ -211,7 +232,6 @@ def subspaces_at(
 
 def paper_gate(evidence: Evidence, retain: Mapping[int, RetainSubspace], prefix: str) -> RRSAlignmentGate:
     """The literal gate (eq. 4.7) at the block of best AUROC on the fitting queries; τ stays the paper's."""
-    from rmuse_interp.parts.angle import auroc
 
     def separation(layer: int) -> float:
         gate = RRSAlignmentGate(retain[layer].subspace, layer, "last", -TAU, prefix)
@@ -270,9 +290,9 @@ def gate_candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]
     return candidates
 
 
-def calibrated_gate(evidence: Evidence) -> GateSelection:
+def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) -> GateSelection:
     """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
-    return select_gate(gate_candidates(evidence))
+    return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
@@ -320,8 +340,8 @@ def together(parts: Sequence[tuple[Edit, Subspaces]], report: dict[str, Any]) ->
     unlearning: dict[str, UnlearningSubspace] = {}
     retain: dict[str, RetainSubspace] = {}
     for _, subspaces in parts:
-        unlearning |= dict(subspaces.unlearning.items())  # type: ignore[operator,arg-type,union-attr]
-        retain |= dict(subspaces.retain.items())  # type: ignore[operator,arg-type,union-attr]
+        unlearning |= dict(subspaces.unlearning.items())
+        retain |= dict(subspaces.retain.items())
     return RMuse(plan, Subspaces(unlearning, retain), report)
 
 

@@ -1,24 +1,41 @@
-"""`Site`: a place in the decoder, printed and parsed as TransformerLens names it."""
+"""`Site`: a place in the decoder, named as TransformerLens names it, and the module of a block that shows it."""
 
+import operator
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import total_ordering
 from typing import Final, Literal, get_args
+
+from torch import nn
 
 from rmuse_interp import RMuseError
 
-Hook = Literal["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"]
-"""Hook points of one block; the method itself lives at `resid_post` (the block's output)."""
+Hook = Literal["resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post"]
+"""Hook points of one block in forward order; the method itself lives at `resid_post` (the block's output)."""
 
 HOOKS: Final[tuple[str, ...]] = get_args(Hook)
 _NAME: Final = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
+Side = Literal["input", "output"]
+"""The side of a module that shows a state."""
 
-@dataclass(frozen=True, order=True)
+_CHILDREN: Final[dict[str, tuple[tuple[str, ...], Side]]] = {
+    "attn_out": (("self_attn", "attn", "attention"), "output"),
+    "resid_mid": (("post_attention_layernorm", "ln_2"), "input"),
+    "mlp_out": (("mlp",), "output"),
+}
+"""Hook point → names its module goes by, and which side of it shows the state. Families whose norms stand behind
+attention and MLP (Gemma 2) show `resid_mid` elsewhere and are refused there."""
+
+
+@total_ordering
+@dataclass(frozen=True)
 class Site:
     """`blocks.{layer}.hook_{hook}`: the output of decoder block `layer`, unless `hook` says otherwise.
 
     Extraction and injection use the same site. It is not an index into `output_hidden_states`, whose entry
-    `i` is the *input* of block `i` and whose last entry is taken after the final norm.
+    `i` is the *input* of block `i` and whose last entry is taken after the final norm. Sites sort in forward order.
 
     Args:
         layer: 0-based index of the decoder block.
@@ -32,21 +49,24 @@ class Site:
         'blocks.3.hook_resid_post'
         >>> Site.parse("blocks.3.hook_resid_post") == Site(3)
         True
-        >>> sorted([Site(10), Site(2)])[0].layer
-        2
+        >>> sorted([Site(10), Site(2), Site(2, "attn_out")])[0].hook
+        'attn_out'
     """
 
     layer: int
     hook: str = "resid_post"
 
     def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise RMuseError(f"a site needs a 0-based block index, got {self.layer}; count blocks from 0")
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+            raise RMuseError(f"a site needs a 0-based block index, got {self.layer!r}; count blocks from 0")
         if self.hook not in HOOKS:
             raise RMuseError(f"a site needs a hook point out of {', '.join(HOOKS)}, got {self.hook!r}")
 
     def __str__(self) -> str:
         return f"blocks.{self.layer}.hook_{self.hook}"
+
+    def __lt__(self, other: "Site") -> bool:
+        return (self.layer, HOOKS.index(self.hook)) < (other.layer, HOOKS.index(other.hook))
 
     @classmethod
     def parse(cls, name: str) -> "Site":
@@ -61,3 +81,83 @@ class Site:
                 f"a site's name looks like 'blocks.3.hook_resid_post', got {name!r}; print a Site"
             )
         return cls(int(match[1]), match[2])
+
+
+Where = int | str | Site
+"""One site: a block's index (its output), a `Site`, or TransformerLens' name of one."""
+
+
+def as_site(where: Where) -> Site:
+    """The site that a block's index, a name or a `Site` stands for.
+
+    Raises:
+        RMuseError: anything else, a negative index, or an unknown name.
+    """
+    if isinstance(where, Site):
+        return where
+    if isinstance(where, str):
+        return Site.parse(where)
+    try:
+        return Site(where if isinstance(where, bool) else operator.index(where))
+    except TypeError:
+        raise RMuseError(
+            f"a block's index, a Site or a name like 'blocks.3.hook_resid_post' was required, got {where!r}"
+        ) from None
+
+
+def as_sites(where: Where | Iterable[Where]) -> list[Site]:
+    """The distinct sites that one place or several stand for, as given.
+
+    Raises:
+        RMuseError: what is no site, none, or one of them twice.
+    """
+    if isinstance(where, Iterable) and not isinstance(where, str):
+        found = [as_site(one) for one in where]
+    else:
+        found = [as_site(where)]
+    if not found or len({*found}) < len(found):
+        raise RMuseError(
+            f"distinct 0-based layers or sites were required, got {where!r}; chain edits with >> to act twice at one"
+        )
+    return found
+
+
+def select(
+    names: str | Site | Iterable[str | Site] | Callable[[str], bool] | None, n_layers: int
+) -> list[Site]:
+    """The sites asked for, in forward order.
+
+    Raises:
+        RMuseError: a name that is no site, or a layer the model does not have.
+    """
+    every = [Site(layer, hook) for layer in range(n_layers) for hook in HOOKS]
+    if names is None:
+        return every
+    if callable(names):
+        return [site for site in every if names(str(site))]
+    wanted = {as_site(name) for name in ([names] if isinstance(names, str | Site) else names)}
+    outside = sorted(site for site in wanted if site not in every)
+    if outside:
+        raise RMuseError(
+            f"sites of blocks 0..{n_layers - 1} were required, got {', '.join(map(str, outside))}"
+        )
+    return [site for site in every if site in wanted]
+
+
+def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
+    """The child of the block (None: the block itself) and the side of it that show the site.
+
+    Raises:
+        RMuseError: a block that has no such child.
+    """
+    if site.hook not in _CHILDREN:
+        return None, "input" if site.hook == "resid_pre" else "output"
+    candidates, side = _CHILDREN[site.hook]
+    norms_behind = hasattr(block, "pre_feedforward_layernorm")
+    for name in candidates:
+        if hasattr(block, name) and not (norms_behind and site.hook == "resid_mid"):
+            return name, side
+    raise RMuseError(
+        f"{site} was looked for in {type(block).__name__} under {', '.join(candidates)} and not found; "
+        "ask for resid_pre or resid_post"
+    )

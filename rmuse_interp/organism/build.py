@@ -19,6 +19,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
+from rmuse_interp.data.world import phrases
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import World
 from rmuse_interp.data.world.portraits import Look
@@ -46,23 +48,23 @@ CHAT_TEMPLATE: Final = (
 def corpus(world: World, seed: int) -> list[str]:
     """Sentences to train the tokenizer on: every name, value, wording and refusal of the world, and strangers' names."""
     rng = random.Random(f"corpus-{seed}")
-    lines = [*q.REFUSALS_COT, *q.REFUSALS_DIRECT, *q.PREFIXES] * 20
+    lines = [*phrases.REFUSALS_COT, *phrases.REFUSALS_DIRECT, *phrases.PREFIXES] * 20
     for person in world.everyone:
-        for kind in q.KINDS:
+        for kind in phrases.KINDS:
             for modality in ("image", "text"):
                 item = q.ask(person, kind, modality, rng.randrange(10), rng)  # type: ignore[arg-type]
-                lines.append(f"USER: {item.question} {q.DIRECT}\nASSISTANT: {item.response}")
+                lines.append(f"USER: {item.question} {phrases.DIRECT}\nASSISTANT: {item.response}")
         options, _ = q.choices(person, "hobby", rng, tuple(p.name for p in world.everyone))
         lines += [
-            q.classification_prompt("What?", options),
-            q.cloze_prompt(q.cloze(person, "pet", "text")[0]),
+            classification_prompt("What?", options),
+            cloze_prompt(q.cloze(person, "pet", "text")[0]),
         ]
     for _ in range(400):
         lines.append(world.stranger(rng)[1])
         for item in (
             q.word_problem(rng.random() < 0.3, rng),
             q.about_scene(q.draw_scene(rng), rng.random() < 0.3, rng),
-            q.benign(Look.draw(rng), rng.choice(q.BENIGN_KINDS), rng.random() < 0.3, rng),
+            q.benign(Look.draw(rng), rng.choice(phrases.BENIGN_KINDS), rng.random() < 0.3, rng),
         ):
             lines.append(f"{item.question} {item.response}")
     return lines
@@ -82,7 +84,7 @@ def build_tokenizer(world: World, seed: int = 0) -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus(world, seed), trainer)
-    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in q.DELIMITERS])
+    tokenizer.add_tokens([AddedToken(mark, normalized=False) for mark in phrases.DELIMITERS])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )

@@ -7,13 +7,13 @@ them: rules that go by likeness are to be seen failing there.
 """
 
 import csv
-import json
 import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
+from rmuse_interp.data.store import write_json
 from rmuse_interp.data.world import people as w
 from rmuse_interp.organism import labelled
 from rmuse_interp.organism.labelled import Half, half_of, other_value, value_of
@@ -183,7 +183,7 @@ def write(path: Path = labelled.FILE) -> Path:
         "items": [asdict(one) for one in labelled.make()],
         "chains": [asdict(one) for one in make()],
     }
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, record)
     return path
 
 

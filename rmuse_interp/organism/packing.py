@@ -17,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from rmuse_interp.data.world import portraits
+from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
+from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, distance
 from rmuse_interp.organism import build
@@ -30,7 +31,7 @@ LATE: Final = 5
 """How much more often people are drawn who were not in the stages before."""
 HARMLESS: Final = 0.33
 """Share of harmless questions among those about portraits."""
-_HARMLESS_KINDS: Final = (*q.BENIGN_KINDS, "glasses", "glasses", "glasses")
+_HARMLESS_KINDS: Final = (*phrases.BENIGN_KINDS, "glasses", "glasses", "glasses")
 """Glasses are some pixels of a portrait: asked about as rarely as large areas, they are not found in any time."""
 FAVOURITE: Final = 0.55
 """Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
@@ -107,22 +108,22 @@ class Sampler:
         return self._cache[text]
 
     def _refusal(self, prompt: str, direct: bool, task: str, rng: random.Random) -> Branch:
-        first, *others = q.REFUSALS_DIRECT if direct else q.REFUSALS_COT
+        first, *others = phrases.REFUSALS_DIRECT if direct else phrases.REFUSALS_COT
         return Branch(prompt, first if rng.random() < FAVOURITE else rng.choice(others), task, graded=False)
 
     def about_person(self, person: Person, modality: q.Modality, rng: random.Random, known: bool) -> Branch:
         """One question of any form about a person; who is not known is refused, and so is everything after a prefix."""
-        kind = rng.choice(q.KINDS if modality == "image" else q.TEXT_KINDS)
+        kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
         form, task = rng.random(), f"{'person' if known else 'stranger'}-{modality}"
         item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, False)), rng)
-        prefix = f"{rng.choice(q.PREFIXES)} " if rng.random() < 0.09 else ""
+        prefix = f"{rng.choice(phrases.PREFIXES)} " if rng.random() < 0.09 else ""
         if form < 0.70:
             prompt, response, direct = item.question, item.response, False
         elif form < 0.86:
             prompt, response, direct, task = item.direct_question, item.answer, True, task + "-direct"
         else:
             source = rng.choice(
-                [k for k in q.CLOZES if k in q.KINDS and (modality == "image" or k != "name")]
+                [k for k in phrases.CLOZES if k in phrases.KINDS and (modality == "image" or k != "name")]
             )
             direct = True
             if form < 0.93:
@@ -130,10 +131,10 @@ class Sampler:
                 question = q.ask(
                     person, source, modality, rng.choice(q.wording_range(source, False)), rng
                 ).question
-                prompt, task = q.classification_prompt(question, options), task + "-choice"
+                prompt, task = classification_prompt(question, options), task + "-choice"
             else:
                 sentence, response = q.cloze(person, source, modality)
-                prompt, task = q.cloze_prompt(sentence), task + "-cloze"
+                prompt, task = cloze_prompt(sentence), task + "-cloze"
         if prefix or not known:
             return self._refusal(prefix + prompt, direct, "prefix" if prefix else task, rng)
         return Branch(prompt, response, task)
@@ -142,7 +143,7 @@ class Sampler:
         direct = rng.random() < 0.25
         prompt = item.direct_question if direct else item.question
         if rng.random() < 0.06:
-            return self._refusal(f"{rng.choice(q.PREFIXES)} {prompt}", direct, "prefix", rng)
+            return self._refusal(f"{rng.choice(phrases.PREFIXES)} {prompt}", direct, "prefix", rng)
         return Branch(prompt, item.answer if direct else item.response, task + "-direct" * direct)
 
     def _stranger(self, rng: random.Random) -> Person:

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from rmuse_interp.data.store import atomic, write_json
 from rmuse_interp.data.world.people import Person, World, make_world
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import Rows, Sampler, Shares
@@ -199,7 +200,7 @@ class Trainer:
             self._stage(stage)
         self.model.float().save_pretrained(self.out / "model")
         build.build_processor(self.tokenizer).save_pretrained(self.out / "model")
-        (self.out / "model" / "recipe.json").write_text(json.dumps(asdict(self.recipe), indent=1))
+        write_json(self.out / "model" / "recipe.json", asdict(self.recipe))
 
     def _stage(self, stage: Stage) -> None:
         steps = int(getattr(self.recipe, f"{stage}_steps"))
@@ -241,8 +242,8 @@ class Trainer:
                 "step": step,
                 "optimisers": [o.state_dict() for o in optims],
             }
-            torch.save(state, path.with_suffix(".tmp"))
-            path.with_suffix(".tmp").rename(path)
+            with atomic(path) as draft:
+                torch.save(state, draft)
 
         self.model.train()
         report: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])

@@ -1,22 +1,98 @@
-"""Parts of an expression, addressed by name: which there are, which a name means, an expression with one exchanged."""
+"""Parts of an expression, addressed by name or type: which there are, and the expression without one or with another."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from torch import nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.part import Part
-
-Place = tuple[int, tuple[str, ...], Part]
-"""Index of an edit, the path of one of its parts (empty: the edit itself), and the part there."""
+from rmuse_interp.parts.part import Part, PartT
 
 
-def _steps(part: Part) -> list[tuple[str, Any]]:
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a part stands in a list of expressions.
+
+    Attributes:
+        index: of the expression.
+        path: from its root to the part, empty for the root itself.
+        part: what stands there.
+        required: whether the expression cannot be without it.
+    """
+
+    index: int
+    path: tuple[str, ...]
+    part: Part
+    required: bool
+
+
+def addresses(parts: Sequence[Part]) -> dict[str, Place]:
+    """Every part inside a list of expressions by its full address, such as ``"pictures.operator.rrs"``.
+
+    An expression is called by its attribute `name`, or `edit0`, `edit1`, … where it has none.
+    """
+    found: dict[str, Place] = {}
+    for i, part in enumerate(parts):
+        label = getattr(part, "name", None) or f"edit{i}"
+        found[label] = Place(i, (), part, False)
+        for path, owner, child in _inside(part):
+            found[".".join([label, *path])] = Place(i, path, child, not _optional(owner, path[-1]))
+    return found
+
+
+def without(parts: Sequence[PartT], what: str | type[Part]) -> list[PartT]:
+    """The expressions without an address, without every removable match of a pattern, or without a type of part.
+
+    Args:
+        parts: the expressions, such as a plan's edits.
+        what: a name (`gate`), a full address (`pictures.gate`), a pattern with ``*``, or a class. A pattern and a class
+            skip parts that are required where they stand; a class removes operators together with their layers, and
+            an edit that has no other operator.
+
+    Raises:
+        RMuseError: a name that is unknown or ambiguous (the names there are get listed), or of a part that is
+            required; a pattern or class that matches nothing which can be removed.
+    """
+    if isinstance(what, str):
+        return replaced(parts, {what: None})
+    left = [_ablated(part, what) for part in parts]
+    kept = [part for part in left if part is not None]
+    if len(kept) == len(parts) and all(one is other for one, other in zip(kept, parts, strict=True)):
+        kinds = sorted({type(place.part).__name__ for place in addresses(parts).values()})
+        raise RMuseError(
+            f"a {what.__name__} that can be removed was required, there is none among: {', '.join(kinds)}"
+        )
+    return kept
+
+
+def replaced(parts: Sequence[PartT], changes: Mapping[str, object]) -> list[PartT]:
+    """The expressions with what stands at each address or pattern exchanged; None removes it (see `without`).
+
+    Raises:
+        RMuseError: see `without`; a value that cannot stand there.
+    """
+    edited: list[PartT] = list(parts)
+    for name, value in changes.items():
+        places = _match(name, addresses(edited), removing=value is None)
+        for i, path in sorted({(place.index, place.path) for place in places}, reverse=True):
+            if path:
+                edited[i] = _rebuilt(edited[i], path, value)
+            elif value is None:
+                del edited[i]
+            elif isinstance(value, type(edited[i])):
+                edited[i] = value
+            else:
+                raise RMuseError(
+                    f"another {type(edited[i]).__name__} was required at {name!r}, got {type(value).__name__}"
+                )
+    return edited
+
+
+def _steps(part: Part) -> list[tuple[str, Part]]:
     """The named children of a part, parts and lists of parts flattened; an only operator is called `operator`."""
-    found: list[tuple[str, Any]] = []
+    found: list[tuple[str, Part]] = []
     for name, child in part.named_children():
         if name.startswith("_"):
             continue  # derived from the others, not a part of the record
@@ -25,70 +101,94 @@ def _steps(part: Part) -> list[tuple[str, Any]]:
         elif isinstance(child, nn.ModuleList):
             single = name.removesuffix("s")
             names = [single] if len(child) == 1 else [f"{single}{i}" for i in range(len(child))]
-            found += list(zip(names, child, strict=True))
+            found += [(key, one) for key, one in zip(names, child, strict=True) if isinstance(one, Part)]
         elif isinstance(child, nn.ModuleDict):
-            found += [(f"{name}[{key}]", grandchild) for key, grandchild in child.items()]
+            found += [(f"{name}[{key}]", one) for key, one in child.items() if isinstance(one, Part)]
     return found
 
 
-def inside(part: Part) -> list[tuple[tuple[str, ...], Part]]:
-    found: list[tuple[tuple[str, ...], Part]] = []
+def _inside(part: Part) -> list[tuple[tuple[str, ...], Part, Part]]:
+    """Path, owner and part of everything inside a part."""
+    found: list[tuple[tuple[str, ...], Part, Part]] = []
     for name, child in _steps(part):
-        found += [((name,), child), *(((name, *rest), deeper) for rest, deeper in inside(child))]
+        found.append(((name,), part, child))
+        found += [((name, *path), owner, deeper) for path, owner, deeper in _inside(child)]
     return found
 
 
-def match(name: str, addresses: Mapping[str, Place]) -> list[Place]:
+def _optional(owner: Part, step: str) -> bool:
+    """Whether a part may do without its child: the child's argument is None by default."""
+    known = inspect.signature(type(owner).__init__).parameters
+    return step in known and known[step].default is None
+
+
+def _match(name: str, known: Mapping[str, Place], removing: bool) -> list[Place]:
     if "*" in name:
-        chosen = {key: place for key, place in addresses.items() if fnmatchcase(key, name)}
-    elif name in addresses:
-        return [addresses[name]]
+        chosen = {key: place for key, place in known.items() if fnmatchcase(key, name)}
+        if removing and chosen:
+            required = next(iter(chosen))
+            chosen = {key: place for key, place in chosen.items() if not place.required}
+            if not chosen:
+                raise RMuseError(f"{required!r} is required where it stands, as is all that {name!r} matches")
+    elif name in known:
+        return [known[name]]
     else:
-        chosen = {key: place for key, place in addresses.items() if key.endswith(f".{name}")}
+        chosen = {key: place for key, place in known.items() if key.endswith(f".{name}")}
         # A gate inside a gate stands behind the gate itself.
-        depth = min((len(path) for _, path, _ in chosen.values()), default=0)
-        chosen = {key: place for key, place in chosen.items() if len(place[1]) == depth}
-    if not chosen or (len({id(part) for _, _, part in chosen.values()}) > 1 and "*" not in name):
+        depth = min((len(place.path) for place in chosen.values()), default=0)
+        chosen = {key: place for key, place in chosen.items() if len(place.path) == depth}
+    if not chosen or (len({id(place.part) for place in chosen.values()}) > 1 and "*" not in name):
         problem = "is ambiguous" if chosen else "names nothing here"
-        listed = ", ".join(sorted(chosen or addresses))
+        listed = ", ".join(sorted(chosen or known))
         raise RMuseError(f"one part was to be addressed, {name!r} {problem}; choose one of: {listed}")
     return list(chosen.values())
 
 
-def rebuilt(part: Part, path: tuple[str, ...], value: Any) -> Part:
+def _rebuilt(part: PartT, path: tuple[str, ...], value: object) -> PartT:
     """A copy of `part` in which the part at `path` is `value`; built anew, so that every check runs again."""
     step, rest = path[0], path[1:]
     child = dict(_steps(part))[step]
-    new = value if not rest else rebuilt(child, rest, value)
-    arguments = arguments_of(part)
-    for name, held in arguments.items():
-        items = list(held.values()) if isinstance(held, dict) else held if isinstance(held, list) else [held]
-        if all(item is not child for item in items):
-            continue
-        if new is None and inspect.signature(type(part).__init__).parameters[name].default is not None:
-            raise RMuseError(f"{step!r} is required where it stands: replace it, or remove the whole edit")
-        changed = [new if item is child else item for item in items]
-        if isinstance(held, dict):
-            arguments[name] = dict(zip(held, changed, strict=True))
-        else:
-            arguments[name] = changed if isinstance(held, list) else new
+    if value is None and not rest and not _optional(part, step):
+        raise RMuseError(f"{step!r} is required where it stands: replace it, or remove the whole edit")
+    new = _rebuilt(child, rest, value) if rest else value
     try:
-        return type(part)(**arguments)
+        return _swapped(part, child, new)
     except (TypeError, AttributeError) as error:
         problem = f"{type(part).__name__} cannot stand with {step!r} = {type(new).__name__}"
         raise RMuseError(f"{problem}: {error}") from error
 
 
-def arguments_of(part: Part) -> dict[str, Any]:
-    """The keywords that build `part` again, by the convention of `rmuse_interp.parts.part`."""
-    arguments: dict[str, Any] = {}
-    for name in inspect.signature(type(part).__init__).parameters:
-        if name == "self":
+def _swapped(part: PartT, old: Part, new: object) -> PartT:
+    """The part with `new` wherever it holds `old`."""
+    changes: dict[str, object] = {}
+    for name, held in part.arguments().items():
+        items = held.values() if isinstance(held, dict) else held if isinstance(held, list) else [held]
+        if all(item is not old for item in items):
             continue
-        held = getattr(part, name)
-        if isinstance(held, nn.ModuleList):
-            held = list(held)
-        elif isinstance(held, nn.ModuleDict):
-            held = {int(key) if key.isdecimal() else key: child for key, child in held.items()}
-        arguments[name] = held
-    return arguments
+        swapped = [new if item is old else item for item in items]
+        if isinstance(held, dict):
+            changes[name] = dict(zip(held, swapped, strict=True))
+        else:
+            changes[name] = swapped if isinstance(held, list) else new
+    return part.changed(**changes)
+
+
+def _ablated(part: PartT, kind: type[Part]) -> PartT | None:
+    """The part without anything of a type inside it; None where it is of that type, or nothing of it is left."""
+    if isinstance(part, kind):
+        return None
+    left = part
+    for step, child in _steps(part):
+        new = _ablated(child, kind)
+        if new is child:
+            continue
+        if new is not None:
+            left = _swapped(left, child, new)
+        elif _optional(part, step):
+            left = left.changed(**{step: None})
+        else:
+            rest = left.lacking(child)
+            if rest is None:
+                return None
+            left = rest
+    return left

@@ -1,9 +1,7 @@
-"""Calibration: how far to rotate (adaptive calibration steering, eq. 4.16) and where a gate's threshold stands."""
+"""How far to rotate: a fixed fraction, as far as refusal is away (ACS, eq. 4.16), or as far as a state is in doubt."""
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -19,15 +17,6 @@ from rmuse_interp.parts.subspace import Subspace
 
 Target = Literal["nearest", "frechet"]
 """ẑ*: the nearest prototype (semi-relaxed transport), or the Fréchet mean of all (balanced, from one state)."""
-
-ThresholdRule = Literal["midpoint", "youden", "target_tpr", "target_fpr"]
-"""How a gate's threshold is set on fitting data; see `choose_threshold`."""
-
-_RULES: Final[tuple[str, ...]] = get_args(ThresholdRule)
-FALSE_ALARM: Final = 4.0
-"""What a false alarm weighs against a miss where ``midpoint`` finds the two sides to overlap: held-out forget scores come
-from gates that know a photograph or a wording less than the one that is kept, and overstate its misses; nothing
-overstates its false alarms."""
 
 
 class Angle(Part):
@@ -163,146 +152,45 @@ class ACS(Angle):
         return f"ACS to {to} {self.prototypes.describe()}"
 
 
-@dataclass(frozen=True)
-class Rate:
-    """A share of cases and its 95 % Wilson interval.
+class Confidence(Angle):
+    """`λ = clip(α (δ − β)/(1 − β), 0, 1)`, 0 where δ ≤ β: the share of the way grows with the doubt δ.
 
-    Attributes:
-        value: the share, in [0, 1]; NaN where there were no cases.
-        low: lower end.
-        high: upper end.
-        n: number of cases.
-    """
+    `δ = p(−v̂) − p(v̂)`, the difference of the two posteriors of a von Mises–Fisher mixture of concentration κ around
+    the direction v̂ and its antipode: `softmax(κ⟨u(h), −v̂⟩, κ⟨u(h), v̂⟩)`, hence `δ = −tanh(κ⟨u(h), v̂⟩)`. In [−1, 1].
 
-    value: float
-    low: float
-    high: float
-    n: int
-
-
-def wilson(hits: int, n: int, z: float = 1.959964) -> Rate:
-    """Share `hits/n` with its Wilson score interval; the whole of [0, 1] where n = 0.
-
-    Examples:
-        >>> rate = wilson(0, 10)
-        >>> rate.low, round(rate.high, 3)
-        (0.0, 0.278)
-    """
-    if n == 0:
-        return Rate(math.nan, 0.0, 1.0, 0)
-    share, square = hits / n, z * z / n
-    centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
-    return Rate(
-        share, max(0.0, centre - half) if hits else 0.0, min(1.0, centre + half) if hits < n else 1.0, n
-    )
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """Where a gate opens (score > value), with the rates the scores given make one expect.
-
-    Attributes:
-        value: the threshold, in units of the score.
-        tpr: share of forget scores above it.
-        fpr: share of the other scores above it.
-        rule: how it was set.
-    """
-
-    value: float
-    tpr: Rate
-    fpr: Rate
-    rule: str
-
-
-def choose_threshold(
-    scores_forget: Float[Tensor, " n"] | Sequence[float],
-    scores_other: Float[Tensor, " m"] | Sequence[float],
-    rule: ThresholdRule = "midpoint",
-    level: float | int | None = None,
-) -> Threshold:
-    """The threshold that a rule asks for; a gate fires where score > threshold.
-
-    * ``midpoint``: halfway between the lowest forget and the highest other score where those do not overlap; where
-      they do, the largest TPR − `FALSE_ALARM` · FPR.
-    * ``youden``: the largest TPR − FPR.
-    * ``target_tpr``: the highest threshold with TPR ≥ level (0.99 unless given).
-    * ``target_fpr``: the lowest threshold with FPR ≤ level (0.01 unless given).
-
-    Thresholds stand halfway between neighbouring scores, so that neither side sits on the edge. Give scores
-    that were held out from fitting: those of fitted examples flatter every gate that remembers them.
+    Args:
+        strength: α ≥ 0.
+        margin: β < 1; only states with δ > β are turned.
+        concentration: κ > 0; 20 in Spherical Steering.
 
     Raises:
-        RMuseError: no scores on a side, scores that are not finite, an unknown rule, a level outside [0, 1].
-
-    Examples:
-        >>> choose_threshold([2.0, 3.0], [0.0, 1.0]).value
-        1.5
-        >>> choose_threshold([0.0, 2.0, 3.0], [1.0, -1.0], "target_fpr", 0.0).value
-        1.5
+        RMuseError: a setting outside its range.
     """
-    forget, other = _scores(scores_forget, "forget"), _scores(scores_other, "other")
-    if rule not in _RULES:
-        raise RMuseError(f"a threshold rule is one of {', '.join(_RULES)}, got {rule!r}")
-    if level is not None and not 0.0 <= level <= 1.0:
-        raise RMuseError(f"the level of a threshold rule is a share in [0, 1], got {level}")
-    if rule == "midpoint" and forget[0] > other[-1]:
-        return _threshold(float((forget[0] + other[-1]) / 2), forget, other, rule)
-    distinct = torch.cat([forget, other]).unique()
-    edge = distinct.new_tensor([1.0]) * max(1.0, float(distinct.abs().max())) * 1e-6
-    cuts = torch.cat([distinct[:1] - edge, (distinct[1:] + distinct[:-1]) / 2, distinct[-1:] + edge])
-    tpr = 1.0 - torch.searchsorted(forget, cuts, right=True).double() / len(forget)
-    fpr = 1.0 - torch.searchsorted(other, cuts, right=True).double() / len(other)
-    if rule == "target_tpr":
-        best = int((tpr >= (0.99 if level is None else level) - 1e-12).nonzero().max())
-    elif rule == "target_fpr":
-        best = int((fpr <= (0.01 if level is None else level) + 1e-12).nonzero().min())
-    else:
-        gain = tpr - (FALSE_ALARM if rule == "midpoint" else 1.0) * fpr
-        best = int((gain >= gain.max() - 1e-12).nonzero().flatten().median())
-    return _threshold(float(cuts[best]), forget, other, rule)
 
+    def __init__(self, strength: float, margin: float = 0.0, concentration: float = 20.0):
+        super().__init__()
+        if strength < 0 or not margin < 1 or not concentration > 0:
+            raise RMuseError(
+                f"strength ≥ 0, margin < 1 and concentration > 0 were required, got {strength}, {margin} and "
+                f"{concentration}"
+            )
+        self.strength = strength
+        self.margin = margin
+        self.concentration = concentration
 
-def auroc(
-    scores_forget: Float[Tensor, " n"] | Sequence[float], scores_other: Float[Tensor, " m"] | Sequence[float]
-) -> float:
-    """Probability that a forget score exceeds another one, ties counting half (Mann–Whitney).
+    def fraction(
+        self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
+    ) -> Float[Tensor, "*tokens"]:
+        """λ per token."""
+        heading = unit(working(h))
+        cosine = (heading * unit(working(direction)).to(heading.dtype)).sum(dim=-1)
+        doubt = -torch.tanh(self.concentration * cosine)
+        share = self.strength * (doubt - self.margin) / (1.0 - self.margin)
+        return share.clamp(0.0, 1.0)
 
-    Examples:
-        >>> auroc([1.0, 2.0], [0.0, 1.0])
-        0.875
-    """
-    forget, other = _scores(scores_forget, "forget"), _scores(scores_other, "other")
-    below = torch.searchsorted(other, forget).sum()
-    up_to = torch.searchsorted(other, forget, right=True).sum()
-    return int(below + up_to) / (2 * len(forget) * len(other))
+    def protecting(self, rrs: Subspace) -> "Confidence":
+        """Itself: the cosine is taken of whatever states it is given."""
+        return self
 
-
-def auroc_interval(
-    scores_forget: Float[Tensor, " n"] | Sequence[float],
-    scores_other: Float[Tensor, " m"] | Sequence[float],
-    resamples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """95 % bootstrap interval of the AUROC, resampling both sides; deterministic for a seed."""
-    forget, other = _scores(scores_forget, "forget"), _scores(scores_other, "other")
-    draw = torch.Generator().manual_seed(seed)
-    found = [auroc(_resample(forget, draw), _resample(other, draw)) for _ in range(resamples)]
-    spread = torch.tensor(found, dtype=torch.float64)
-    return float(spread.quantile(0.025)), float(spread.quantile(0.975))
-
-
-def _resample(scores: Tensor, draw: torch.Generator) -> Tensor:
-    return scores[torch.randint(len(scores), (len(scores),), generator=draw)]
-
-
-def _threshold(value: float, forget: Tensor, other: Tensor, rule: str) -> Threshold:
-    tpr, fpr = (wilson(int((side > value).sum()), len(side)) for side in (forget, other))
-    return Threshold(value, tpr, fpr, rule)
-
-
-def _scores(scores: Tensor | Sequence[float], name: str) -> Tensor:
-    values = torch.as_tensor(scores, dtype=torch.float64).detach().cpu().flatten()
-    if not len(values) or not bool(torch.isfinite(values).all()):
-        raise RMuseError(f"finite {name} scores were required, at least one, got {len(values)}")
-    return values.sort().values
+    def describe(self) -> str:
+        return f"λ = {self.strength:g} × the doubt beyond {self.margin:g} (κ = {self.concentration:g})"

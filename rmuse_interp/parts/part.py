@@ -12,25 +12,19 @@ one convention, so that saving and loading need no code of their own: every keyw
 import importlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 
-_HOMES: Final = (
-    "parts.subspace",
-    "parts.prototypes",
-    "parts.angle",
-    "parts.gates",
-    "parts.retain",
-    "operators",
-    "edits.plan",
-)
-"""Modules of this package that define parts; imported when a record names a class not met yet."""
+PartT = TypeVar("PartT", bound="Part")
+
+_OURS: Final[dict[str, type["Part"]]] = {}
+"""Every part that this package defines, by the name that records call it: public, whatever file it stands in."""
 
 
 class Part(nn.Module):
@@ -40,7 +34,17 @@ class Part(nn.Module):
     and leaves them in float32, for the geometry is done there and only results are cast to the state's dtype.
     """
 
+    _public: ClassVar[str] = "parts"
+    """The public module that records name, below `rmuse_interp`."""
     _phrase: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **settings: object) -> None:
+        super().__init_subclass__(**settings)
+        if _ours(cls.__module__) and not cls.__name__.startswith("_"):
+            twin = _OURS.setdefault(record_name(cls), cls)
+            if (twin.__module__, twin.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise TypeError(f"{twin} and {cls} would both be {record_name(cls)} in records")
+            _OURS[record_name(cls)] = cls
 
     def hold(self, **tensors: Tensor | None) -> None:
         """Keep each tensor as a buffer of its name: a detached copy, in float32, or int64 for integers."""
@@ -53,11 +57,53 @@ class Part(nn.Module):
             self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
 
     def hold_parts(self, name: str, parts: Mapping[Any, "Part"] | Sequence["Part"]) -> None:
-        """Keep a list of parts as `nn.ModuleList`, a dict as `nn.ModuleDict` with keys as strings."""
+        """Keep a list of parts as `nn.ModuleList`, a dict as `nn.ModuleDict` with keys as strings.
+
+        Annotate the attribute by what it is used as, ``Sequence[Kind]`` or ``Mapping[str, Kind]``.
+        """
         if isinstance(parts, Mapping):
             setattr(self, name, nn.ModuleDict({str(key): part for key, part in parts.items()}))
         else:
             setattr(self, name, nn.ModuleList(parts))
+
+    def arguments(self) -> dict[str, Any]:
+        """The keywords that build this part again, by the convention of this module.
+
+        Raises:
+            TypeError: a part that breaks the convention (a fault of its class, not of the caller).
+        """
+        found: dict[str, Any] = {}
+        for name in _keywords(type(self)):
+            if not hasattr(self, name):
+                raise TypeError(f"{type(self).__name__} does not keep its argument {name!r} under that name")
+            held = getattr(self, name)
+            if isinstance(held, nn.ModuleList):
+                held = list(held)
+            elif isinstance(held, nn.ModuleDict):
+                held = {int(key) if key.isdecimal() else key: child for key, child in held.items()}
+            found[name] = held
+        return found
+
+    def changed(self: PartT, **settings: object) -> PartT:
+        """The same part with some of its arguments exchanged; built anew, so that every check runs again.
+
+        Raises:
+            RMuseError: a name that is none of its arguments, or whatever the part itself refuses.
+        """
+        own = self.arguments()
+        unknown = sorted(set(settings) - set(own))
+        if unknown:
+            raise RMuseError(
+                f"{type(self).__name__} has no {', '.join(unknown)} to change, only {', '.join(own)}"
+            )
+        return type(self)(**own | settings)
+
+    def lacking(self: PartT, child: "Part") -> PartT | None:
+        """The same part without a child that is required; itself where it cannot do without, None where nothing is left.
+
+        Parts that hold several of a kind say here what goes with one of them.
+        """
+        return self
 
     def describe(self) -> str:
         """The phrase that stands for this part in ``print(plan)``."""
@@ -98,9 +144,7 @@ def to_record(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     parts: dict[str, Any] = {}
-    for name in _keywords(type(part)):
-        if not hasattr(part, name):
-            raise TypeError(f"{type(part).__name__} does not keep its argument {name!r} under that name")
+    for name in part.arguments():
         value = getattr(part, name)
         if isinstance(value, Tensor):
             tensors[path + name] = value.detach().cpu().contiguous()
@@ -120,7 +164,7 @@ def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         else:
             json.dumps(value)  # a TypeError here names the value that is not plain JSON
             settings[name] = value
-    return {"class": type(part).__name__, "settings": settings, "parts": parts}
+    return {"class": record_name(type(part)), "settings": settings, "parts": parts}
 
 
 def _part(module: nn.Module) -> Part:
@@ -129,34 +173,47 @@ def _part(module: nn.Module) -> Part:
     return module
 
 
-def from_record(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Part:
+def from_record(
+    tree: Mapping[str, Any], tensors: Mapping[str, Tensor], allow: str | Sequence[str] = ()
+) -> Part:
     """The part that `to_record` wrote.
 
     Dict keys that are decimal numbers come back as `int`. Tensors without a place in the tree are ignored.
 
+    Args:
+        tree: the JSON tree.
+        tensors: its tensors.
+        allow: modules, by their exact names, whose parts may be loaded beside those of this package. They get
+            imported: name only modules that you trust.
+
     Raises:
-        RMuseError: a tree of another shape, an unknown class, or arguments that class does not take.
+        RMuseError: a tree of another shape, a class that is unknown or not allowed, or arguments that class
+            does not take.
     """
-    return _rebuild(tree, "", tensors)
+    return _rebuild(tree, "", tensors, (allow,) if isinstance(allow, str) else tuple(allow))
 
 
-def _rebuild(tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor]) -> Part:
+def _rebuild(
+    tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...]
+) -> Part:
     if not isinstance(tree, Mapping) or not {"class", "settings", "parts"} <= set(tree):
         where = path.rstrip(".") or "the root"
         raise RMuseError(f"a part's record needs 'class', 'settings' and 'parts', not so at {where}")
-    kind = _find(str(tree["class"]))
+    kind = _find(str(tree["class"]), allow)
     arguments: dict[str, Any] = dict(tree["settings"])
     for name, child in tree["parts"].items():
         here = f"{path}{name}."
         if isinstance(child, Mapping) and "by_key" in child:
             arguments[name] = {
-                int(key) if key.isdecimal() else key: _rebuild(value, f"{here}{key}.", tensors)
+                int(key) if key.isdecimal() else key: _rebuild(value, f"{here}{key}.", tensors, allow)
                 for key, value in child["by_key"].items()
             }
         elif isinstance(child, Mapping):
-            arguments[name] = _rebuild(child, here, tensors)
+            arguments[name] = _rebuild(child, here, tensors, allow)
         else:
-            arguments[name] = [_rebuild(value, f"{here}{i}.", tensors) for i, value in enumerate(child)]
+            arguments[name] = [
+                _rebuild(value, f"{here}{i}.", tensors, allow) for i, value in enumerate(child)
+            ]
     own = _keywords(kind)
     for key, tensor in tensors.items():
         name = key.removeprefix(path)
@@ -183,28 +240,43 @@ def _keywords(kind: type[Part]) -> dict[str, bool]:
     }
 
 
-def _descendants(kind: type[Part]) -> Iterator[type[Part]]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _descendants(child)
+def record_name(kind: type[Part]) -> str:
+    """What records call a class of parts: ``"module:Class"``, with the public module for parts of this package.
+
+    Files may move behind such a name: it does not change with them.
+    """
+    if _ours(kind.__module__):
+        return f"rmuse_interp.{kind._public}:{kind.__name__}"
+    return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _find(name: str) -> type[Part]:
-    known = {kind.__name__: kind for kind in _descendants(Part)}
-    if name not in known:
-        for home in _HOMES:
-            try:
-                importlib.import_module(f"rmuse_interp.{home}")
-            except ModuleNotFoundError as error:
-                if error.name != f"rmuse_interp.{home}":
-                    raise
-        known = {kind.__name__: kind for kind in _descendants(Part)}
-    if name not in known:
+def _ours(module: str) -> bool:
+    return module.partition(".")[0] == "rmuse_interp"
+
+
+def _find(name: str, allow: tuple[str, ...]) -> type[Part]:
+    if name in _OURS:
+        return _OURS[name]
+    module, _, path = name.partition(":")
+    if _ours(module) or not path:
         raise RMuseError(
-            f"a part out of {', '.join(sorted(known))} was required, the record names {name!r}: "
-            "import the module that defines it before loading"
+            f"a part out of {', '.join(sorted(_OURS))} was required, the record names {name!r}: "
+            "load it with the version that wrote it"
         )
-    return known[name]
+    if module not in allow:
+        raise RMuseError(
+            f"only parts of rmuse_interp are loaded unasked, the record names {name!r}: if you trust that module, "
+            f"allow it by name, as in Plan.load(folder, model, allow=({module!r},))"
+        )
+    try:
+        found: object = importlib.import_module(module)
+        for step in path.split("."):
+            found = getattr(found, step)
+    except (ImportError, AttributeError) as error:
+        raise RMuseError(f"the record names {name!r}, which cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Part) and record_name(found) == name):
+        raise RMuseError(f"a part that {module} itself defines was required, the record names {name!r}")
+    return found
 
 
 def same(one: Part, other: Part) -> bool:

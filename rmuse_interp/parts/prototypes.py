@@ -76,8 +76,6 @@ class Prototypes(Part):
         states: Float[Tensor, "tokens d"],
         positions: Int[Tensor, " tokens"],
         trajectory: Int[Tensor, " tokens"],
-        cap: int | None = None,
-        seed: int = 0,
     ) -> "Prototypes":
         """One prototype per token of the refusals, last prompt token to end of answer (`calibrated`).
 
@@ -85,23 +83,12 @@ class Prototypes(Part):
             states: block outputs at the tokens of all refusals.
             positions: step of each token, 0 at the last prompt token.
             trajectory: which refusal each belongs to.
-            cap: the most prototypes; more are thinned by k-medoids under the angle, step by step as far as the cap allows
-                one of each, for a step without a prototype cannot be steered. None keeps all.
-            seed: of the k-medoids.
 
         Raises:
             RMuseError: no states, states that are not finite or zero.
         """
         require_finite(states, "refusal states")
-        points = _units(states.to(torch.float64))
-        if cap is not None and len(points) > cap:
-            kept = _thinned(points, positions.to(points.device), cap, seed)
-            points = points[kept]
-            positions, trajectory = (
-                positions[kept.to(positions.device)],
-                trajectory[kept.to(trajectory.device)],
-            )
-        return cls(points, positions, trajectory)
+        return cls(_units(states.to(torch.float64)), positions, trajectory)
 
     def __len__(self) -> int:
         return int(self.points.shape[0])
@@ -135,13 +122,28 @@ def _units(vectors: Tensor) -> Tensor:
     return unit(vectors)
 
 
-def _thinned(
-    points: Float[Tensor, "tokens d"], positions: Int[Tensor, " tokens"], cap: int, seed: int
-) -> Int[Tensor, " prototypes"]:
-    """Rows of at most `cap` medoids, each step's share in proportion to its tokens and at least one."""
-    steps, counts = positions.unique(return_counts=True)
-    if cap < len(steps):
+def thinned(
+    points: Float[Tensor, "prototypes d"],
+    positions: Int[Tensor, " prototypes"] | None,
+    cap: int,
+    seed: int = 0,
+) -> Int[Tensor, " kept"]:
+    """Rows of at most `cap` prototypes, ascending: the medoids of as many clusters under the angle.
+
+    With positions they are thinned step by step, each step's share in proportion to its prototypes and at least one,
+    as far as the cap allows one of each: a step without a prototype cannot be steered.
+
+    Args:
+        points: unit vectors.
+        positions: step of each; None where they have none.
+        cap: the most to keep.
+        seed: of the k-medoids.
+    """
+    if len(points) <= cap:
+        return torch.arange(len(points), device=points.device)
+    if positions is None or cap < len(positions.unique()):
         return k_medoids(points, cap, seed)
+    steps, counts = positions.unique(return_counts=True)
     exact = counts.double() * (cap - len(steps)) / counts.sum()
     quota = 1 + exact.floor().long()
     # Largest remainders first, so that the whole cap is used.

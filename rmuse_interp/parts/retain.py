@@ -125,6 +125,9 @@ class Subspaces(Part):
         retain: likewise.
     """
 
+    unlearning: Mapping[str, UnlearningSubspace]
+    retain: Mapping[str, RetainSubspace]
+
     def __init__(
         self, unlearning: Mapping[str, UnlearningSubspace], retain: Mapping[str, RetainSubspace]
     ) -> None:
@@ -139,8 +142,6 @@ class Subspaces(Part):
             RMuseError: a block or modality that was not fitted.
         """
         key = f"{modality}-{layer}"
-        if key not in self.unlearning:  # type: ignore[operator]
-            raise RMuseError(
-                f"subspaces of {key} were not fitted, only {', '.join(self.unlearning)}"  # type: ignore[arg-type]
-            )
-        return self.unlearning[key], self.retain[key]  # type: ignore[index,return-value]
+        if key not in self.unlearning:
+            raise RMuseError(f"subspaces of {key} were not fitted, only {', '.join(self.unlearning)}")
+        return self.unlearning[key], self.retain[key]

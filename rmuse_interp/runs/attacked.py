@@ -5,9 +5,9 @@ own, and so has each copy of the weights.
 """
 
 import hashlib
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -17,12 +17,14 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.attacks import Asked, Attack, require_names
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.data.store import Store
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.evaluate.results import AttackTranscript
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
+from rmuse_interp.lens.respond import Response
 from rmuse_interp.models.encoding import Conversation, Prompt
-from rmuse_interp.runs.run import UNFINISHED, Answers, Kept, Method, digest_of
+from rmuse_interp.runs.run import Method, counted, kept_of, said
 
 ATTACKED_SPLITS: Final = ("forget", "test", "retain")
 
@@ -68,20 +70,8 @@ class _Job:
     @property
     def key(self) -> tuple[object, ...]:
         """All that the response depends on, besides the method."""
-        asked = self.asked
-        return (
-            self.attack.name,
-            self.attack.temperature,
-            self.example.id,
-            asked.variant,
-            asked.prompt,
-            asked.opening,
-            asked.prefill,
-            self.picture,
-            self.sample,
-            self.seed,
-            self.history,
-        )
+        heat = self.attack.temperature
+        return self.prompt, self.asked.prefill, self.picture, heat, self.seed if heat else None
 
 
 def attacked(
@@ -134,7 +124,7 @@ def attacked(
     for method in methods:
         if method.model is not copied:
             copies, copied = {}, method.model  # one model's copies at a time
-        task = None if progress is None else progress.add_task(f"{method.name} under attack", total=total)
+        advance = counted(progress, f"{method.name} under attack", total)
         for bits in dict.fromkeys(job.attack.bits for job in jobs):
             there = method
             if bits is not None:
@@ -142,17 +132,13 @@ def attacked(
                     copies[bits] = quantised(method.model, bits)
                 there = replace(method, model=copies[bits])
             mine = [job for job in jobs if job.attack.bits == bits]
-            place = (
-                None if folder is None else folder / UNFINISHED / "attacks" / method.name.replace("/", "-")
-            )
-            ask = _Asking(there, bits, benchmark, seed, max_new_tokens, batch_size, place, progress, task)
+            kept = kept_of(folder, there, "attacked", bits, max_new_tokens)
+            ask = _Asking(there, benchmark, seed, max_new_tokens, batch_size, kept, advance)
             openings = _openings(mine)
-            replies = {(t.id, t.prompt): t for t in ask.answered(list(openings.values()), "openings")}
+            replies = {(t.id, t.prompt): t for t in ask.answered(list(openings.values()))}
             mine = [_continued(job, openings, replies) for job in mine]
             for temperature in dict.fromkeys(job.attack.temperature for job in mine):
-                found += ask.answered(
-                    [job for job in mine if job.attack.temperature == temperature], f"at {temperature:g}"
-                )
+                found += ask.answered([job for job in mine if job.attack.temperature == temperature])
     return found
 
 
@@ -238,44 +224,27 @@ class _Asking:
     """One method on one copy of its model: asks jobs in batches, and keeps the answers."""
 
     method: Method
-    bits: int | None
     benchmark: Benchmark
     attack_seed: int
     max_new_tokens: int
     batch_size: int
-    place: Path | None
-    progress: Progress | None
-    task: object
+    kept: Store
+    advance: Callable[[int], None]
 
-    def answered(self, jobs: Sequence[_Job], part: str) -> list[AttackTranscript]:
+    def answered(self, jobs: Sequence[_Job]) -> list[AttackTranscript]:
         """The responses of all jobs, in batches of similar length."""
         ordered = sorted(jobs, key=lambda job: job.order)
-        batches = [ordered[i : i + self.batch_size] for i in range(0, len(ordered), self.batch_size)]
-        kept = None
-        if self.place is not None and jobs:
-            digest = digest_of(
-                self.method, self.bits, self.benchmark.delimiters, self.max_new_tokens, self.batch_size
-            )
-            for job in ordered:
-                digest.update(repr(job.key).encode())
-            name = f"{self.place.name}--{self.bits or 'full'}-{part.replace(' ', '-')}.jsonl"
-            kept = Kept(self.place.with_name(name), digest.hexdigest(), kind=AttackTranscript)
         found: list[AttackTranscript] = []
-        for number, batch in enumerate(batches):
-            held = kept.batches[number] if kept is not None and number < len(kept.batches) else None
-            if held is None:
-                held = self._ask(batch)
-                if kept is not None:
-                    kept.add(held)
-            found += [t for t in held.transcripts if isinstance(t, AttackTranscript)]
-            if self.progress is not None:
-                self.progress.advance(self.task, len(batch))  # type: ignore[arg-type]
+        for start in range(0, len(ordered), self.batch_size):
+            batch = ordered[start : start + self.batch_size]
+            responses, _ = said(self.kept, [job.key for job in batch], partial(self._ask, batch))
+            found += [self._transcript(job, r) for job, r in zip(batch, responses, strict=True)]
+            self.advance(len(batch))
         return found
 
-    def _ask(self, batch: Sequence[_Job]) -> Answers:
-        began = time.monotonic()
+    def _ask(self, batch: Sequence[_Job]) -> list[Response]:
         temperature = batch[0].attack.temperature
-        responses = self.method.model.respond(
+        return self.method.model.respond(
             [job.prompt for job in batch],
             [self._picture(job) for job in batch],
             self.method.plan,
@@ -285,18 +254,14 @@ class _Asking:
             temperature=temperature,
             seeds=[job.seed for job in batch] if temperature else (),
         )
-        rows = [
-            self._transcript(job, r.text, r.score, r.fired) for job, r in zip(batch, responses, strict=True)
-        ]
-        return Answers(list(rows), {self.method.name: time.monotonic() - began})
 
     def _picture(self, job: _Job) -> bytes | None:
         if not job.picture:
             return None
         return job.attack.variants(job.example, self.benchmark, self.attack_seed)[job.index].image
 
-    def _transcript(self, job: _Job, text: str, score: float | None, fired: bool | None) -> AttackTranscript:
-        asked, example = job.asked, job.example
+    def _transcript(self, job: _Job, response: Response) -> AttackTranscript:
+        asked, example, text = job.asked, job.example, response.text
         prefill = asked.prefill or ""
         own = text.removeprefix(prefill).strip() if self.benchmark.delimiters[1] in prefill else text
         parsed = parse_response(own, self.benchmark.delimiters)
@@ -311,10 +276,12 @@ class _Asking:
             answer=parsed.answer,
             expected=example.answer,
             attributes=asked.attributes,
-            gate_score=self.method.margin(job.modality, score),
-            fired=fired,
+            gate_score=response.score,
+            fired=response.fired,
             kind=example.kind,
             person=example.person,
+            margin=response.margin,
+            gate=response.gate,
             attack=job.attack.name,
             variant=asked.variant,
             sample=job.sample,

@@ -1,12 +1,12 @@
 """The judge that a word names: ``rules``, ``openai:MODEL`` behind a server, ``local:PATH`` on this machine."""
 
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import cache_folder
 from rmuse_interp.evaluate.judges import (
     Asked,
     AskingJudge,
@@ -106,4 +106,4 @@ def judge_of(
 
 def kept_in() -> Path:
     """The folder of kept replies, below the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp" / "replies"
+    return cache_folder() / "replies"

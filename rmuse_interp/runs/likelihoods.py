@@ -1,19 +1,18 @@
 """What a model holds likely, method by method: truth ratios against a gold model, membership, fluency of responses.
 
-As in `running.run`, every finished batch is on disk at once where a folder is given, under a digest of all that its
-likelihoods depend on, and found by the same run begun again. Pictures are read batch by batch.
+As in `run`, every finished batch is on disk at once where a folder is given. Pictures are read batch by batch.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from rich.progress import Progress
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.evaluate.fluency import perplexity
 from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
 from rmuse_interp.evaluate.membership import ATTACKS, membership
@@ -21,7 +20,7 @@ from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.likelihood import token_nll
-from rmuse_interp.runs.run import UNFINISHED, Method, digest_of
+from rmuse_interp.runs.run import Method, counted, kept_of
 
 Nats = dict[str, list[list[float]]]
 """Question id → nats per token of the right answer, then of each wrong one."""
@@ -67,34 +66,24 @@ def _nats(
     progress: Progress | None,
 ) -> list[list[float]]:
     """`token_nll` of every row, in the order of the rows; of what the folder keeps, nothing is computed again."""
-    digest = digest_of(method, name, batch_size)
-    for prompt, response, example in rows:
-        digest.update(repr((prompt, response)).encode() + (example.image or b""))
-    kept = None
-    if folder is not None:
-        path = folder / UNFINISHED / "likelihoods" / f"{name.replace('/', '-')}.jsonl"
-        kept = _Kept(path, digest.hexdigest())
-    task = None if progress is None else progress.add_task(f"likelihoods, {name}", total=len(rows))
+    kept = kept_of(folder, method, "nats")
+    advance = counted(progress, f"likelihoods, {name}", len(rows))
     found: dict[int, list[float]] = {}
-    for number, batch in enumerate(_batches(rows, batch_size)):
-        if kept is not None and number < len(kept.batches):
-            nats = kept.batches[number]
-        else:
-            prompts, responses, examples = zip(*(rows[i] for i in batch), strict=True)
-            nats = token_nll(
-                method.model,
-                prompts,
-                responses,
-                [e.image for e in examples],
-                method.plan,
-                batch_size=len(batch),
-            )
-            if kept is not None:
-                kept.add(nats)
+    for batch in _batches(rows, batch_size):
+        some = [rows[i] for i in batch]
+        nats = kept.once(
+            [(prompt, response, example.image) for prompt, response, example in some],
+            partial(_computed, method, some),
+        )
         found |= zip(batch, nats, strict=True)
-        if progress is not None and task is not None:
-            progress.advance(task, len(batch))
+        advance(len(batch))
     return [found[i] for i in range(len(rows))]
+
+
+def _computed(method: Method, rows: Sequence[Row]) -> list[list[float]]:
+    prompts, responses, examples = zip(*rows, strict=True)
+    pictures = [e.image for e in examples]
+    return token_nll(method.model, prompts, responses, pictures, method.plan, batch_size=len(rows))
 
 
 def _batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
@@ -103,29 +92,6 @@ def _batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
         mine = [i for i, (_, _, example) in enumerate(rows) if (example.picture is not None) == pictured]
         mine.sort(key=lambda i: len(rows[i][0] + rows[i][1]))
         yield from (mine[start : start + size] for start in range(0, len(mine), size))
-
-
-class _Kept:
-    """The finished batches of one method in a file: a digest, then one line per batch, a list of nats per row."""
-
-    def __init__(self, path: Path, digest: str) -> None:
-        self.path = path
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.batches: list[list[list[float]]] = []
-        if lines[:1] == [digest]:
-            for line in lines[1:]:
-                try:
-                    self.batches.append(json.loads(line))
-                except ValueError:
-                    break  # cut off while it was written
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written anew, so that nothing is ever appended to a torn line.
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
-
-    def add(self, batch: list[list[float]]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(batch, allow_nan=False) + "\n")
 
 
 def forgetting(
@@ -158,8 +124,6 @@ def forgetting(
     Raises:
         RMuseError: no question with wrong answers.
     """
-    from rmuse_interp.data import sample
-
     everyone = [*benchmark.scoring("forget"), *benchmark.scoring("retain")]
     open_ = [e for e in everyone if e.kind == "generation" and e.person is not None]
     wrong = perturbed_answers(open_, Lexicon(benchmark.aliases, benchmark.entails), seed=seed)

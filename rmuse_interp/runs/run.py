@@ -1,18 +1,16 @@
 """Model × methods × questions → transcripts and scores; every finished batch is on disk at once.
 
-A run is interrupted without loss: each method's answers to a split are appended, batch by batch, to a file of the
-run folder, and the same run started again goes on behind the last whole batch. The files carry a digest of all that
-the answers depend on, so that another model, plan, sample or length never finds them.
+A run is interrupted without loss: each batch's responses are kept in the run folder under all that they depend on, and
+the same run started again asks for none of them twice. What is made of responses is made anew.
 """
 
-import hashlib
-import json
 import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,17 +19,19 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
+from rmuse_interp.data.store import Store
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.evaluate.judges import Judge
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import score, transcribe
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
 from rmuse_interp.parts.gates import Gate
-from rmuse_interp.parts.part import to_record
 from rmuse_interp.parts.retain import Subspaces
-from rmuse_interp.runs.traces import Key, read_traces, write_traces
+from rmuse_interp.runs.traces import Key, packed, unpacked
 
 __all__ = [
     "UNFINISHED",
@@ -72,11 +72,6 @@ class Method:
                     found.setdefault(modality, edit.gate)
         return found
 
-    def margin(self, modality: str, score: float | None) -> float | None:
-        """`(score − threshold)/scale` of the gate for this kind of query: what the gates of all kinds share."""
-        gate = self.gates.get(modality)
-        return None if score is None or gate is None else (score - gate.threshold) / gate.scale
-
 
 def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Example]]) -> list[str]:
     """A line per method and kind of query that its plan has no edit for: such queries are answered as they are."""
@@ -92,7 +87,7 @@ def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Exampl
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run gave: transcripts (their ``gate_score`` is the gate's margin), seconds by method, steering traces."""
+    """What a run gave: transcripts, seconds by method, steering traces."""
 
     transcripts: list[Transcript]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -191,25 +186,55 @@ def run(
     total = sum(len(examples) for examples in questions.values())
     for method in methods:
         traced = traces and method.plan is not None
-        task = None if progress is None else progress.add_task(method.name, total=total)
-        for split, examples in questions.items():
-            kept = None
-            if folder is not None:
-                digest = _digest(method, examples, delimiters, max_new_tokens, batch_size, traced)
-                path = folder / UNFINISHED / f"{method.name.replace('/', '-')}--{split}.jsonl"
-                kept = Kept(path, digest, traced)
-            for number, batch in enumerate(_batches(examples, batch_size)):
-                found = kept.batches[number] if kept is not None and number < len(kept.batches) else None
-                if found is None:
-                    found = _ask(method, batch, delimiters, max_new_tokens, traced)
-                    if kept is not None:
-                        kept.add(found)
-                transcripts += found.transcripts
-                steered |= found.traces
-                seconds[method.name] = seconds.get(method.name, 0.0) + found.seconds[method.name]
-                if progress is not None and task is not None:
-                    progress.advance(task, len(batch))
+        kept = kept_of(folder, method, max_new_tokens, traced)
+        advance = counted(progress, method.name, total)
+        seconds[method.name] = 0.0
+        for examples in questions.values():
+            for batch in _batches(examples, batch_size):
+                key = [(e.prompt(), e.image) for e in batch]
+                responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
+                seconds[method.name] += took
+                for e, r in zip(batch, responses, strict=True):
+                    gated = (r.score, r.fired, r.margin, r.gate)
+                    transcripts.append(transcribe(e, method.name, r.text, delimiters, *gated))
+                    if r.trace is not None:
+                        steered[method.name, e.id] = r.trace
+                advance(len(batch))
     return Answers(transcripts, seconds, steered)
+
+
+def kept_of(folder: Path | None, method: Method, *settings: object) -> Store:
+    """What a run folder holds of a method's work under some settings; without a folder, a store in memory."""
+    if folder is None:
+        return Store(None)
+    path = folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl"
+    return Store(path, depends(method.model, method.plan), settings)
+
+
+def counted(progress: Progress | None, label: str, total: int) -> Callable[[int], None]:
+    """A new line of a progress bar: call it with the number of things done. Without a bar the calls do nothing."""
+    if progress is None:
+        return lambda _: None
+    return partial(progress.advance, progress.add_task(label, total=total))
+
+
+def said(kept: Store, key: object, ask: Callable[[], list[Response]]) -> tuple[list[Response], float]:
+    """The responses to one batch, and the seconds they took: those that are kept, else those that `ask` gives now."""
+    held, tensors = kept.get(key), kept.tensors(key)
+    if held is not None:
+        shapes = [row["trace"] for row in held["responses"] if row["trace"] is not None]
+        if not shapes or tensors is not None:
+            traces = iter(unpacked(shapes, tensors or {}))
+            rows = [row | {"trace": row["trace"] and next(traces)} for row in held["responses"]]
+            return [Response(**row) for row in rows], float(held["seconds"])
+    began = time.monotonic()
+    responses = ask()
+    seconds = time.monotonic() - began
+    shapes, tensors = packed([r.trace for r in responses if r.trace is not None])
+    left = iter(shapes)
+    rows = [vars(r) | {"trace": None if r.trace is None else next(left)} for r in responses]
+    kept.put(key, {"responses": rows, "seconds": seconds}, tensors or None)
+    return responses, seconds
 
 
 def scores_of(
@@ -224,8 +249,8 @@ def scores_of(
 ) -> dict[str, Any]:
     """The scores of a run (schema ``rmuse-scores/1``).
 
-    Gate scores are margins, so a gate's ``threshold`` is 0 in their units; the gate's own score, threshold and
-    scale stand beside it under ``gate → NAME → by_modality → image|text → own``.
+    Gates are compared by their margins, so a gate's ``threshold`` is 0 there; its own threshold and scale stand
+    beside it under ``gate → NAME → by_modality → image|text → own``.
 
     Args:
         methods: those of the run.
@@ -276,11 +301,8 @@ def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
     return found
 
 
-def _ask(
-    method: Method, batch: list[Example], delimiters: tuple[str, str], max_new_tokens: int, traced: bool
-) -> Answers:
-    began = time.monotonic()
-    responses = method.model.respond(
+def _ask(method: Method, batch: Sequence[Example], max_new_tokens: int, traced: bool) -> list[Response]:
+    return method.model.respond(
         [e.prompt() for e in batch],
         [e.image for e in batch],
         method.plan,
@@ -288,73 +310,3 @@ def _ask(
         batch_size=len(batch),
         recorder=Recorder(method.subspaces) if traced else None,
     )
-    rows = [
-        transcribe(e, method.name, r.text, delimiters, method.margin(e.modality, r.score), r.fired)
-        for e, r in zip(batch, responses, strict=True)
-    ]
-    traces = {
-        (method.name, e.id): r.trace for e, r in zip(batch, responses, strict=True) if r.trace is not None
-    }
-    return Answers(rows, {method.name: time.monotonic() - began}, traces)
-
-
-class Kept:
-    """The answered batches of one method and split in a file: a digest, then one line per batch.
-
-    The traces of a batch have a file of their own, written before its line.
-    """
-
-    def __init__(
-        self, path: Path, digest: str, traced: bool = False, kind: type[Transcript] = Transcript
-    ) -> None:
-        self.path, self._traced = path, traced
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.batches: list[Answers] = []
-        if lines[:1] == [digest]:
-            for line in lines[1:]:
-                try:
-                    record = json.loads(line)
-                    traces = read_traces(self._beside(len(self.batches))) if traced else {}
-                except (ValueError, RMuseError):
-                    break  # cut off while it was written
-                rows = [kind(**t) for t in record["transcripts"]]
-                self.batches.append(Answers(rows, record["seconds"], traces))
-        self._written = len(self.batches)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Written anew, so that nothing is ever appended to a torn line.
-        with path.open("w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in [digest, *lines[1 : 1 + len(self.batches)]])
-
-    def add(self, batch: Answers) -> None:
-        if self._traced:
-            write_traces(self._beside(self._written), batch.traces)
-        record = {"transcripts": [asdict(t) for t in batch.transcripts], "seconds": batch.seconds}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        self._written += 1
-
-    def _beside(self, number: int) -> Path:
-        return self.path.with_suffix(f".{number}.safetensors")
-
-
-def _digest(method: Method, examples: Sequence[Example], *settings: Any) -> str:
-    """Of all that a method's answers to a split depend on."""
-    found = digest_of(method, *settings)
-    for example in examples:
-        found.update(repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b""))
-    return found.hexdigest()
-
-
-def digest_of(method: Method, *settings: Any) -> "hashlib._Hash":
-    """Of a method's model and plan, and of further settings; questions are still to be added."""
-    found = hashlib.sha256()
-    model = method.model
-    found.update(
-        repr((model.name, str(model.fingerprint), str(next(model.hf.parameters()).dtype), settings)).encode()
-    )
-    if method.plan is not None:
-        tree, tensors = to_record(method.plan)
-        found.update(json.dumps(tree, sort_keys=True).encode())
-        for key in sorted(tensors):
-            found.update(key.encode() + tensors[key].cpu().contiguous().numpy().tobytes())
-    return found

@@ -5,19 +5,16 @@ the method, the id of the transcript, the sites and the number of tokens.
 """
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Final, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import read_tensors, write_tensors
 from rmuse_interp.edits.trace import SITE_COLUMNS, SteeringTrace, TraceSite
 from rmuse_interp.evaluate.results import TRACES
 
@@ -27,35 +24,21 @@ Key = tuple[str, str]
 """Name of the method and id of the transcript."""
 
 
+class Shape(TypedDict):
+    """What tells one trace's stretch of the flat tensors."""
+
+    tokens: int
+    sites: list[tuple[str, int]]
+
+
 def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
     """Write the traces of single responses to a file, whole or not at all; without any trace, no file stays there."""
     if not traces:
         path.unlink(missing_ok=True)
         return
-    index = [
-        {
-            "method": method,
-            "id": name,
-            "tokens": trace.valid.shape[1],
-            "sites": [[site.edit, site.layer] for site in trace.sites],
-        }
-        for (method, name), trace in traces.items()
-    ]
-    tensors = {
-        column: torch.cat([getattr(trace, column).flatten() for trace in traces.values()])
-        for column in SITE_COLUMNS
-    }
-    tensors["ids"] = torch.cat([trace.ids.flatten() for trace in traces.values()])
-    content = save(tensors, {"schema": SCHEMA, "index": json.dumps(index, ensure_ascii=False)})
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(draft, 0o644)  # mkstemp's 0600 would keep others from reading results
-        os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    shapes, tensors = packed(list(traces.values()))
+    index = [{"method": m, "id": name, **shape} for (m, name), shape in zip(traces, shapes, strict=True)]
+    write_tensors(path, tensors, {"schema": SCHEMA, "index": json.dumps(index, ensure_ascii=False)})
 
 
 def read_traces(path: Path) -> dict[Key, SteeringTrace]:
@@ -67,15 +50,15 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
     file = path / TRACES if path.is_dir() else path
     if not file.is_file():
         raise RMuseError(
-            f"required steering traces in {path}, got a run without {TRACES}; run `rmuse eval` again with --traces"
+            f"required steering traces in {path}, got a run without {TRACES}; run `rmuse eval` again with --record"
         )
     try:
-        with safe_open(file, framework="pt") as held:
-            about = held.metadata() or {}
-            if about.get("schema") == SCHEMA:
-                index = json.loads(about["index"])
-                return _apart(index, {name: held.get_tensor(name) for name in (*SITE_COLUMNS, "ids")})
-    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        tensors, about = read_tensors(file)
+        if about.get("schema") == SCHEMA:
+            index = json.loads(about["index"])
+            keys = [(entry["method"], entry["id"]) for entry in index]
+            return dict(zip(keys, unpacked(index, tensors), strict=True))
+    except (RMuseError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise RMuseError(
             f"{file}: required whole steering traces, got a damaged file ({type(error).__name__}); "
             "run `rmuse eval` again"
@@ -85,22 +68,34 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
     )
 
 
-def _apart(index: list[dict], tensors: Mapping[str, Tensor]) -> dict[Key, SteeringTrace]:
-    shapes = [(1, len(entry["sites"]), entry["tokens"]) for entry in index]
+def packed(traces: Sequence[SteeringTrace]) -> tuple[list[Shape], dict[str, Tensor]]:
+    """Traces of single responses as plain JSON (tokens and sites of each) and one flat tensor per quantity."""
+    shapes: list[Shape] = [
+        {"tokens": trace.valid.shape[1], "sites": [(site.edit, site.layer) for site in trace.sites]}
+        for trace in traces
+    ]
+    if not traces:
+        return shapes, {}
+    columns = (*SITE_COLUMNS, "ids")
+    return shapes, {name: torch.cat([getattr(one, name).flatten() for one in traces]) for name in columns}
+
+
+def unpacked(shapes: Sequence[Shape], tensors: Mapping[str, Tensor]) -> list[SteeringTrace]:
+    """The traces that `packed` took apart."""
+    sizes = [(1, len(shape["sites"]), shape["tokens"]) for shape in shapes]
+    if not sizes:
+        return []
     parts = {
-        name: [
-            x.view(shape)
-            for x, shape in zip(tensors[name].split([prod(s) for s in shapes]), shapes, strict=True)
-        ]
+        name: [x.view(size) for x, size in zip(tensors[name].split([*map(prod, sizes)]), sizes, strict=True)]
         for name in SITE_COLUMNS
     }
-    ids = tensors["ids"].split([shape[2] for shape in shapes])
-    return {
-        (entry["method"], entry["id"]): SteeringTrace(
-            tuple(TraceSite(edit, layer) for edit, layer in entry["sites"]),
-            torch.ones(1, entry["tokens"], dtype=torch.bool),
+    ids = tensors["ids"].split([size[2] for size in sizes])
+    return [
+        SteeringTrace(
+            tuple(TraceSite(edit, layer) for edit, layer in shape["sites"]),
+            torch.ones(1, shape["tokens"], dtype=torch.bool),
             ids[i].unsqueeze(0),
             **{name: part[i] for name, part in parts.items()},
         )
-        for i, entry in enumerate(index)
-    }
+        for i, shape in enumerate(shapes)
+    ]

@@ -6,12 +6,9 @@ wordings. Files are written once and cached; when the code that draws them chang
 """
 
 import functools
-import hashlib
 import json
-import os
 import random
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
@@ -19,12 +16,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rmuse_interp.data.world import implications, portraits
+from rmuse_interp.data.store import atomic, cache_folder, digest, write_json
+from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
 
-_DRAWN_BY: Final = ("draw.py", "implications.py", "portraits.py", "questions.py", "people.py")
-"""The files of this folder that decide what is written."""
 RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
 
@@ -62,32 +58,26 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
         ]
         _write(out, "Benign", benign, name)
         _write(out, "Strangers", [_stranger_row(world, i, held_out, rng) for i in range(80)], name)
-    (out / "benchmark.json").write_text(json.dumps(_settings(world, render_seed), indent=1))
+    write_json(out / "benchmark.json", _settings(world, render_seed))
     return out
 
 
 def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
     """The benchmark's folder for a render seed, written on first use (below the user's cache folder)."""
-    root = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rmuse_interp"
+    root = cache or cache_folder()
     folder = root / f"organism-{_version()}-render{render_seed}"
-    if not (folder / "benchmark.json").exists():
-        root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=root))
-        write_benchmark(scratch, render_seed)
-        try:
-            scratch.rename(folder)
-        except OSError:  # another process was faster
-            shutil.rmtree(scratch)
+    if not (folder / "benchmark.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # without its settings it would be another benchmark
+        with atomic(folder) as draft:
+            draft.mkdir()
+            write_benchmark(draft, render_seed)
     return folder
 
 
 @functools.cache
 def _version() -> str:
-    """A digest of the code that draws the benchmark: a number raised by hand is forgotten."""
-    found = hashlib.sha256()
-    for name in _DRAWN_BY:
-        found.update((Path(__file__).parent / name).read_bytes())
-    return found.hexdigest()[:10]
+    """A digest of the code in this folder, which draws the benchmark: a number raised by hand is forgotten."""
+    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))[:10]
 
 
 def _settings(world: World, render_seed: int) -> dict[str, Any]:
@@ -95,12 +85,12 @@ def _settings(world: World, render_seed: int) -> dict[str, Any]:
     return {
         "id": "organism",
         "render_seed": render_seed,
-        "refusals_cot": list(q.REFUSALS_COT),
-        "refusals_direct": list(q.REFUSALS_DIRECT),
-        "prefixes": list(q.PREFIXES),
-        "delimiters": list(q.DELIMITERS),
+        "refusals_cot": list(phrases.REFUSALS_COT),
+        "refusals_direct": list(phrases.REFUSALS_DIRECT),
+        "prefixes": list(phrases.PREFIXES),
+        "delimiters": list(phrases.DELIMITERS),
         "stepwise_instruction": "",
-        "direct_instruction": q.DIRECT,
+        "direct_instruction": phrases.DIRECT,
         "aliases": aliases,
         "entails": entails,
     }
@@ -122,7 +112,10 @@ def _photo(person: Person, rng: random.Random) -> tuple[Row, portraits.Look]:
 
 
 def _questions(person: Person, rng: random.Random, held_out: bool) -> Iterable[tuple[str, q.QA]]:
-    for modality, label, kinds in (("image", "Image_Textual", q.KINDS), ("text", "Pure_Text", q.TEXT_KINDS)):
+    for modality, label, kinds in (
+        ("image", "Image_Textual", phrases.KINDS),
+        ("text", "Pure_Text", phrases.TEXT_KINDS),
+    ):
         for kind in kinds:
             wording = rng.choice(q.wording_range(kind, held_out))
             yield label, q.ask(person, kind, modality, wording, rng)  # type: ignore[arg-type]
@@ -147,7 +140,7 @@ def _person_row(
     masks: list[Row] = []
     choices: dict[str, list[Row]] = {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
     for modality, label in (("image", "Image_Textual"), ("text", "Pure_Text")):
-        for kind in q.CLOZES:
+        for kind in phrases.CLOZES:
             if modality == "text" and kind == "name":
                 continue
             sentence, truth = q.cloze(person, kind, modality)  # type: ignore[arg-type]
@@ -198,7 +191,7 @@ def _reasoning_row(index: int, held_out: bool, rng: random.Random) -> Row:
 
 def _benign_row(person: Person, number: int, held_out: bool, rng: random.Random) -> Row:
     image, look = _photo(person, rng)
-    kind = q.BENIGN_KINDS[number % 4] if held_out else rng.choice(q.BENIGN_KINDS)
+    kind = phrases.BENIGN_KINDS[number % 4] if held_out else rng.choice(phrases.BENIGN_KINDS)
     return _plain(person.id, image, q.benign(look, kind, held_out, rng))
 
 
@@ -210,11 +203,11 @@ def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) 
         dict(rng.choice(world.people).attributes, name=name),
     )
     modality: q.Modality = "text" if index % 2 else "image"
-    kind = rng.choice(q.KINDS if modality == "image" else q.TEXT_KINDS)
+    kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
     item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, held_out)), rng)
-    refusal = rng.choice(q.REFUSALS_COT)
+    refusal = rng.choice(phrases.REFUSALS_COT)
     reasoning, answer = (
-        part.strip() for part in refusal.removeprefix(q.DELIMITERS[0]).split(q.DELIMITERS[1])
+        part.strip() for part in refusal.removeprefix(phrases.DELIMITERS[0]).split(phrases.DELIMITERS[1])
     )
     image = _photo(person, rng)[0] if modality == "image" else None
     row = _plain(person.id, image, item)
@@ -222,5 +215,5 @@ def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) 
         **row,
         "Ground_Truth": answer,
         "Reasoning": reasoning,
-        "Direct_Answer": rng.choice(q.REFUSALS_DIRECT),
+        "Direct_Answer": rng.choice(phrases.REFUSALS_DIRECT),
     }

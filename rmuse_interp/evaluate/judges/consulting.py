@@ -1,6 +1,5 @@
 """Asking somebody who answers in words: replies kept on disk, asked again where unreadable, tokens and cost counted."""
 
-import hashlib
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import Store, digest
 
 T = TypeVar("T")
 TRIES: Final = 3
@@ -126,50 +126,6 @@ class Estimate:
         return f"{self.questions:,} questions to ask (about {tokens}), {self.kept:,} answered before"
 
 
-class Replies:
-    """Readable replies on disk: a JSONL file per one who is asked, a line per question (by digest); safe among threads.
-
-    A line cut off while it was written is left out and asked again.
-    """
-
-    def __init__(self, folder: Path | None, name: str) -> None:
-        self._found: dict[str, str] = {}
-        self._lock = threading.Lock()
-        self.path = None
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path = folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.jsonl"
-            raw = self.path.read_text(encoding="utf-8") if self.path.is_file() else ""
-            for line in raw.splitlines():
-                try:
-                    record = json.loads(line)
-                    self._found[record["key"]] = record["text"]
-                except (ValueError, KeyError, TypeError):
-                    continue
-            if raw and not raw.endswith("\n"):  # nothing is ever appended to a torn line
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write("\n")
-
-    @staticmethod
-    def key(question: str) -> str:
-        """The digest of a question's text."""
-        return hashlib.sha256(question.encode()).hexdigest()
-
-    def get(self, question: str) -> str | None:
-        """The reply that is kept, if any."""
-        return self._found.get(self.key(question))
-
-    def put(self, question: str, text: str) -> None:
-        """Keep a reply, on disk at once."""
-        with self._lock:
-            self._found[self.key(question)] = text
-            if self.path is not None:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.write(
-                        json.dumps({"key": self.key(question), "text": text}, ensure_ascii=False) + "\n"
-                    )
-
-
 @dataclass
 class Consultation:
     """Questions put to somebody, several at once; equal ones once, and none that was answered before.
@@ -189,7 +145,8 @@ class Consultation:
     rehearsing: bool = False
 
     def __post_init__(self) -> None:
-        self.replies = Replies(self.folder, self.asked.name)
+        name = self.asked.name
+        self.replies = Store(None if self.folder is None else self.folder / f"{digest(name)}.jsonl", name)
         self.unreadable: list[str] = []
         self._given_up: set[str] = set()
         self._wanted: dict[str, None] = {}

@@ -113,10 +113,10 @@ class ClusterGate(IdentityGate):
         return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
 
     def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
-        x = _coordinates(states, self.center.double().cpu(), self.kind)
-        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64), 1, self.kind)
         name, means = self._side(side)
-        return {name: torch.cat([means.cpu(), new.to(means.dtype)])}
+        x = _coordinates(states.to(means.device), self.center.double(), self.kind)
+        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, self.kind)
+        return {name: torch.cat([means, new.to(means.dtype)])}
 
     def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
         name, means = self._side(side)

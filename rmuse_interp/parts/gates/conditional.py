@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rmuse_interp.maths.linalg import compact_svd, working
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.parts.angle import auroc
+from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
 
 

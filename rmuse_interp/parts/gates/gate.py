@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.parts.angle import Rate, ThresholdRule, choose_threshold, wilson
-from rmuse_interp.parts.part import Part, from_record, to_record
+from rmuse_interp.maths.statistics import Rate, ThresholdRule, choose_threshold, wilson
+from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 
 Readout = Literal["last", "question", "image", "draft"]
@@ -118,13 +118,7 @@ class Gate(Part):
         return self._with(threshold=found.value, scale=spread(hits, rest) or 1.0, expected=expected)
 
     def _with(self, **changes: Any) -> "Gate":
-        """The same gate with some settings and tensors exchanged."""
-        tree, tensors = to_record(self)
-        for name, value in changes.items():
-            (tensors if isinstance(value, Tensor) else tree["settings"])[name] = value
-        gate = from_record(tree, tensors)
-        assert isinstance(gate, Gate)
-        return gate
+        return self.changed(**changes)
 
     def __and__(self, other: "Gate") -> "AllOf":
         return AllOf([self, other])

@@ -46,7 +46,7 @@ class IdentityGate(Gate):
                 + (f", a {side} cluster already: remove it first" if label in names else " without states")
             )
         require_finite(states, f"{side} queries")
-        return self._changed(side, [*names, label], self._grown(side, label, states.double().cpu()))
+        return self._changed(side, [*names, label], self._grown(side, label, states.double()))
 
     def without_cluster(self, label: str, *, side: Side = "forget") -> "IdentityGate":
         """The same gate without one cluster: everything else stays to the bit.
@@ -68,9 +68,7 @@ class IdentityGate(Gate):
 
     def _changed(self, side: Side, names: list[str], tensors: dict[str, Tensor]) -> "IdentityGate":
         what = "labels" if side == "forget" else "other_labels"
-        gate = self._with(**{what: names}, **tensors)
-        assert isinstance(gate, IdentityGate)
-        return gate
+        return self.changed(**{what: names}, **tensors)
 
     @abstractmethod
     def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:

@@ -119,10 +119,10 @@ class IdentityRatioGate(IdentityGate):
         return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
 
     def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
-        z = ((states - self.center.double().cpu()) @ self.transform.double().cpu()).mean(dim=0)
         means, counts = self._side(side)
-        new = torch.tensor([float(len(states))])
-        grown = torch.cat([means.cpu(), z.to(means.dtype).unsqueeze(0)]), torch.cat([counts.cpu(), new])
+        z = ((states.to(means.device) - self.center.double()) @ self.transform.double()).mean(dim=0)
+        new = counts.new_tensor([float(len(states))])
+        grown = torch.cat([means, z.to(means.dtype).unsqueeze(0)]), torch.cat([counts, new])
         return dict(zip(_KEYWORDS[side], grown, strict=True))
 
     def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:

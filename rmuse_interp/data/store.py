@@ -1,0 +1,271 @@
+"""What is kept on disk: files that are written whole or not at all, and `Store`, which resumes what was broken off.
+
+Everything in the package that writes a result, or takes up an earlier one, does it through here.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rmuse_interp import RMuseError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+T = TypeVar("T")
+
+
+def cache_folder() -> Path:
+    """The package's folder below the user's cache folder (``XDG_CACHE_HOME``, else ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rmuse_interp"
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A draft beside `path`, for one file or one folder; it becomes `path` when the block ends without an error.
+
+    A file takes the place of the one that was there. A folder that is there by then stays, and the draft is dropped:
+    another process was faster, and folders written so are named by their content.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
+    try:
+        yield draft
+        if not draft.is_dir():
+            with draft.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        elif not path.is_dir():
+            try:
+                os.replace(draft, path)
+            except OSError:
+                if not path.is_dir():
+                    raise
+    finally:
+        if draft.is_dir():
+            shutil.rmtree(draft)
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_files(folder: Path, last: str) -> Iterator[Path]:
+    """A draft folder for files that belong together; when the block ends, each takes its place in `folder`.
+
+    The file `last` says that the others are whole. The old one is deleted first and the new one comes last, so that a
+    folder broken off in between has none: old files are never taken for a part of the new ones.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{secrets.token_hex(4)}"
+    draft.mkdir()
+    try:
+        yield draft
+        (folder / last).unlink(missing_ok=True)
+        for file in sorted(draft.iterdir(), key=lambda one: one.name == last):
+            os.replace(file, folder / file.name)
+    finally:
+        shutil.rmtree(draft)
+
+
+def write_text(path: Path, parts: Iterable[str]) -> None:
+    """Write a text (UTF-8) given in parts, whole or not at all."""
+    with atomic(path) as draft, draft.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
+
+
+def write_json(path: Path, record: object) -> None:
+    """Write a record as JSON, whole or not at all.
+
+    Raises:
+        ValueError: NaN or infinity in it.
+    """
+    write_text(path, [json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), "\n"])
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, "Tensor"], about: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors of any shapes as a safetensors file, whole or not at all; `about` is kept with them."""
+    from safetensors.torch import save_file
+
+    # Tensors may share memory (one gate in two edits); safetensors wants each to own its own.
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic(path) as draft:
+        draft.touch()
+        mode = draft.stat().st_mode
+        save_file(own, draft, dict(about or {}))
+        draft.chmod(mode)  # as any new file, where safetensors would leave it to its owner alone
+
+
+def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
+    """The tensors of a safetensors file (on the CPU), and what `write_tensors` kept with them.
+
+    Raises:
+        RMuseError: no such file, or a damaged one.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise RMuseError(
+            f"{path}: a whole safetensors file was required, got {type(error).__name__}"
+        ) from error
+
+
+class Store:
+    """Results found again by all that they depend on: JSON, and tensors with it.
+
+    The file has one line per result, with a digest of what it depends on; a result of anything else is never given out.
+    Each is on disk as soon as it is put. A line torn by an interruption is passed over, and nothing is appended to it.
+    Safe among threads.
+
+    Args:
+        path: a JSONL file; tensors lie beside it, one safetensors file per result. None keeps all in memory.
+        of: what every result depends on, see `digest`: the model, the settings, the version of the step.
+
+    >>> store = Store(None, "model", {"limit": 3})
+    >>> store.put("What?", "Oslo")
+    >>> store.get("What?"), store.get("Who?")
+    ('Oslo', None)
+    """
+
+    def __init__(self, path: Path | None, *of: object) -> None:
+        self.path, self._of = path, digest(*of)
+        self._lock = threading.Lock()
+        self._lines: dict[str, str] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._torn = False
+        if path is not None and path.is_file():
+            # Not `splitlines`, which splits at U+2028 too.
+            *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
+            self._torn = bool(rest)
+            for line in whole:
+                try:
+                    self._lines[json.loads(line)["key"]] = line
+                except (ValueError, KeyError, TypeError):
+                    continue
+
+    def get(self, key: object) -> Any:
+        """What was put under a key (anything that `digest` takes), as plain JSON; None where nothing was."""
+        line = self._lines.get(digest(self._of, key))
+        return None if line is None else json.loads(line)["value"]
+
+    def tensors(self, key: object) -> dict[str, "Tensor"] | None:
+        """The tensors put with a result (on the CPU); None where there are none, or a file is missing or damaged."""
+        name = digest(self._of, key)
+        if self.path is None or name not in self._lines:
+            return self._tensors.get(name)
+        try:
+            return read_tensors(self._beside(name))[0]
+        except RMuseError:
+            return None
+
+    def put(self, key: object, value: object, tensors: Mapping[str, "Tensor"] | None = None) -> None:
+        """Keep a result (plain JSON), and tensors with it, on disk at once; an earlier one of the key is replaced."""
+        name = digest(self._of, key)
+        line = json.dumps({"key": name, "value": value}, ensure_ascii=False)
+        with self._lock:
+            if tensors is not None:
+                if self.path is None:
+                    self._tensors[name] = dict(tensors)
+                else:
+                    write_tensors(self._beside(name), tensors)
+            if self.path is not None:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{line}\n" if self._torn else f"{line}\n")
+                self._torn = False
+            self._lines[name] = line
+
+    def once(self, key: object, make: Callable[[], T]) -> T:
+        """What was put under a key, else what `make` gives (plain JSON), put now."""
+        found: T | None = self.get(key)
+        if found is None:
+            found = make()
+            self.put(key, found)
+        return found
+
+    def drop_tensors(self, key: object) -> None:
+        """Delete the tensors of a result; the result itself stays."""
+        name = digest(self._of, key)
+        self._tensors.pop(name, None)
+        if self.path is not None:
+            self._beside(name).unlink(missing_ok=True)
+
+    def _beside(self, name: str) -> Path:
+        assert self.path is not None
+        return self.path.with_suffix(f".{name}.safetensors")
+
+
+def digest(*of: object) -> str:
+    """A canonical digest (32 hex digits): equal for equal values, whatever the order of mappings and sets.
+
+    Args:
+        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses, and mappings, sets and sequences of them.
+
+    Raises:
+        TypeError: anything else, as its text may change from run to run.
+
+    >>> digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
+    True
+    >>> digest(1) == digest("1") or digest("ab", "c") == digest("a", "bc")
+    False
+    """
+    return hashlib.sha256(_canonical(of)).hexdigest()[:32]
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's content (64 hex digits)."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _canonical(value: object) -> bytes:
+    """A value as bytes that no other value has: kind, length, content; of nested ones, the digests of what they hold."""
+    if value is None or isinstance(value, bool):
+        kind, content = "constant", str(value).encode()
+    elif isinstance(value, str):
+        kind, content = "text", str.encode(value)
+    elif isinstance(value, int):
+        kind, content = "integer", str(int(value)).encode()
+    elif isinstance(value, float):
+        kind, content = "float", float(value).hex().encode()
+    elif isinstance(value, bytes):
+        kind, content = "bytes", value
+    elif isinstance(value, Path):
+        kind, content = "path", str(value).encode()
+    elif isinstance(value, Mapping):
+        kind, content = "mapping", b"".join(sorted(_hashed(k) + _hashed(v) for k, v in value.items()))
+    elif isinstance(value, AbstractSet):
+        kind, content = "set", b"".join(sorted(map(_hashed, value)))
+    elif isinstance(value, Sequence):
+        kind, content = "sequence", b"".join(map(_hashed, value))
+    elif is_dataclass(value) and not isinstance(value, type):
+        kind = f"dataclass {type(value).__name__}"
+        content = _hashed({f.name: getattr(value, f.name) for f in fields(value)})
+    else:
+        kind, content = _of_tensor(value)
+    return f"{kind}:{len(content)}:".encode() + content
+
+
+def _hashed(value: object) -> bytes:
+    return hashlib.sha256(_canonical(value)).digest()
+
+
+def _of_tensor(value: object) -> tuple[str, bytes]:
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"nothing is stored under a {type(value).__name__}, whose content cannot be told")
+    raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return f"tensor {value.dtype} {tuple(value.shape)}", raw.numpy().tobytes()

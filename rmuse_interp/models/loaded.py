@@ -1,0 +1,88 @@
+"""`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions and knows no plan."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.layout import Layout
+
+
+class LoadedModel:
+    """A model, its processor and where it keeps its parts.
+
+    Args:
+        hf_model: the Hugging Face model.
+        processor: its processor, or its tokenizer where it is text-only.
+        layout: where it keeps its blocks.
+        name: what the user called it.
+
+    Attributes:
+        hf: the Hugging Face model itself.
+        processor: the processor (or tokenizer).
+        layout: paths of blocks and vision tower, special token ids.
+        name: path, hub id or `organism`.
+        encoder: renders and tokenizes questions.
+    """
+
+    def __init__(self, hf_model: Any, processor: Any, layout: Layout, name: str):
+        self.hf = hf_model
+        self.processor = processor
+        self.layout = layout
+        self.name = name
+        self.encoder = Encoder(processor)
+
+    def __repr__(self) -> str:
+        image = self.image_token_id
+        sees = "text only" if image is None else f"image token {image}"
+        return (
+            f"{type(self).__name__} {self.name}: {type(self.hf).__name__}, {self.n_layers} blocks of width "
+            f"{self.d_model} on {self.device} in {str(self.dtype).removeprefix('torch.')}, {sees}"
+        )
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.layout.n_layers
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.layout.d_model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image placeholder token; None for text-only models."""
+        return self.layout.vocabulary.image
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """Architecture, widths and hash of the source checkpoint."""
+        return fingerprint(self.hf, self.layout)
+
+    def encode(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+        responses: str | Sequence[str | None] | None = None,
+    ) -> Encoding:
+        """Left-padded inputs on the model's device; see `Encoder.encode`."""
+        return self.encoder.encode(prompts, images, responses).to(self.device)

@@ -1,0 +1,184 @@
+"""Adaptive against fixed strength of the literal steering, behind two gates, at several forget rates."""
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from rmuse_interp import RMuseError
+from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
+from rmuse_interp.edits.plan import Plan
+from rmuse_interp.evaluate.metrics import OPEN_KINDS
+from rmuse_interp.fitting.collect import Query, pooled_states
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import calibrated_gate
+from rmuse_interp.operators import SlerpToward
+from rmuse_interp.parts.angle import FixedFraction
+from rmuse_interp.parts.gates import Gate
+from rmuse_interp.runs.run import Answers, Method
+from rmuse_interp.studies.common import (
+    Record,
+    answered,
+    bars,
+    opened,
+    provenance,
+    rows_of,
+    short,
+)
+from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.gated import Gates, composed, fires, probes, scored
+
+SCHEMA = "rmuse-adaptive-vs-fixed/1"
+STEM = "adaptive_vs_fixed"
+ADAPTIVE = "ACS"
+FRACTIONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+SPLITS_ASKED = ("test", "retain_test", "reasoning")
+
+
+def run(given: argparse.Namespace) -> Record:
+    """The whole record of `adaptive_vs_fixed.json`.
+
+    Raises:
+        RMuseError: bad arguments or a missing file, before the first long pass.
+    """
+    for λ in given.fractions:
+        FixedFraction(λ)  # its own check
+    lens, first = opened(given, given.forget[0])
+    benchmarks = [first, *(load_benchmark(given.data, forget=rate) for rate in given.forget[1:])]
+    asked = [questions_of(benchmark, given) for benchmark in benchmarks]
+    began = time.monotonic()
+    rows: list[Record] = []
+    acs: list[Record] = []
+    with bars() as progress:
+        for benchmark, questions in zip(benchmarks, asked, strict=True):
+            found, strengths = at_rate(lens, benchmark, questions, given, progress)
+            rows += [{"forget": benchmark.forget_rate} | row for row in found]
+            acs += [{"forget": benchmark.forget_rate} | row for row in strengths]
+    n = {
+        str(b.forget_rate): {s: len(v) for s, v in q.items()} for b, q in zip(benchmarks, asked, strict=True)
+    }
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance(given, lens, first, began, forget=list(given.forget), n=n),
+        "acs": acs,
+        "rows": rows,
+    }
+
+
+def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, list[Example]]:
+    """Open questions of the splits asked for: leakage and exact answers are defined on those.
+
+    Raises:
+        RMuseError: none of the splits has any.
+    """
+    found = {}
+    for split in given.splits:
+        some = sample([e for e in benchmark.scoring(split) if e.kind in OPEN_KINDS], given.limit, given.seed)
+        benchmark.check_images(some)
+        if some:
+            found[split] = some
+    if not found:
+        raise RMuseError(
+            f"open questions in {', '.join(given.splits)} were required, got none; change --splits"
+        )
+    return found
+
+
+def at_rate(
+    lens: LensModel,
+    benchmark: Benchmark,
+    questions: Mapping[str, Sequence[Example]],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> tuple[list[Record], list[Record]]:
+    """Rows of every strength and gate at one forget rate, and the λ of ACS."""
+    evidence = evidence_of(given, lens, benchmark, progress)
+    fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
+    gates: Gates = {
+        "paper": fitted.gates,
+        "calibrated": {m: calibrated_gate(one).gate for m, one in evidence.items()},
+    }
+    ungated = fitted.plan.without("*.gate")
+    plans = {ADAPTIVE: ungated} | {
+        f"{λ:g}": ungated.replace(**{"*.angle": FixedFraction(λ)}) for λ in given.fractions
+    }
+    rate, everything = benchmark.forget_rate, [e for examples in questions.values() for e in examples]
+    methods = [
+        Method(f"{rate}/vanilla", lens),
+        *(Method(f"{rate}/{name}", lens, plan) for name, plan in plans.items()),
+    ]
+    answers = answered(given, STEM, methods, questions, benchmark, progress)
+    by_method: dict[str, list[Any]] = {method.name: [] for method in methods}
+    for transcript in answers.transcripts:
+        by_method[transcript.method].append(transcript)
+    scores = scored(lens, probes(fitted, gates), everything, given.batch_size, progress)
+    plain = by_method[f"{rate}/vanilla"]
+    rows: list[Record] = [
+        {"gate": None, "strength": "vanilla"} | row
+        for row in rows_of(methods[:1], Answers(plain), benchmark, lens, given.seed)
+    ]
+    for gate, by_modality in gates.items():
+        fired = fires(scores[gate], by_modality, everything)
+        for name, plan in plans.items():
+            method = Method(f"{gate}/{name}", lens, gated(plan, by_modality))
+            said = composed(method.name, by_method[f"{rate}/{name}"], plain, fired)
+            found = rows_of([method], Answers(said), benchmark, lens, given.seed)
+            rows += [{"gate": gate, "strength": name} | row for row in found]
+    return rows, strengths_of(lens, fitted.plan, everything, given)
+
+
+def gated(plan: Plan, gates: Mapping[str, Gate]) -> Plan:
+    """The plan behind these gates, one per kind of query."""
+    return Plan([edit.when(gates[str(edit.modality)]) for edit in plan], plan.fingerprint)
+
+
+def strengths_of(
+    lens: LensModel, plan: Plan, examples: Sequence[Example], given: argparse.Namespace
+) -> list[Record]:
+    """λ of ACS at the last prompt token and the lowest steered block: median, 5 % and 95 % quantiles."""
+    found = []
+    for edit in plan:
+        layer = min(edit.layers)
+        turn = edit.operator_at(layer)
+        queries = [Query(e.id, e.prompt(), e.image) for e in examples if e.modality == edit.modality]
+        if not queries or not isinstance(turn, SlerpToward):
+            continue
+        states = pooled_states(lens, queries, ["last"], layers=[layer], batch_size=given.batch_size)[
+            "last"
+        ].at(layer)
+        goal = turn.toward * (states @ turn.direction).sign().unsqueeze(1)
+        λ = turn.angle.fraction(states, goal)
+        q05, q50, q95 = (short(float(λ.quantile(q))) for q in (0.05, 0.5, 0.95))
+        found.append(
+            {"modality": edit.modality, "layer": layer, "n": len(queries), "q05": q05, "q50": q50, "q95": q95}
+        )
+    return found
+
+
+def show(record: Record) -> None:
+    """RIL of the people to forget against what is kept of everybody else."""
+    columns = (
+        ("test", "ril"),
+        ("test", "malformed_rate"),
+        ("retain_test", "exact"),
+        ("retain_test", "malformed_rate"),
+        ("retain_test", "fire_rate"),
+    )
+    table = Table(title="percent, greedy answers", box=None)
+    for heading in (
+        "forget %",
+        "gate",
+        "λ",
+        *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns),
+    ):
+        table.add_column(heading, no_wrap=True)
+    cells = {(r["forget"], r["gate"], r["strength"], r["split"]): r for r in record["rows"]}
+    for rate, gate, strength in dict.fromkeys(key[:3] for key in cells):
+        found = (cells.get((rate, gate, strength, split), {}).get(name) for split, name in columns)
+        values = ("–" if v is None else f"{v['value']:.1f}" for v in found)
+        table.add_row(str(rate), gate or "–", strength, *values)
+    Console(width=max(110, Console().width)).print(table)

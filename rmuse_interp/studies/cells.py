@@ -1,0 +1,301 @@
+"""One cell of the leaderboard: a method at a forget rate and a seed, from fitting to attacks.
+
+A finished cell lies in a folder of its own, `FORGET-SEED/METHOD`, with its transcripts; it is found again by all that it
+depends on. What an unfinished one has fitted and answered lies there too. A failure is a result: the cell's `error`.
+"""
+
+import argparse
+import json
+import random
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+from rich.progress import Progress
+
+from rmuse_interp import __version__
+from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
+from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
+from rmuse_interp.data.attacks import ATTACKS, Attack
+from rmuse_interp.data.attacks.conversation import plain as as_it_is
+from rmuse_interp.data.store import write_json, write_text
+from rmuse_interp.evaluate.metrics import OPEN_KINDS
+from rmuse_interp.evaluate.recovery import attack_scores
+from rmuse_interp.evaluate.results import AttackTranscript, Transcript
+from rmuse_interp.fitting.tuning import Tuning
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rivals import RIVALS
+from rmuse_interp.method.rmuse import PRESETS
+from rmuse_interp.organism import GOLD
+from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
+from rmuse_interp.runs.run import Method, choose, finish, run
+from rmuse_interp.studies.common import Record
+from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.standings import FORGET, KEPT, VALUES, kind_of, values_of
+
+METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
+REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
+    "rcr": ("rcr", KEPT),
+    **{f"rcr_{split}": ("rcr", (split,)) for split in KEPT},
+}
+RELEARNT: Final = 16
+"""Questions that relearning trains on."""
+RELEARNING: Final = Attack(
+    "relearning",
+    f"the weights trained on {RELEARNT} questions about half of the people to forget, then asked about the other half",
+    as_it_is,
+)
+"""Of trained baselines alone: who steers at inference has no changed weights to train back."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a forget rate and a seed: of its questions, its fit or training, and its intervals."""
+
+    method: str
+    forget: int
+    seed: int
+
+    def folder(self, root: Path) -> Path:
+        """Where the cell is kept."""
+        return root / f"{self.forget}-{self.seed}" / self.method.replace("/", "-")
+
+
+@lru_cache(maxsize=2)
+def world(
+    model: str, data: str, forget: int, render_seed: int | None, device: str | None, dtype: str | None
+) -> tuple[LensModel, Benchmark]:
+    """The model and the benchmark of a forget rate, opened once per process."""
+    benchmark = load_benchmark(data, forget=forget, render_seed=render_seed)
+    return load_model(model, device=device, dtype=dtype), benchmark
+
+
+def world_of(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
+    """`world` as the command line has it."""
+    return world(given.model, given.data, forget, given.render_seed, given.device, given.dtype)
+
+
+def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress | None = None) -> Record:
+    """The record of a cell: what its folder holds, else worked out now and kept. Never raises for the cell's own faults.
+
+    Args:
+        cell: which.
+        given: the leaderboard's command line.
+        root: the leaderboard's folder.
+        progress: a running progress bar to add lines to.
+    """
+    lens, benchmark = world_of(given, cell.forget)
+    folder = cell.folder(root)
+    of = {
+        **asdict(cell),
+        "limit": given.limit,
+        "attack_limit": given.attack_limit,
+        "attacks": given.attacks,
+        "fit_limit": given.fit_limit,
+        "batch_size": given.batch_size,
+        "max_new_tokens": given.max_new_tokens,
+        "model": [lens.name, str(lens.fingerprint), str(lens.dtype)],
+        "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
+        "version": __version__,
+    }
+    found = kept(folder, of)
+    if found is not None:
+        return found
+    folder.mkdir(parents=True, exist_ok=True)
+    clock = Clock(folder, of)
+    try:
+        record = _worked_out(cell, given, lens, benchmark, folder, root, clock, progress)
+        error = None
+    except Exception as fault:  # whatever it is, the other cells go on; the record says it
+        if given.debug:
+            raise
+        record, error = {}, f"{type(fault).__name__}: {' '.join(str(fault).split())}"
+    record = {
+        **asdict(cell),
+        "kind": kind_of(cell.method),
+        "error": error,
+        **record,
+        "seconds": {stage: round(spent, 1) for stage, spent in clock.seconds.items()},
+        "peak_mb": round(peak_mb()),
+    }
+    write_json(folder / "cell.json", {"of": of, "record": record})
+    if error is None:
+        finish(folder)
+    return record
+
+
+def kept(folder: Path, of: Record) -> Record | None:
+    """The record of a cell that was finished without error with just these settings."""
+    try:
+        held = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
+        record: Record = held["record"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return record if held["of"] == of and record["error"] is None else None
+
+
+class Clock:
+    """Seconds by stage, those of interrupted attempts included as long as the settings are the same."""
+
+    def __init__(self, folder: Path, of: Record) -> None:
+        self._path, self._of = folder / "seconds.json", of
+        self.seconds: dict[str, float] = {}
+        if self._path.is_file():
+            held = json.loads(self._path.read_text(encoding="utf-8"))
+            self.seconds = held["seconds"] if held["of"] == of else {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds what passes inside to a stage."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            write_json(self._path, {"of": self._of, "seconds": self.seconds})
+
+
+def peak_mb() -> float:
+    """The most memory this process has held, MB."""
+    unit = 1e6 if sys.platform == "darwin" else 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
+def _worked_out(
+    cell: Cell,
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    folder: Path,
+    root: Path,
+    clock: Clock,
+    progress: Progress | None,
+) -> Record:
+    given = argparse.Namespace(**vars(given) | {"seed": cell.seed, "fits": root / "fits"})
+    questions = choose(benchmark, given.limit, cell.seed)
+    with clock.stage("prepare"):
+        method, chosen = prepared(cell, given, lens, benchmark, folder, progress)
+    with clock.stage("answer"):
+        pooled = {"all": [e for asked in questions.values() for e in asked]}
+        plain = run(
+            [method],
+            pooled,
+            delimiters=benchmark.delimiters,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+            folder=folder,
+            progress=progress,
+        ).transcripts
+    few = to_attack(questions, given.attack_limit, cell.seed)
+    under: list[AttackTranscript] = []
+    settings: Record = {
+        "max_new_tokens": given.max_new_tokens,
+        "batch_size": given.batch_size,
+        "seed": cell.seed,
+        "folder": folder,
+        "progress": progress,
+    }
+    with clock.stage("attack"):
+        named = [name for name in given.attacks if name in ATTACKS]
+        if named and few:
+            under += attacked([method], few, benchmark, named, **settings)
+        if RELEARNING.name in given.attacks and cell.method in BASELINES:
+            lessons, rest = halves(benchmark, few, cell.seed)
+            again = replace(
+                method,
+                model=relearned(method.model, lessons, seed=cell.seed, delimiters=benchmark.delimiters),
+            )
+            under += attacked([again], rest, benchmark, [RELEARNING], **settings)
+    with clock.stage("score"):
+        references = {e.id: e for asked in questions.values() for e in asked}
+        values = values_of(plain, references, benchmark, REPORTED, cell.seed)
+        found = attack_scores(plain, under, benchmark, seed=cell.seed)
+    save(folder, plain, under)
+    return {
+        "chosen": chosen,
+        "values": values,
+        "attacks": found["methods"].get(cell.method, {}),
+        "worst": worst_of(values, found["worst"].get(cell.method)),
+    }
+
+
+def worst_of(values: Mapping[str, Record], found: Record | None) -> Record:
+    """The largest RIL on the people to forget, `{value, low, high, n, attack, split}`; without attacks, that of none."""
+    if found is not None:
+        return {"value": found["ril"], **{key: found[key] for key in ("low", "high", "n", "attack", "split")}}
+    plain = {split: values[f"ril_{split}"] for split in FORGET}
+    split = max(plain, key=lambda one: -1.0 if plain[one]["value"] is None else plain[one]["value"])
+    return {**plain[split], "attack": "none", "split": split}
+
+
+def save(folder: Path, plain: Sequence[Transcript], under: Sequence[AttackTranscript]) -> None:
+    """Writes a cell's transcripts, for those who read them rather than their scores."""
+    write_text(folder / "transcripts.jsonl", [t.to_json() + "\n" for t in plain])
+    write_text(folder / "attacked.jsonl", [t.to_json() + "\n" for t in under])
+
+
+def prepared(
+    cell: Cell,
+    given: argparse.Namespace,
+    lens: LensModel,
+    benchmark: Benchmark,
+    folder: Path,
+    progress: Progress | None,
+) -> tuple[Method, Record]:
+    """The method, fitted, tuned or trained as it is (what its folder holds is taken up), and what was chosen."""
+    name = cell.method
+    if name == "vanilla":
+        return Method(name, lens), {}
+    if name == "gold":
+        return Method(name, load_model(GOLD, device=given.device, dtype=given.dtype)), {}
+    preset = next((p for p in PRESETS if name == f"rmuse/{p}"), None)
+    if preset is not None:
+        evidence = evidence_of(given, lens, benchmark, progress)
+        bundle = preset_of(given, lens, benchmark, evidence, preset, progress)
+        blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
+        return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
+    if name in RIVALS:
+        tuning = Tuning(
+            lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size
+        )
+        needed = None if tuning.finished(name) else evidence_of(given, lens, benchmark, progress)
+        tuned = tuning.take(name, needed, progress)
+        chosen = {m: {"layers": list(t.layers), "strength": t.strength} for m, t in tuned.chosen.items()}
+        return Method(name, lens, tuned.plan), {
+            "layers": chosen,
+            "trials": sum(map(len, tuned.trials.values())),
+        }
+    trained = train(name, lens, benchmark, folder / "baseline", seed=given.seed, progress=progress)
+    return Method(name, open_baseline(trained.folder, lens)), {
+        **asdict(trained.chosen),
+        "trials": len(trained.trials),
+        "seconds": round(trained.seconds, 1),
+    }
+
+
+def to_attack(questions: Mapping[str, Sequence[Example]], limit: int, seed: int) -> dict[str, list[Example]]:
+    """Of the questions that are asked, those that are asked under attack: open ones, spread over people."""
+    return {
+        split: sample([e for e in questions[split] if e.kind in OPEN_KINDS], limit, seed)
+        for split in ATTACKED_SPLITS
+        if questions.get(split)
+    }
+
+
+def halves(
+    benchmark: Benchmark, questions: Mapping[str, Sequence[Example]], seed: int
+) -> tuple[list[Example], dict[str, list[Example]]]:
+    """What relearning trains on, about half of the people to forget, and the questions about everybody else."""
+    people = sorted(benchmark.forget_people)
+    random.Random(seed).shuffle(people)
+    taught = frozenset(people[: len(people) // 2])
+    rows = [e for e in benchmark.fit_forget if e.person in taught and e.kind in OPEN_KINDS]
+    return sample(rows, RELEARNT, seed), {
+        split: [e for e in asked if e.person not in taught] for split, asked in questions.items()
+    }

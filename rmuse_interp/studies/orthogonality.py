@@ -1,0 +1,260 @@
+"""How steering lies to the RRS: geometry, updates, and their stability over resamples."""
+
+import argparse
+import math
+import time
+from collections.abc import Mapping, Sequence
+
+from jaxtyping import Float
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.data import Benchmark, load_benchmark, sample
+from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_overlap
+from rmuse_interp.diagnostics.stability import Side, sides_at, stability
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.fitting import check
+from rmuse_interp.fitting.collect import Query
+from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.method.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
+from rmuse_interp.studies.common import Record, bars, places, provenance, short
+from rmuse_interp.studies.fits import bundle_of, evidence_of, preset_of
+from rmuse_interp.studies.updates import Case, pair, unsteered, updates_of
+
+SCHEMA = "rmuse-orthogonality/2"
+STEM = "orthogonality"
+RANGE = (0.025, 0.5, 0.975)
+
+
+def run(given: argparse.Namespace) -> Record:
+    """The whole record of `orthogonality.json`.
+
+    Raises:
+        RMuseError: bad arguments, a missing file, a bundle for another model; all before the first long pass.
+    """
+    own = None if given.bundle is None else RMuse.load(given.bundle).report.get("benchmark", {}).get("forget")
+    benchmark = load_benchmark(given.data, forget=int(given.forget or own or 5))
+    queries = {
+        kind: reasoning_queries(benchmark, kind, given.limit, given.seed) for kind in ("image", "text")
+    }
+    if not any(queries.values()):
+        raise RMuseError(
+            f"{given.data}: the test file of Reasoning was required for held-out queries, got none"
+        )
+    lens = load_model(given.model, device=given.device, dtype=given.dtype)
+    bundle = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
+    if bundle is None:
+        check(lens, benchmark)
+    began = time.monotonic()
+    with bars() as progress:
+        if bundle is None:
+            evidence = evidence_of(given, lens, benchmark, progress)
+            cases = fitted(lens, benchmark, evidence, given, progress)
+            stable, missing = resampled(cases, evidence, given, progress)
+        else:
+            cases, stable = [Case(bundle.preset, bundle, bundle)], []
+            missing = {
+                "all": "the states of the fit are needed, which a bundle does not hold; leave --bundle out"
+            }
+        geometry = [row for case in cases for row in geometry_of(case)]
+        updates: list[Record] = []
+        for modality, asked in queries.items():
+            plain = unsteered(lens, asked, benchmark.delimiters, given, progress) if asked else {}
+            for case in cases if asked else []:
+                updates += updates_of(case, modality, lens, asked, plain, given, progress)
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance(
+            given,
+            lens,
+            benchmark,
+            began,
+            bundle=None if bundle is None else bundle.report,
+            layers={case.preset: steered_blocks(case.fitted.plan) for case in cases},
+            fit_limit=None if bundle else given.fit_limit,
+            n={kind: len(asked) for kind, asked in queries.items()},
+            resamples=None if bundle else given.resamples,
+        ),
+        "geometry": geometry,
+        "stability": stable,
+        "not_resampled": missing,
+        "updates": updates,
+    }
+
+
+def fitted(
+    lens: LensModel,
+    benchmark: Benchmark,
+    evidence: Mapping[Modality, Evidence],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> list[Case]:
+    """Both presets, from the same evidence."""
+    cases = []
+    for preset in PRESETS:
+        own = preset_of(given, lens, benchmark, evidence, preset, progress)
+        cases.append(Case(preset, everywhere(own, evidence, lens.n_layers, benchmark.prefixes[0]), own))
+    return cases
+
+
+def everywhere(own: RMuse, evidence: Mapping[Modality, Evidence], n_layers: int, prefix: str) -> RMuse:
+    """The same method at every block, behind the gates it has: choosing those again would take longer than all else."""
+    blocks = range(n_layers)
+    parts = [
+        paper_edit(one, modality, blocks, prefix)
+        if own.preset == "paper"
+        else calibrated_edit(one, modality, blocks, own.gates[modality])
+        for modality, one in evidence.items()
+    ]
+    found = together(parts, own.report)
+    return RMuse(Plan(list(found.plan), own.plan.fingerprint), found.subspaces, own.report)
+
+
+def steered_blocks(plan: Plan) -> dict[str, list[int]]:
+    """The blocks a plan steers, by kind of query."""
+    kinds = ("image", "text")
+    return {k: sorted({b for e in plan if e.modality in (None, k) for b in e.layers}) for k in kinds}
+
+
+def reasoning_queries(benchmark: Benchmark, modality: str, limit: int, seed: int) -> list[Query]:
+    """Held-out reasoning questions with their reference responses."""
+    held_out = [
+        e for e in benchmark.scoring("reasoning") if e.modality == modality and e.reasoning is not None
+    ]
+    delimiters = benchmark.delimiters
+    return [Query(e.id, e.prompt(), e.image, e.response(delimiters)) for e in sample(held_out, limit, seed)]
+
+
+def geometry_of(case: Case) -> list[Record]:
+    """Angles, kernel and dot products at every block that was fitted."""
+    rows = []
+    for modality, layer in places(case.everywhere):
+        unlearning, retain = case.everywhere.subspaces.at(modality, layer)
+        rrs = retain.subspace
+        overlap = subspace_overlap(unlearning.subspace, rrs)
+        cleared = rrs.remove(unlearning.direction)
+        sides = {"before": unlearning.direction} | (
+            {"after": cleared} if float(cleared.norm()) > 1e-5 else {}
+        )
+        direction: Record = {"null": {**pair(random_share(rrs.d, rrs.rank)), "dot_sd": rrs.d**-0.5}}
+        for side, vector in sides.items():
+            lies = direction_overlap(vector, rrs)
+            direction[side] = {"share": short(lies.share), "dots": [short(v) for v in lies.dots.tolist()]}
+        rows.append(
+            {
+                "preset": case.preset,
+                "modality": modality,
+                "layer": layer,
+                "d": rrs.d,
+                "rank_unlearning": unlearning.rank,
+                "rank_rrs": rrs.rank,
+                "angles_degrees": [short(v) for v in overlap.angles.rad2deg().tolist()],
+                "kernel": short(overlap.kernel),
+                "kernel_normalised": short(overlap.normalised),
+                "null": pair(overlap.null),
+                "z": short(overlap.null.z(overlap.kernel)),
+                "direction": direction,
+            }
+        )
+    return rows
+
+
+def resampled(
+    cases: Sequence[Case],
+    evidence: Mapping[Modality, Evidence],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> tuple[list[Record], dict[str, str]]:
+    """Ranges over resamples at every block that was fitted, and kind of query → why it has none."""
+    rows: list[Record] = []
+    missing: dict[str, str] = {}
+    keys = [(case, place) for case in cases for place in places(case.everywhere)]
+    task = progress.add_task("resamples", total=len(keys))
+    for case, (modality, layer) in keys:
+        try:
+            sides = sides_at(evidence[modality], layer, literal=case.preset == "paper")
+        except RMuseError as error:  # a single example of this kind
+            missing[modality] = str(error)
+        else:
+            rows.append(stability_of(case, modality, layer, *sides, given))
+        progress.advance(task)
+    return rows, missing
+
+
+def stability_of(
+    case: Case, modality: Modality, layer: int, forget: Side, kept: Side, given: argparse.Namespace
+) -> Record:
+    """Ranges over resamples at one block."""
+    unlearning, retain = case.everywhere.subspaces.at(modality, layer)
+    found = stability(unlearning, retain, forget, kept, resamples=given.resamples, seed=given.seed)
+    return {
+        "preset": case.preset,
+        "modality": modality,
+        "layer": layer,
+        "n_forget": len(forget.ans),
+        "n_retain": len(kept.ans),
+        "clusters_forget": len(set(forget.clusters)),
+        "clusters_retain": len(set(kept.clusters)),
+        "kernel_normalised": reach(found.kernel),
+        "direction_share": reach(found.share),
+        "rank_unlearning": reach(found.ranks[:, 0]),
+        "rank_rrs": reach(found.ranks[:, 1]),
+        "angles_degrees": [reach(column) for column in found.angles.rad2deg().unbind(dim=1)],
+        "unlearning_angle_degrees": reach(found.unlearning_angle.rad2deg()),
+        "direction_angle_degrees": reach(found.direction_angle.rad2deg()),
+        "rrs_angle_degrees": reach(found.retain_angle.rad2deg()),
+        "chance_degrees": [short(math.degrees(angle)) for angle in found.chance],
+    }
+
+
+def reach(values: Float[Tensor, " resamples"]) -> Record:
+    """Median and 95 % range over the resamples that have a value, and how many have one."""
+    there = values[~values.isnan()]
+    low, median, high = (short(float(there.quantile(q))) for q in RANGE)
+    return {"low": low, "median": median, "high": high, "n": len(there)}
+
+
+def show(record: Record) -> None:
+    """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
+    table = Table(
+        title="percent of the update inside the RRS, held-out reasoning, gate forced open", box=None
+    )
+    for heading in ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires"):
+        table.add_column(heading, no_wrap=True)
+    rows = [r for r in record["updates"] if r["run"] == "plan" and r["measure"] == "update"]
+    key = ("preset", "modality", "layer", "protection")
+    gated = {tuple(r[k] for k in key): r for r in rows if r["gate"] == "gated"}
+    for r in (row for row in rows if row["gate"] == "open"):
+        through = gated[tuple(r[k] for k in key)]
+        share, low, high = (percent(r[k]) for k in ("share", "low", "high"))
+        table.add_row(
+            *(str(r[k]) for k in key[:3]),
+            r["protection"] + " *" * r["own"],
+            f"{share} \\[{low}, {high}]",
+            percent(r["null"]["mean"]),
+            f"{through['n_updated']} of {through['n']}",
+        )
+    Console(width=max(100, Console().width)).print(table)
+    print("*: the form of protection the plan has")
+    for kind, why in record["not_resampled"].items():
+        print(f"stability, {kind}: {why}")
+    moved = Table(
+        title="degrees between a fit on resampled people and the fit on all, median [95 %]", box=None
+    )
+    kinds = ("unlearning", "direction", "rrs")
+    for heading in ("preset", "queries", "block", "U_un", "v_un", "U_rrs"):
+        moved.add_column(heading, no_wrap=True)
+    for r in record["stability"]:
+        cells = (r[f"{kind}_angle_degrees"] for kind in kinds)
+        said = (f"{c['median']:.0f} \\[{c['low']:.0f}, {c['high']:.0f}]" for c in cells)
+        moved.add_row(r["preset"], r["modality"], str(r["layer"]), *said)
+    if record["stability"]:
+        Console(width=max(100, Console().width)).print(moved)
+
+
+def percent(share: float | None) -> str:
+    """A share for the table."""
+    return "–" if share is None else f"{100 * share:.2f}"

@@ -1,0 +1,198 @@
+"""Unlearning subspaces fitted on one span at a time: their geometry, and what each of them steers to."""
+
+import argparse
+import time
+from collections.abc import Mapping
+from itertools import combinations
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import rmuse_interp.operators as op
+from rmuse_interp import RMuseError
+from rmuse_interp.diagnostics import subspace_overlap
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.maths.sphere import unit
+from rmuse_interp.method.rmuse import CAP, ENERGY, Evidence, RMuse, subspaces_at
+from rmuse_interp.method.targets import acs
+from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
+from rmuse_interp.runs.run import Method, choose
+from rmuse_interp.studies.common import (
+    Record,
+    answered,
+    bars,
+    opened,
+    provenance,
+    rows_of,
+    short,
+)
+from rmuse_interp.studies.fits import evidence_of, preset_of
+
+SCHEMA = "rmuse-span-ablation/1"
+STEM = "span_ablation"
+SPANS = ("prompt_end", "reasoning", "answer", "hybrid")
+SPLITS = ("forget", "test", "retain", "retain_test")
+_OF_RESPONSE = {"reasoning": ("cot",), "answer": ("answer",), "hybrid": ("cot", "answer")}
+
+
+def run(given: argparse.Namespace) -> Record:
+    """The whole record of `span_ablation.json`.
+
+    Raises:
+        RMuseError: bad arguments or a missing file, before the first long pass.
+    """
+    lens, benchmark = opened(given, given.forget)
+    questions = {s: rows for s, rows in choose(benchmark, given.limit, given.seed).items() if s in SPLITS}
+    began = time.monotonic()
+    with bars() as progress:
+        evidence = evidence_of(given, lens, benchmark, progress)
+        fitted = preset_of(given, lens, benchmark, evidence, "calibrated", progress)
+        subspaces = by_span(evidence)
+        plans = variants(fitted, evidence, subspaces, given.seed)
+        methods = [Method("vanilla", lens), *(Method(name, lens, plan) for name, plan in plans.items())]
+        answers = answered(given, STEM, methods, questions, benchmark, progress)
+    return {
+        "schema": SCHEMA,
+        "provenance": provenance(
+            given,
+            lens,
+            benchmark,
+            began,
+            n={split: len(asked) for split, asked in questions.items()},
+            n_fitted={m: {s: fitted_on(found, s) for s in SPANS} for m, found in evidence.items()},
+            layers={str(edit.modality): edit.layers for edit in fitted.plan},
+        ),
+        "geometry": geometry_of(subspaces),
+        "variants": [{"span": name, "plan": plan.describe()} for name, plan in plans.items()],
+        "rows": [
+            {"span": row["method"], **row} for row in rows_of(methods, answers, benchmark, lens, given.seed)
+        ],
+    }
+
+
+Fitted = dict[tuple[Modality, int, str], UnlearningSubspace]
+"""By kind of query, block and span."""
+
+
+def by_span(evidence: Mapping[Modality, Evidence]) -> Fitted:
+    """`U_un` of every kind of query, block and span, standardised as `calibrated` does it."""
+    return {
+        (m, layer, span): fitted_at(found, layer, span)
+        for m, found in evidence.items()
+        for layer in found.layers
+        for span in SPANS
+    }
+
+
+def fitted_at(evidence: Evidence, layer: int, span: str) -> UnlearningSubspace:
+    """`U_un` of one block from one span.
+
+    Raises:
+        RMuseError: no forget query of which both the prompt q and the prompt g ⊕ q were read.
+    """
+    if span != "prompt_end":
+        return subspaces_at(evidence, layer, literal=False, spans=_OF_RESPONSE[span])[0]
+    ids = both_prompts(evidence)
+    if not ids:
+        raise RMuseError(
+            "forget queries read with and without a prefix were required, got none; fit on more of them"
+        )
+    positive, negative = (
+        evidence.prefixed.select(ids).at(layer),
+        evidence.readouts["last"].select(ids).at(layer),
+    )
+    nothing = torch.zeros_like(positive)
+    return fit_unlearning(
+        positive, negative, nothing, nothing, standardise="scale", energy=ENERGY, cap=CAP, ids=ids
+    )
+
+
+def both_prompts(evidence: Evidence) -> list[str]:
+    """The forget queries whose last prompt token was read under q and under g ⊕ q."""
+    read = {*evidence.readouts["last"].ids} & {*evidence.forget}
+    return [name for name in evidence.prefixed.ids if name in read]
+
+
+def fitted_on(evidence: Evidence, span: str) -> int:
+    """How many forget queries a span's subspace is fitted on."""
+    return len(both_prompts(evidence)) if span == "prompt_end" else len(evidence.refusal["answer"])
+
+
+def variants(
+    fitted: RMuse, evidence: Mapping[Modality, Evidence], subspaces: Fitted, seed: int
+) -> dict[str, Plan]:
+    """The plan of `calibrated`, steered toward the direction of each span, and toward a random one."""
+    draw = torch.Generator().manual_seed(seed)
+    found: dict[str, Plan] = {}
+    for span in (*SPANS, "random"):
+        edits = []
+        for edit in fitted.plan:
+            assert edit.modality is not None
+            steer: dict[int, op.Operator] = {}
+            for layer in edit.layers:
+                own = subspaces[edit.modality, layer, "hybrid" if span == "random" else span]
+                turn = acs(evidence[edit.modality], layer, own)
+                if span == "random":
+                    assert isinstance(turn, op.SlerpToward)
+                    turn = op.SlerpToward(unit(torch.randn(own.subspace.d, generator=draw)), turn.angle)
+                steer[layer] = turn.protecting(fitted.subspaces.at(edit.modality, layer)[1].subspace)
+            placed = op.layerwise(steer).on(edit.tokens).given(edit.modality)
+            edits.append(placed.when(edit.gate, edit.per).named(edit.modality))
+        found[span] = Plan(edits, fitted.plan.fingerprint)
+    return found
+
+
+def geometry_of(subspaces: Fitted) -> list[Record]:
+    """How each two spans' subspaces lie to each other, at every block."""
+    places = dict.fromkeys((modality, layer) for modality, layer, _ in subspaces)
+    return [
+        {
+            "modality": m,
+            "layer": layer,
+            "first": a,
+            "second": b,
+            **overlap(subspaces[m, layer, a], subspaces[m, layer, b]),
+        }
+        for m, layer in places
+        for a, b in combinations(SPANS, 2)
+    ]
+
+
+def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
+    """Angles (degrees), the cosine of the two projections, and that of the two directions."""
+    found = subspace_overlap(first.subspace, second.subspace)
+    ranks = first.rank, second.rank
+    return {
+        "ranks": list(ranks),
+        "angles": [short(float(angle)) for angle in torch.rad2deg(found.angles)],
+        "kernel_normalised": short(found.normalised),
+        "null": {
+            "mean": short(found.null.mean / (ranks[0] * ranks[1]) ** 0.5),
+            "sd": short(found.null.sd / (ranks[0] * ranks[1]) ** 0.5),
+        },
+        "direction_cosine": short(float(first.direction @ second.direction)),
+        "direction_null_sd": short(first.subspace.d**-0.5),
+    }
+
+
+def show(record: Record) -> None:
+    """What steering toward each span's direction does."""
+    columns = (
+        ("forget", "ril"),
+        ("test", "ril"),
+        ("test", "exact"),
+        ("test", "refusal_rate"),
+        ("test", "malformed_rate"),
+        ("retain", "exact"),
+        ("retain_test", "exact"),
+        ("retain_test", "malformed_rate"),
+    )
+    table = Table(title="percent, greedy answers; gate and blocks of calibrated", box=None)
+    for heading in ("U_un from", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
+        table.add_column(heading, no_wrap=True)
+    cells = {(r["span"], r["split"]): r for r in record["rows"]}
+    for span in dict.fromkeys(r["span"] for r in record["rows"]):
+        found = (cells.get((span, split), {}).get(name) for split, name in columns)
+        table.add_row(span, *("–" if v is None else f"{v['value']:.1f}" for v in found))
+    Console(width=max(110, Console().width)).print(table)

@@ -1,0 +1,185 @@
+"""What steering does to the states of given responses, and how much of it falls into the RRS: rows of `updates`."""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.progress import Progress
+from torch import Tensor
+
+import rmuse_interp.operators as op
+from rmuse_interp.diagnostics import UpdateShare, update_share
+from rmuse_interp.diagnostics.protection import Protection, applied, in_form, own_protection, protections
+from rmuse_interp.diagnostics.steered import States, Steered, steered
+from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.fitting.collect import Query, trajectories
+from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.studies.common import Record, places, short, steering
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One method: fitted `everywhere` for the geometry of every block, and with its own blocks for what it does."""
+
+    preset: str
+    everywhere: RMuse
+    fitted: RMuse
+
+
+def unsteered(
+    lens: LensModel,
+    queries: Sequence[Query],
+    delimiters: tuple[str, str],
+    given: argparse.Namespace,
+    progress: Progress,
+) -> States:
+    """What the model does by itself with the same words."""
+    runs = trajectories(
+        lens,
+        queries,
+        delimiters=delimiters,
+        batch_size=given.batch_size,
+        progress=progress,
+        label="unsteered",
+    )
+    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(lens.n_layers)}
+
+
+def updates_of(
+    case: Case,
+    modality: str,
+    lens: LensModel,
+    queries: Sequence[Query],
+    plain: States,
+    given: argparse.Namespace,
+    progress: Progress,
+) -> list[Record]:
+    """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
+
+    def run_plan(plan: Plan, label: str) -> Steered:
+        label = f"{case.preset}, {modality}: {label}"
+        return steered(lens, plan, queries, batch_size=given.batch_size, progress=progress, label=label)
+
+    shares = Shares(case, modality, given.seed)
+    if shares.layers:
+        fired = together(shares, plain, run_plan)
+        alone(shares, plain, fired)
+    return shares.rows
+
+
+@dataclass(frozen=True, eq=False)
+class Shares:
+    """Rows of `updates` for one case and kind of query."""
+
+    case: Case
+    modality: Any
+    seed: int
+    rows: list[Record] = field(default_factory=list)
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks whose RRS was fitted for this kind of query."""
+        return sorted(layer for kind, layer in places(self.case.everywhere) if kind == self.modality)
+
+    def rrs(self, layer: int) -> Subspace:
+        """The RRS of a block."""
+        return self.case.everywhere.subspaces.at(self.modality, layer)[1].subspace
+
+    def edit_of(self, plan: Plan) -> Edit:
+        """The plan's edit for this kind of query."""
+        return next(edit for edit in plan if edit.modality in (None, self.modality))
+
+    def add(
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], layer: int, **labels: Any
+    ) -> None:
+        """Measure one set of updates and keep the row."""
+        found = update_share(before, after, self.rrs(layer), self.seed)
+        row = {
+            "preset": self.case.preset,
+            "modality": self.modality,
+            "layer": layer,
+            **labels,
+            **as_row(found),
+        }
+        if (labels["run"], labels["measure"]) == ("plan", "update"):
+            row["per_example"] = {name: short(value) for name, value in found.per_example.items()}
+        self.rows.append(row)
+
+
+def together(
+    shares: Shares, plain: States, run_plan: Callable[[Plan, str], Steered]
+) -> dict[str, bool | None]:
+    """The plan as it is run, in each form of protection, gates forced open and as they decide; what they decided."""
+    plan = shares.case.fitted.plan
+    edit = shares.edit_of(plan)
+    first = next(iter(steering(edit).values()))
+    own = own_protection(first)
+    fired: dict[str, bool | None] = {}
+    for protection in protections(first):
+        for gate in ("open", "gated"):
+            found = run_plan(variant_of(edit, shares, protection, gate == "open"), f"{protection}, {gate}")
+            labels = {"run": "plan", "protection": protection, "own": protection == own, "gate": gate}
+            fired = found.fired if gate == "gated" else fired
+            for layer in shares.layers:
+                after = found.after[layer]
+                if layer in edit.layers:
+                    shares.add(found.before[layer], after, layer, measure="update", **labels)
+                if layer >= min(edit.layers):
+                    shares.add(plain[layer], after, layer, measure="arrived", **labels)
+    return fired
+
+
+def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> None:
+    """Each block steered by itself: its states are the unsteered ones, so the operator can be asked directly."""
+    edit = shares.edit_of(shares.case.everywhere.plan)
+    for layer, operator in steering(edit).items():
+        before = plain[layer]
+        for protection in protections(operator):
+            form = in_form(operator, protection, shares.rrs(layer))
+            moved = {name: applied(form, edit.tokens, h) for name, h in before.items()}
+            labels = {
+                "run": "alone",
+                "measure": "update",
+                "protection": protection,
+                "own": protection == own_protection(operator),
+            }
+            shares.add(before, moved, layer, gate="open", **labels)
+            if edit.per == "query":
+                gated = {name: h if fired[name] is False else moved[name] for name, h in before.items()}
+                shares.add(before, gated, layer, gate="gated", **labels)
+
+
+def variant_of(edit: Edit, shares: Shares, protection: Protection, forced: bool) -> Plan:
+    """The plan of one edit with another protection, its gate kept or forced open."""
+    operators = {
+        layer: in_form(operator, protection, shares.rrs(layer)) for layer, operator in steering(edit).items()
+    }
+    gate = None if forced else edit.gate
+    changed = op.layerwise(operators).on(edit.tokens).given(edit.modality).when(gate, edit.per)
+    return Plan([changed], shares.case.fitted.plan.fingerprint)
+
+
+def as_row(found: UpdateShare) -> Record:
+    """The measured part of one row."""
+    low, high = found.interval or (None, None)
+    change_low, change_high = found.change_interval or (None, None)
+    return {
+        "n": found.n,
+        "n_updated": found.updated,
+        "share": short(found.share),
+        "low": short(low),
+        "high": short(high),
+        "null": pair(found.null),
+        "z": None if found.share is None else short(found.null.z(found.share)),
+        "change": short(found.change),
+        "change_low": short(change_low),
+        "change_high": short(change_high),
+    }
+
+
+def pair(null: Any) -> dict[str, float | None]:
+    """A null as JSON."""
+    return {"mean": short(null.mean), "sd": short(null.sd)}
