@@ -264,7 +264,7 @@ def paper_edit(
             groups += [f"{span}-{evidence.refused_with[i]}" for i in evidence.refusal[span].ids]
         prototypes = Prototypes.pooled(torch.cat(states), groups)
         turn = op.SlerpToward(unlearning.direction, ACS(prototypes, "frechet"), signed=True)
-        steer[layer] = turn.shielding(retain.subspace)
+        steer[layer] = turn.keeping(retain.subspace, "direction")
     gate = paper_gate(evidence, {layer: pair[1] for layer, pair in fitted.items()}, prefix)
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, {layer: fitted[layer] for layer in layers})
@@ -327,7 +327,7 @@ def calibrated_edit(
     fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
     for layer, (unlearning, retain) in fitted.items():
-        steer[layer] = target(evidence, layer, unlearning).protecting(retain.subspace)
+        steer[layer] = target(evidence, layer, unlearning).keeping(retain.subspace, "rotation")
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 
