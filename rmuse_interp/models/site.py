@@ -181,7 +181,7 @@ def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) ->
     child, side = reader(block, site)
     shown = block if child is None else getattr(block, child)
 
-    def before(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
         name = None if args else "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
         h = args[0] if name is None else kwargs[name]
         new = see(h) if isinstance(h, Tensor) else None
@@ -189,8 +189,9 @@ def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) ->
             return None
         return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
 
-    def after(module: nn.Module, args: tuple[object, ...], output: Tensor | tuple[Tensor, ...]) -> object:
-        new = see(output[0] if isinstance(output, tuple) else output)
+    def after(module: nn.Module, args: tuple[object, ...], output: object) -> object:
+        h = output[0] if isinstance(output, tuple) else output
+        new = see(h) if isinstance(h, Tensor) else None
         if new is None:
             return None  # nothing was edited: the very tensor goes on
         return (new, *output[1:]) if isinstance(output, tuple) else new
