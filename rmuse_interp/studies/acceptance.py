@@ -13,7 +13,7 @@ from rich.table import Table
 
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.likeness import likeness
-from rmuse_interp.evaluate.metrics import Metric, summarise
+from rmuse_interp.evaluate.metrics import summarise
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, measure
 from rmuse_interp.fitting import assemble, check, enough, gather
@@ -21,7 +21,17 @@ from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.lens.likelihood import response_nll
 from rmuse_interp.maths.statistics import auroc_clustered, choose_threshold
 from rmuse_interp.runs.run import Method, choose, finish
-from rmuse_interp.studies.common import Record, answered, bars, kept, provenance, short
+from rmuse_interp.studies.common import (
+    Record,
+    answered,
+    bars,
+    estimate,
+    kept,
+    of_metric,
+    percent,
+    provenance,
+    short,
+)
 
 SCHEMA: Final = "rmuse-acceptance/1"
 STEM: Final = "acceptance"
@@ -199,7 +209,7 @@ def figures(cells: Sequence[Cell], seed: int = 0) -> dict[str, Record]:
 
     def pooled(name: str, rows: Callable[[Cell], list[tuple[Transcript, float]]]) -> Record:
         found = [(replace(t, id=f"{i}/{t.id}"), v) for i, cell in enumerate(cells) for t, v in rows(cell)]
-        return _of(summarise(name, found, seed))
+        return of_metric(summarise(name, found, seed))
 
     def same(cell: Cell) -> list[tuple[Transcript, float]]:
         before = cell.by_method["vanilla"]
@@ -232,11 +242,6 @@ def figures(cells: Sequence[Cell], seed: int = 0) -> dict[str, Record]:
     return {name: found[name] for name in TARGETS if name in found and found[name]["value"] is not None}
 
 
-def _of(metric: Metric) -> Record:
-    low, high = metric.interval or (None, None)
-    return {"value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n}
-
-
 def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     """Margins of the gates on unseen queries, forget and test against all others."""
     rows = [t for cell in cells for t in cell.of(OURS, TO_STEER | NOT_TO_STEER) if t.margin is not None]
@@ -248,18 +253,8 @@ def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     area = auroc_clustered(mine, rest, people, others, seed=seed)
     alarms = choose_threshold(mine, rest, "target_tpr", 0.99).fpr
     return {
-        "gate AUROC": {
-            "value": short(area.value),
-            "low": short(area.low),
-            "high": short(area.high),
-            "n": area.n,
-        },
-        "gate FPR at 99 % TPR": {
-            "value": short(100 * alarms.value),
-            "low": short(100 * alarms.low),
-            "high": short(100 * alarms.high),
-            "n": alarms.n,
-        },
+        "gate AUROC": estimate(area.value, area.low, area.high, n=area.n),
+        "gate FPR at 99 % TPR": percent(alarms),
     }
 
 
@@ -276,20 +271,15 @@ def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
         seed=seed,
     )
     return {
-        "perplexity under gold, ratio": {
-            "value": short(perplexity[OURS] / perplexity["gold"]),
-            "low": None,
-            "high": None,
-            "n": len(ours),
-            "ours": short(perplexity[OURS]),
-            "gold": short(perplexity["gold"]),
-        },
-        "told from gold, AUROC": {
-            "value": short(alike.value),
-            "low": short(alike.low),
-            "high": short(alike.high),
-            "n": alike.n,
-        },
+        "perplexity under gold, ratio": estimate(
+            perplexity[OURS] / perplexity["gold"],
+            None,
+            None,
+            n=len(ours),
+            ours=short(perplexity[OURS]),
+            gold=short(perplexity["gold"]),
+        ),
+        "told from gold, AUROC": estimate(alike.value, alike.low, alike.high, n=alike.n),
     }
 
 

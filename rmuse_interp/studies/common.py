@@ -26,6 +26,7 @@ from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.store import write_json, write_text
 from rmuse_interp.edits.plan import Edit, Modality
+from rmuse_interp.evaluate.metrics import Metric
 from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
@@ -242,12 +243,17 @@ def steering(edit: Edit) -> dict[int, Operator]:
 
 def percent(rate: Rate) -> Record:
     """A rate as ``{value, low, high, n}`` in percent."""
-    return {
-        "value": short(100 * rate.value),
-        "low": short(100 * rate.low),
-        "high": short(100 * rate.high),
-        "n": rate.n,
-    }
+    return estimate(100 * rate.value, 100 * rate.low, 100 * rate.high, n=rate.n)
+
+
+def of_metric(metric: Metric) -> Record:
+    """A metric as ``{value, low, high, n}``."""
+    return estimate(metric.value, *(metric.interval or (None, None)), n=metric.n)
+
+
+def estimate(value: float | None, low: float | None, high: float | None, **more: object) -> Record:
+    """A value with its interval, and what else belongs to it."""
+    return {"value": short(value), "low": short(low), "high": short(high), **more}
 
 
 def short(value: float | None) -> float | None:

@@ -16,7 +16,7 @@ from rmuse_interp.maths.statistics import RESAMPLES, auroc, interval, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
-from rmuse_interp.studies.common import Record, bars, opened, percent, provenance, short
+from rmuse_interp.studies.common import Record, bars, estimate, opened, percent, provenance, short
 from rmuse_interp.studies.fits import bundle_of, evidence_of, preset_of
 from rmuse_interp.studies.gated import Gates, fires, gates_of, probes, rate, scored
 
@@ -158,8 +158,7 @@ def row_of(
 
 def area(curve: Curve) -> Record:
     """An area under the curve as JSON."""
-    low, high = curve.auroc_interval
-    return {"value": short(curve.auroc), "low": short(low), "high": short(high)}
+    return estimate(curve.auroc, *curve.auroc_interval)
 
 
 def dealt(
@@ -188,7 +187,7 @@ def dealt(
         )
         areas.append(auroc(*sides))
     low, high = interval(np.array(areas))
-    return {"value": short(float(np.mean(areas))), "low": short(low), "high": short(high), "deals": deals}
+    return estimate(float(np.mean(areas)), low, high, deals=deals)
 
 
 def show(record: Record) -> None:

@@ -15,14 +15,7 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    short,
-)
+from rmuse_interp.studies.common import Record, answered, bars, estimate, opened, provenance, short
 from rmuse_interp.studies.variants import REPORTED
 
 SCHEMA = "rmuse-own-traces/1"
@@ -126,12 +119,8 @@ def _difference(metric: str, pairs: Sequence[tuple[Transcript, float]], seed: in
     mean = summarise(metric, pairs, seed)
     assert mean.value is not None
     assert mean.interval is not None
-    low, high = mean.interval
-    return {
-        "difference": {"value": short(mean.value), "low": short(low), "high": short(high)},
-        "n": mean.n,
-        "within": abs(mean.value) <= MARGIN,
-    }
+    within = abs(mean.value) <= MARGIN
+    return {"difference": estimate(mean.value, *mean.interval), "n": mean.n, "within": within}
 
 
 def show(record: Record) -> None:

@@ -30,7 +30,7 @@ from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 from rmuse_interp.studies import common
-from rmuse_interp.studies.common import Record, short
+from rmuse_interp.studies.common import Record, of_metric
 from rmuse_interp.studies.paper import COLUMNS, METRICS, PAPER, markdown
 
 SCHEMA = "rmuse-paper-table/1"
@@ -327,15 +327,8 @@ def _rows(
 
 
 def _value(metric: Metric) -> Record:
-    low, high = metric.interval or (None, None)
-    return {
-        "value": short(metric.value),
-        "low": short(low),
-        "high": short(high),
-        "n": metric.n,
-        "parse_failures": metric.parse_failures,
-        "unjudged": metric.unjudged,
-    }
+    more = {"parse_failures": metric.parse_failures, "unjudged": metric.unjudged}
+    return of_metric(metric) | more
 
 
 def _fit(bundle: RMuse) -> Record:

@@ -22,7 +22,7 @@ from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import BY_PERSON
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import Record, answered, bars, provenance, short
+from rmuse_interp.studies.common import Record, answered, bars, of_metric, provenance, short
 
 SCHEMA = "rmuse-requests/1"
 STEM = "requests"
@@ -189,8 +189,7 @@ def figure(metric: Metric) -> Record | None:
     """A metric as ``{value, low, high, n}`` in percent; None where it is defined on no question."""
     if metric.value is None or metric.interval is None:
         return None
-    low, high = metric.interval
-    return {"value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n}
+    return of_metric(metric)
 
 
 def show(record: Record) -> None:

@@ -21,7 +21,7 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
-from rmuse_interp.studies.common import Record, bars, opened, provenance, short
+from rmuse_interp.studies.common import Record, bars, estimate, opened, provenance, short
 from rmuse_interp.studies.fits import bundle_of, presets_of
 
 SCHEMA = "rmuse-span-attribution/1"
@@ -339,7 +339,7 @@ def figures(mean: Estimate | None) -> Record:
     if mean is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = (mean.low, mean.high) if mean.clusters > 1 else (None, None)
-    return {"value": short(mean.value), "low": short(low), "high": short(high), "n": mean.n}
+    return estimate(mean.value, low, high, n=mean.n)
 
 
 def show(record: Record) -> None:

@@ -11,7 +11,7 @@ from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.method.rivals import RIVALS
-from rmuse_interp.studies.common import Record, short
+from rmuse_interp.studies.common import Record, of_metric, short
 
 FORGET: Final = ("forget", "test")
 KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
@@ -39,12 +39,7 @@ def values_of(
         splits: measure([t for t in transcripts if t.split in splits], benchmark, references, seed=seed)
         for splits in dict.fromkeys(splits for _, splits in wanted.values())
     }
-    values = {}
-    for key, (metric, splits) in wanted.items():
-        one = measured[splits][metric]
-        low, high = one.interval or (None, None)
-        values[key] = {"value": short(one.value), "low": short(low), "high": short(high), "n": one.n}
-    return values
+    return {key: of_metric(measured[splits][metric]) for key, (metric, splits) in wanted.items()}
 
 
 def kind_of(method: str) -> str:
