@@ -152,7 +152,7 @@ def results(data, tmp_path_factory):
 def test_rows_cover_presets_kinds_and_blocks(results):
     _, record = results
     origin = record["provenance"]
-    assert record["schema"] == analysis.SCHEMA
+    assert record["schema"] == "rmuse-activation-dynamics/1"
     assert origin["n"] == {"image": {"forget": 4, "retain": 4}, "text": {"forget": 2, "retain": 2}}
     for preset in ("paper", "calibrated"):
         for modality in ("image", "text"):

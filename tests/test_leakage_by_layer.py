@@ -24,6 +24,7 @@ from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.studies import leakage as material
 from rmuse_interp.studies import leakage_by_layer as analysis
+from rmuse_interp.studies.fits import World
 
 WORDS = "<think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker"
 
@@ -318,7 +319,7 @@ def test_mistakes_are_one_line_and_exit_code_2(data, change, said, tmp_path, cap
 def test_one_rendering_is_too_few_and_is_said_before_long_work(tmp_path, monkeypatch, capsys):
     """Without other wordings there is one group of text per person; without Test_Set's pictures, one photograph."""
     monkeypatch.setattr(analysis, "SPLITS", {"forget": ("forget",), "retain": ("retain",)})
-    monkeypatch.setattr(analysis, "presets_of", lambda *_: pytest.fail("long work was begun"))
+    monkeypatch.setattr(World, "presets", lambda *_: pytest.fail("long work was begun"))
     data = write_benchmark(tmp_path / "bench")
     assert script.main(arguments(data, tmp_path / "out")) == 2
     assert "at least 2 groups (photographs or wordings) of each of 2 classes" in capsys.readouterr().err

@@ -52,9 +52,9 @@ def test_evidence_comes_back_from_the_folder_as_it_was(world, tmp_path, monkeypa
     lens, benchmark, evidence, _ = world
     given = argparse.Namespace(fits=tmp_path, fit_limit=6, batch_size=32, seed=0)
     monkeypatch.setattr(fits, "gather", lambda *_args, **_settings: evidence)
-    fits.evidence_of(given, lens, benchmark)
+    assert fits.World(given, lens, benchmark).evidence
     monkeypatch.delattr(fits, "gather")
-    found = fits.evidence_of(given, lens, benchmark)
+    found = fits.World(given, lens, benchmark).evidence
     (kept,) = tmp_path.rglob("evidence.*")
     assert kept.suffix == ".safetensors"  # which runs no code when it is read
 

@@ -14,7 +14,8 @@ from rmuse_interp.method.rmuse import SPANS, Evidence, RMuse, calibrated_edit, p
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.runs.run import choose
 from rmuse_interp.studies.common import Record
-from rmuse_interp.studies.variants import Prepared, Variant, World, operators_of, study, tabulate
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Variant, operators_of, study, tabulate
 
 COLUMNS = (
     *(("test", name) for name in ("ril", "refusal_rate", "malformed_rate", "classification")),

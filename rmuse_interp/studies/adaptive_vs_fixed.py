@@ -1,8 +1,8 @@
 """Adaptive against fixed strength of the literal steering, behind two gates, at several forget rates."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
@@ -15,9 +15,10 @@ from rmuse_interp.operators import SlerpToward
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import Answers, Method
-from rmuse_interp.studies.common import Record, answered, bars, opened, provenance, short
+from rmuse_interp.studies.common import Record, answered, opened, short
+from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.gated import Gates, composed, fires, probes, scored
-from rmuse_interp.studies.variants import Questions, World, rows_of, tabulate
+from rmuse_interp.studies.variants import Questions, rows_of, tabulate
 
 ADAPTIVE = "ACS"
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
@@ -40,22 +41,17 @@ def run(given: argparse.Namespace) -> Record:
     lens, first = opened(given, given.forget[0])
     benchmarks = [first, *(load_benchmark(given.data, forget=rate) for rate in given.forget[1:])]
     asked = {benchmark.forget_rate: questions_of(benchmark, given) for benchmark in benchmarks}
-    began = time.monotonic()
     rows: list[Record] = []
     acs: list[Record] = []
-    with bars() as progress:
+    with working(given, lens, first) as world:
         for benchmark in benchmarks:
             rate = {"forget": benchmark.forget_rate}
-            found, strengths = at_rate(World(given, lens, benchmark, progress), asked[benchmark.forget_rate])
+            found, strengths = at_rate(replace(world, benchmark=benchmark), asked[benchmark.forget_rate])
             rows += [rate | row for row in found]
             acs += [rate | row for row in strengths]
     n = {str(rate): {split: len(some) for split, some in q.items()} for rate, q in asked.items()}
-    return {
-        "schema": "rmuse-adaptive-vs-fixed/1",
-        "provenance": provenance(given, lens, first, began, forget=list(given.forget), n=n),
-        "acs": acs,
-        "rows": rows,
-    }
+    origin = {"forget": list(given.forget), "n": n}
+    return world.record("rmuse-adaptive-vs-fixed/1", origin, acs=acs, rows=rows)
 
 
 def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, list[Example]]:

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.store import write_json, write_text
-from rmuse_interp.edits.plan import Edit, Modality
+from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.evaluate.metrics import Metric
 from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
@@ -37,6 +37,7 @@ from rmuse_interp.runs.run import Answers, Method, finish, probe
 from rmuse_interp.runs.run import run as ask
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
+MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
 Record = dict[str, Any]
 
 
@@ -227,6 +228,14 @@ def answered(
         folder=kept(given, stem),
         progress=progress,
     )
+
+
+def steered_blocks(plan: Plan) -> dict[str, list[int]]:
+    """The blocks that a plan steers, by kind of query."""
+    return {
+        kind: sorted({block for edit in plan if edit.modality in (None, kind) for block in edit.layers})
+        for kind in MODALITIES
+    }
 
 
 def places(fitted: RMuse) -> list[tuple[Modality, int]]:

@@ -1,7 +1,6 @@
 """Operating curves of gates on queries they have never seen."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,12 +15,10 @@ from rmuse_interp.maths.statistics import RESAMPLES, auroc, interval, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
-from rmuse_interp.studies.common import Record, bars, estimate, opened, percent, provenance, short
-from rmuse_interp.studies.fits import bundle_of, evidence_of, preset_of
+from rmuse_interp.studies.common import Record, estimate, opened, percent, short
+from rmuse_interp.studies.fits import bundle_of, working
 from rmuse_interp.studies.gated import Gates, fires, gates_of, probes, rate, scored
 
-SCHEMA = "rmuse-gate-roc/1"
-STEM = "gate_roc"
 PAPER = "paper"
 GRID = (0.0, *np.logspace(-3, 0, 61).round(6).tolist())
 """False-positive rates at which the band is given."""
@@ -46,38 +43,28 @@ def run(given: argparse.Namespace) -> Record:
         raise RMuseError(
             f"{given.bundle}: a bundle with gates was required, got a plan that steers every query"
         )
-    began = time.monotonic()
-    with bars() as progress:
+    with working(given, lens, benchmark) as world:
         if bundle is None:
-            evidence = evidence_of(given, lens, benchmark, progress)
-            host = preset_of(given, lens, benchmark, evidence, "paper", progress)
-            learned, chosen = gates_of(evidence, given.seed)
+            host = world.preset("paper")
+            learned, chosen = gates_of(world.evidence, given.seed)
             gates: Gates = {PAPER: host.gates, **learned}
         else:
             host, chosen = bundle, {}
             gates = {bundle.preset: placed(bundle)}
         everything = [e for examples in asked.values() for e in examples]
-        scores = scored(lens, probes(host, gates), everything, given.batch_size, progress)
+        scores = scored(lens, probes(host, gates), everything, given.batch_size, world.progress)
     rows = [
         {"gate": name, "modality": modality, "chosen": chosen.get(modality) == name}
         | row_of(gate, scores[name], asked, modality, benchmark, given.seed)
         for name, by_modality in gates.items()
         for modality, gate in by_modality.items()
     ]
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            bundle=None if bundle is None else bundle.report,
-            n={split: len(examples) for split, examples in asked.items()},
-            resamples=RESAMPLES,
-        ),
-        "tpr": TPR,
-        "rows": rows,
+    origin = {
+        "bundle": None if bundle is None else bundle.report,
+        "n": {split: len(examples) for split, examples in asked.items()},
+        "resamples": RESAMPLES,
     }
+    return world.record("rmuse-gate-roc/1", origin, tpr=TPR, rows=rows)
 
 
 def placed(bundle: RMuse) -> dict[str, Gate]:

@@ -1,7 +1,6 @@
 """R-MUSE fitted on the benchmark's own traces and on the model's, compared question by question."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -15,11 +14,10 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import Record, answered, bars, estimate, opened, provenance, short
+from rmuse_interp.studies.common import Record, answered, estimate, opened, short
+from rmuse_interp.studies.fits import working
 from rmuse_interp.studies.variants import REPORTED
 
-SCHEMA = "rmuse-own-traces/1"
-STEM = "own_traces"
 FITS = ("given", "own")
 MARGIN = 1.0
 """Points within which two figures agree."""
@@ -35,9 +33,8 @@ def run(given: argparse.Namespace) -> Record:
     template = template_for(None, loaded)
     benchmark = as_asked(loaded, template)
     questions = choose(benchmark, given.limit, given.seed)
-    began = time.monotonic()
-    with bars() as progress:
-        settings: Record = {"seed": given.seed, "progress": progress}
+    with working(given, lens, benchmark) as world:
+        settings: Record = {"seed": given.seed, "progress": world.progress}
         reading: Record = settings | {"limit": given.fit_limit, "batch_size": given.batch_size}
         found = elicit(lens, loaded, template=template, max_new_tokens=MAX_NEW_TOKENS, **reading)
         fits = {
@@ -45,22 +42,16 @@ def run(given: argparse.Namespace) -> Record:
             for name, source in zip(FITS, (benchmark, found.benchmark), strict=True)
         }
         methods = [Method("vanilla", lens), *(Method(name, lens, fit.plan) for name, fit in fits.items())]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            max_new_tokens=given.max_new_tokens,
-            n={split: len(asked) for split, asked in questions.items()},
-        ),
-        "margin": MARGIN,
-        "traces": found.record(),
-        "fits": {name: chosen(fit) for name, fit in fits.items()},
-        "rows": rows_of(answers.transcripts, questions, benchmark, given.seed),
-    }
+        answers = answered(given, "own_traces", methods, questions, benchmark, world.progress)
+    n = {split: len(asked) for split, asked in questions.items()}
+    return world.record(
+        "rmuse-own-traces/1",
+        {"max_new_tokens": given.max_new_tokens, "n": n},
+        margin=MARGIN,
+        traces=found.record(),
+        fits={name: chosen(fit) for name, fit in fits.items()},
+        rows=rows_of(answers.transcripts, questions, benchmark, given.seed),
+    )
 
 
 def chosen(fitted: RMuse) -> Record:

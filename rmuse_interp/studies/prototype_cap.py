@@ -8,7 +8,8 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.operators import Transport
 from rmuse_interp.runs.run import choose
 from rmuse_interp.studies.common import Record
-from rmuse_interp.studies.variants import Prepared, Questions, Variant, World, operators_of, study, tabulate
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Questions, Variant, operators_of, study, tabulate
 
 CAPS = (8, 16, 32, 64, 128, 256, 512)
 SPLITS_ASKED = ("forget", "test", "retain_test")

@@ -17,7 +17,8 @@ from rmuse_interp.method.targets import acs
 from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
 from rmuse_interp.runs.run import choose
 from rmuse_interp.studies.common import Record, short
-from rmuse_interp.studies.variants import Prepared, Questions, Variant, World, study, tabulate
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Questions, Variant, study, tabulate
 
 COLUMNS = (
     ("forget", "ril"),

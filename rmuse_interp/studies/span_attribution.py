@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from rmuse_interp import RMuseError
@@ -21,13 +20,10 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
-from rmuse_interp.studies.common import Record, bars, estimate, opened, provenance, short
-from rmuse_interp.studies.fits import bundle_of, presets_of
+from rmuse_interp.studies.common import MODALITIES, Record, estimate, opened, short, steered_blocks
+from rmuse_interp.studies.fits import World, working
 
-SCHEMA = "rmuse-span-attribution/1"
-STEM = "span_attribution"
 GROUPS = {"forget": "test", "retain": "retain_test"}
-MODALITIES = ("image", "text")
 SPANS = (*SOURCES, "here")
 
 
@@ -51,58 +47,40 @@ def run(given: argparse.Namespace) -> Record:
         group: find_leaks(lens, [s for e in examples for s in stated(e, benchmark)], benchmark.delimiters)
         for group, examples in asked.items()
     }
-    fitted = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
-    began = time.monotonic()
-    with bars() as progress:
-        if fitted is None:
-            fitted = presets_of(given, lens, benchmark, ["calibrated"], progress)["calibrated"]
+    with working(given, lens, benchmark) as world:
+        (fitted,) = world.presets(["calibrated"]).values()
         read = time.monotonic()
-        found = explained(lens, fitted.plan, benchmark, asked, leaks, others, given, progress)
+        found = explained(world, fitted.plan, asked, leaks, others)
         took = time.monotonic() - read
-    steered = {group: sum(one.steered for one in sides["after"]) for group, sides in found.items()}
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            preset=fitted.preset,
-            bundle=None if given.bundle is None else fitted.report,
-            layers={
-                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.layers})
-                for m in MODALITIES
-            },
-            n={group: len(examples) for group, examples in asked.items()},
-            gradients=given.gradients,
-            reference={m: len(rows) for m, rows in others.items()},
-            steered=steered,
-            tolerance=TOLERANCE,
-            seconds_without_fitting=round(took, 1),
-        ),
-        "missing": {group: one.missing for group, one in leaks.items()},
-        "empty": {group: empty(one.leaks) for group, one in leaks.items()},
-        "incomplete": [
+    origin = {
+        "preset": fitted.preset,
+        "bundle": None if given.bundle is None else fitted.report,
+        "layers": steered_blocks(fitted.plan),
+        "n": {group: len(examples) for group, examples in asked.items()},
+        "gradients": given.gradients,
+        "reference": {m: len(rows) for m, rows in others.items()},
+        "steered": {group: sum(one.steered for one in sides["after"]) for group, sides in found.items()},
+        "tolerance": TOLERANCE,
+        "seconds_without_fitting": round(took, 1),
+    }
+    each = [
+        (group, side, one) for group, sides in found.items() for side, rows in sides.items() for one in rows
+    ]
+    together = [(group, side, rows) for group, sides in found.items() for side, rows in sides.items()]
+    return world.record(
+        "rmuse-span-attribution/1",
+        origin,
+        missing={group: one.missing for group, one in leaks.items()},
+        empty={group: empty(one.leaks) for group, one in leaks.items()},
+        incomplete=[
             {"group": group, "side": side, **named(one.leak)}
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for one in rows
+            for group, side, one in each
             if one.gradients is not None and not one.gradients.complete
         ],
-        "leaks": [
-            row_of(lens, group, side, one)
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for one in rows
-        ],
-        "means": [row for key, rows in grouped(found) for row in means_of(key, rows, given.seed)],
-        "agreement": [
-            row
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for row in agreements(group, side, rows, given.seed)
-        ],
-    }
+        leaks=[row_of(lens, *one) for one in each],
+        means=[row for key, rows in grouped(found) for row in means_of(key, rows, given.seed)],
+        agreement=[row for one in together for row in agreements(*one, given.seed)],
+    )
 
 
 def chosen(
@@ -183,16 +161,14 @@ def is_name(attribute: str) -> bool:
 
 
 def explained(
-    lens: LensModel,
+    world: World,
     plan: Plan,
-    benchmark: Benchmark,
     asked: Mapping[str, Sequence[Example]],
     leaks: Mapping[str, Found],
     others: Mapping[str, Sequence[Example]],
-    given: argparse.Namespace,
-    progress: Progress,
 ) -> dict[str, dict[str, list[Attribution]]]:
     """The attributions of all leaks, by group and side."""
+    lens, benchmark, given, progress = world.lens, world.benchmark, world.given, world.progress
 
     def averages(steering: Plan | None, label: str) -> dict[str, Reference]:
         return {

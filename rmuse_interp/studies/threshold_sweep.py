@@ -1,7 +1,6 @@
 """The literal gate's threshold swept, and the operating curve of every kind of gate."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -11,9 +10,10 @@ from rich.table import Table
 from rmuse_interp.data import SPLITS, Example
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.runs.run import Answers, Method, choose
-from rmuse_interp.studies.common import Record, answered, bars, opened, provenance, short
+from rmuse_interp.studies.common import Record, answered, opened, short
+from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.gated import Gates, composed, curve, fires, gates_of, probes, rate, scored
-from rmuse_interp.studies.variants import Questions, World, rows_of
+from rmuse_interp.studies.variants import Questions, rows_of
 
 TAUS = tuple(round(0.02 * i, 2) for i in range(51))
 LITERAL = "literal"
@@ -28,34 +28,26 @@ def run(given: argparse.Namespace) -> Record:
     lens, benchmark = opened(given, given.forget)
     asked = choose(benchmark, given.limit, given.seed)
     known = choose(benchmark, max(given.limit, given.queries), given.seed)
-    began = time.monotonic()
-    with bars() as progress:
-        world = World(given, lens, benchmark, progress)
+    with working(given, lens, benchmark) as world:
         fitted = world.preset("paper")
         learned, chosen = gates_of(world.evidence, given.seed)
         gates: Gates = {LITERAL: fitted.gates, **learned}
         plan = fitted.plan
         methods = [Method("vanilla", lens), Method("open", lens, plan.without("*.gate"))]
-        answers = answered(given, "threshold_sweep", methods, asked, benchmark, progress)
+        answers = answered(given, "threshold_sweep", methods, asked, benchmark, world.progress)
         literal = probes(fitted, {LITERAL: fitted.gates})
         # Over the questions answered by themselves: their batches, so their scores to the bit.
         own = scored(lens, literal, flat(asked), given.batch_size)[LITERAL]
-        scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, progress)
-    return {
-        "schema": "rmuse-threshold-sweep/1",
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            n={split: len(examples) for split, examples in asked.items()},
-            n_gates={split: len(examples) for split, examples in known.items()},
-        ),
-        "tau": short(-next(iter(fitted.gates.values())).threshold),
-        "alignment": [alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
-        "sweep": sweep(world, plan, known, asked, scores[LITERAL], own, answers),
-        "gates": [curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
-    }
+        scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, world.progress)
+    sizes = {"n": asked, "n_gates": known}
+    return world.record(
+        "rmuse-threshold-sweep/1",
+        {key: {split: len(some) for split, some in found.items()} for key, found in sizes.items()},
+        tau=short(-next(iter(fitted.gates.values())).threshold),
+        alignment=[alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
+        sweep=sweep(world, plan, known, asked, scores[LITERAL], own, answers),
+        gates=[curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
+    )
 
 
 def flat(questions: Questions) -> list[Example]:

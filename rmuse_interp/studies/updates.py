@@ -1,24 +1,22 @@
 """What steering does to the states of given responses, and how much of it falls into the RRS: rows of `updates`."""
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich.progress import Progress
 from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp.diagnostics import UpdateShare, update_share
 from rmuse_interp.diagnostics.protection import Protection, applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.fitting.collect import Query, trajectories
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.studies.common import Record, places, short, steering
+from rmuse_interp.studies.fits import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,41 +28,30 @@ class Case:
     fitted: RMuse
 
 
-def unsteered(
-    lens: LensModel,
-    queries: Sequence[Query],
-    delimiters: tuple[str, str],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> States:
+def unsteered(world: World, queries: Sequence[Query]) -> States:
     """What the model does by itself with the same words."""
     runs = trajectories(
-        lens,
+        world.lens,
         queries,
-        delimiters=delimiters,
-        batch_size=given.batch_size,
-        progress=progress,
+        delimiters=world.benchmark.delimiters,
+        batch_size=world.given.batch_size,
+        progress=world.progress,
         label="unsteered",
     )
-    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(lens.n_layers)}
+    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(world.lens.n_layers)}
 
 
 def updates_of(
-    case: Case,
-    modality: str,
-    lens: LensModel,
-    queries: Sequence[Query],
-    plain: States,
-    given: argparse.Namespace,
-    progress: Progress,
+    world: World, case: Case, modality: Modality, queries: Sequence[Query], plain: States
 ) -> list[Record]:
     """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
 
     def run_plan(plan: Plan, label: str) -> Steered:
         label = f"{case.preset}, {modality}: {label}"
-        return steered(lens, plan, queries, batch_size=given.batch_size, progress=progress, label=label)
+        size = world.given.batch_size
+        return steered(world.lens, plan, queries, batch_size=size, progress=world.progress, label=label)
 
-    shares = Shares(case, modality, given.seed)
+    shares = Shares(case, modality, world.given.seed)
     if shares.layers:
         fired = together(shares, plain, run_plan)
         alone(shares, plain, fired)
@@ -76,7 +63,7 @@ class Shares:
     """Rows of `updates` for one case and kind of query."""
 
     case: Case
-    modality: Any
+    modality: Modality
     seed: int
     rows: list[Record] = field(default_factory=list)
 

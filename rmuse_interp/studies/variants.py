@@ -1,49 +1,26 @@
 """Variants of a fitted plan, answered on the same questions: what every study that compares some shares."""
 
 import argparse
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Final
 
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from rmuse_interp.data import SPLITS, Benchmark, Example
-from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.edits.plan import Plan
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import wilson
-from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse
 from rmuse_interp.operators import Operator
 from rmuse_interp.runs.run import Answers, Method, scores_of
-from rmuse_interp.studies.common import Record, answered, bars, opened, percent, provenance
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.common import Record, answered, opened, percent
+from rmuse_interp.studies.fits import World, working
 
 Questions = Mapping[str, Sequence[Example]]
 """Split → its questions."""
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
 """Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
-
-
-@dataclass(frozen=True, eq=False)
-class World:
-    """A model, a benchmark and what is fitted on them, with the settings of the command line."""
-
-    given: argparse.Namespace
-    lens: LensModel
-    benchmark: Benchmark
-    progress: Progress
-
-    @cached_property
-    def evidence(self) -> dict[Modality, Evidence]:
-        """What was collected for fitting."""
-        return evidence_of(self.given, self.lens, self.benchmark, self.progress)
-
-    def preset(self, name: PresetName) -> RMuse:
-        """A fitted preset."""
-        return preset_of(self.given, self.lens, self.benchmark, self.evidence, name, self.progress)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,18 +60,11 @@ def study(
     """
     lens, benchmark = opened(given, given.forget)
     questions = questions_of(benchmark)
-    began = time.monotonic()
-    with bars() as progress:
-        world = World(given, lens, benchmark, progress)
+    with working(given, lens, benchmark) as world:
         found = prepare(world)
         rows = compared(world, stem, questions, found.variants)
-    n = {split: len(asked) for split, asked in questions.items()}
-    return {
-        "schema": f"rmuse-{stem.replace('_', '-')}/1",
-        "provenance": provenance(given, lens, benchmark, began, n=n, **found.origin),
-        **found.entries,
-        "rows": rows,
-    }
+    origin = {"n": {split: len(asked) for split, asked in questions.items()}, **found.origin}
+    return world.record(f"rmuse-{stem.replace('_', '-')}/1", origin, **found.entries, rows=rows)
 
 
 def compared(world: World, stem: str, questions: Questions, variants: Sequence[Variant]) -> list[Record]:
