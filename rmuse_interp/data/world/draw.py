@@ -78,8 +78,9 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
 
 @functools.cache
 def _version() -> str:
-    """A digest of the code in this folder, which draws the benchmark: a number raised by hand is forgotten."""
-    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))[:10]
+    """A digest of the code and words in this folder, which draw the benchmark: a number raised by hand is forgotten."""
+    files = (file for kind in ("*.py", "*.json") for file in Path(__file__).parent.glob(kind))
+    return digest(*(file.read_bytes() for file in sorted(files)))[:10]
 
 
 def _settings(world: World, render_seed: int) -> dict[str, object]:
