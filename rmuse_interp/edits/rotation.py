@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Explanation, Kept, Operator
+from rmuse_interp.edits.plan import Operator
+from rmuse_interp.edits.sentence import Explanation, Kept
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
 from rmuse_interp.parts.angle import ACS, Angle
