@@ -25,13 +25,14 @@ TOLD = 3
 
 
 def fit(
-    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
+    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder to write the bundle to.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
     forget: o.Forget = 5,
-    preset: Annotated[o.Preset, typer.Option("--preset", help="The method as written, or repaired.")] = (
-        o.Preset.calibrated
-    ),
+    preset: Annotated[
+        o.Preset,
+        typer.Option("--preset", help="The method as the paper writes it, or calibrated, which mends it."),
+    ] = (o.Preset.calibrated),
     layers: o.Layers = None,
     auto: o.Auto = False,
     traces: t.Traces = t.Source.auto,
@@ -45,7 +46,8 @@ def fit(
         typer.Option(
             "--limit",
             min=1,
-            help="Most examples per group and kind of query; by default 240, or 12 per person to forget.",
+            help="Maximum number of examples per group and kind of query; by default 240, or 12 per person to forget if "
+            "that is more.",
         ),
     ] = None,
     seed: o.Seed = 0,
@@ -58,7 +60,7 @@ def fit(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
+    """Fit R-MUSE to a model and a benchmark, and write a bundle of what was fitted."""
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
     steered = support.layers_of(layers)
     from rmuse_interp.fitting import enough, require_preset
@@ -118,7 +120,7 @@ def ready(
     traces: t.Source = t.Source.given,
     template: "Template | None" = None,
 ) -> None:
-    """All that can be wrong with a fit is found here, before the first pass.
+    """Raise unless a fit can be made; one forward pass looks for a broken model.
 
     Raises:
         RMuseError: layers out of range, given traces without reasoning, an unreadable picture, activations that are not
@@ -155,10 +157,10 @@ def tell_trials(fitted: "RMuse") -> None:
 
 
 def info(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `rmuse fit` wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder written by `rmuse fit`.")],
     debug: o.Debug = False,
 ) -> None:
-    """Print what a bundle does: the plan, its gates, layers, ranks of the subspaces, and where it comes from."""
+    """Print what a bundle does and where it comes from: plan, gates, blocks, ranks of the subspaces."""
     fitted = support.open_bundle(bundle)
     print_ = support.out.print
     print_(f"[bold]R-MUSE, preset {fitted.preset}[/bold], {escape(str(bundle))}\n")

@@ -27,7 +27,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Look for failure signatures in a run: each with its evidence, its likely cause and the setting to try."""
+    """Look for signs of failure in a run, and name the evidence, the likely cause and the setting to try."""
     held = read_run(run)
     bundles = bundles_of(run, held.scores, bundle or [])
     from rmuse_interp.diagnostics.findings import cases, to_json

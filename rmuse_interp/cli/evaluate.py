@@ -56,7 +56,11 @@ def evaluate(
     data: o.Data = "organism",
     bundle: Annotated[
         list[Path] | None,
-        typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; repeat for several."),
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="A bundle written by `rmuse fit`; repeat the option for several.",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -65,19 +69,23 @@ def evaluate(
             metavar="NAME",
             callback=listed,
             is_eager=True,
-            help=f"A rival, tuned on fitting questions held out; repeat for several: {METHODS}. "
-            "`list` says what they do.",
+            help="Another inference-time method, tuned on fitting questions held out; repeat the option for several: "
+            f"{METHODS}. `list` says what they do.",
         ),
     ] = None,
     trained: baseline.Folders = None,
     forget: Annotated[
         int | None,
         typer.Option(
-            "--forget", min=1, max=99, help="Percent to forget, where no bundle says it.  [default: 5]"
+            "--forget",
+            min=1,
+            max=99,
+            help="Percentage of the people to forget, if no bundle says it.  [default: 5]",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Most questions per split; all by default.")
+        int | None,
+        typer.Option("--limit", min=1, help="Maximum number of questions per split; all by default."),
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
@@ -96,7 +104,7 @@ def evaluate(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score the model as it is, with each bundle, rival and baseline; writes scores.json, transcripts and a figure."""
+    """Score the model as it is and with each bundle, rival and baseline: scores.json, transcripts, a figure."""
     support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]

@@ -68,7 +68,7 @@ def score(
     skip_bad_rows: o.SkipBadRows = False,
     debug: o.Debug = False,
 ) -> None:
-    """Add a measure to a finished run; no question is answered again."""
+    """Add a measure to a finished run without asking the model anything again."""
     if gold is None and not perplexity and judge is None:
         raise RMuseError("--gold, --perplexity or --judge was required, got none; name what to add")
     held = read_run(run)
