@@ -2,9 +2,8 @@
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -207,14 +206,13 @@ def by_side(values: Mapping[str, float], asked: Asked, seed: int) -> Record:
     return found
 
 
-def rounded(value: Any) -> Any:
-    """A result with every float at six digits."""
-    apply: Callable[[Any], Any] = rounded
-    if isinstance(value, Mapping):
-        return {name: apply(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [apply(one) for one in value]
-    return short(value) if isinstance(value, float) else value
+def rounded(values: Record) -> Record:
+    """A result with every float at six digits, in pairs too."""
+
+    def of(value: object) -> object:
+        return short(value) if isinstance(value, float) else value
+
+    return {k: [of(one) for one in v] if isinstance(v, tuple) else of(v) for k, v in values.items()}
 
 
 def show(record: Record) -> None:

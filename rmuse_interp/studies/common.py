@@ -48,7 +48,7 @@ def options(
     what: str,
     fit_limit: int = LIMIT,
     max_new_tokens: int | None = None,
-    small: Mapping[str, Any] | None = None,
+    small: Record | None = None,
 ) -> argparse.ArgumentParser:
     """The command line that all analyses have.
 
@@ -163,7 +163,7 @@ def bars() -> Progress:
 
 
 def provenance(
-    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, began: float, **more: Any
+    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, began: float, **more: object
 ) -> Record:
     """Where a record comes from: model, benchmark, settings, versions, seconds since `began` (`time.monotonic`)."""
     return {
