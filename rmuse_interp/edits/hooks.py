@@ -24,6 +24,7 @@ from rmuse_interp.edits.interpreter import Interpreter, announce
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision, Query, State
 from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
@@ -370,15 +371,10 @@ def _score(
     """The decision of one unsteered pass over the inputs of some queries."""
     state = interpreter.begin(None, inputs, asked, scoring=True)
 
-    def reader(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            nonlocal state
-            state = interpreter.read(layer, output[0] if isinstance(output, tuple) else output, state)
+    def read(layer: int, h: Tensor) -> None:
+        nonlocal state
+        state = interpreter.read(layer, h, state)
 
-        return hook
-
-    with paused(hf_model), torch.no_grad(), ExitStack() as undo:
-        for layer in interpreter.plan.reads:
-            undo.callback(layout.blocks[layer].register_forward_hook(reader(layer)).remove)
+    with paused(hf_model), torch.no_grad(), reading(layout, interpreter.plan.reads, read):
         hf_model(**inputs, use_cache=False)
     return state.query.decision
