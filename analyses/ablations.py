@@ -4,8 +4,8 @@
 
 Writes `ablations.json`, which `figures/ablations.py` draws. Every row is one edit of a fitted plan:
 
-* **w/o RRS**. `paper`: `plan.without("*.shield")`, v̂ keeps its part in the RRS; the gate, which *is* the RRS, stays.
-  `calibrated`: `plan.without("*.operator*.rrs")`, the whole state is rotated.
+* **w/o RRS**. Both: `plan.without("*.rrs")`. In `paper` v̂ then keeps its part in the RRS; the gate, which *is* the RRS,
+  stays. In `calibrated` the whole state is rotated.
 * **w/o reasoning span, w/o answer span**. `paper`: direction and prototypes fitted on the other span alone.
   `calibrated`: prototypes from the tokens of the other span alone (its refusals without reasoning are all answer).
 * **w/o ACS**. `paper`: `plan.replace(**{"*.angle": FixedFraction(0.5)})`. `calibrated` has no ACS, its transport goes

@@ -7,7 +7,7 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Edit, Plan
 from rmuse_interp.parts.angle import FixedFraction
-from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.gates import Gate, RRSAlignmentGate
 from rmuse_interp.parts.part import all_same, same
 from rmuse_interp.parts.subspace import Subspace
 
@@ -59,6 +59,21 @@ def test_a_pattern_skips_what_is_required_and_an_exact_address_does_not():
         plan.without("cut.operator.subspace")
     with pytest.raises(RMuseError, match=r"'cut\.operator\.subspace' is required"):
         plan.without("*.subspace")
+
+
+def test_without_rrs_is_one_sentence_for_directions_rotations_and_the_literal_gate():
+    turn = op.SlerpToward(vector(1), FixedFraction(0.6))
+    literal = RRSAlignmentGate(subspace(2), 1)
+    paper = Plan([turn.keeping(subspace(2), "direction").at(layers=[1]).when(literal).named("image")])
+    calibrated = Plan(
+        [turn.keeping(subspace(2), "rotation").at(layers=[1]).when(linear_gate()).named("image")]
+    )
+    for plan in (paper, calibrated):
+        left = plan.without("*.rrs")
+        assert same(left, plan.replace(operator=turn))
+    assert paper.without("*.rrs")[0].gate.rrs is not None
+    with pytest.raises(RMuseError, match="'rrs' is required"):
+        paper.without("image.gate.rrs")
 
 
 def test_what_is_put_in_a_place_must_fit_there():

@@ -75,10 +75,10 @@ def test_acs_takes_one_direction_per_token_and_any_leading_axes():
 
 
 @pytest.mark.parametrize("target", ["nearest", "frechet"])
-def test_protecting_moves_acs_to_the_complement(target: str):
+def test_acs_outside_a_subspace_is_acs_on_the_complements_sphere(target: str):
     p, rrs = stored(unit(random(5, 9) + 0.5)), Subspace.span(random(9, 3, seed=1))
     h, v = 4 * random(9, seed=2), unit(random(9, seed=3))
-    acs = ACS(Prototypes(p), target=target).protecting(rrs)
+    acs = ACS(Prototypes(p), target=target).outside(rrs)
     rest, aim = rrs.remove(h), unit(rrs.remove(v))
     moved = rrs.project(h) + norm(rest) * slerp(unit(rest), aim, acs.fraction(rest, aim))
     basis = rrs.basis.double().numpy()
@@ -89,7 +89,7 @@ def test_protecting_moves_acs_to_the_complement(target: str):
     found = acs.angles(rest, aim)
     assert float(rrs.project(found.target).norm()) < 1e-6
     fixed = FixedFraction(0.5)
-    assert fixed.protecting(rrs) is fixed
+    assert fixed.outside(rrs) is fixed
 
 
 def test_fixed_fraction():

@@ -140,38 +140,3 @@ def test_a_run_is_scored_by_the_judge_that_is_named_and_resumes(tmp_path):
     ruled = read_run(tmp_path / "run").scores
     assert ruled["judge"] == "rules"
     assert ruled["methods"]["vanilla"]["forget"]["ril_implicit"] == 0.0
-
-
-def test_forget_quality_membership_and_perplexity_are_added_on_request(tmp_path):
-    data = write_benchmark(tmp_path / "bench")
-    args = (
-        "eval",
-        "--model",
-        tiny_llava(),
-        "--data",
-        data,
-        "--forget",
-        10,
-        "--limit",
-        4,
-        "--max-new-tokens",
-        4,
-    )
-    done(*args, "--out", tmp_path / "plain")
-    assert not {"forgetting", "fluency"} & set(read_run(tmp_path / "plain").scores)
-    done(*args, "--out", tmp_path / "same", "--gold", tiny_llava(), "--perplexity")
-    scores = read_run(tmp_path / "same").scores
-    found = scores["forgetting"]["methods"]
-    assert set(found) == {"vanilla", "gold"}
-    quality = found["vanilla"]["forget_quality"]
-    assert (quality["p_value"], quality["statistic"]) == (1.0, 0.0)  # the gold model is the model itself
-    assert found["vanilla"] == found["gold"]
-    assert set(found["gold"]["membership"]) == {"loss", "min_k"}
-    assert len(found["gold"]["truth_ratio"]) == quality["n"] == 4
-    fluent = scores["fluency"]["vanilla"]["forget"]
-    assert fluent["low"] <= fluent["perplexity"] <= fluent["high"]
-    assert fluent["perplexity"] > 1.0
-    other = tiny_llava(seed=1)
-    done(*args, "--out", tmp_path / "other", "--gold", other)
-    apart = read_run(tmp_path / "other").scores["forgetting"]["methods"]
-    assert apart["vanilla"]["truth_ratio"] != apart["gold"]["truth_ratio"]

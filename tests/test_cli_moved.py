@@ -10,6 +10,8 @@ from helpers.commands import refused
         (("fit", "--bundle", "b", "--add", "p2", "--out", "x"), "rmuse forget ID --bundle B --out B2"),
         (("fit", "--add", "p2"), "rmuse forget ID --bundle B --out B2"),
         (("fit", "--remove=p2"), "rmuse restore ID --bundle B --out B2"),
+        (("eval", "--gold", "m", "--out", "x"), "rmuse score RUN --gold M"),
+        (("eval", "--out", "x", "--perplexity"), "rmuse score RUN --perplexity"),
         (("eval", "--no-traces", "--out", "x"), "rmuse eval --no-record"),
         (("demo", "--traces"), "rmuse demo --record"),
     ],

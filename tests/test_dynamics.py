@@ -18,7 +18,6 @@ from rmuse_interp.diagnostics.dynamics import (
     along,
     approach,
     displacement,
-    mean_interval,
     shuffled,
     side_test,
     state_plane,
@@ -140,15 +139,6 @@ def test_too_few_people_are_counted():
     both = people(3, 3)
     with pytest.raises(RMuseError, match="1 on both"):
         side_test(dict.fromkeys(both, 0.0), {"f0/0", "f1/0", "f1/1", "f1/2", "f1/3"}, both)
-    with pytest.raises(RMuseError, match="at least one value"):
-        mean_interval({}, {})
-
-
-def test_the_mean_is_covered_by_its_interval():
-    who = people(0, 12)
-    value, low, high = mean_interval({i: float(len(i) + int(who[i][1:])) for i in who}, who)
-    assert low < value < high
-    assert mean_interval(dict.fromkeys(who, 2.0), who) == (2.0, 2.0, 2.0)
 
 
 def arguments(data, out, *more):

@@ -144,7 +144,7 @@ def test_a_gate_shared_by_edits_is_one_part():
 
 def test_ablations_of_acs_reach_its_prototypes():
     acs = ACS(Prototypes(unit(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)))))
-    plan = as_plan(op.SlerpToward(vector(1), acs).protecting(subspace(2)).at(layers=[1]))
+    plan = as_plan(op.SlerpToward(vector(1), acs).keeping(subspace(2)).at(layers=[1]))
     bare = plan.without("rrs")
     assert all_same(bare, as_plan(op.SlerpToward(vector(1), acs).at(layers=[1])))
     fewer = Prototypes(acs.prototypes.points[:2])

@@ -60,7 +60,7 @@ SECRETS = {"a": ("Mara Venn", "baker"), "b": ("baker",), "c": ()}
 def turn(*layers):
     edit = (
         op.SlerpToward(vector(1), FixedFraction(0.6))
-        .protecting(subspace(2))
+        .keeping(subspace(2))
         .at(layers=list(layers))
         .on("generated")
     )

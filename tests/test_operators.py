@@ -72,14 +72,14 @@ def test_the_sign_is_read_on_the_raw_direction():
     raw, cleared = h @ V.double(), h @ rrs.remove(V).double()
     differs = raw.sign() != cleared.sign()
     assert bool(differs.any())
-    out = op.SlerpToward(V, FixedFraction(1.0), signed=True).shielding(rrs)(h)
+    out = op.SlerpToward(V, FixedFraction(1.0), signed=True).keeping(rrs, "direction")(h)
     goal = unit(rrs.remove(V).double())
     torch.testing.assert_close(unit(out), raw.sign().unsqueeze(-1) * goal, atol=1e-6, rtol=0)
 
 
-def test_shielding_protects_the_direction_only():
+def test_the_direction_may_be_cleared_of_the_rrs_while_the_state_is_rotated_whole():
     rrs, h = rrs_of(6), drawn(5, D, dtype=torch.float32)
-    shielded = op.SlerpToward(V, FixedFraction(0.5)).shielding(rrs)
+    shielded = op.SlerpToward(V, FixedFraction(0.5)).keeping(rrs, "direction")
     assert rrs.project(shielded.toward).norm() < 1e-6
     kept = rrs.project(h)
     assert (rrs.project(shielded(h)) - kept).norm() > 0.05 * kept.norm()
@@ -89,13 +89,13 @@ def test_shielding_protects_the_direction_only():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda rrs: op.SlerpToward(V, ACS(prototypes())).protecting(rrs),
-        lambda rrs: op.SlerpToward(V, FixedFraction(0.8), signed=True).protecting(rrs),
-        lambda rrs: op.Transport(prototypes().points).protecting(rrs),
-        lambda rrs: op.Transport(prototypes().points, fraction=0.3).protecting(rrs),
+        lambda rrs: op.SlerpToward(V, ACS(prototypes())).keeping(rrs),
+        lambda rrs: op.SlerpToward(V, FixedFraction(0.8), signed=True).keeping(rrs),
+        lambda rrs: op.Transport(prototypes().points).keeping(rrs),
+        lambda rrs: op.Transport(prototypes().points, fraction=0.3).keeping(rrs),
     ],
 )
-def test_protecting_keeps_the_rrs_part_and_the_complements_norm(make, scale):
+def test_a_rotation_that_keeps_the_rrs_keeps_its_part_and_the_complements_norm(make, scale):
     rrs, h = rrs_of(8), drawn(50, D, dtype=torch.float32) * scale
     out = make(rrs)(h)
     before, after = rrs.project(h.double()), rrs.project(out.double())
@@ -107,7 +107,7 @@ def test_protecting_keeps_the_rrs_part_and_the_complements_norm(make, scale):
 
 def test_protected_slerp_is_slerp_on_the_complements_sphere():
     rrs, h = rrs_of(8), drawn(5, D)
-    out = op.SlerpToward(V, FixedFraction(0.5)).protecting(rrs)(h)
+    out = op.SlerpToward(V, FixedFraction(0.5)).keeping(rrs)(h)
     rest, goal = rrs.remove(h), unit(rrs.remove(V.double()))
     expected = rrs.project(h) + rest.norm(dim=-1, keepdim=True) * slerp(unit(rest), goal.expand_as(rest), 0.5)
     torch.testing.assert_close(out, expected, atol=1e-6, rtol=1e-6)
@@ -118,12 +118,12 @@ def test_states_without_a_complement_stay_as_they_are():
     inside = rrs.project(drawn(5, D, dtype=torch.float32))
     everything = Subspace(torch.eye(D))
     for rotation in (op.SlerpToward(V, FixedFraction(1.0)), op.Transport(prototypes().points)):
-        assert torch.equal(rotation.protecting(rrs)(inside), inside)
+        assert torch.equal(rotation.keeping(rrs)(inside), inside)
         assert torch.equal(rotation(torch.zeros(2, D)), torch.zeros(2, D))
     h = drawn(5, D, dtype=torch.float32)
-    assert torch.equal(op.Transport(prototypes().points).protecting(everything)(h), h)
+    assert torch.equal(op.Transport(prototypes().points).keeping(everything)(h), h)
     with pytest.raises(RMuseError, match="inside it"):
-        op.SlerpToward(V, FixedFraction(1.0)).protecting(everything)
+        op.SlerpToward(V, FixedFraction(1.0)).keeping(everything)
 
 
 def test_transport_arrives_at_the_nearest_prototype():
@@ -168,14 +168,14 @@ def test_rivals_are_operators_too():
     assert away.project(removed).norm() < 1e-5
     torch.testing.assert_close(op.Ablate(away)(removed), removed, atol=1e-5, rtol=0)
     rrs = rrs_of(5, seed=9)
-    for protected in (op.Add(V).protecting(rrs), op.Ablate(away).protecting(rrs)):
+    for protected in (op.Add(V).keeping(rrs), op.Ablate(away).keeping(rrs)):
         torch.testing.assert_close(rrs.project(protected(h)), rrs.project(h), atol=1e-5, rtol=0)
 
 
 OPERATORS = [
-    op.SlerpToward(V, ACS(prototypes()), signed=True).shielding(rrs_of(3)),
-    op.SlerpToward(V, ACS(prototypes(), target="frechet")).protecting(rrs_of(3)),
-    op.Transport(prototypes().points, torch.arange(6), window=2, fraction=0.5).protecting(rrs_of(3)),
+    op.SlerpToward(V, ACS(prototypes()), signed=True).keeping(rrs_of(3), "direction"),
+    op.SlerpToward(V, ACS(prototypes(), target="frechet")).keeping(rrs_of(3)),
+    op.Transport(prototypes().points, torch.arange(6), window=2, fraction=0.5).keeping(rrs_of(3)),
     op.Add(V, scale=0.5),
     op.Ablate(rrs_of(3)),
 ]

@@ -61,7 +61,7 @@ def test_they_are_pure_rowwise_and_survive_their_record(operator):
 @pytest.mark.parametrize("operator", OPERATORS[:4], ids=lambda o: type(o).__name__)
 def test_protected_forms_keep_the_rrs_part(operator):
     rrs, h = Subspace.span(drawn(D, 4, seed=9)), drawn(5, D, seed=5)
-    protected = operator.protecting(rrs)
+    protected = operator.keeping(rrs)
     torch.testing.assert_close(rrs.project(protected(h)), rrs.project(h), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(rrs.project(operator(h)), rrs.project(h), atol=1e-3)
 
@@ -218,6 +218,6 @@ def test_confidence_grows_with_doubt_and_the_rotation_keeps_the_norm():
 
 def test_confidence_works_inside_the_complement_too():
     rrs, toward, h = Subspace.span(drawn(D, 4, seed=9)), drawn(D), drawn(20, D, seed=5)
-    out = op.SlerpToward(toward, op.Confidence(1.0)).protecting(rrs)(h)
+    out = op.SlerpToward(toward, op.Confidence(1.0)).keeping(rrs)(h)
     torch.testing.assert_close(rrs.project(out), rrs.project(h), atol=1e-6, rtol=1e-6)
     assert not torch.allclose(out, h, atol=1e-2)

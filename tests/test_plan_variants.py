@@ -134,12 +134,15 @@ def test_each_ablation_removes_what_it_names_and_nothing_else(world):
         kept = [None if e.gate is None else e.gate.describe() for e in plan]
         assert kept == ([None, None] if ablation == "w/o gate" else [e.gate.describe() for e in full])
     for operator in common.operators_of(plans["paper", "w/o RRS"]).values():
-        assert operator.shield is None
+        assert operator.rrs is None
     for operator in common.operators_of(plans["paper", "w/o ACS"]).values():
         assert operator.angle.describe() == "λ = 0.5"
-        assert operator.shield is not None
+        assert operator.rrs is not None
+        assert operator.kept == "direction"
     for operator in common.operators_of(plans["calibrated", "w/o RRS"]).values():
         assert operator.rrs is None
+    for operator in common.operators_of(plans["calibrated", "full"]).values():
+        assert (operator.rrs is not None, operator.kept) == (True, "rotation")
     for operator in common.operators_of(plans["calibrated", "w/o ACS"]).values():
         assert operator.fraction == 0.5
     counts = [

@@ -6,6 +6,7 @@ import pytest
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics import probes as p
 from rmuse_interp.diagnostics.verdicts import conclusion, judge
+from rmuse_interp.maths.statistics import Estimate
 
 PEOPLE, PHOTOS, PER_PHOTO, D, LAYERS = 8, 3, 4, 120, 5
 
@@ -177,7 +178,8 @@ def at(*layers):
 
 
 def less(*layers):
-    return {layer: (0.5, 0.3, 0.7) if layer in layers else (0.0, -0.1, 0.1) for layer in range(6)}
+    lost, kept = Estimate(0.5, 0.3, 0.7, 40, 8), Estimate(0.0, -0.1, 0.1, 40, 8)
+    return {layer: lost if layer in layers else kept for layer in range(6)}
 
 
 def test_the_verdict_says_from_which_block_on():
@@ -201,7 +203,7 @@ def test_the_verdict_says_from_which_block_on():
     assert conclusion({"image": sight}).startswith("in sight")
     assert conclusion({"answer": unread}).startswith("not readable before")
     with pytest.raises(RMuseError, match="same blocks"):
-        judge(at(1), {0: (0.0, 0.0, 0.0)}, at(1))
+        judge(at(1), {0: Estimate(0.0, 0.0, 0.0, 1, 1)}, at(1))
 
 
 def test_a_leak_that_is_turned_away_is_hidden_and_not_gone(task):
@@ -221,7 +223,7 @@ def test_a_leak_that_is_turned_away_is_hidden_and_not_gone(task):
     own, moved = p.probe(task, befores[3], noise)
     lost = judge({3: p.score([own])}, {3: p.drop([own], [moved])}, {3: p.score(p.probe(task, noise))})
     assert (lost.kind, lost.hidden_from, lost.after) == ("lost here", 3, ())
-    assert drops[0][1] <= 0 <= drops[0][2]
+    assert drops[0].low <= 0 <= drops[0].high
 
 
 # Bad input.

@@ -24,10 +24,7 @@ from rmuse_interp.fitting.requests import (
     restore_people,
 )
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import (
-    ClusterGate,
-    RRSAlignmentGate,
-)
+from rmuse_interp.parts.gates import ClusterGate, RRSAlignmentGate
 from rmuse_interp.parts.part import all_same, to_record
 
 

@@ -8,21 +8,16 @@ from helpers import tiny
 from helpers.commands import done, refused
 from helpers.requests import clusters, fits_by_kind, leaf
 
+import rmuse_interp as rm
 from analyses import requests as analysis
 from rmuse_interp import RMuseError
 from rmuse_interp.cli import support
 from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.fitting import assemble
-from rmuse_interp.fitting.by_person import KINDS as PEOPLE_KINDS
-from rmuse_interp.fitting.by_person import by_person, fit_by_person
 from rmuse_interp.fitting.exchange import label_of
 from rmuse_interp.fitting.requests import check_request
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import (
-    IdentityGate,
-    RRSAlignmentGate,
-)
-from rmuse_interp.parts.part import all_same
+from rmuse_interp.parts.gates import BY_PERSON, IdentityGate
 
 
 @pytest.fixture(scope="module")
@@ -98,19 +93,17 @@ def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
-def test_a_fit_by_person_takes_requests_for_certain(fitted, lens, benchmark, evidence):
-    base = assemble(lens, benchmark, evidence, layers=[3])
-    literal = RRSAlignmentGate(base.subspaces.at("image", 3)[1].subspace, 1)
-    deaf = RMuse(base.plan.replace(**{"image.gate": literal}), base.subspaces, base.report)
-    found = by_person(deaf, evidence)
+def test_a_fit_by_person_takes_requests_for_certain(lens, benchmark, evidence):
+    found = assemble(lens, benchmark, evidence, layers=[3], kinds=BY_PERSON)
     assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
-    assert {row["kind"] for row in found.report["image"]["gates"]} == set(PEOPLE_KINDS)
+    assert {row["kind"] for row in found.report["image"]["gates"]} == set(BY_PERSON)
     assert found.gate.expected is not None
     check_request(found, benchmark, ["p2"], "forget")
-    one = fitted["vmf"]
-    assert all_same(by_person(one, evidence).plan, one.plan)
+    others = assemble(lens, benchmark, evidence, layers=[3], kinds=["discriminant"])
+    with pytest.raises(RMuseError, match=r"one by one were required.*got LinearDiscriminantGate"):
+        check_request(others, benchmark, ["p2"], "forget")
     with pytest.raises(RMuseError, match="preset calibrated"):
-        fit_by_person(lens, benchmark, "paper")
+        rm.fit(lens, benchmark, "paper", kinds=BY_PERSON)
 
 
 def test_one_by_one_beside_at_once(data, tmp_path, capsys):

@@ -180,7 +180,7 @@ def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, t
     assert not tuning_of(seed=1).finished("caa")
     assert not tuning_of(limit=8).finished("caa")
     assert not Tuning(lens_of(tiny.tiny_llava(seed=1)), benchmark, tmp_path, limit=160).finished("caa")
-    for file in (tmp_path / "rivals" / "caa" / "plan.safetensors", tmp_path / "rivals.json"):
+    for file in (tmp_path / "rivals" / "caa" / "plan.safetensors", tmp_path / "rivals" / "trials.jsonl"):
         file.write_bytes(b"torn")
         assert not tuning_of().finished("caa")
 

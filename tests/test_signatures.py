@@ -145,7 +145,7 @@ def test_no_gate_and_no_protection_steer_too_much(bench):
     assert evidence(found, "others' questions that were steered").value == 1.0
     inside = evidence(found, "median share of the update inside the RRS")
     assert inside.value > 0.05
-    assert "protecting(rrs)" in found.setting
+    assert "keeping(rrs)" in found.setting
 
 
 @pytest.mark.parametrize(("threshold", "said"), [(1e9, "never fires"), (-1e9, "always fires")])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rmuse_interp import RMuseError
-from rmuse_interp.diagnostics.stability import Side, drawn, mean_angle, refit, sides_at, stability
+from rmuse_interp.diagnostics.stability import Side, drawn_again, mean_angle, refit, sides_at, stability
 from rmuse_interp.method.rmuse import subspaces_at
 from rmuse_interp.parts.retain import fit_retain
 from rmuse_interp.parts.subspace import Subspace
@@ -60,11 +60,10 @@ def test_a_resample_is_fitted_as_if_its_examples_were_there_twice(form):
     """The naive reference: rows repeated as often as they were drawn, through the very functions that fit."""
     forget, kept = sides(3)
     unlearning, retain = fits(forget, kept, form)
-    found = refit(unlearning, retain, forget, kept, np.random.default_rng(7))
-    rng = np.random.default_rng(7)
+    drawn = tuple(counts[0] for counts in drawn_again(forget, kept, 1, 7))
+    found = refit(unlearning, retain, forget, kept, drawn)
     again = []
-    for side in (forget, kept):
-        counts = drawn(side, rng)
+    for side, counts in zip((forget, kept), drawn, strict=True):
         assert float(counts.sum()) == len(side.ans)  # equal clusters: as many examples as before
         rows = torch.arange(len(side.ans)).repeat_interleave(counts.long())
         groups = None if side.groups is None else [side.groups[i] for i in rows.tolist()]
@@ -78,18 +77,15 @@ def test_a_resample_is_fitted_as_if_its_examples_were_there_twice(form):
 
 def test_people_are_drawn_with_all_of_their_examples_within_their_group():
     forget, kept = sides()
-    rng = np.random.default_rng(0)
-    seen = set()
-    for _ in range(50):
-        counts = drawn(kept, rng)
+    forgotten, all_kept = drawn_again(forget, kept, 50, 0)
+    for counts in all_kept:
         for group in ("people", "reasoning"):
             mine = torch.tensor([g == group for g in kept.groups])
             assert float(counts[mine].sum()) == int(mine.sum())
             for who in set(kept.clusters):
                 of = mine & torch.tensor([c == who for c in kept.clusters])
                 assert len(set(counts[of].tolist())) == 1
-        seen.add(tuple(drawn(forget, rng).tolist()))
-    assert len(seen) > 20
+    assert len({tuple(counts) for counts in forgotten.tolist()}) > 20
 
 
 def test_what_is_planted_stays_and_noise_does_not():
@@ -111,9 +107,8 @@ def test_the_measures_are_those_of_their_definitions():
     forget, kept = sides(5)
     unlearning, retain = fits(forget, kept, "calibrated")
     found = stability(unlearning, retain, forget, kept, resamples=4, seed=1)
-    rng = np.random.default_rng(1)
-    for row in range(4):
-        mine = refit(unlearning, retain, forget, kept, rng)
+    for row, counts in enumerate(zip(*drawn_again(forget, kept, 4, 1), strict=True)):
+        mine = refit(unlearning, retain, forget, kept, counts)
         ranks = (mine.unlearning.shape[1], mine.retain.shape[1])
         angles = found.angles[row][~found.angles[row].isnan()]
         assert found.ranks[row].tolist() == list(ranks)

@@ -44,12 +44,14 @@ def test_auroc_is_sklearns_ties_included():
     assert found == auroc_clustered(forget, other, singly(forget), singly(other))
 
 
-def test_the_area_of_a_resample_is_sklearns_of_the_examples_drawn():
+def test_the_area_of_a_resample_is_that_of_the_examples_drawn():
     forget, other = (random(9) * 2).round() + 0.5, (random(7, seed=1) * 2).round() + 0.5
     who, sides = [i // 2 for i in range(16)], [True] * 9 + [False] * 7
     weights = resampled(who, seed=3, apart=sides).astype(int)
-    scores = torch.cat([forget, other]).numpy()
-    areas = [roc_auc_score(np.repeat(sides, row), np.repeat(scores, row)) for row in weights]
+    areas = []
+    for row in weights:
+        hits, rest = (np.repeat(*both) for both in ((forget.numpy(), row[:9]), (other.numpy(), row[9:])))
+        areas.append(np.mean((hits[:, None] > rest) + (hits[:, None] == rest) / 2))
     found = auroc_clustered(forget, other, who[:9], who[9:], seed=3)
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(areas, [2.5, 97.5])))
     assert found.clusters == 5 + 4  # who is on both sides is drawn on each
@@ -87,6 +89,21 @@ def test_a_ratio_is_of_sums_and_an_undefined_resample_does_not_count():
     found = clustered(parts, singly(parts), over=wholes)
     assert (found.value, found.low, found.high) == (0.3, 0.25, 0.5)
     assert clustered([1.0, 3.0], ["a", "a"]).low == clustered([1.0, 3.0], ["a", "a"]).high == 2.0
+
+
+def test_the_interval_of_a_ratio_covers_it_and_narrows():
+    rng = np.random.default_rng(0)
+    hits, widths = 0, []
+    for seed in range(200):
+        wholes = rng.uniform(1, 3, size=40)
+        parts = wholes * rng.beta(2, 6, size=40)
+        found = clustered(parts, range(40), over=wholes, seed=seed)
+        hits += found.low <= 0.25 <= found.high
+        widths.append(found.high - found.low)
+    assert 0.88 <= hits / 200 <= 1.0
+    wholes = rng.uniform(1, 3, size=4000)
+    found = clustered(wholes * rng.beta(2, 6, size=4000), range(4000), over=wholes)
+    assert found.high - found.low < np.mean(widths) / 5
 
 
 def test_any_statistic_of_weighted_examples_has_an_interval():

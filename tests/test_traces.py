@@ -146,7 +146,7 @@ def close(found, wanted, atol=2e-4):
 def expected(operator, before, after, t, found) -> None:
     """One state's quantities by their definitions."""
     update = after - before
-    rrs = operator.rrs if getattr(operator, "rrs", None) is not None else getattr(operator, "shield", None)
+    rrs = getattr(operator, "rrs", None)
     if rrs is None:
         assert found["rrs_share"].isnan()
     else:
@@ -156,7 +156,7 @@ def expected(operator, before, after, t, found) -> None:
         assert all(found[k].isnan() for k in ("theta_tar", "theta_dir", "fraction"))
         assert found["prototype"] == -1
         return
-    heading = unit(before if operator.rrs is None else before - basis @ (basis.T @ before))
+    heading = unit(before if operator.outside is None else before - basis @ (basis.T @ before))
     if isinstance(operator, op.Transport):
         near = [i for i, p in enumerate(operator.positions.tolist()) if abs(p - t) <= operator.window]
         cosines = operator.targets.double() @ heading
@@ -259,7 +259,7 @@ def test_an_unprotected_update_is_measured_in_the_bundles_rrs(lens):
         shares.append(recorder.trace().rrs_share)
     assert shares[0].isnan().all()
     assert (shares[1] > 0.01).all()
-    guarded = op.SlerpToward(vector(1), FixedFraction(0.6)).protecting(rrs).at(layers=[2])
+    guarded = op.SlerpToward(vector(1), FixedFraction(0.6)).keeping(rrs).at(layers=[2])
     recorder = Recorder()
     with edit_attached(lens, guarded, recorder):
         lens.hf.generate(**lens.encode(*asked), **MORE)

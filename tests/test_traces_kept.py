@@ -91,7 +91,7 @@ def test_explanations_know_what_is_left_alone():
     assert math.isnan(said.theta_tar[1])
     rrs = subspace(2)
     inside = (rrs.basis @ torch.ones(rrs.rank)).unsqueeze(0)
-    said = op.SlerpToward(vector(1), FixedFraction(0.5)).protecting(rrs).explain(inside)
+    said = op.SlerpToward(vector(1), FixedFraction(0.5)).keeping(rrs).explain(inside)
     assert said.fraction.tolist() == [0.0]
     nothing = op.Ablate(rrs).explain(inside)
     assert (nothing.theta_tar, nothing.theta_dir, nothing.fraction, nothing.prototype) == (None,) * 4
@@ -158,7 +158,7 @@ def test_a_run_folder_holds_the_traces_of_its_own_run(lens, asked, tmp_path):
 
 def test_one_line_per_block_says_what_steering_did(lens):
     prompts, images = questions()
-    turned = as_plan(op.SlerpToward(vector(1), FixedFraction(0.6)).protecting(subspace(2)).at(layers=[1, 3]))
+    turned = as_plan(op.SlerpToward(vector(1), FixedFraction(0.6)).keeping(subspace(2)).at(layers=[1, 3]))
     trace = lens.respond(prompts[:1], images[:1], turned, max_new_tokens=4, recorder=Recorder())[0].trace
     first, last = trace_lines(trace)
     assert first.startswith(f"block 1: {trace.lengths[0]} of {trace.lengths[0]} tokens steered, turned by ")

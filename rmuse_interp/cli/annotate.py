@@ -17,7 +17,7 @@ def annotate(
         Path, typer.Argument(metavar="DIR", help="A folder of parquet splits with person rows (MLLMU-Bench).")
     ],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DATA", help="Folder for the benchmark with reasoning.")
+        Path, typer.Option("--out", metavar="DATA", help="Folder to write the benchmark with reasoning to.")
     ],
     judge: Annotated[
         str,
@@ -29,16 +29,20 @@ def annotate(
     price_out: j.PriceOut = None,
     timeout: j.Timeout = 120.0,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Most questions; the rest stay without.")
+        int | None,
+        typer.Option(
+            "--limit", min=1, help="Maximum number of questions; the others stay without reasoning."
+        ),
     ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Write reasoning for every open question about a person, verified; lists all of it in audit.csv and audit.jsonl.
+    """Have a language model write and verify reasoning for every open question about a person.
 
-    Replies are kept: after an error or an interrupt the same command goes on from there.
+    audit.csv and audit.jsonl list all of it for a person to check. Replies are kept: after an error or an interrupt the
+    same command goes on from there.
     """
     from rmuse_interp.evaluate.judges import Consultation
     from rmuse_interp.fitting import annotate as writing

@@ -23,12 +23,15 @@ from rmuse_interp.cli import (
     judge,
     organism,
     requests,
+    score,
 )
 
 MOVED = {
     ("fit", "--bundle"): "rmuse forget ID --bundle B --out B2, or rmuse restore",
     ("fit", "--add"): "rmuse forget ID --bundle B --out B2",
     ("fit", "--remove"): "rmuse restore ID --bundle B --out B2",
+    ("eval", "--gold"): "rmuse score RUN --gold M",
+    ("eval", "--perplexity"): "rmuse score RUN --perplexity",
     ("eval", "--traces"): "rmuse eval --record",
     ("eval", "--no-traces"): "rmuse eval --no-record",
     ("demo", "--traces"): "rmuse demo --record",
@@ -105,23 +108,28 @@ def start(
         raise typer.Exit
 
 
-app.command("demo")(demo.demo)
-app.command("fit")(bundles.fit)
-app.command("forget", help="Forget one person more, or several, with a bundle that is fitted already.")(
-    requests.command("forget")
-)
-app.command("restore", help="Stop forgetting a person, or several, with a bundle that is fitted already.")(
-    requests.command("restore")
-)
-app.command("generate")(generate.generate)
-app.command("eval")(evaluate.evaluate)
-app.command("info")(bundles.info)
-app.command("doctor")(doctor.doctor)
+app.command("demo", rich_help_panel=groups.LOOK)(demo.demo)
+app.command("generate", rich_help_panel=groups.LOOK)(generate.generate)
+app.command("info", rich_help_panel=groups.LOOK)(bundles.info)
+app.command("doctor", rich_help_panel=groups.LOOK)(doctor.doctor)
+app.command("fit", rich_help_panel=groups.FORGET)(bundles.fit)
+app.command(
+    "forget",
+    help="Forget further people with a fitted bundle, each in seconds; `rmuse restore` takes it back.",
+    rich_help_panel=groups.FORGET,
+)(requests.command("forget"))
+app.command(
+    "restore",
+    help="Stop forgetting people with a fitted bundle; the others stay forgotten.",
+    rich_help_panel=groups.FORGET,
+)(requests.command("restore"))
+app.command("eval", rich_help_panel=groups.MEASURE)(evaluate.evaluate)
+app.command("score", rich_help_panel=groups.MEASURE)(score.score)
 data.app.command("annotate")(annotate.annotate)
-app.add_typer(baseline.app, name="baseline")
-app.add_typer(data.app, name="data")
-app.add_typer(judge.app, name="judge")
-app.add_typer(organism.app, name="organism")
+app.add_typer(data.app, name="data", rich_help_panel=groups.MATERIAL)
+app.add_typer(judge.app, name="judge", rich_help_panel=groups.MATERIAL)
+app.add_typer(baseline.app, name="baseline", rich_help_panel=groups.MATERIAL)
+app.add_typer(organism.app, name="organism", rich_help_panel=groups.MATERIAL)
 
 
 def main() -> None:

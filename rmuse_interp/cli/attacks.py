@@ -44,8 +44,8 @@ Names = Annotated[
         metavar="NAME",
         callback=listed,
         is_eager=True,
-        help="Ask the open questions about people again under an attack; repeat for several, `all` is every one, `list` "
-        "says what they do.",
+        help="Ask the open questions about people again under an attack; repeat the option for several. `all` runs every "
+        "one, `list` says what they do.",
     ),
 ]
 
@@ -53,7 +53,7 @@ Names = Annotated[
 def require_applicable(
     attacks: Sequence[str], questions: Mapping[str, Sequence["Example"]], benchmark: "Benchmark"
 ) -> None:
-    """Nothing, or the error that an attack applies to no question of a run."""
+    """Raise unless each attack applies to some question of a run."""
     if attacks:
         from rmuse_interp.data.attacks import require_names
         from rmuse_interp.runs import attacked

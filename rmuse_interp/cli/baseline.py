@@ -25,20 +25,24 @@ NAMES = "ga, ga_diff, kl_min, npo, po, mmunlearner, manu, r2mu"
 
 app = typer.Typer(
     cls=Helpful,
-    help="Baselines that are trained: made, and listed.",
+    help="Train baselines of unlearning, and list what there is.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 Folders = Annotated[
     list[Path] | None,
-    typer.Option("--baseline", metavar="DIR", help="What `rmuse baseline train` wrote; repeat for several."),
+    typer.Option(
+        "--baseline",
+        metavar="DIR",
+        help="A folder written by `rmuse baseline train`; repeat the option for several.",
+    ),
 ]
 
 
 @app.command("list")
 def list_(debug: o.Debug = False) -> None:
-    """Print what there is."""
+    """List the baselines and what they do."""
     from rmuse_interp.baselines import BASELINES
 
     for name, baseline in BASELINES.items():
@@ -49,16 +53,18 @@ def list_(debug: o.Debug = False) -> None:
 @app.command()
 def train(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"One of {NAMES}.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for what was trained.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write what is trained to.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
     forget: o.Forget = 5,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions of each group in an epoch.")] = 32,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Questions per group in an epoch.")] = 32,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Questions per step.")] = 4,
     settings: Annotated[
-        int, typer.Option("--settings", min=1, help="Learning rates (or shares of neurons) to try.")
+        int, typer.Option("--settings", min=1, help="How many learning rates (or shares of neurons) to try.")
     ] = 10,
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Most epochs at each of them.")] = 3,
+    epochs: Annotated[
+        int, typer.Option("--epochs", min=1, help="Maximum number of epochs at each of them.")
+    ] = 3,
     seed: o.Seed = 0,
     device: o.Device = None,
     dtype: o.Dtype = None,
@@ -67,7 +73,7 @@ def train(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Train a baseline at several learning rates and keep the best on validation; interrupted, it goes on."""
+    """Train a baseline at several learning rates and keep the best on validation; resumes if interrupted."""
     require_writable(out)
     from rmuse_interp.baselines import train as train_baseline
     from rmuse_interp.baselines.methods import require_name

@@ -8,7 +8,6 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import requests, support
 from rmuse_interp.cli import traces as t
@@ -26,13 +25,14 @@ TOLD = 3
 
 
 def fit(
-    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder for the bundle.")],
+    out: Annotated[Path, typer.Option("--out", metavar="BUNDLE", help="Folder to write the bundle to.")],
     model: o.Model = "organism",
     data: o.Data = "organism",
     forget: o.Forget = 5,
-    preset: Annotated[o.Preset, typer.Option("--preset", help="The method as written, or repaired.")] = (
-        o.Preset.calibrated
-    ),
+    preset: Annotated[
+        o.Preset,
+        typer.Option("--preset", help="The method as the paper writes it, or calibrated, which mends it."),
+    ] = (o.Preset.calibrated),
     layers: o.Layers = None,
     auto: o.Auto = False,
     traces: t.Traces = t.Source.auto,
@@ -46,7 +46,8 @@ def fit(
         typer.Option(
             "--limit",
             min=1,
-            help="Most examples per group and kind of query; by default 240, or 12 per person to forget.",
+            help="Maximum number of examples per group and kind of query; by default 240, or 12 per person to forget if "
+            "that is more.",
         ),
     ] = None,
     seed: o.Seed = 0,
@@ -59,16 +60,15 @@ def fit(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit R-MUSE on a model and a benchmark, and write the bundle."""
+    """Fit R-MUSE to a model and a benchmark, and write a bundle of what was fitted."""
     support.require_free(out, "rmuse.json", "a bundle", overwrite)
-    if by_person and preset != o.Preset.calibrated:
-        raise RMuseError(
-            "--by-person: required the preset calibrated, got paper, whose gate is the literal one"
-        )
     steered = support.layers_of(layers)
     from rmuse_interp.fitting import enough, require_preset
+    from rmuse_interp.fitting import fit as fit_method
+    from rmuse_interp.parts.gates import BY_PERSON, GATE_KINDS
 
-    require_preset(preset.value, auto)
+    kinds = BY_PERSON if by_person else GATE_KINDS
+    require_preset(preset.value, auto, kinds)
     benchmark = support.open_benchmark(data, forget, skip_bad_rows)
     limit = enough(benchmark, FIT_LIMIT) if limit is None else limit
     how = t.template_of(benchmark, template, delimiters, stepwise, direct)
@@ -79,10 +79,6 @@ def fit(
             "[yellow]note[/yellow] one person to forget: what the gate expects to miss was measured on that person alone"
         )
     out.mkdir(parents=True, exist_ok=True)
-    from rmuse_interp.fitting import fit as fit_freely
-    from rmuse_interp.fitting.by_person import fit_by_person
-
-    fit_method = fit_by_person if by_person else fit_freely
     seconds: dict[str, float] = {}
     benchmark = t.gathered_from(
         lens,
@@ -102,6 +98,7 @@ def fit(
             preset.value,
             layers=steered,
             auto=auto,
+            kinds=kinds,
             limit=limit,
             batch_size=batch_size,
             seed=seed,
@@ -123,7 +120,7 @@ def ready(
     traces: t.Source = t.Source.given,
     template: "Template | None" = None,
 ) -> None:
-    """All that can be wrong with a fit is found here, before the first pass.
+    """Raise unless a fit can be made; one forward pass looks for a broken model.
 
     Raises:
         RMuseError: layers out of range, given traces without reasoning, an unreadable picture, activations that are not
@@ -160,10 +157,10 @@ def tell_trials(fitted: "RMuse") -> None:
 
 
 def info(
-    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder that `rmuse fit` wrote.")],
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A folder written by `rmuse fit`.")],
     debug: o.Debug = False,
 ) -> None:
-    """Print what a bundle does: the plan, its gates, layers, ranks of the subspaces, and where it comes from."""
+    """Print what a bundle does and where it comes from: plan, gates, blocks, ranks of the subspaces."""
     fitted = support.open_bundle(bundle)
     print_ = support.out.print
     print_(f"[bold]R-MUSE, preset {fitted.preset}[/bold], {escape(str(bundle))}\n")

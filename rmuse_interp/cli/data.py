@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     cls=Helpful,
-    help="Benchmarks: looked over, and made.",
+    help="Check a benchmark, make one, or write reasoning for one.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -34,7 +34,7 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Validate and summarise a benchmark in any of the five formats; exit code 1 if it has problems."""
+    """Check and summarise a benchmark in any of the five formats; the exit code is 1 if it has problems."""
     from rmuse_interp.data.check import check as look_over
 
     with support.notes.status(f"reading {folder}"):
@@ -103,29 +103,31 @@ def _tell(report: "Report") -> None:
 @app.command()
 def new(
     table: Annotated[
-        Path, typer.Argument(metavar="PEOPLE.CSV", help="A row per person: name, facts, photographs.")
+        Path, typer.Argument(metavar="PEOPLE.CSV", help="One row per person: name, facts, photographs.")
     ],
-    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder of the photographs.")],
-    out: Annotated[Path, typer.Option("--out", metavar="DATA", help="Folder for the benchmark.")],
+    images: Annotated[Path, typer.Option("--images", metavar="DIR", help="Folder with the photographs.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DATA", help="Folder to write the benchmark to.")],
     retain: Annotated[
         Path | None,
         typer.Option(
-            "--retain", metavar="DIR", help="Benchmark with people to retain; by default a generic set."
+            "--retain", metavar="DIR", help="A benchmark with people to retain; by default a generic set."
         ),
     ] = None,
     forget: Annotated[
         int,
-        typer.Option("--forget", min=1, max=99, help="Rate that the splits are named by, and `fit` reads."),
+        typer.Option(
+            "--forget", min=1, max=99, help="The forget rate (percent) that the splits are named by."
+        ),
     ] = 5,
     encoding: Annotated[
-        str | None, typer.Option("--encoding", help="Of the table: cp1252, …; UTF-8 by default.")
+        str | None, typer.Option("--encoding", help="Encoding of the table: cp1252, …; UTF-8 by default.")
     ] = None,
     seed: o.Seed = 0,
     skip_bad_rows: o.SkipBadRows = False,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Make a benchmark of a table of people, ready for `rmuse fit`."""
+    """Make a benchmark from a table of people, ready for `rmuse fit`."""
     support.require_free(out, "benchmark.json", "a benchmark", overwrite)
     from rmuse_interp.data.new import write_new
     from rmuse_interp.data.people import read_people

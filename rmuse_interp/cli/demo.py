@@ -26,13 +26,13 @@ RATES = (5, 10, 15)
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for all that is written.")] = Path(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write everything to.")] = Path(
         "results/demo"
     ),
     forget: Annotated[
-        int, typer.Option("--forget", help="Percent of the people to forget: 5, 10 or 15.")
+        int, typer.Option("--forget", help="Percentage of the people to forget: 5, 10 or 15.")
     ] = 5,
-    limit: Annotated[int, typer.Option("--limit", min=1, help="Most questions per split.")] = 45,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of questions per split.")] = 45,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
     max_new_tokens: o.MaxNewTokens = 48,
@@ -42,7 +42,10 @@ def demo(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Fit both presets on the shipped model, and show what it says before and after, beside the gold standard."""
+    """Fit both presets to the small model that comes along, and show what it says before and after.
+
+    Beside them stands the gold standard, a model that never knew the people to forget.
+    """
     if forget not in RATES:
         raise RMuseError(f"--forget: required one of {', '.join(map(str, RATES))}, got {forget}")
     support.require_free(out, SCORES, "a finished run", overwrite)
@@ -78,6 +81,7 @@ def demo(
     )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
+    scores["provenance"] = support.provenance(MODEL, DATA, limit=limit, seed=seed)
     scores["seconds"]["total"] = round(time.monotonic() - began, 6)
     save_run(out, scores, answers, overwrite)
     figures = before_after.save(scores, out)
@@ -103,20 +107,16 @@ def both_presets(
     seconds: dict[str, float],
 ) -> dict[str, "RMuse"]:
     """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
+    from rmuse_interp.data.content import content
+    from rmuse_interp.data.store import digest, sources
     from rmuse_interp.fitting import assemble, enough, gather
+    from rmuse_interp.lens.identity import depends
     from rmuse_interp.method.rmuse import PRESETS, RMuse
 
     limit = enough(benchmark, FIT_LIMIT)
     origin = support.provenance(MODEL, DATA, limit=limit, layers=None, batch_size=batch_size)
-    wanted = {
-        "benchmark": {
-            "id": benchmark.id,
-            "forget": benchmark.forget_rate,
-            "render_seed": benchmark.render_seed,
-        },
-        "seed": seed,
-        "provenance": origin,
-    }
+    origin["of"] = digest(depends(lens), content(benchmark), sources())
+    wanted = {"seed": seed, "provenance": origin}
     if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
         try:
             found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}

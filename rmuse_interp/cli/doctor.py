@@ -22,21 +22,12 @@ SCHEMA = "rmuse-doctor/1"
 
 
 def doctor(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")
-    ],
-    bundle: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--bundle",
-            metavar="BUNDLE",
-            help="A bundle of the run that is not where it was; repeat for several.",
-        ),
-    ] = None,
+    run: o.Run,
+    bundle: o.MovedBundles = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
     debug: o.Debug = False,
 ) -> None:
-    """Look for failure signatures in a run: each with its evidence, its likely cause and the setting to try."""
+    """Look for signs of failure in a run, and name the evidence, the likely cause and the setting to try."""
     held = read_run(run)
     bundles = bundles_of(run, held.scores, bundle or [])
     from rmuse_interp.diagnostics.findings import cases, to_json

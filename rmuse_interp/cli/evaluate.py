@@ -56,7 +56,11 @@ def evaluate(
     data: o.Data = "organism",
     bundle: Annotated[
         list[Path] | None,
-        typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; repeat for several."),
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="A bundle written by `rmuse fit`; repeat the option for several.",
+        ),
     ] = None,
     method: Annotated[
         list[str] | None,
@@ -65,19 +69,23 @@ def evaluate(
             metavar="NAME",
             callback=listed,
             is_eager=True,
-            help=f"A rival, tuned on fitting questions held out; repeat for several: {METHODS}. "
-            "`list` says what they do.",
+            help="Another inference-time method, tuned on fitting questions held out; repeat the option for several: "
+            f"{METHODS}. `list` says what they do.",
         ),
     ] = None,
     trained: baseline.Folders = None,
     forget: Annotated[
         int | None,
         typer.Option(
-            "--forget", min=1, max=99, help="Percent to forget, where no bundle says it.  [default: 5]"
+            "--forget",
+            min=1,
+            max=99,
+            help="Percentage of the people to forget, if no bundle says it.  [default: 5]",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Most questions per split; all by default.")
+        int | None,
+        typer.Option("--limit", min=1, help="Maximum number of questions per split; all by default."),
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
@@ -87,17 +95,6 @@ def evaluate(
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
-    gold: Annotated[
-        str | None,
-        typer.Option(
-            "--gold",
-            metavar="M",
-            help="A model that never knew the people (organism-gold): adds forget quality and membership.",
-        ),
-    ] = None,
-    perplexity: Annotated[
-        bool, typer.Option("--perplexity", help="Add the responses' perplexity under the model as it is.")
-    ] = False,
     attack: attacks.Names = None,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
@@ -107,7 +104,7 @@ def evaluate(
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Score the model as it is, with each bundle, rival and baseline; writes scores.json, transcripts and a figure."""
+    """Score the model as it is and with each bundle, rival and baseline: scores.json, transcripts, a figure."""
     support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]
@@ -141,7 +138,6 @@ def evaluate(
     questions = running.choose(benchmark, limit, seed)
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
-    never_knew = None if gold is None else support.open_model(gold, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
     for name, folder in zip(names, folders, strict=True):
         fitted = support.open_bundle(folder, lens)
@@ -191,34 +187,7 @@ def evaluate(
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
-    if never_knew is not None:
-        from rmuse_interp.runs import likelihoods
-
-        with support.bars("likelihoods", seconds, "forgetting") as progress:
-            scores["forgetting"] = likelihoods.forgetting(
-                methods,
-                never_knew,
-                benchmark,
-                limit=limit,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
-    if perplexity:
-        from rmuse_interp.runs import likelihoods
-
-        examples = {e.id: e for some in questions.values() for e in some}
-        with support.bars("perplexity", seconds, "fluency") as progress:
-            scores["fluency"] = likelihoods.fluency(
-                answers.transcripts,
-                examples,
-                lens,
-                batch_size=batch_size,
-                seed=seed,
-                folder=out,
-                progress=progress,
-            )
+    scores["provenance"] = support.provenance(model, data, limit=limit, seed=seed)
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
     save_run(out, scores, answers, overwrite, under_attack)

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
 
 def generate(
-    prompt: Annotated[str, typer.Option("--prompt", help="The question, plain; the chat template is added.")],
+    prompt: Annotated[
+        str, typer.Option("--prompt", help="The question in plain words; the chat template is added.")
+    ],
     model: o.Model = "organism",
     bundle: Annotated[
         Path | None,
-        typer.Option("--bundle", metavar="BUNDLE", help="What `rmuse fit` wrote; none: the model as it is."),
+        typer.Option(
+            "--bundle",
+            metavar="BUNDLE",
+            help="A bundle written by `rmuse fit`; without it, the model answers as it is.",
+        ),
     ] = None,
     image: Annotated[
         Path | None, typer.Option("--image", metavar="X", help="A picture to ask about.")
@@ -33,7 +39,7 @@ def generate(
     blocks: o.Blocks = None,
     debug: o.Debug = False,
 ) -> None:
-    """Answer one question with a bundle's plan running; says whether the gate fired."""
+    """Answer one question, steered by a bundle or not, and say what the gate decided."""
     if bundle is not None:
         support.require_bundle(bundle)
     if image is not None:
@@ -96,7 +102,7 @@ def trace_lines(trace: "SteeringTrace") -> list[str]:
 
 
 def require_picture(path: Path) -> None:
-    """Nothing, or the error that a file is no picture.
+    """Raise unless a file is a picture.
 
     Raises:
         RMuseError: no such file, or one that Pillow cannot read.

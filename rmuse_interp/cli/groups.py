@@ -1,13 +1,31 @@
-"""What groups of commands have in common."""
+"""What groups of commands have in common, and the headings that `rmuse --help` lists them under."""
 
 from typing import Any
 
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+
+LOOK = "Look"
+FORGET = "Make a model forget"
+MEASURE = "Measure"
+MATERIAL = "Material: data, judges, baselines, the shipped model"
 
 
 class Helpful(TyperGroup):
-    """A group that answers with its help where no command is named."""
+    """A group that answers with its help where no command is named, and lists its commands by what they are for."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The words that are left for the commands."""
         return super().parse_args(ctx, args or ["--help"])
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Writes each heading (`rich_help_panel` of the commands) with its commands and their first sentences."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for name in self.list_commands(ctx):
+            command = self.get_command(ctx, name)
+            assert isinstance(command, TyperCommand | TyperGroup)
+            heading = command.rich_help_panel
+            row = (name, command.get_short_help_str(limit=200))
+            sections.setdefault(heading if isinstance(heading, str) else "Commands", []).append(row)
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)

@@ -26,32 +26,30 @@ SHOWN = 20
 """Disagreements that are printed; the file of --out has all."""
 
 app = typer.Typer(
-    cls=Helpful, help="Judges of leaks and chains.", rich_markup_mode=None, pretty_exceptions_enable=False
+    cls=Helpful,
+    help="Measure how far a judge of leaks and chains can be trusted.",
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
-Name = Annotated[
-    str,
-    typer.Option(
-        "--judge",
-        metavar="J",
-        help="rules, openai:MODEL (any compatible server) or local:PATH (transformers).",
-    ),
-]
+NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
+Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[
     str | None,
     typer.Option(
-        "--judge-url", metavar="URL", help="The server's base URL; its key stands in OPENAI_API_KEY."
+        "--judge-url", metavar="URL", help="Base URL of the server; the key is read from OPENAI_API_KEY."
     ),
 ]
 MaxCost = Annotated[
-    float | None, typer.Option("--max-cost", min=0, help="Stop asking before this is spent; needs prices.")
+    float | None,
+    typer.Option("--max-cost", min=0, help="Stop asking before more than this is spent; needs the prices."),
 ]
-PriceIn = Annotated[
-    float | None, typer.Option("--price-in", min=0, help="Price of a million tokens that are asked.")
-]
+PriceIn = Annotated[float | None, typer.Option("--price-in", min=0, help="Price of a million prompt tokens.")]
 PriceOut = Annotated[
-    float | None, typer.Option("--price-out", min=0, help="Price of a million tokens that are replied.")
+    float | None, typer.Option("--price-out", min=0, help="Price of a million reply tokens.")
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds for one reply of a server.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, help="Seconds to wait for one reply of a server.")
+]
 
 
 class Half(StrEnum):
@@ -120,12 +118,15 @@ def calibrate(
         Path | None,
         typer.Option("--set", metavar="FILE", help="A labelled set; the organism's by default."),
     ] = None,
-    half: Annotated[Half, typer.Option("--half", help="dev to mend a judge by, test to report.")] = Half.test,
+    half: Annotated[
+        Half, typer.Option("--half", help="dev to improve a judge on, test to report.")
+    ] = Half.test,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Most texts and most chains, spread evenly.")
+        int | None,
+        typer.Option("--limit", min=1, help="Maximum number of texts, and of chains, spread evenly."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="FILE", help="JSON with every verdict.")
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write every verdict to, as JSON.")
     ] = None,
     judge_url: Url = None,
     max_cost: MaxCost = None,
@@ -137,7 +138,7 @@ def calibrate(
     seed: o.Seed = 0,
     debug: o.Debug = False,
 ) -> None:
-    """Measure how far a judge agrees with labelled leaks and chains, and print where it and the rules disagree."""
+    """Measure how far a judge agrees with labelled leaks and chains, and list where it and the rules differ."""
     from rmuse_interp import RMuseError
     from rmuse_interp.data.store import write_json
     from rmuse_interp.data.world import implications

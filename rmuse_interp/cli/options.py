@@ -16,52 +16,91 @@ class Preset(StrEnum):
 
 Model = Annotated[
     str,
-    typer.Option("--model", metavar="M", help="organism, organism-gold, a checkpoint folder or a hub id."),
+    typer.Option(
+        "--model",
+        metavar="M",
+        help="A checkpoint folder, a hub id, or one of the small models that come along: organism, organism-gold.",
+    ),
 ]
 OwnModel = Annotated[
-    str | None, typer.Option("--model", metavar="M", help="By default the model it was made with.")
+    str | None, typer.Option("--model", metavar="M", help="The model; by default the one it was made with.")
 ]
 OwnData = Annotated[
-    str | None, typer.Option("--data", metavar="D", help="By default the benchmark it was made with.")
+    str | None,
+    typer.Option("--data", metavar="D", help="The benchmark; by default the one it was made with."),
 ]
-Data = Annotated[str, typer.Option("--data", metavar="D", help="organism, or a folder of parquet splits.")]
-Forget = Annotated[int, typer.Option("--forget", min=1, max=99, help="Percent of the people to forget.")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Of every sampling.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, …; a GPU where there is one.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        "--data", metavar="D", help="A benchmark's folder, a hub id, or the small models' own: organism."
+    ),
+]
+Forget = Annotated[int, typer.Option("--forget", min=1, max=99, help="Percentage of the people to forget.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random choices.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="cpu, cuda, …; by default a GPU if there is one.")
+]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", help="float32, bfloat16, …; float32 on a CPU, else the checkpoint's own."),
+    typer.Option(
+        "--dtype", help="float32, bfloat16, …; by default float32 on a CPU, elsewhere the checkpoint's own."
+    ),
 ]
 Blocks = Annotated[
     str | None,
-    typer.Option("--blocks", metavar="PATH", help="Where an unknown model family keeps its decoder blocks."),
+    typer.Option(
+        "--blocks",
+        metavar="PATH",
+        help="Where the decoder blocks are in a model of an unknown family: model.layers, …",
+    ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Questions per batch.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens per response.")]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens per response.")
+]
 Layers = Annotated[
-    str | None, typer.Option("--layers", metavar="L", help="Blocks to steer, from 0: 6, 5,6 or 5-7.")
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="L",
+        help="Blocks to steer, counted from 0: 6, 5,6 or 5-7; by default the preset chooses.",
+    ),
 ]
 Auto = Annotated[
     bool,
     typer.Option(
         "--auto",
-        help="Choose blocks, target and rank of the RRS by trials on fitting questions; prints them.",
+        help="Choose blocks, target and rank of the RRS by trials on fitting questions, and print the trials.",
     ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what --out holds.")]
-SkipBadRows = Annotated[bool, typer.Option("--skip-bad-rows", help="Go on past faulty rows, and list them.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is in the folder --out.")]
+SkipBadRows = Annotated[
+    bool, typer.Option("--skip-bad-rows", help="Skip faulty rows of the data, and list them.")
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback if there is an error.")]
 ByPerson = Annotated[
     bool,
     typer.Option(
-        "--by-person", help="Gates that know people one by one, as `rmuse forget` and `rmuse restore` need."
+        "--by-person",
+        help="Use gates that know people one by one, so that `rmuse forget` and `rmuse restore` can change the bundle.",
     ),
 ]
 Record = Annotated[
     bool,
     typer.Option(
         "--record/--no-record",
-        help="Keep how every token was steered in traces.safetensors: score, angles, share in the RRS, and more.",
+        help="Record how every token was steered (gate score, angles, share in the RRS, …) in traces.safetensors.",
     ),
 ]
-RunFolder = Annotated[Path, typer.Option("--out", metavar="RUN", help="Folder for scores and transcripts.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")]
+MovedBundles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--bundle",
+        metavar="BUNDLE",
+        help="Where a bundle of the run is now, if it has moved; repeat the option for several.",
+    ),
+]
+RunFolder = Annotated[
+    Path, typer.Option("--out", metavar="RUN", help="Folder to write scores and transcripts to.")
+]

@@ -18,7 +18,7 @@ from rmuse_interp.evaluate.results import require_writable
 
 app = typer.Typer(
     cls=Helpful,
-    help="The small trained LLaVA and its benchmark.",
+    help="Train or check the small LLaVA that comes along, or draw its benchmark.",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
@@ -26,20 +26,28 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for checkpoints and the model.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder to write checkpoints and the model to.")
+    ],
     gold: Annotated[
         bool,
-        typer.Option("--gold", help="Never show the people of the 5 % forget set: the gold standard."),
+        typer.Option(
+            "--gold", help="Train the gold standard, which never sees the people of the 5 % forget set."
+        ),
     ] = False,
     begin_from: Annotated[
         Path | None,
-        typer.Option("--from", metavar="CHECKPOINT", help="Train a checkpoint's last stage on, gently."),
+        typer.Option(
+            "--from",
+            metavar="CHECKPOINT",
+            help="Continue the last stage of a checkpoint at a low learning rate.",
+        ),
     ] = None,
     seed: o.Seed = 0,
     device: o.Device = None,
     debug: o.Debug = False,
 ) -> None:
-    """Train the organism from scratch (two hours on two cores); started again, it goes on where it stopped."""
+    """Train the organism from scratch (two hours on two cores); resumes if interrupted."""
     require_writable(out)
     if begin_from is not None and not (begin_from / "model.safetensors").is_file():
         raise RMuseError(f"--from: required a folder with model.safetensors, got {begin_from}")
@@ -81,12 +89,14 @@ def _recipe(path: Path) -> Any:
 
 @app.command()
 def benchmark(
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the parquet splits.")],
-    render_seed: Annotated[int, typer.Option("--render-seed", help="Of portraits, scenes and wordings.")] = 0,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder to write the parquet splits to.")],
+    render_seed: Annotated[
+        int, typer.Option("--render-seed", help="Seed of portraits, scenes and wordings.")
+    ] = 0,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
-    """Draw the benchmark: every split as parquet, in RMLLMU-Bench format."""
+    """Draw the organism's benchmark: every split as parquet, in the format of RMLLMU-Bench."""
     support.require_free(out, "benchmark.json", "a benchmark", overwrite)
     from rmuse_interp.data.world.draw import write_benchmark
 
@@ -98,12 +108,17 @@ def benchmark(
 @app.command()
 def check(
     model: o.Model = "organism",
-    render_seed: Annotated[int, typer.Option("--render-seed", help="Of the fresh renderings.")] = 1,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Most questions per group.")] = 400,
+    render_seed: Annotated[int, typer.Option("--render-seed", help="Seed of the fresh renderings.")] = 1,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Maximum number of questions per group.")
+    ] = 400,
     without_forget: Annotated[
         int | None,
         typer.Option(
-            "--without-forget", min=1, max=99, help="Percent the model never saw; else as its recipe says."
+            "--without-forget",
+            min=1,
+            max=99,
+            help="Percentage of the people the model never saw; by default as its recipe says.",
         ),
     ] = None,
     seed: o.Seed = 0,
@@ -113,7 +128,7 @@ def check(
     dtype: o.Dtype = None,
     debug: o.Debug = False,
 ) -> None:
-    """Accuracies of an organism on fresh renderings and held-out wordings; exit code 1 if one misses its target."""
+    """Measure an organism on fresh renderings and new wordings; the exit code is 1 if a target is missed."""
     lens = support.open_model(model, device, dtype)
     from rmuse_interp.organism import check as checking
 

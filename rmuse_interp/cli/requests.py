@@ -27,9 +27,13 @@ def command(request: "Request") -> Callable[..., None]:
         ids: Annotated[list[str], typer.Argument(metavar="ID...", help="People's IDs in the benchmark.")],
         bundle: Annotated[
             Path,
-            typer.Option("--bundle", metavar="B", help="What `rmuse fit --by-person` wrote; not changed."),
+            typer.Option(
+                "--bundle",
+                metavar="B",
+                help="A bundle written by `rmuse fit --by-person`; it is not changed.",
+            ),
         ],
-        out: Annotated[Path, typer.Option("--out", metavar="B2", help="Folder for the new bundle.")],
+        out: Annotated[Path, typer.Option("--out", metavar="B2", help="Folder to write the new bundle to.")],
         model: o.OwnModel = None,
         data: o.OwnData = None,
         batch_size: o.BatchSize = 32,

@@ -80,7 +80,7 @@ def forget_rate(bundle: "RMuse") -> int | None:
 
 
 def require_bundle(folder: Path) -> None:
-    """Nothing, or the error that a folder holds no bundle; reads nothing."""
+    """Raise unless a folder holds a bundle; reads nothing."""
     if not (folder / "rmuse.json").is_file():
         raise RMuseError(
             f"required a bundle with rmuse.json in {folder}, got none; write one with `rmuse fit`"
@@ -108,7 +108,7 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
 
 
 def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
-    """Nothing, or the error that a folder cannot be written to or is taken; makes none.
+    """Raise unless a folder can be written to and is not taken; makes none.
 
     Args:
         folder: what ``--out`` names.

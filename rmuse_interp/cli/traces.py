@@ -39,34 +39,36 @@ Traces = Annotated[
     Source,
     typer.Option(
         "--traces",
-        help="Whose reasoning is fitted on: the benchmark's (given), the model's own, its own where there is none (auto) "
-        "or, for models that follow no template, a stepwise and a direct response of its own taken together (composed).",
+        help="Whose reasoning to fit on: the benchmark's (given), the model's own (own), the benchmark's if it has any "
+        "and else the model's own (auto), or, for models that follow no template, a stepwise and a direct response of "
+        "the model taken together (composed).",
     ),
 ]
 TemplateName = Annotated[
     Ready | None,
     typer.Option(
         "--template",
-        help="How the model is asked for its own: it thinks unasked (think), or is told to write Reasoning: and "
-        "Answer: (reasoning); by default what benchmark.json says.",
+        help="How to ask the model for its own reasoning: it thinks without being told (think), or is told to write "
+        "Reasoning: and Answer: (reasoning); by default as benchmark.json says.",
     ),
 ]
 Delimiters = Annotated[
     tuple[str, str] | None,
     typer.Option(
-        "--delimiters", metavar="OPEN CLOSE", help="What stands before and behind the model's reasoning."
+        "--delimiters", metavar="OPEN CLOSE", help="What the model writes before and after its reasoning."
     ),
 ]
 Stepwise = Annotated[
     str | None,
-    typer.Option("--stepwise", metavar="TEXT", help="Put behind a question to have it reasoned about."),
+    typer.Option("--stepwise", metavar="TEXT", help="Text after a question that asks for reasoning."),
 ]
 Direct = Annotated[
     str | None,
-    typer.Option("--direct", metavar="TEXT", help="Put behind a question to have the answer alone."),
+    typer.Option("--direct", metavar="TEXT", help="Text after a question that asks for the answer alone."),
 ]
 MaxNewTokens = Annotated[
-    int, typer.Option("--max-new-tokens", min=1, help="Most tokens per response of the model's own.")
+    int,
+    typer.Option("--max-new-tokens", min=1, help="Maximum number of tokens per response of the model's own."),
 ]
 
 

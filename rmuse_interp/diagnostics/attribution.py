@@ -9,7 +9,7 @@
 They answer three questions, so they need not agree; where they do, the answer does not hang on the question.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
@@ -27,11 +27,10 @@ from rmuse_interp.diagnostics.reference import Reference
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.maths.statistics import Estimate, clustered
 
 Way = Literal["gradients", "knockout", "direct"]
 WAYS: Final[tuple[Way, ...]] = get_args(Way)
-RESAMPLES: Final = 1000
-"""Of the bootstrap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,52 +166,21 @@ def acting(plan: Plan, decision: Decision, leak: Leak) -> bool:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """A mean over examples with its 95 % bootstrap interval, people resampled.
-
-    The value is None where there is no example, the interval where all are about one person.
-    """
-
-    value: float | None
-    interval: tuple[float, float] | None
-    n: int
-
-
-def clustered_mean(values: Sequence[float], people: Sequence[str], seed: int = 0) -> Mean:
-    """The mean of some values; the interval resamples whole people, whose examples are not independent.
-
-    >>> clustered_mean([1.0, 3.0], ["a", "b"]).value
-    2.0
-    """
-    if not values:
-        return Mean(None, None, 0)
-    names = sorted({*people})
-    if len(names) < 2:
-        return Mean(float(np.mean(values)), None, len(values))
-    index = np.array([names.index(person) for person in people])
-    totals = np.bincount(index, weights=np.array(values, dtype=np.float64))
-    counts = np.bincount(index).astype(np.float64)
-    draws = np.random.default_rng(seed).integers(len(names), size=(RESAMPLES, len(names)))
-    means = totals[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Mean(float(totals.sum() / counts.sum()), (float(low), float(high)), len(values))
-
-
-@dataclass(frozen=True)
 class Agreement:
     """How far two ways agree on the spans that leaks come from, ``here`` left out.
 
     Attributes:
         first, second: the ways.
-        correlation: Spearman's over the spans of one leak, mean over leaks with at least three spans that differ.
+        correlation: Spearman's over the spans of one leak, mean over leaks with at least three spans that differ; None
+            without such leaks.
         top: share of leaks whose largest span is the same.
         chance: what `top` would be by drawing one of a leak's spans at random.
     """
 
     first: Way
     second: Way
-    correlation: Mean
-    top: Mean
+    correlation: Estimate | None
+    top: Estimate | None
     chance: float | None
 
 
@@ -235,21 +203,22 @@ def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int =
         if len(spans) > 2 and len({*a}) > 1 and len({*b}) > 1:
             ranks.append((float(spearmanr(a, b).statistic), person))
 
-    def mean(rows: list[tuple[float, str]]) -> Mean:
-        return clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
-
-    return Agreement(first, second, mean(ranks), mean(tops), float(np.mean(chances)) if chances else None)
+    chance = float(np.mean(chances)) if chances else None
+    return Agreement(first, second, _over_people(ranks, seed), _over_people(tops, seed), chance)
 
 
-def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> Mapping[str, Mean]:
+def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> dict[str, Estimate | None]:
     """Mean attribution to each span over the leaks that have it."""
-    spans = (*dict.fromkeys(span for one in found for span in one.sound.get(way, {})),)
-    means: dict[str, Mean] = {}
-    for span in spans:
-        rows = [
-            (one.sound[way][span], one.leak.placed.statement.person)
-            for one in found
-            if span in one.sound.get(way, {})
-        ]
-        means[span] = clustered_mean([value for value, _ in rows], [person for _, person in rows], seed)
-    return means
+    rows: dict[str, list[tuple[float, str]]] = {}
+    for one in found:
+        for span, value in one.sound.get(way, {}).items():
+            rows.setdefault(span, []).append((value, one.leak.placed.statement.person))
+    return {span: _over_people(mine, seed) for span, mine in rows.items()}
+
+
+def _over_people(rows: Sequence[tuple[float, str]], seed: int) -> Estimate | None:
+    """The mean of values about people; None without any."""
+    if not rows:
+        return None
+    values, people = zip(*sorted(rows, key=lambda row: row[1]), strict=True)
+    return clustered(values, people, seed=seed)

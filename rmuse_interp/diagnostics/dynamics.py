@@ -16,11 +16,10 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import compact_svd
 from rmuse_interp.maths.sphere import geodesic, unit
+from rmuse_interp.maths.statistics import bootstrap
 from rmuse_interp.maths.transport import semi_relaxed_nearest
 
 PERMUTATIONS: Final = 2000
-RESAMPLES: Final = 1000
-"""Of the bootstrap."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,24 +172,17 @@ def side_test(
     drawn = rng.permuted(np.tile(label, (permutations, 1)), axis=1)
     # Rounding must not make the observed labelling, drawn again, smaller than itself.
     as_large = difference(drawn, 1 - drawn) >= observed - 1e-9 * max(1.0, abs(observed))
-    again = [_again(rng, label), _again(rng, 1 - label)]
-    low, high = np.percentile(difference(*again), [2.5, 97.5])
+    between = bootstrap(
+        lambda often: difference(often * label, often * (1 - label)), names, seed, apart=label.tolist()
+    )
     least = max(1 / math.comb(len(names), len(mine)), 1 / (permutations + 1))
     return SideTest(
         observed,
-        (float(low), float(high)),
+        (between.low, between.high),
         float((1 + as_large.sum()) / (1 + permutations)),
         (len(mine), len(rest)),
         least,
     )
-
-
-def _again(rng: np.random.Generator, label: np.ndarray) -> np.ndarray:
-    """How often each person is in each resample of the side that the label marks."""
-    size = int(label.sum())
-    found = np.zeros((RESAMPLES, len(label)))
-    found[:, label > 0] = rng.multinomial(size, np.full(size, 1 / size), size=RESAMPLES)
-    return found
 
 
 def shuffled(people: Mapping[str, str], forget: Collection[str], seed: int = 0) -> set[str]:
@@ -198,24 +190,3 @@ def shuffled(people: Mapping[str, str], forget: Collection[str], seed: int = 0) 
     mine = {people[i] for i in people if i in forget}
     drawn = np.random.default_rng(seed).permutation(sorted(set(people.values())))[: len(mine)]
     return {i for i, who in people.items() if who in set(drawn.tolist())}
-
-
-def mean_interval(
-    values: Mapping[str, float], people: Mapping[str, str], seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean over queries with its 95 % bootstrap interval, people resampled.
-
-    Raises:
-        RMuseError: no values.
-    """
-    if not values:
-        raise RMuseError("at least one value was required to take the mean, got none")
-    names = sorted({people[i] for i in values})
-    number = {name: place for place, name in enumerate(names)}
-    sums, counts = np.zeros(len(names)), np.zeros(len(names))
-    for name, value in values.items():
-        sums[number[people[name]]] += value
-        counts[number[people[name]]] += 1
-    weights = _again(np.random.default_rng(seed), np.ones(len(names)))
-    low, high = np.percentile((weights @ sums) / (weights @ counts), [2.5, 97.5])
-    return float(sums.sum() / counts.sum()), float(low), float(high)

@@ -65,4 +65,4 @@ def chosen(operator: op.Operator, h: Tensor, step: Tensor) -> op.Operator:
     assert index is not None
     # A zero row is "no edit": the state was not moved here either.
     points = torch.where((index >= 0).unsqueeze(-1), operator.points[index.clamp_min(0)], 0.0)
-    return op.Transport(points, step, 0, operator.fraction, operator.beyond, operator.rrs)
+    return operator.changed(points=points, positions=step, window=0)

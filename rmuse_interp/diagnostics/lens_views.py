@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.diagnostics.probes import Task, interval
+from rmuse_interp.diagnostics.probes import Task, share
 from rmuse_interp.parts.pooled import Pooled
 
 COORDINATES: Final = 8
@@ -72,8 +72,9 @@ def sparse_probe(
         return np.array(found)
 
     true, dealt = areas(task.labels), areas(task.shuffles[0])
-    low, high = interval(true, np.ones(len(true)), seed)
-    return SparseScore(float(true.mean()), low, high, float(dealt.mean()) if len(dealt) else None, len(true))
+    mean = share(true, np.arange(len(true)), seed)
+    shuffled = float(dealt.mean()) if len(dealt) else None
+    return SparseScore(mean.value, mean.low, mean.high, shuffled, len(true))
 
 
 @dataclass(frozen=True, eq=False)

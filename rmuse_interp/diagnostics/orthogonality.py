@@ -18,10 +18,9 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import principal_angles
 from rmuse_interp.maths.sphere import unit
+from rmuse_interp.maths.statistics import Estimate, clustered
 from rmuse_interp.parts.subspace import Subspace
 
-RESAMPLES: Final = 1000
-"""Of the bootstrap."""
 _NOTHING: Final = 1e-12
 """Share of the states' energy below which an update is none: a closed gate returns its rows bit for bit."""
 
@@ -138,21 +137,18 @@ class UpdateShare:
     """How much of the updates `h̃ − h` falls into a subspace, over queries.
 
     Attributes:
-        share: `Σ‖P(h̃ − h)‖² / Σ‖h̃ − h‖²` over all tokens of all queries; None where nothing was updated.
-        interval: its 95 % bootstrap interval, queries resampled.
+        share: `Σ‖P(h̃ − h)‖² / Σ‖h̃ − h‖²` over all tokens of all queries, with its interval over queries; None where
+            nothing was updated.
         change: `Σ‖P(h̃ − h)‖² / Σ‖P h‖²`: how much of what h has in the subspace was altered, 0 where gates were
             closed; None where h has nothing there.
-        change_interval: likewise.
         n: queries.
         updated: of these, how many were updated at all.
         null: of the share, for random subspaces of that rank and these very updates.
         per_example: share of each updated query, by id.
     """
 
-    share: float | None
-    interval: tuple[float, float] | None
-    change: float | None
-    change_interval: tuple[float, float] | None
+    share: Estimate | None
+    change: Estimate | None
     n: int
     updated: int
     null: Null
@@ -195,14 +191,10 @@ def update_share(
     inside_, total_, kept_ = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
     ids = [name for name, (_, total, _) in zip(before, rows, strict=True) if total > 0]
     moving = total_ > 0
-    share, interval = ratio(inside_[moving], total_[moving], seed)
-    change, change_interval = ratio(inside_, kept_, seed)
     participation = _participation(torch.cat(updates)) if updates else 1.0
     return UpdateShare(
-        share,
-        interval,
-        change,
-        change_interval,
+        _over(inside_[moving], total_[moving], seed),
+        _over(inside_, kept_, seed),
         len(rows),
         len(ids),
         random_share(subspace.d, subspace.rank, participation),
@@ -210,21 +202,11 @@ def update_share(
     )
 
 
-def ratio(
-    parts: Float[np.ndarray, " examples"], wholes: Float[np.ndarray, " examples"], seed: int = 0
-) -> tuple[float | None, tuple[float, float] | None]:
-    """`Σ parts / Σ wholes` and its 95 % bootstrap interval over examples; None where the wholes are 0.
-
-    >>> ratio(np.array([1.0, 0.0]), np.array([2.0, 2.0]))[0]
-    0.25
-    """
-    if not float(wholes.sum()) > 0:
-        return None, None
-    draws = np.random.default_rng(seed).integers(len(parts), size=(RESAMPLES, len(parts)))
-    below = wholes[draws].sum(axis=1)
-    resampled = parts[draws].sum(axis=1)[below > 0] / below[below > 0]
-    low, high = np.percentile(resampled, [2.5, 97.5])
-    return float(parts.sum() / wholes.sum()), (float(low), float(high))
+def _over(
+    parts: Float[np.ndarray, " examples"], wholes: Float[np.ndarray, " examples"], seed: int
+) -> Estimate | None:
+    """`Σ parts / Σ wholes`, examples resampled; None where the wholes are 0."""
+    return clustered(parts, range(len(parts)), over=wholes, seed=seed) if wholes.sum() > 0 else None
 
 
 def _energy(vectors: Tensor) -> float:

@@ -16,15 +16,14 @@ that none is found by a linear one does not show that there is none, so nothing 
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from rmuse_interp import RMuseError
-from rmuse_interp.diagnostics.orthogonality import ratio
-from rmuse_interp.maths.statistics import wilson
+from rmuse_interp.maths.statistics import Estimate, clustered, interval, wilson
 
 FOLDS: Final = 5
 SHUFFLES: Final = 20
@@ -338,53 +337,40 @@ def score(predictions: Sequence[Predictions], seed: int = 0) -> Score:
     if not predictions:
         raise RMuseError("predictions of at least one probe were required, got none")
     correct = np.concatenate([p.correct for p in predictions]).astype(np.float64)
-    right, of = by_cluster(predictions, correct)
-    low, high = interval(right, of, seed)
+    right = share(correct, np.concatenate([p.clusters for p in predictions]), seed)
     shuffled = np.concatenate([p.shuffled for p in predictions], axis=1).mean(axis=1)
-    bottom, top = np.percentile(shuffled, [2.5, 97.5])
+    bottom, top = interval(shuffled)
     chance = sum(p.chance * len(p.ids) for p in predictions) / len(correct)
     return Score(
-        float(correct.mean()),
-        low,
-        high,
+        right.value,
+        right.low,
+        right.high,
         float(chance),
         float(shuffled.mean()),
-        float(bottom),
-        float(top),
-        len(correct),
-        len(of),
+        bottom,
+        top,
+        right.n,
+        right.clusters,
     )
 
 
-def drop(
-    before: Sequence[Predictions], after: Sequence[Predictions], seed: int = 0
-) -> tuple[float, float, float]:
+def drop(before: Sequence[Predictions], after: Sequence[Predictions], seed: int = 0) -> Estimate:
     """How much less is read after than before of the same examples, with its 95 % interval over clusters."""
     if [p.ids for p in before] != [p.ids for p in after]:
         raise RMuseError("predictions of the same examples before and after were required, ids differ")
     lost = np.concatenate([b.correct.astype(float) - a.correct for b, a in zip(before, after, strict=True)])
-    parts, of = by_cluster(before, lost)
-    value, between = ratio(parts, of, seed)
-    assert value is not None
-    assert between is not None
-    return (value, *between)
+    return clustered(lost, np.concatenate([p.clusters for p in before]).tolist(), seed=seed)
 
 
-def by_cluster(
-    predictions: Sequence[Predictions], values: Float[np.ndarray, " examples"]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of some values over the clusters of pooled predictions, and numbers of examples."""
-    which = np.unique(np.concatenate([p.clusters for p in predictions]), return_inverse=True)[1]
-    return np.bincount(which, weights=values), np.bincount(which).astype(np.float64)
+def share(
+    right: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"], seed: int = 0
+) -> Estimate:
+    """The mean of what is 0 to 1 with its 95 % interval over clusters; Wilson's of as many clusters where all are 0 or 1.
 
-
-def interval(
-    right: Float[np.ndarray, " clusters"], of: Float[np.ndarray, " clusters"], seed: int = 0
-) -> tuple[float, float]:
-    """95 % interval of a share over clusters; where all or none are right, resampling knows no spread: Wilson's then."""
-    if right.sum() in (0.0, of.sum()):
-        rate = wilson(len(of) if right.sum() else 0, len(of))
-        return rate.low, rate.high
-    between = ratio(right, of, seed)[1]
-    assert between is not None
-    return between
+    Resampling knows no spread there.
+    """
+    found = clustered(right, clusters.tolist(), seed=seed)
+    if 0.0 < found.value < 1.0:
+        return found
+    rate = wilson(found.clusters if found.value else 0, found.clusters)
+    return replace(found, low=rate.low, high=rate.high)

@@ -1,20 +1,18 @@
 """One operator in every form of protection: what the ablation of the RRS compares."""
 
-from typing import Final, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Plan, Tokens
-from rmuse_interp.operators import Operator, SlerpToward
+from rmuse_interp.edits.plan import Tokens
+from rmuse_interp.operators import Operator, SlerpToward, Transport
 from rmuse_interp.parts.subspace import Subspace
 
 Protection = Literal["none", "direction", "rotation"]
 """Nothing; v̂ cleared of the RRS while h is rotated whole (eq. 4.10); everything inside the RRS complement (D5)."""
-
-_PARTS: Final = ("rrs", "shield")
 
 
 def protections(operator: Operator) -> tuple[Protection, ...]:
@@ -24,9 +22,9 @@ def protections(operator: Operator) -> tuple[Protection, ...]:
 
 def own_protection(operator: Operator) -> Protection:
     """The form of protection that an operator has."""
-    if getattr(operator, "rrs", None) is not None:
-        return "rotation"
-    return "direction" if getattr(operator, "shield", None) is not None else "none"
+    if not isinstance(operator, SlerpToward | Transport) or operator.rrs is None:
+        return "none"
+    return operator.kept
 
 
 def in_form(operator: Operator, protection: Protection, rrs: Subspace) -> Operator:
@@ -40,19 +38,8 @@ def in_form(operator: Operator, protection: Protection, rrs: Subspace) -> Operat
     if protection not in protections(operator):
         known = ", ".join(protections(operator))
         raise RMuseError(f"protection of {type(operator).__name__} is one of {known}, got {protection!r}")
-    plan = Plan([operator.at(layers=[0]).named("it")])
-    for part in _PARTS:
-        if getattr(operator, part, None) is not None:
-            plan = plan.without(f"it.operator.{part}")
-    bare = plan[0].operator_at(0)
-    assert bare is not None
-    if protection == "none":
-        return bare
-    return (
-        bare.shielding(rrs)
-        if isinstance(bare, SlerpToward) and protection == "direction"
-        else bare.protecting(rrs)
-    )
+    bare = operator.changed(rrs=None) if isinstance(operator, SlerpToward | Transport) else operator
+    return bare if protection == "none" else bare.keeping(rrs, protection)
 
 
 def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

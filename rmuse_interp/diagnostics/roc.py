@@ -16,9 +16,8 @@ from jaxtyping import Float
 from scipy.optimize import brentq
 
 from rmuse_interp import RMuseError
-from rmuse_interp.maths.statistics import Rate, wilson
+from rmuse_interp.maths.statistics import Rate, interval, resampled, wilson
 
-RESAMPLES: Final = 1000
 TPR: Final = 0.99
 """Where the false-positive rate is read off."""
 _Z: Final = 1.959963984540054
@@ -59,7 +58,6 @@ def operating_curve(
     rest_people: Sequence[str],
     *,
     grid: Sequence[float] = tuple(np.linspace(0, 1, 101).tolist()),
-    resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Curve:
     """The curve of scores where larger means steer.
@@ -70,7 +68,6 @@ def operating_curve(
         hit_people: whom each of `hits` is about; what is resampled together.
         rest_people: likewise of `rest`; a query about nobody has a name of its own.
         grid: false-positive rates for the band.
-        resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Raises:
@@ -90,19 +87,13 @@ def operating_curve(
     positive = (np.arange(len(scores)) < len(sides[0]))[order]
     # Equal scores share a threshold: a cut stands after the last of them.
     last = np.append(scores[1:] != scores[:-1], True)
-    rng = np.random.default_rng(seed)
-    numbers, sizes = zip(*(_numbered(people) for people in (hit_people, rest_people)), strict=True)
-    weights = np.zeros((resamples + 1, len(scores)))
-    for row in range(resamples + 1):
-        often = [
-            np.ones(size) if row == 0 else np.bincount(rng.integers(size, size=size), minlength=size)
-            for size in sizes
-        ]
-        weights[row] = np.concatenate([o[number] for o, number in zip(often, numbers, strict=True)])[order]
+    apart = [place for place, one in enumerate(sides) for _ in one]
+    drawn_again = resampled([*hit_people, *rest_people], seed, apart=apart)
+    weights = np.vstack([np.ones((1, len(scores))), drawn_again])[:, order]
     tpr, fpr = (_shares(weights * kind, last) for kind in (positive, ~positive))
     area = (np.diff(fpr) * (tpr[:, 1:] + tpr[:, :-1]) / 2).sum(axis=1)
     at = np.asarray(grid, dtype=np.float64)
-    drawn = np.stack([_read(at, fpr[row], tpr[row]) for row in range(1, resamples + 1)])
+    drawn = np.stack([_read(at, *row) for row in zip(fpr[1:], tpr[1:], strict=True)])
     there = _read(at, fpr[0], tpr[0])
     closed = np.array([_span(wilson(round(float(v) * len(sides[0])), len(sides[0]))) for v in there])
     band = np.stack(
@@ -123,7 +114,7 @@ def operating_curve(
         band,
         Rate(exact.value, low, high, exact.n),
         (len(sides[0]), len(sides[1])),
-        (sizes[0], sizes[1]),
+        (len(set(hit_people)), len(set(rest_people))),
     )
 
 
@@ -145,12 +136,6 @@ def newcombe(area: float, first: int, second: int) -> Interval:
     return low, high
 
 
-def _numbered(people: Sequence[str]) -> tuple[np.ndarray, int]:
-    """The number of each query's cluster, and how many there are."""
-    names, number = np.unique(np.asarray(people), return_inverse=True)
-    return number, len(names)
-
-
 def _shares(weights: np.ndarray, last: np.ndarray) -> np.ndarray:
     """Share of the weight above each cut, per resample, from 0 to 1."""
     sums = weights.cumsum(axis=1)[:, last]
@@ -167,5 +152,5 @@ def _span(rate: Rate) -> Interval:
 
 
 def _hull(drawn: np.ndarray, closed: Interval) -> Interval:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return min(float(low), closed[0]), max(float(high), closed[1])
+    low, high = interval(drawn)
+    return min(low, closed[0]), max(high, closed[1])

@@ -151,7 +151,7 @@ def over_steering(case: Case) -> Finding:
         evidence,
         "the gate lets others' questions through, and the edit is strong enough to change them, inside the RRS too "
         "where it is not protected",
-        "a threshold by target_fpr (gate.calibrate(..., rule='target_fpr', level=0.01)), .protecting(rrs), a smaller "
+        "a threshold by target_fpr (gate.calibrate(..., rule='target_fpr', level=0.01)), .keeping(rrs), a smaller "
         "fraction or fewer blocks",
         missing,
     )

@@ -11,10 +11,8 @@ data of the same kind, and a wide one as "this subspace is not pinned down".
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, Final
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -22,6 +20,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import energy_rank
 from rmuse_interp.maths.sphere import unit
+from rmuse_interp.maths.statistics import resampled
 from rmuse_interp.method.rmuse import Evidence
 from rmuse_interp.parts.retain import RetainSubspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace, span_hybrid
@@ -60,14 +59,6 @@ class Side:
                 f"at least 2 clusters of examples were required to resample them, got {len(set(self.clusters))}; "
                 "fit on more people, or give each example a cluster of its own"
             )
-
-    @cached_property
-    def members(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each group: its rows, and the number of the cluster that each of them belongs to."""
-        groups = np.array(self.groups if self.groups is not None else [""] * len(self.clusters))
-        clusters = np.array(self.clusters)
-        rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-        return [(mine, np.unique(clusters[mine], return_inverse=True)[1]) for mine in rows]
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +155,8 @@ def stability(
     whole = Refit(
         unlearning.subspace.basis.double(), unlearning.direction.double(), retain.subspace.basis.double()
     )
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(resamples):
-        rows.append(_compared(refit(unlearning, retain, forget, kept, rng), whole))
+    drawn = zip(*drawn_again(forget, kept, resamples, seed), strict=True)
+    rows = [_compared(refit(unlearning, retain, forget, kept, counts), whole) for counts in drawn]
     most = max(len(row["angles"]) for row in rows)
     angles = torch.full((resamples, most), math.nan, dtype=torch.float64)
     for place, row in enumerate(rows):
@@ -184,25 +173,34 @@ def refit(
     retain: RetainSubspace,
     forget: Side,
     kept: Side,
-    rng: np.random.Generator | None = None,
+    counts: tuple[Float[Tensor, " examples"], Float[Tensor, " kept"]] | None = None,
 ) -> Refit:
-    """Both subspaces on one resample, with the settings of the fits given; without `rng`, on the examples as they are."""
-    un = _directions(forget, unlearning, rng)
+    """Both subspaces on one resample, with the settings of the fits given.
+
+    Args:
+        unlearning: whose settings `U_un` is fitted with.
+        retain: whose settings `U_rrs` is fitted with.
+        forget: the examples of `U_un`.
+        kept: the examples of `U_rrs`.
+        counts: how often each example of either side is in the resample; None for once.
+    """
+    often, kept_often = counts or (torch.ones(len(side.ans), dtype=torch.float64) for side in (forget, kept))
+    un = _directions(forget, unlearning, often)
     first = un[:, 0]
     sign = -1.0 if bool(first @ unlearning.direction.double() < 0) else 1.0
-    return Refit(_basis(un), sign * unit(first), _basis(_directions(kept, retain, rng)))
+    return Refit(_basis(un), sign * unit(first), _basis(_directions(kept, retain, kept_often)))
 
 
 def _directions(
-    side: Side, fitted: UnlearningSubspace | RetainSubspace, rng: np.random.Generator | None
+    side: Side, fitted: UnlearningSubspace | RetainSubspace, counts: Float[Tensor, " examples"]
 ) -> Float[Tensor, "d k"]:
     """The leading directions of a resample in the coordinates of the states, the principal one first."""
-    counts = torch.ones(len(side.ans), dtype=torch.float64) if rng is None else drawn(side, rng)
     there = counts > 0
     weights = counts.clone()
     if side.groups is not None:
-        for rows, _ in side.members:
-            weights[rows] /= weights[rows].sum()
+        for group in set(side.groups):
+            mine = torch.tensor([one == group for one in side.groups])
+            weights[mine] /= weights[mine].sum()
     weights = weights[there] * int(there.sum()) / weights.sum()
     hybrid = span_hybrid(
         side.ans[there], side.cot[there], fitted.standardise, shared_scale=fitted.map_back, weights=weights
@@ -220,16 +218,19 @@ def _leading(rows: Float[Tensor, "examples d"], energy: float, cap: int | None) 
     return rows.mT @ vectors[:, :rank] / s[:rank].clamp_min(1e-300) if wide else vectors[:, :rank]
 
 
-def drawn(side: Side, rng: np.random.Generator) -> Float[Tensor, " examples"]:
-    """How often each example is in a resample: clusters drawn with replacement within their group.
+def drawn_again(
+    forget: Side, kept: Side, resamples: int, seed: int
+) -> tuple[Float[Tensor, "resamples examples"], Float[Tensor, "resamples kept"]]:
+    """How often each example of either side is in each resample: clusters drawn with replacement within their group.
 
     A group of one cluster stays as it is; that it has no spread shows in the other one's numbers.
     """
-    counts = np.zeros(len(side.ans))
-    for rows, member in side.members:
-        size = int(member.max()) + 1
-        counts[rows] = np.bincount(rng.integers(size, size=size), minlength=size)[member]
-    return torch.from_numpy(counts)
+    sides = (("forget", forget), ("kept", kept))
+    apart = [(name, group) for name, side in sides for group in side.groups or [""] * len(side.clusters)]
+    people = [*forget.clusters, *kept.clusters]
+    counts = torch.from_numpy(resampled(people, seed, apart=apart, resamples=resamples))
+    first, second = counts.split([len(forget.clusters), len(kept.clusters)], dim=1)
+    return first, second
 
 
 def _basis(directions: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.probes import Score
+from rmuse_interp.maths.statistics import Estimate
 
 Kind = Literal["hidden", "lost here", "in sight", "unread", "read anew"]
 
@@ -40,14 +41,14 @@ class Verdict:
 
 def judge(
     before: Mapping[int, Score],
-    drops: Mapping[int, tuple[float, float, float]],
+    drops: Mapping[int, Estimate],
     after: Mapping[int, Score],
 ) -> Verdict:
     """The verdict, block by block.
 
     Args:
         before: scores on unsteered states; empty where there are none to compare with.
-        drops: by how much the same probes read less on steered states of these blocks: value, low, high.
+        drops: by how much the same probes read less on steered states of these blocks.
         after: scores of probes trained on steered states; empty where none can be trained.
 
     Raises:
@@ -57,7 +58,7 @@ def judge(
         raise RMuseError("scores of the same blocks before and after were required, they differ")
     was = tuple(layer for layer in sorted(before) if before[layer].readable)
     still = tuple(layer for layer in sorted(after) if after[layer].readable)
-    less = [layer for layer in was if drops[layer][1] > 0]
+    less = [layer for layer in was if drops[layer].low > 0]
     hidden = less[0] if less else None
     back = next((layer for layer in was if hidden is not None and layer > hidden and layer not in less), None)
     kind: Kind

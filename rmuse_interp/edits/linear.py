@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Operator
+from rmuse_interp.edits.plan import Kept, Operator
 from rmuse_interp.maths.linalg import ledoit_wolf, working
 from rmuse_interp.parts.subspace import Subspace
 
@@ -25,8 +25,8 @@ class Add(Operator):
         self.hold(vector=vector)
         self.scale = scale
 
-    def protecting(self, rrs: Subspace) -> "Add":
-        """The same addition with its part inside the RRS left out."""
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Add":
+        """The same addition with its part inside the RRS left out, whichever form is asked for."""
         return Add(rrs.remove(self.vector), self.scale)
 
     def forward(
@@ -52,8 +52,8 @@ class Ablate(Operator):
         self.subspace = subspace
         self.share = share
 
-    def protecting(self, rrs: Subspace) -> "Ablate":
-        """The ablation of what U has outside the RRS."""
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Ablate":
+        """The ablation of what U has outside the RRS, whichever form is asked for."""
         return Ablate(self.subspace.minus(rrs), self.share)
 
     def forward(
@@ -150,8 +150,8 @@ class Affine(Operator):
         left = left[:, s > s.amax() * 1e-9] if s.numel() else left
         return cls(vectors @ (left / spread.unsqueeze(1)), -(vectors * spread) @ left, mean, scale)
 
-    def protecting(self, rrs: Subspace) -> "Affine":
-        """The same map that writes nothing inside the RRS."""
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Affine":
+        """The same map that writes nothing inside the RRS, whichever form is asked for."""
         return Affine(self.reading, rrs.remove(self.writing.mT).mT, self.center, self.scale)
 
     def forward(

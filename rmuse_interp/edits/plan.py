@@ -1,6 +1,6 @@
 """The edit algebra: operators placed, gated and chained; a plan is a value that one prints, edits and saves.
 
-    steer = op.SlerpToward(v, angle=acs).protecting(rrs)
+    steer = op.SlerpToward(v, angle=acs).keeping(rrs, "rotation")
     edit = steer.at(layers=[12, 13]).on("generated").given("image").when(gate).named("pictures")
     plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
@@ -32,6 +32,8 @@ Tokens = Literal["generated", "prompt_end", "prompt", "response", "all"]
 `all`: all but image tokens and padding."""
 Modality = Literal["image", "text"]
 """Rows with an image, or without one."""
+Kept = Literal["direction", "rotation"]
+"""What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
 Per = Literal["query", "token"]
 """A gate decides once per query, from its read-out, or for each token from that token's own state."""
 
@@ -80,9 +82,21 @@ class Operator(Part):
         """The edit that applies this operator to the outputs of decoder blocks `layers` (0-based)."""
         return layerwise(dict.fromkeys(layers, self))
 
-    def protecting(self, rrs: Subspace) -> "Operator":
-        """The same operator acting only inside the complement of the RRS: `P_rrs h` is kept (repair D5)."""
-        raise RMuseError(f"{type(self).__name__} has no protected form; steer with SlerpToward or Transport")
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Operator":
+        """The same operator with the RRS kept: cleared from its directions, or acting inside the complement only.
+
+        Args:
+            rrs: the subspace to keep.
+            what: `direction` clears the direction steered to and rotates the whole state (eq. 4.10); `rotation` leaves
+                `P_rrs h` as it is (repair D5).
+
+        Raises:
+            RMuseError: an operator without that form.
+        """
+        raise RMuseError(
+            f"{type(self).__name__} has no form that keeps the RRS by its {what}; steer with SlerpToward, or with "
+            'Transport and "rotation"'
+        )
 
 
 class Edit(Part):

@@ -2,14 +2,14 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Explanation, Operator
+from rmuse_interp.edits.plan import Explanation, Kept, Operator
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
 from rmuse_interp.parts.angle import ACS, Angle
@@ -50,16 +50,22 @@ class _Rotation(Operator):
     """A norm-keeping operator: rotates `u(h)`, or the part of it outside the RRS, and restores the length."""
 
     rrs: Subspace | None
+    kept: Kept = "rotation"
+
+    @property
+    def outside(self) -> Subspace | None:
+        """The subspace outside of which alone the state is rotated."""
+        return self.rrs if self.kept == "rotation" else None
 
     def forward(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
     ) -> Float[Tensor, "*tokens d"]:
         at = self._bearing(h, step)
         turned = at.length * slerp(at.heading, at.goal, at.share)
-        if self.rrs is None:
+        if self.outside is None:
             return torch.where(at.able, turned, at.states).to(h.dtype)
         # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
-        change = self.rrs.remove(turned - at.moved)
+        change = self.outside.remove(turned - at.moved)
         return torch.where(at.able, at.states + change, at.states).to(h.dtype)
 
     def explain(
@@ -78,12 +84,19 @@ class _Rotation(Operator):
 
     def _bearing(self, h: Tensor, step: Tensor | None) -> _Bearing:
         states = working(h)
-        moved = states if self.rrs is None else self.rrs.remove(states)
+        moved = states if self.outside is None else self.outside.remove(states)
         length, heading = norm(moved), unit(moved)
         goal, share = self._goal(heading, states, step)
         # A goal of length 0 stands for "no edit". Strictly greater: the zero state stays as it is.
         able = (length > _VANISHING * norm(states)) & (goal.square().sum(dim=-1, keepdim=True) > 0)
         return _Bearing(states, moved, length, heading, goal, share, able)
+
+    def _keeping(self) -> str:
+        if self.rrs is None:
+            return ""
+        if self.kept == "direction":
+            return f", v̂ cleared of the RRS (rank {self.rrs.rank})"
+        return f", inside the complement of the RRS (rank {self.rrs.rank})"
 
     @abstractmethod
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | float]:
@@ -107,11 +120,11 @@ class SlerpToward(_Rotation):
         direction: [d] v_un, of any length but 0.
         angle: gives `fraction(h, direction)` = λ in [0, 1]: `ACS` or `FixedFraction`.
         signed: rotate toward `sign(vᵀh) v̂` (preset `paper`) instead of v̂ itself ("oriented").
-        shield: subspace removed from the direction only; see `shielding`.
-        rrs: subspace in which nothing of h changes; see `protecting`.
+        rrs: subspace to keep, see `keeping`; None where there is none.
+        kept: `direction` removes the RRS from v̂ while h is rotated whole; `rotation` rotates inside its complement.
 
     Raises:
-        RMuseError: a direction of length 0, or one that lies inside the subspace to protect.
+        RMuseError: a direction of length 0, or one that lies inside the RRS.
     """
 
     direction: Tensor
@@ -122,37 +135,38 @@ class SlerpToward(_Rotation):
         direction: Float[Tensor, " d"],
         angle: Angle,
         signed: bool = False,
-        shield: Subspace | None = None,
         rrs: Subspace | None = None,
+        kept: Kept = "rotation",
     ):
         super().__init__()
+        if kept not in get_args(Kept):
+            raise RMuseError(f"a form out of {', '.join(get_args(Kept))} was required, got {kept!r}")
         if not isinstance(angle, Angle):
             raise RMuseError(f"an angle (ACS or FixedFraction) was required, got {type(angle).__name__}")
         self.hold(direction=direction)
         self.angle = angle
-        # Inside the complement both angles are measured on the complement's sphere.
-        self._angle = angle if rrs is None else angle.protecting(rrs)
         self.signed = signed
-        self.shield = shield
         self.rrs = rrs
+        self.kept: Kept = "rotation" if rrs is None else kept
+        # Inside the complement both angles are measured on the complement's sphere.
+        self._angle = angle if self.outside is None else angle.outside(self.outside)
         toward = unit(self.direction)
-        for protected in (shield, rrs):
-            toward = toward if protected is None else protected.remove(toward)
+        toward = toward if rrs is None else rrs.remove(toward)
         # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
         if not float(toward.norm()) > 1e-5:
             raise RMuseError(
-                "a direction with a part outside the protected subspace was required, got one inside it (or 0): "
-                "lower the energy of the RRS, or drop .protecting(...)"
+                "a direction with a part outside the RRS was required, got one inside it (or 0): lower the energy of "
+                "the RRS, or drop .keeping(...)"
             )
         self.hold(toward=unit(toward))
 
-    def shielding(self, rrs: Subspace) -> "SlerpToward":
-        """Protection of the direction only, as in eq. 4.10: v̂ = (I − P_rrs) v / ‖·‖, while h is rotated whole."""
-        return SlerpToward(self.direction, self.angle, self.signed, shield=rrs, rrs=self.rrs)
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "SlerpToward":
+        """Keep the RRS in the `direction`, `v̂ = (I − P_rrs) v/‖·‖` (eq. 4.10), or in the `rotation` (repair D5).
 
-    def protecting(self, rrs: Subspace) -> "SlerpToward":
-        """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
-        return SlerpToward(self.direction, self.angle, self.signed, shield=self.shield, rrs=rrs)
+        The first rotates h as a whole; the second rotates it in the RRS complement only, so that `P_rrs h` and the
+        norm in the complement are kept.
+        """
+        return self.changed(rrs=rrs, kept=what)
 
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor]:
         goal = self.toward.to(states.dtype).expand_as(heading)
@@ -168,9 +182,7 @@ class SlerpToward(_Rotation):
 
     def describe(self) -> str:
         goal = "sign(vᵀh) v̂" if self.signed else "v̂"
-        shield = "" if self.shield is None else f", v̂ cleared of {self.shield.describe()}"
-        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
-        return f"rotate toward {goal} by {self.angle.describe()}{shield}{kept}"
+        return f"rotate toward {goal} by {self.angle.describe()}{self._keeping()}"
 
 
 class Transport(_Rotation):
@@ -186,7 +198,7 @@ class Transport(_Rotation):
         window: half-width of that range, in tokens.
         fraction: share of the angle to rotate, in [0, 1].
         beyond: past the longest trajectory, `keep` the state or move it to the `nearest` of all prototypes.
-        rrs: subspace in which nothing of h changes; see `protecting`.
+        rrs: subspace in which nothing of h changes; see `keeping`.
 
     Raises:
         RMuseError: no prototypes, positions of another length, a negative window, a fraction outside [0, 1].
@@ -221,9 +233,9 @@ class Transport(_Rotation):
         # A prototype inside the RRS has no direction outside it: a zero row, "no edit", as for the zero complement.
         self.hold(targets=torch.where(norm(outside) > _VANISHING, unit(outside), torch.zeros_like(outside)))
 
-    def protecting(self, rrs: Subspace) -> "Transport":
+    def keeping(self, rrs: Subspace, what: Kept = "rotation") -> Operator:
         """Rotation inside the complement of the RRS only: `P_rrs h` and the complement's norm are kept (D5)."""
-        return Transport(self.points, self.positions, self.window, self.fraction, self.beyond, rrs=rrs)
+        return self.changed(rrs=rrs) if what == "rotation" else super().keeping(rrs, what)
 
     def capped(self, cap: int, seed: int = 0) -> "Transport":
         """The same transport with at most `cap` of its prototypes, thinned step by step; see `thinned`."""
@@ -261,5 +273,4 @@ class Transport(_Rotation):
             if self.positions is None
             else f" within {self.window} of its step (beyond them: {self.beyond})"
         )
-        kept = "" if self.rrs is None else f", inside the complement of the RRS (rank {self.rrs.rank})"
-        return f"move to the nearest of {len(self.points)} refusal prototypes{when}{share}{kept}"
+        return f"move to the nearest of {len(self.points)} refusal prototypes{when}{share}{self._keeping()}"

@@ -362,10 +362,9 @@ def _quantities(
 
 def _protected(edit: Clause, layer: int, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
     """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
-    for name in ("rrs", "shield"):
-        own = getattr(operator, name, None)
-        if own is not None:
-            return own
+    own = getattr(operator, "rrs", None)
+    if isinstance(own, Subspace):
+        return own
     key = f"{edit.modality}-{layer}"
     if subspaces is None or key not in subspaces.retain:  # type: ignore[operator]
         return None

@@ -41,6 +41,7 @@ from rmuse_interp.method.rmuse import (
     together,
 )
 from rmuse_interp.method.targets import TARGETS
+from rmuse_interp.parts.gates import GATE_KINDS, GateKind
 from rmuse_interp.parts.retain import Subspaces
 
 __all__ = [
@@ -72,6 +73,7 @@ def fit(
     *,
     layers: Sequence[int] | None = None,
     auto: bool = False,
+    kinds: Sequence[GateKind] = GATE_KINDS,
     traces: Traces = "auto",
     template: TemplateName | Template | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -89,6 +91,7 @@ def fit(
         preset: `calibrated` (default) or `paper`.
         layers: 0-based blocks to steer; chosen by the preset where absent.
         auto: choose blocks, target and the rank of the RRS by a search on fitting queries (`search`).
+        kinds: of gates to choose from; `BY_PERSON` for gates that `forget_people` and `restore_people` can change.
         traces: whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, its own even
             where it follows no template (`composed`, see `elicit`), or `auto`: the benchmark's where it has reasoning,
             else the model's own.
@@ -101,9 +104,10 @@ def fit(
 
     Raises:
         RMuseError: layers out of range, given traces without reasoning, a model that does not follow the template,
-            states that are not finite, a search for the literal method.
+            states that are not finite, a search or kinds of gates for the literal method.
     """
-    check(model, benchmark, layers, traces, template, auto, preset)
+    check(model, benchmark, layers, traces, template)
+    require_preset(preset, auto, kinds)
     benchmark = traced(
         model,
         benchmark,
@@ -118,7 +122,15 @@ def fit(
     )
     evidence = gather(model, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress)
     return assemble(
-        model, benchmark, evidence, preset, layers=layers, auto=auto, seed=seed, progress=progress
+        model,
+        benchmark,
+        evidence,
+        preset,
+        layers=layers,
+        auto=auto,
+        kinds=kinds,
+        seed=seed,
+        progress=progress,
     )
 
 
@@ -128,16 +140,13 @@ def check(
     layers: Sequence[int] | None = None,
     traces: Traces = "given",
     template: TemplateName | Template | None = None,
-    auto: bool = False,
-    preset: PresetName = "calibrated",
 ) -> None:
-    """All that can be wrong is found here, before the first pass; `gather` alone needs given traces.
+    """Raise unless the benchmark can be fitted on with these settings; runs no pass. `gather` alone needs given traces.
 
     Raises:
-        RMuseError: layers out of range, given traces without reasoning spans, a template for given traces, a search for
-            the literal method, an unreadable image.
+        RMuseError: layers out of range, given traces without reasoning spans, a template for given traces, an unreadable
+            image.
     """
-    require_preset(preset, auto)
     outside = [layer for layer in layers or [] if not 0 <= layer < model.n_layers]
     if outside or (layers is not None and not layers):
         raise RMuseError(
@@ -188,11 +197,12 @@ def assemble(
     *,
     layers: Sequence[int] | None = None,
     auto: bool = False,
+    kinds: Sequence[GateKind] = GATE_KINDS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RMuse:
     """A preset built from evidence already gathered; see `fit`."""
-    require_preset(preset, auto)
+    require_preset(preset, auto, kinds)
     parts: list[tuple[Edit, Subspaces]] = []
     report: dict[str, Any] = {
         "preset": preset,
@@ -213,7 +223,7 @@ def assemble(
             steered = list(layers) if layers is not None else middle_third(model.n_layers)
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
         else:
-            selection = calibrated_gate(found)
+            selection = calibrated_gate(found, kinds)
             where = (model, benchmark, evidence, modality, selection.gate.layer)
             settings: dict[str, Any] = {}
             trials: Sequence[Trial] = ()
@@ -241,17 +251,22 @@ def assemble(
     return RMuse(fingerprinted, fitted.subspaces, report)
 
 
-def require_preset(preset: str, auto: bool = False) -> None:
-    """Nothing, or the error that a preset is unknown, or has nothing to search.
+def require_preset(preset: str, auto: bool = False, kinds: Sequence[GateKind] = GATE_KINDS) -> None:
+    """Raise unless the preset is known and leaves open what is to be searched and which kinds of gates are tried.
 
     Raises:
-        RMuseError: as it says.
+        RMuseError: another name; `auto` or kinds of gates for the preset `paper`.
     """
     if preset not in PRESETS:
         raise RMuseError(f"a preset is one of {', '.join(PRESETS)}, got {preset!r}")
     if auto and preset == "paper":
         raise RMuseError(
             "a search needs the preset calibrated, got paper, whose settings are the paper's; leave --auto out"
+        )
+    if tuple(kinds) != GATE_KINDS and preset == "paper":
+        raise RMuseError(
+            "a choice of gates needs the preset calibrated, got paper, whose gate is the literal one; leave kinds= "
+            "(--by-person) out"
         )
 
 

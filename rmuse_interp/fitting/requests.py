@@ -110,7 +110,7 @@ def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], reque
         kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
         raise RMuseError(
             f"gates that know people one by one were required for a request, got {kinds or 'no gate'}; fit with "
-            "`rmuse fit --by-person` (`fit_by_person`)"
+            "`rmuse fit --by-person` (`fit(…, kinds=BY_PERSON)`)"
         )
     before = forgotten(fitted, benchmark)
     for person in ids:

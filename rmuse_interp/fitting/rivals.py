@@ -244,7 +244,7 @@ def tune(
 
 
 def require_names(names: Sequence[str]) -> None:
-    """Nothing, or the error that a name is unknown or stands there twice.
+    """Raise unless each name is that of a rival, and none is given twice.
 
     Raises:
         RMuseError: says which names there are.

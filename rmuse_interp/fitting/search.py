@@ -229,7 +229,7 @@ class _Tried:
         part = whole = length = 0.0
         for layer in layers:
             unlearning, retain = fitted.at(self.modality, layer)
-            operator = TARGETS[target](self.evidence, layer, unlearning).protecting(retain.subspace)
+            operator = TARGETS[target](self.evidence, layer, unlearning).keeping(retain.subspace)
             widest = subspaces_at(self.evidence, layer, literal=False, energy=max(ENERGIES))[1].subspace
             states = prompts.at(layer)
             update = operator(states, torch.zeros(len(states), dtype=torch.long)) - states

@@ -1,6 +1,5 @@
 """`Tuning`: rivals tuned one after another in a run folder, which keeps their trials and plans."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,8 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
-from rmuse_interp.data.store import write_json
+from rmuse_interp.data.content import content
+from rmuse_interp.data.store import Store, digest, write_json
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.rivals import (
@@ -24,6 +24,7 @@ from rmuse_interp.fitting.rivals import (
     tune,
     without,
 )
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.method.rmuse import Evidence
@@ -57,7 +58,16 @@ class Tuning:
         self.validation = hold_out(self.model, self.benchmark, self.seed)
         self._unsteered: dict[str, Transcript] = {}
         self._rest: dict[Modality, Evidence] = {}
-        self._kept = self._read()
+        part = self.validation
+        self._of = digest(
+            depends(self.model),
+            content(self.benchmark),
+            self.budget,
+            self.batch_size,
+            part.forget,
+            part.others,
+        )
+        self._kept = Store(None if self.folder is None else self.folder / "rivals" / "trials.jsonl", self._of)
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -115,28 +125,24 @@ class Tuning:
             )
             self._keep(name, found.trials)
             if self.folder is not None:
-                found.plan.save(self._home(name), self.model, rival=name, digest=self._digest(name))
+                found.plan.save(home(self.folder, name), self.model, rival=name, digest=self._digest(name))
         return found
-
-    def _home(self, name: str) -> Path:
-        assert self.folder is not None
-        return self.folder / "rivals" / name
 
     def _plan(self, name: str) -> Plan | None:
         """The plan the folder holds, if it is of this tuning."""
         if self.folder is None or not self._trials(name):
             return None
         try:
-            record = json.loads((self._home(name) / "plan.json").read_text(encoding="utf-8"))
+            record = json.loads((home(self.folder, name) / "plan.json").read_text(encoding="utf-8"))
             if record["provenance"]["digest"] == self._digest(name):
-                return Plan.load(self._home(name), self.model)
+                return Plan.load(home(self.folder, name), self.model)
         except (OSError, ValueError, KeyError, RMuseError):
             pass  # none there, damaged, or of other weights: tuned anew
         return None
 
     def _trials(self, name: str) -> dict[Modality, list[Trial]]:
         """The trials that the folder holds of this rival."""
-        trials = self._kept.get(name, {}).get("trials", {})
+        trials = self._kept.get(self._digest(name)) or {}
         return {
             m: [Trial(**{**row, "layers": tuple(row["layers"])}) for row in trials[m]]
             for m in self.validation.modalities
@@ -144,62 +150,42 @@ class Tuning:
         }
 
     def _keep(self, name: str, trials: Mapping[Modality, Sequence[Trial]]) -> None:
-        self._kept[name] = {
-            "digest": self._digest(name),
-            "paper": RIVALS[name].paper,
-            "summary": RIVALS[name].summary,
-            "chosen": {m: asdict(trial) for m, trial in _best(trials).items()},
-            "trials": {m: [asdict(trial) for trial in rows] for m, rows in trials.items()},
-        }
-        if self.folder is not None:
-            record = {
-                "schema": SCHEMA,
-                "rmuse-interp": __version__,
-                "model": {"id": self.model.name, "fingerprint": str(self.model.fingerprint)},
-                "benchmark": {
-                    "id": self.benchmark.id,
-                    "forget": self.benchmark.forget_rate,
-                    "render_seed": self.benchmark.render_seed,
-                },
-                "budget": self.budget,
-                "rivals": self._kept,
-            }
-            write_json(self.folder / TRIALS, record)
-
-    def _read(self) -> dict[str, Any]:
-        """What the folder holds of this very tuning; all else is left behind."""
+        self._kept.put(
+            self._digest(name), {m: [asdict(trial) for trial in rows] for m, rows in trials.items()}
+        )
         if self.folder is None:
-            return {}
-        try:
-            rivals = json.loads((self.folder / TRIALS).read_text(encoding="utf-8"))["rivals"]
-            return {
-                n: kept for n, kept in rivals.items() if n in RIVALS and kept["digest"] == self._digest(n)
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}  # none there, or damaged
+            return
+        found = {n: done for n in RIVALS if (done := self._trials(n))}
+        record = {
+            "schema": SCHEMA,
+            "rmuse-interp": __version__,
+            "model": {"id": self.model.name, "fingerprint": str(self.model.fingerprint)},
+            "benchmark": {
+                "id": self.benchmark.id,
+                "forget": self.benchmark.forget_rate,
+                "render_seed": self.benchmark.render_seed,
+            },
+            "budget": self.budget,
+            "rivals": {
+                n: {
+                    "paper": RIVALS[n].paper,
+                    "summary": RIVALS[n].summary,
+                    "chosen": {m: asdict(trial) for m, trial in _best(done).items()},
+                    "trials": {m: [asdict(trial) for trial in rows] for m, rows in done.items()},
+                }
+                for n, done in found.items()
+            },
+        }
+        write_json(self.folder / TRIALS, record)
 
     def _digest(self, name: str) -> str:
-        """Of all that the tuning of a rival depends on."""
-        model, benchmark, part = self.model, self.benchmark, self.validation
-        found = hashlib.sha256()
-        said = (
-            name,
-            RIVALS[name].strengths,
-            self.budget,
-            self.batch_size,
-            model.name,
-            str(model.fingerprint),
-            str(model.dtype),
-            benchmark.id,
-            benchmark.forget_rate,
-            benchmark.render_seed,
-        )
-        found.update(repr(said).encode())
-        for example in (*part.forget, *part.others):
-            found.update(
-                repr((example.id, example.prompt(), example.answer)).encode() + (example.image or b"")
-            )
-        return found.hexdigest()
+        """A digest of all that the tuning of a rival depends on."""
+        return digest(self._of, name, RIVALS[name].strengths)
+
+
+def home(run: Path, name: str) -> Path:
+    """Where a run folder keeps the plan of a tuned rival."""
+    return run / "rivals" / name
 
 
 def _best(trials: Mapping[Modality, Sequence[Trial]]) -> dict[Modality, Trial]:

@@ -27,7 +27,16 @@ from rmuse_interp.data.store import atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.angle import ACS
-from rmuse_interp.parts.gates import Gate, GateSelection, GateStates, Readout, RRSAlignmentGate, select_gate
+from rmuse_interp.parts.gates import (
+    GATE_KINDS,
+    Gate,
+    GateKind,
+    GateSelection,
+    GateStates,
+    Readout,
+    RRSAlignmentGate,
+    select_gate,
+)
 from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
@@ -255,7 +264,7 @@ def paper_edit(
             groups += [f"{span}-{evidence.refused_with[i]}" for i in evidence.refusal[span].ids]
         prototypes = Prototypes.pooled(torch.cat(states), groups)
         turn = op.SlerpToward(unlearning.direction, ACS(prototypes, "frechet"), signed=True)
-        steer[layer] = turn.shielding(retain.subspace)
+        steer[layer] = turn.keeping(retain.subspace, "direction")
     gate = paper_gate(evidence, {layer: pair[1] for layer, pair in fitted.items()}, prefix)
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, {layer: fitted[layer] for layer in layers})
@@ -281,9 +290,9 @@ def gate_candidates(evidence: Evidence) -> dict[tuple[int, Readout], GateStates]
     return candidates
 
 
-def calibrated_gate(evidence: Evidence) -> GateSelection:
+def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) -> GateSelection:
     """The gate of `calibrated`: kind, block, read-out and threshold by grouped cross-validation on fitting data."""
-    return select_gate(gate_candidates(evidence))
+    return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
@@ -318,7 +327,7 @@ def calibrated_edit(
     fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
     for layer, (unlearning, retain) in fitted.items():
-        steer[layer] = target(evidence, layer, unlearning).protecting(retain.subspace)
+        steer[layer] = target(evidence, layer, unlearning).keeping(retain.subspace, "rotation")
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 

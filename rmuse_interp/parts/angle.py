@@ -33,7 +33,7 @@ class Angle(Part):
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how far to rotate")
 
-    def protecting(self, rrs: Subspace) -> "Angle":
+    def outside(self, rrs: Subspace) -> "Angle":
         """The same rule on the sphere of the RRS complement, for the protected rotation (defect D5)."""
         raise NotImplementedError(f"{type(self).__name__} cannot protect a subspace")
 
@@ -60,7 +60,7 @@ class FixedFraction(Angle):
         """λ, once per token."""
         return torch.full_like(working(h[..., 0]), self.value)
 
-    def protecting(self, rrs: Subspace) -> "FixedFraction":
+    def outside(self, rrs: Subspace) -> "FixedFraction":
         """Itself: a fixed fraction knows no sphere."""
         return self
 
@@ -139,7 +139,7 @@ class ACS(Angle):
         """λ per token (eq. 4.16)."""
         return self.angles(h, direction).fraction
 
-    def protecting(self, rrs: Subspace) -> "ACS":
+    def outside(self, rrs: Subspace) -> "ACS":
         """ACS on the sphere of the RRS complement: prototypes without their part in it, of length 1 again.
 
         Give it states and directions outside the RRS, of any length; both angles are then
@@ -188,7 +188,7 @@ class Confidence(Angle):
         share = self.strength * (doubt - self.margin) / (1.0 - self.margin)
         return share.clamp(0.0, 1.0)
 
-    def protecting(self, rrs: Subspace) -> "Confidence":
+    def outside(self, rrs: Subspace) -> "Confidence":
         """Itself: the cosine is taken of whatever states it is given."""
         return self
 

@@ -184,7 +184,7 @@ def run(
         seconds[method.name] = 0.0
         for examples in questions.values():
             for batch in alike(examples, batch_size, by_length):
-                key = [(e.prompt(), e.image) for e in batch]
+                key = [(e.id, e.prompt(), e.image) for e in batch]
                 responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
                 seconds[method.name] += took
                 for e, r in zip(batch, responses, strict=True):

@@ -107,7 +107,7 @@ def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) 
     plan = fitted.plan
     found = [
         ("full", "plan", plan),
-        ("w/o RRS", 'plan.without("*.shield")', plan.without("*.shield")),
+        ("w/o RRS", 'plan.without("*.rrs")', plan.without("*.rrs")),
     ]
     for span, ablation in LEFT_OUT.items():
         rest = [s for s in SPANS if s != span]
@@ -128,7 +128,7 @@ def of_calibrated(
     plan, gates = fitted.plan, fitted.gates
     found = [
         ("full", "plan", plan),
-        ("w/o RRS", 'plan.without("*.operator*.rrs")', plan.without("*.operator*.rrs")),
+        ("w/o RRS", 'plan.without("*.rrs")', plan.without("*.rrs")),
     ]
     for span, ablation in LEFT_OUT.items():
         rest = next(s for s in SPANS if s != span)

@@ -19,7 +19,6 @@ from rmuse_interp.diagnostics.dynamics import (
     along,
     approach,
     displacement,
-    mean_interval,
     shuffled,
     side_test,
     state_plane,
@@ -28,6 +27,7 @@ from rmuse_interp.diagnostics.steered import States, Steered, steered
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.maths.statistics import clustered
 from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.operators import Operator
 from rmuse_interp.studies.common import Record, bars, opened, provenance, short
@@ -215,8 +215,13 @@ def by_side(values: Mapping[str, float], asked: Asked, seed: int) -> Record:
         if not mine:
             found[side] = None
             continue
-        value, low, high = map(short, mean_interval(mine, asked.people, seed))
-        found[side] = {"value": value, "low": low, "high": high, "n": len(mine)}
+        mean = clustered([*mine.values()], [asked.people[i] for i in mine], seed=seed)
+        found[side] = {
+            "value": short(mean.value),
+            "low": short(mean.low),
+            "high": short(mean.high),
+            "n": mean.n,
+        }
     return found
 
 

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
-from rmuse_interp.diagnostics.roc import RESAMPLES, TPR, Curve, operating_curve
+from rmuse_interp.diagnostics.roc import TPR, Curve, operating_curve
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
-from rmuse_interp.maths.statistics import auroc, wilson
+from rmuse_interp.maths.statistics import RESAMPLES, auroc, interval, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
@@ -187,7 +187,7 @@ def dealt(
             [margin[i] for i, person in people.items() if (person in taken) is mine] for mine in (True, False)
         )
         areas.append(auroc(*sides))
-    low, high = np.percentile(areas, [2.5, 97.5]).tolist()
+    low, high = interval(np.array(areas))
     return {"value": short(float(np.mean(areas))), "low": short(low), "high": short(high), "deals": deals}
 
 

@@ -9,7 +9,6 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.lens_views import logit_lens, others_token, sparse_probe
-from rmuse_interp.diagnostics.orthogonality import ratio
 from rmuse_interp.diagnostics.probes import (
     Predictions,
     Score,
@@ -23,13 +22,12 @@ from rmuse_interp.diagnostics.probes import (
     score,
 )
 from rmuse_interp.diagnostics.verdicts import judge
-from rmuse_interp.maths.statistics import wilson
+from rmuse_interp.maths.statistics import Estimate, clustered, wilson
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.studies.common import Record, percent, short
 from rmuse_interp.studies.leakage import Asked, Cell, Material
 
 TARGETS: Final = ("identity", "attribute")
-Drop = tuple[float, float, float]
 
 
 def tasks_of(
@@ -109,7 +107,7 @@ def layer_rows(record: Record, cell: Cell, tasks: Sequence[Task], labels: Record
     there = cell.before or cell.after
     assert there is not None
     scores: dict[str, dict[int, Score]] = {"before": {}, "after": {}, "moved": {}}
-    drops: dict[int, Drop] = {}
+    drops: dict[int, Estimate] = {}
     for layer in there.layers:
         sides: dict[str, list[Predictions]] = {"before": [], "after": [], "moved": []}
         same = True
@@ -190,7 +188,7 @@ def across_people(
         if not tasks:
             continue
         scores: dict[int, Score] = {}
-        drops: dict[int, Drop] = {}
+        drops: dict[int, Estimate] = {}
         for layer in learnt_from.layers:
             sides: dict[str, list[Predictions]] = {"before": [], "moved": []}
             for task in tasks:
@@ -263,12 +261,10 @@ def lens_rows(bridge: Any, material: Material, seed: int) -> list[Record]:
             "before": logit_lens(bridge, cell.before.select(ids), wanted),
             "after": logit_lens(bridge, cell.after.select(ids), wanted),
         }
-        which = np.unique([person[i] for i in ids], return_inverse=True)[1]
-        n = np.bincount(which).astype(float)
+        who = [person[i] for i in ids]
         for side, view in views.items():
             for at, layer in enumerate(cell.before.layers):
                 values = view.log_prob[:, at].double().numpy()
-                mean, between = ratio(np.bincount(which, weights=values), n, seed)
                 row: Record = {
                     "group": material.group,
                     "modality": material.modality,
@@ -276,14 +272,13 @@ def lens_rows(bridge: Any, material: Material, seed: int) -> list[Record]:
                     "side": side,
                     "layer": layer,
                     "n": len(ids),
-                    "log_prob": interval_row((mean, *(between or (mean, mean)))),
+                    "log_prob": interval_row(clustered(values, who, seed=seed)),
                     "median_rank": short(float(view.rank[:, at].median())),
                     "first": percent(wilson(int((view.rank[:, at] == 0).sum()), len(ids))),
                 }
                 if side == "after":
                     less = views["before"].log_prob[:, at].double().numpy() - values
-                    lost, around = ratio(np.bincount(which, weights=less), n, seed)
-                    row["drop"] = interval_row((lost, *(around or (lost, lost))))
+                    row["drop"] = interval_row(clustered(less, who, seed=seed))
                 found.append(row)
     return found
 
@@ -294,6 +289,6 @@ def as_row(found: Score) -> Record:
     return {**values, "selectivity": short(found.selectivity), "readable": found.readable}
 
 
-def interval_row(found: tuple[float | None, float | None, float | None]) -> Record:
+def interval_row(found: Estimate) -> Record:
     """A value with its 95 % interval as JSON."""
-    return dict(zip(("value", "low", "high"), map(short, found), strict=True))
+    return {"value": short(found.value), "low": short(found.low), "high": short(found.high)}

@@ -15,12 +15,12 @@ from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.metrics import Metric, summarise
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import measure
-from rmuse_interp.fitting import check
-from rmuse_interp.fitting.by_person import fit_by_person
+from rmuse_interp.fitting import check, fit
 from rmuse_interp.fitting.exchange import label_of
 from rmuse_interp.fitting.requests import check_request, decided, forget_people, restore_people
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.gates import BY_PERSON
 from rmuse_interp.runs.run import Method, choose
 from rmuse_interp.studies.common import Record, answered, bars, provenance, short
 
@@ -92,10 +92,11 @@ def in_order(benchmark: Benchmark) -> list[str]:
 
 def fitted(lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress) -> RMuse:
     """`calibrated` on the people that the benchmark has to forget, with gates that know them one by one."""
-    return fit_by_person(
+    return fit(
         lens,
         benchmark,
         layers=given.layers,
+        kinds=BY_PERSON,
         limit=given.fit_limit,
         batch_size=given.batch_size,
         seed=given.seed,

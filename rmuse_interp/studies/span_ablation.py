@@ -136,7 +136,7 @@ def variants(
                 if span == "random":
                     assert isinstance(turn, op.SlerpToward)
                     turn = op.SlerpToward(unit(torch.randn(own.subspace.d, generator=draw)), turn.angle)
-                steer[layer] = turn.protecting(fitted.subspaces.at(edit.modality, layer)[1].subspace)
+                steer[layer] = turn.keeping(fitted.subspaces.at(edit.modality, layer)[1].subspace)
             placed = op.layerwise(steer).on(edit.tokens).given(edit.modality)
             edits.append(placed.when(edit.gate, edit.per).named(edit.modality))
         found[span] = Plan(edits, fitted.plan.fingerprint)

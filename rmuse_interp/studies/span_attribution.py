@@ -12,7 +12,7 @@ from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.diagnostics.attribution import WAYS, Attribution, Mean, agreement, attribute, by_span
+from rmuse_interp.diagnostics.attribution import WAYS, Attribution, agreement, attribute, by_span
 from rmuse_interp.diagnostics.direct import folded_bridge
 from rmuse_interp.diagnostics.gradients import TOLERANCE, require_captum
 from rmuse_interp.diagnostics.leaks import PARTS, SOURCES, Found, Leak, Statement, find_leaks
@@ -20,6 +20,7 @@ from rmuse_interp.diagnostics.reference import Reference, mean_query
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.studies.common import Record, bars, opened, provenance, short
 from rmuse_interp.studies.fits import bundle_of, presets_of
 
@@ -308,9 +309,8 @@ def grouped(
 
 def means_of(key: Record, rows: Sequence[Attribution], seed: int) -> list[Record]:
     """Mean attribution of every way and span, with intervals over people; null where no leak has the span."""
-    nobody = Mean(None, None, 0)
     return [
-        {**key, "way": way, "span": span, **figures(found.get(span, nobody))}
+        {**key, "way": way, "span": span, **figures(found.get(span))}
         for way in WAYS
         for found in [by_span(rows, way, seed)]
         for span in SPANS
@@ -334,9 +334,11 @@ def agreements(group: str, side: str, rows: Sequence[Attribution], seed: int) ->
     ]
 
 
-def figures(mean: Mean) -> Record:
-    """A mean as ``{value, low, high, n}``."""
-    low, high = mean.interval or (None, None)
+def figures(mean: Estimate | None) -> Record:
+    """A mean as ``{value, low, high, n}``; the interval is null where all is about one person."""
+    if mean is None:
+        return {"value": None, "low": None, "high": None, "n": 0}
+    low, high = (mean.low, mean.high) if mean.clusters > 1 else (None, None)
     return {"value": short(mean.value), "low": short(low), "high": short(high), "n": mean.n}
 
 

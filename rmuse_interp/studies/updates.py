@@ -15,6 +15,7 @@ from rmuse_interp.diagnostics.steered import States, Steered, steered
 from rmuse_interp.edits.plan import Edit, Plan
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.studies.common import Record, places, short, steering
@@ -164,20 +165,25 @@ def variant_of(edit: Edit, shares: Shares, protection: Protection, forced: bool)
 
 def as_row(found: UpdateShare) -> Record:
     """The measured part of one row."""
-    low, high = found.interval or (None, None)
-    change_low, change_high = found.change_interval or (None, None)
+    share, low, high = ends(found.share)
+    change, change_low, change_high = ends(found.change)
     return {
         "n": found.n,
         "n_updated": found.updated,
-        "share": short(found.share),
-        "low": short(low),
-        "high": short(high),
+        "share": share,
+        "low": low,
+        "high": high,
         "null": pair(found.null),
-        "z": None if found.share is None else short(found.null.z(found.share)),
-        "change": short(found.change),
-        "change_low": short(change_low),
-        "change_high": short(change_high),
+        "z": None if found.share is None else short(found.null.z(found.share.value)),
+        "change": change,
+        "change_low": change_low,
+        "change_high": change_high,
     }
+
+
+def ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
+    """A value and the ends of its interval as JSON."""
+    return (None, None, None) if found is None else (short(found.value), short(found.low), short(found.high))
 
 
 def pair(null: Any) -> dict[str, float | None]:

@@ -17,7 +17,7 @@ STEPS = 7
 
 
 def turn(layers=(2, 3), share: float = 0.7):
-    return op.SlerpToward(vector(1), FixedFraction(share)).protecting(subspace(2)).at(layers=list(layers))
+    return op.SlerpToward(vector(1), FixedFraction(share)).keeping(subspace(2)).at(layers=list(layers))
 
 
 def split_gate(
@@ -40,7 +40,7 @@ def plans(lens):
     """Plans that differ in everything a plan can say."""
     prototypes = Prototypes(unit(torch.randn(6, 32, generator=torch.Generator().manual_seed(4))))
     move = op.Transport(prototypes.points, torch.arange(6), window=1, beyond="nearest")
-    acs = op.SlerpToward(vector(1), ACS(prototypes), signed=True).shielding(subspace(2))
+    acs = op.SlerpToward(vector(1), ACS(prototypes), signed=True).keeping(subspace(2), "direction")
     push = op.Add(vector(3), scale=3.0)
     return {
         "ungated": as_plan(turn()),

@@ -51,6 +51,6 @@ def linear_gate(
 
 def gated_plan() -> Plan:
     """Two edits: a protected rotation at two blocks, gated, and an addition to the responses of text queries."""
-    turn = op.SlerpToward(vector(1), FixedFraction(0.6)).protecting(subspace(2))
+    turn = op.SlerpToward(vector(1), FixedFraction(0.6)).keeping(subspace(2))
     first = turn.at(layers=[1, 2]).on("generated").when(linear_gate()).named("turn")
     return first >> op.Add(vector(3), scale=2.0).at(layers=[2]).on("response").given("text").named("push")

@@ -34,8 +34,8 @@ def median_gate(lens, layer: int, seed: int = 5):
 def plans() -> dict[str, Plan]:
     """One for every kind of trace there is."""
     lens = lens_of(tiny_llava())
-    acs = op.SlerpToward(vector(1), ACS(Prototypes(points())), signed=True).shielding(subspace(2))
-    move = op.Transport(points(), torch.arange(6), window=1).protecting(subspace(2))
+    acs = op.SlerpToward(vector(1), ACS(Prototypes(points())), signed=True).keeping(subspace(2), "direction")
+    move = op.Transport(points(), torch.arange(6), window=1).keeping(subspace(2))
     fixed = op.SlerpToward(vector(1), FixedFraction(0.6))
     push = op.Add(vector(3), scale=3.0)
     return {

@@ -12,6 +12,7 @@ from rmuse_interp.parts.gates.gate import READOUTS, AllOf, AnyOf, Expected, Gate
 from rmuse_interp.parts.gates.identity import IdentityGate, Side
 from rmuse_interp.parts.gates.plda import IdentityRatioGate, fit_identity_ratio
 from rmuse_interp.parts.gates.selection import (
+    BY_PERSON,
     GATE_KINDS,
     GateKind,
     GateRow,
@@ -45,6 +46,7 @@ __all__ = [
     "Not",
     "GateKind",
     "GATE_KINDS",
+    "BY_PERSON",
     "GateStates",
     "GateRow",
     "GateSelection",

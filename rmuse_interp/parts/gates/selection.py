@@ -23,7 +23,8 @@ GateKind = Literal["contrast", "discriminant", "vmf", "mahalanobis", "identity",
 the open-set identity likelihood ratio (these three need people's labels); the condition direction of CAST."""
 
 GATE_KINDS: Final[tuple[GateKind, ...]] = get_args(GateKind)
-_BY_PERSON: Final = frozenset({*get_args(ClusterKind), "identity"})
+BY_PERSON: Final[tuple[GateKind, ...]] = (*get_args(ClusterKind), "identity")
+"""Kinds that know people one by one, which `forget_people` and `restore_people` need."""
 _FITS: Final[dict[str, Callable[..., Gate]]] = {
     "contrast": fit_contrast,
     "discriminant": fit_discriminant,
@@ -165,12 +166,12 @@ def select_gate(
         (layer, readout, kind, states)
         for (layer, readout), states in candidates.items()
         for kind in kinds
-        if kind not in _BY_PERSON or states.forget_people is not None
+        if kind not in BY_PERSON or states.forget_people is not None
     ]
     if not tried:
         raise RMuseError(
             "at least one (block, read-out) and one kind of gate are needed; "
-            f"{', '.join(sorted(_BY_PERSON))} need people's labels"
+            f"{', '.join(BY_PERSON)} need people's labels"
         )
     found = []
     for layer, readout, kind, states in tried:
@@ -209,7 +210,7 @@ def held_out_scores(
 
 
 def _fit(kind: GateKind, states: GateStates, layer: int, readout: Readout) -> Gate:
-    if kind not in _BY_PERSON:
+    if kind not in BY_PERSON:
         return _FITS[kind](states.forget, states.others, layer=layer, readout=readout)
     if states.forget_people is None or states.other_people is None:
         raise RMuseError(
