@@ -90,7 +90,7 @@ DRAWN = {"baselines/batches.py", "diagnostics/gradients.py"}
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [
-        (r"\.register_forward_hook\(", {"edits/hooks.py", "models/batches.py"}),
+        (r"\.register_forward_hook\(", {"models/site.py"}),
         (r"range\(0, len\(\w+\), (self\.)?_?(batch_)?size\)", DRAWN | {"models/batches.py"}),
         (r"\.hf\.generate\(|\bhf_model\.generate\(", {"models/generation.py"}),
     ],

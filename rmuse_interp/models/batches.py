@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
 
 from jaxtyping import Float
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmuse_interp.data import Example
 from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.site import Site, tap
 
 Row = TypeVar("Row")
 Taken = TypeVar("Taken")
@@ -73,13 +75,10 @@ def reading(
     """
     found: dict[int, Taken] = {}
 
-    def hook_of(layer: int) -> Callable[..., None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            found[layer] = take(layer, output[0] if isinstance(output, tuple) else output)
-
-        return hook
+    def see(layer: int, states: Tensor) -> None:
+        found[layer] = take(layer, states)
 
     with ExitStack() as undo:
         for layer in blocks:
-            undo.callback(layout.blocks[layer].register_forward_hook(hook_of(layer)).remove)
+            undo.callback(tap(layout.blocks[layer], Site(layer), partial(see, layer)))
         yield found
