@@ -258,9 +258,10 @@ def digest(*of: object) -> str:
 
 @functools.cache
 def sources() -> str:
-    """A digest of the package's own code: what it fits by other code is another thing."""
+    """A digest of the package's own code and tables: what is fitted by other code is another thing."""
     root = Path(__file__).resolve().parents[1]
-    return digest({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.py")})
+    files = [file for kind in ("*.py", "*.json") for file in root.rglob(kind)]
+    return digest({file.relative_to(root).as_posix(): file.read_bytes() for file in files})
 
 
 def digest_of_file(path: Path) -> str:
