@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from rmuse_interp.maths.statistics import interval
 from rmuse_interp.method.rmuse import ENERGY, SPANS, Evidence, subspaces_at
 from rmuse_interp.parts.retain import RetainSubspace
 
@@ -76,11 +77,11 @@ def _entry(one: Any, n: int, cosines: Sequence[float]) -> dict[str, Any]:
     shares = squares / squares.sum()
     agreement = None
     if cosines:
-        low, high = np.percentile(cosines, [2.5, 97.5])
+        low, high = interval(np.array(cosines))
         agreement = {
             "value": float(np.mean(cosines)),
-            "low": float(low),
-            "high": float(high),
+            "low": low,
+            "high": high,
             "n": len(cosines),
         }
     return {

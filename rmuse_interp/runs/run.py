@@ -276,7 +276,7 @@ def scores_of(
             scores["gate"].setdefault(method.name, {}).setdefault("by_modality", {}).setdefault(modality, {})[
                 "own"
             ] = {
-                "kind": type(gate).__name__,
+                "kind": gate.kind,
                 "layer": gate.layer,
                 "readout": gate.readout,
                 "threshold": gate.threshold,
