@@ -76,7 +76,7 @@ class Site:
         Raises:
             RMuseError: any other string.
         """
-        match = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or match[2] not in HOOKS:
             raise RMuseError(
                 f"a site's name looks like 'blocks.3.hook_resid_post', got {name!r}; print a Site"
