@@ -4,7 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,7 +14,7 @@ from rmuse_interp.cli import attacks, baseline, requests, support, tables, trace
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.data.store import write_text
+from rmuse_interp.data.store import JSON, write_text
 from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_run
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from rmuse_interp.edits.plan import Plan
     from rmuse_interp.evaluate.judges import Judge
     from rmuse_interp.evaluate.results import AttackTranscript
-    from rmuse_interp.fitting.tuning import Tuning
+    from rmuse_interp.fitting.rivals import Tuning
     from rmuse_interp.lens.lens import LensModel
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
@@ -208,7 +208,7 @@ def tuning_of(
     Raises:
         RMuseError: nothing to fit on, or too little to hold out.
     """
-    from rmuse_interp.fitting.tuning import Tuning
+    from rmuse_interp.fitting.rivals import Tuning
 
     ready(lens, benchmark, None)
     return Tuning(lens, benchmark, folder, limit=FIT_LIMIT, seed=seed, batch_size=batch_size)
@@ -261,7 +261,7 @@ def answered(
     max_new_tokens: int,
     traces: bool,
     judge: "Judge | None" = None,
-) -> tuple[dict[str, Any], "Answers"]:
+) -> tuple[JSON, "Answers"]:
     """Every method's answers to every question, and the scores of all; `seconds` learns how long both took.
 
     Args:
@@ -303,7 +303,7 @@ def answered(
 
 def save_run(
     folder: Path,
-    scores: dict[str, Any],
+    scores: JSON,
     answers: "Answers",
     overwrite: bool,
     attacked: Sequence["AttackTranscript"] = (),

@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -14,6 +14,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
 from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
 app = typer.Typer(
@@ -79,7 +80,7 @@ def train(
     )
 
 
-def _recipe(path: Path) -> Any:
+def _recipe(path: Path) -> JSON | None:
     """What a recipe's file holds; None where it is damaged, which is no recipe."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

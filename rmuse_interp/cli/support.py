@@ -5,12 +5,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
         raise RMuseError(f"{folder} holds {held}; choose another --out or add --overwrite")
 
 
-def provenance(model: str, data: str, **settings: Any) -> dict[str, Any]:
+def provenance(model: str, data: str, **settings: object) -> JSON:
     """How a bundle came about, as plain JSON."""
     from rmuse_interp import __version__
 

@@ -5,13 +5,14 @@ is seen here: states come as arrays, and what a gate loses is kept as plain JSON
 """
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.fitting import hashed
 from rmuse_interp.parts.gates import Gate, IdentityGate, Side
 from rmuse_interp.parts.part import same
@@ -49,7 +50,7 @@ def rewritten(gate: Gate, path: str, change: Callable[[str, IdentityGate], Ident
 
 def exchanged(
     gate: IdentityGate, person: str, states: States, request: Request
-) -> tuple[IdentityGate, dict[str, Any] | None]:
+) -> tuple[IdentityGate, JSON | None]:
     """The gate with a person on the other side, and a note (plain JSON) for `undone` to take that back.
 
     Harmless questions about a person to forget are a cluster that must not be steered, as in `gather`. The note is None,
@@ -74,7 +75,7 @@ def exchanged(
     return gate, {"put": [[side, label] for side, label, _ in gave], "taken": taken}
 
 
-def undone(gate: IdentityGate, note: Mapping[str, Any], read: Callable[[], States]) -> IdentityGate:
+def undone(gate: IdentityGate, note: JSON, read: Callable[[], States]) -> IdentityGate:
     """The gate with what `exchanged` put taken out, and what it took put back.
 
     Args:
@@ -94,7 +95,7 @@ def undone(gate: IdentityGate, note: Mapping[str, Any], read: Callable[[], State
     return gate
 
 
-def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> dict[str, Any] | None:
+def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> JSON | None:
     """What a gate held of a cluster that `less` lacks, as plain JSON: an entry of lists, a row of tensors.
 
     None where that does not bring the gate back to the bit: for gates that keep a cluster in another form.
@@ -102,7 +103,7 @@ def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> dic
     at = (gate.labels if side == "forget" else gate.other_labels).index(label)
     whole, rest = gate.arguments(), less.arguments()
     try:
-        held: dict[str, Any] = {"at": at, "entries": {}, "rows": {}}
+        held: JSON = {"at": at, "entries": {}, "rows": {}}
         for name, value in whole.items():
             if isinstance(value, Tensor) and not torch.equal(value, rest[name]):
                 held["rows"][name] = base64.b64encode(value[at].cpu().numpy().tobytes()).decode()
@@ -113,10 +114,10 @@ def _held(gate: IdentityGate, label: str, side: Side, less: IdentityGate) -> dic
         return None
 
 
-def _returned(gate: IdentityGate, held: Mapping[str, Any]) -> IdentityGate:
+def _returned(gate: IdentityGate, held: JSON) -> IdentityGate:
     """The gate with what `_held` kept of a cluster, where it stood (at the end, where the gate has become shorter)."""
     own, at = gate.arguments(), held["at"]
-    back: dict[str, Any] = {}
+    back: JSON = {}
     for name, value in held["entries"].items():
         back[name] = [*own[name][:at], value, *own[name][at:]]
     for name, text in held["rows"].items():
