@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
 
 T = TypeVar("T")
-Labelled = TypeVar("Labelled", "Item", "ChainItem")
 SHOWN = 20
 """Disagreements that are printed; the file of --out has all."""
 
@@ -200,7 +199,7 @@ def calibrate(
         write_json(out, record)
 
 
-def _chosen(items: "Sequence[Labelled]", half: Half, limit: int | None) -> "list[Labelled]":
+def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
     """The labelled ones of a half, at most `limit` of them."""
     mine = [item for item in items if half is Half.all or item.half == half]
     return mine if limit is None else mine[:: max(1, -(-len(mine) // limit))]
