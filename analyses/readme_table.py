@@ -1,7 +1,7 @@
-"""Writes the tables of ``README.md`` from ``results/``; their figures are never typed by hand.
+"""Writes the tables of ``docs/results.md`` from ``results/``; their figures are never typed by hand.
 
     python analyses/readme_table.py [RUN] [--acceptance results/acceptance.json] [--leaderboard results/leaderboard.md]
-        [--readme README.md]
+        [--page docs/results.md]
 
 Before and after stand between ``<!-- results -->`` and ``<!-- /results -->``, from the scores of RUN; the figures asked
 of `calibrated` between ``<!-- acceptance -->`` and ``<!-- /acceptance -->``, and `leaderboard.md` as it is between
@@ -83,21 +83,21 @@ def _cell(row: dict | None) -> str:
 
 
 def main() -> int:
-    """Rewrite the README in place."""
+    """Rewrite the page in place."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=ROOT / "results" / "demo")
     parser.add_argument("--acceptance", type=Path, default=ROOT / "results" / "acceptance.json")
     parser.add_argument("--leaderboard", type=Path, default=ROOT / "results" / "leaderboard.md")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     asked = parser.parse_args()
     try:
         scores = read_scores(asked.run / "scores.json")
-        text = with_table(asked.readme.read_text(encoding="utf-8"), scores)
+        text = with_table(asked.page.read_text(encoding="utf-8"), scores)
         if asked.acceptance.is_file():
             text = with_acceptance(text, json.loads(asked.acceptance.read_text(encoding="utf-8")))
         if asked.leaderboard.is_file():
             text = between(text, "leaderboard", asked.leaderboard.read_text(encoding="utf-8").strip())
-        asked.readme.write_text(text, encoding="utf-8")
+        asked.page.write_text(text, encoding="utf-8")
     except RMuseError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,8 +1,11 @@
 """How methods are drawn and named, the same in every figure: by kind with marker and colour, never by colour alone."""
 
-from typing import Any, Final
+from collections.abc import Collection
+from typing import Final
 
 import _style as style
+from _style import Row
+from matplotlib.lines import Line2D
 
 LOOK: Final = {
     "rival": ("o", style.BLACK, 4.6),
@@ -48,20 +51,15 @@ def name_of(method: str) -> str:
     return NAMES.get(method, method)
 
 
-def handles(plt: Any, kinds: list[str]) -> list[Any]:
+def handles(kinds: Collection[str]) -> list[Line2D]:
     """Entries of a legend for kinds of method."""
-    found = []
-    for kind in (kind for kind in SAID if kind in kinds):
-        marker, colour, size = LOOK[kind]
-        found.append(
-            plt.Line2D([], [], marker=marker, mec=colour, mfc="white", ls="", ms=size, label=SAID[kind])
-        )
-    return found
+    looks = {kind: LOOK[kind] for kind in SAID if kind in kinds}
+    return [
+        style.entry(SAID[kind], marker=marker, mec=colour, mfc="white", ls="", ms=size)
+        for kind, (marker, colour, size) in looks.items()
+    ]
 
 
-def spread(value: dict[str, Any]) -> tuple[float, list[list[float]] | None]:
+def spread(value: Row) -> tuple[float, list[list[float]] | None]:
     """A value and the lengths of its interval below and above."""
-    middle = value["value"]
-    if value["low"] is None:
-        return middle, None
-    return middle, [[max(0.0, middle - value["low"])], [max(0.0, value["high"] - middle)]]
+    return value["value"], None if value["low"] is None else style.reach([value])

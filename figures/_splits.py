@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import _style as style
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-Row = dict[str, Any]
 SPLIT: Final[dict[str, tuple[str, str]]] = {
     "forget": (style.RED, "o"),
     "test": (style.ORANGE, "s"),
@@ -20,20 +20,31 @@ SPLIT: Final[dict[str, tuple[str, str]]] = {
 """Split → colour and marker: never by colour alone."""
 SAID: Final = {"test": "test (forget, new)", "retain_test": "retain, new"}
 """Splits whose name alone does not say what they are."""
+GATE: Final[dict[str, tuple[str, str, str]]] = {
+    "literal": (style.GREY, "o", "--"),
+    "paper": (style.GREY, "o", "--"),
+    "calibrated": (style.BLUE, "s", "-"),
+    "contrast": (style.SKY, "s", "-"),
+    "discriminant": (style.BLUE, "^", "-"),
+    "vmf": (style.ORANGE, "D", "-"),
+    "mahalanobis": (style.RED, "v", "-"),
+    "identity": (style.GREEN, "P", "-"),
+    "condition": (style.PURPLE, "X", "-."),
+}
+"""Gate → colour, marker and line."""
 BARS: Final = {"elinewidth": 0.6, "capsize": 1.2}
 
 
-def picked(rows: Sequence[Row], **labels: Any) -> Row | None:
-    """The one row with these labels, or None."""
-    return next((r for r in rows if all(r[k] == v for k, v in labels.items())), None)
+def look(split: str) -> dict[str, str]:
+    """How a split is drawn."""
+    colour, marker = SPLIT[split]
+    return {"color": colour, "marker": marker}
 
 
-def spread(cells: Sequence[Row]) -> list[list[float]]:
-    """Lengths of the error bars below and above each value."""
-    return [
-        [max(0.0, c["value"] - c["low"]) for c in cells],
-        [max(0.0, c["high"] - c["value"]) for c in cells],
-    ]
+def cells(rows: Sequence[Row], metric: str, lines: Sequence[tuple[float, Row]]) -> list[tuple[float, Row]]:
+    """A metric's values on the lines that have one: place of the line, and the cell of the row its labels pick."""
+    found = [(at, next(iter(style.picked(rows, **labels)), None)) for at, labels in lines]
+    return [(at, row[metric]) for at, row in found if row is not None and row[metric] is not None]
 
 
 def panel(
@@ -51,50 +62,72 @@ def panel(
     """
     present = [s for s in shown if any(r["split"] == s for r in rows)]
     for i, split in enumerate(present):
-        colour, marker = SPLIT[split]
-        shift = 0.2 * (i - (len(present) - 1) / 2)
-        cells = [(y, picked(rows, **labels, split=split)) for y, labels in lines]
-        drawn = [(y, row[metric]) for y, row in cells if row is not None and row[metric] is not None]
-        axis.errorbar(
-            [c["value"] for _, c in drawn],
-            [y + shift for y, _ in drawn],
-            xerr=spread([c for _, c in drawn]),
-            color=colour,
-            marker=marker,
-            ls="",
-            ms=2.6,
-            **BARS,
-        )
-    percent_axis(axis, "x")
+        drawn = cells(rows, metric, [(y, {**labels, "split": split}) for y, labels in lines])
+        at = [y + 0.2 * (i - (len(present) - 1) / 2) for y, _ in drawn]
+        style.intervals(axis, at, [c for _, c in drawn], along="x", ls="", ms=2.6, **look(split), **BARS)
+    style.percents(axis, "x")
     axis.set_xticks([0, 50, 100])
     axis.set_title(title, loc="left")
     axis.grid(axis="y", color=style.GREY, lw=0.3, alpha=0.4)
     axis.tick_params(axis="y", length=0)
 
 
-def percent_axis(axis: Axes, which: str = "y") -> None:
-    """0 to 100, with room for the markers at both ends."""
-    getattr(axis, f"set_{which}lim")(-4, 104)
-    getattr(axis, f"set_{which}ticks")([0, 25, 50, 75, 100])
+def by_split(axis: Axes, rows: Sequence[Row], key: str, step: float, ms: float) -> None:
+    """One line per gate, from the top: its values by split, with intervals.
+
+    Args:
+        key: where a row holds its cells by split.
+        step: distance of two splits.
+        ms: size of the markers in points.
+    """
+    shown = present(rows, key)
+    for place, row in enumerate(rows):
+        for i, split in enumerate(s for s in shown if s in row[key]):
+            at = [place + step * (i - (len(shown) - 1) / 2)]
+            style.intervals(axis, at, [row[key][split]], along="x", ls="", ms=ms, **look(split), **BARS)
+        axis.axhline(place + 0.5, color=style.GREY, lw=0.3, alpha=0.4)
+    axis.set_yticks(range(len(rows)), [named(row) for row in rows])
+    axis.tick_params(axis="y", length=0)
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+
+
+def named(row: Row) -> str:
+    """A gate's name, marked where it is the one chosen."""
+    return row["gate"] + " *" * bool(row.get("chosen") or row.get("chosen_for"))
+
+
+def operating_axes(axis: Axes, floor: float, low: float, high: float) -> None:
+    """False positives along x on a logarithmic axis whose left edge stands for 0, true ones along y, in percent."""
+    axis.set_xscale("log")
+    axis.set_xlim(floor * low, high)
+    axis.set_xticks([floor, 0.01, 0.1, 1.0], ["0", "1", "10", "100"])
+    axis.minorticks_off()
+    style.percents(axis)
+
+
+def operating_point(axis: Axes, row: Row, fpr: Row, tpr: Row, floor: float, **look: Any) -> None:
+    """A gate's point at its threshold with the intervals of both rates, on `operating_axes`."""
+    at = {key: max(floor, fpr[key] / 100) for key in ("value", "low", "high")}
+    colour, marker, _ = GATE[row["gate"]]
+    edge = {"color": colour, "marker": marker, "mec": style.BLACK, "mew": 0.4}
+    errors = {"xerr": style.reach([at]), "yerr": style.reach([tpr])}
+    axis.errorbar(at["value"], tpr["value"], **errors, **edge, **look, **BARS)
+
+
+def present(rows: Sequence[Row], key: str) -> list[str]:
+    """The splits that some row has cells of."""
+    return [split for split in SPLIT if any(split in row[key] for row in rows)]
 
 
 def legend(splits: Sequence[str], line: str = "") -> list[Line2D]:
     """Handles of splits."""
-    return [
-        Line2D([], [], color=SPLIT[s][0], marker=SPLIT[s][1], ls=line, label=SAID.get(s, s)) for s in splits
-    ]
+    return [style.entry(SAID.get(s, s), ls=line, **look(s)) for s in splits]
 
 
 def about(record: Row, n: str) -> str:
     """Model, benchmark, numbers and seed, as every caption ends."""
-    origin = record["provenance"]
-    benchmark, rates = origin["benchmark"], origin.get("forget", [origin["benchmark"]["forget"]])
-    percents = " and ".join(map(str, rates)) if len(rates) < 3 else ", ".join(map(str, rates))
-    return (
-        f"Bars are 95 % intervals. Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark "
-        f"{benchmark['id']}, {percents} % forgotten; n = {n}; at most {origin['fit_limit']} examples of each group in "
-        f"fitting; seed {origin['seed']}."
-    )
+    fitted = f"at most {record['provenance']['fit_limit']} examples of each group in fitting"
+    return f"Bars are 95 % intervals. {style.origin(record, f'n = {n}', fitted)}"
 
 
 def counted(n: Row) -> str:

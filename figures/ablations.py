@@ -3,14 +3,13 @@
 python figures/ablations.py [--results results/] [--out results/]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import _splits as splits
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-ablations/1"
@@ -26,17 +25,10 @@ PANELS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of ablations.json")
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "ablations.json", SCHEMA)
-    style.use()
-    print(*style.save(draw(record), given.out or given.results, "ablations", caption(record)), sep="\n")
-    return 0
+    return style.command(__doc__, "ablations", SCHEMA, {"ablations": (draw, caption)}, argv)
 
 
-def draw(record: splits.Row) -> Figure:
+def draw(record: Row) -> Figure:
     """One line per ablation, one panel per metric."""
     rows = record["rows"]
     groups = [("vanilla", "none"), *((v["preset"], v["ablation"]) for v in record["variants"])]
@@ -55,22 +47,13 @@ def draw(record: splits.Row) -> Figure:
         tick.set_fontweight("bold" if ablation in ("full", "none") else "normal")
     axes[0].set_ylim(y - 0.4, -0.6)
     figure.supxlabel("percent of the questions", fontsize=7)
-    used = [
-        s
-        for s in splits.SPLIT
-        if any(s in shown for *_, shown in PANELS) and any(r["split"] == s for r in rows)
-    ]
-    figure.legend(
-        handles=splits.legend(used),
-        loc="outside upper center",
-        ncols=len(used),
-        columnspacing=1.0,
-        handletextpad=0.2,
-    )
+    drawn = {split for *_, shown in PANELS for split in shown} & {r["split"] for r in rows}
+    used = [split for split in splits.SPLIT if split in drawn]
+    style.legend(figure, splits.legend(used), columnspacing=1.0, handletextpad=0.2)
     return figure
 
 
-def caption(record: splits.Row) -> str:
+def caption(record: Row) -> str:
     """What the figure shows."""
     return (
         "Ablations of both presets, each one edit of the fitted expression; whatever an ablation does not name stays as "

@@ -5,39 +5,27 @@
 Writes `activation_dynamics` (text width) as PDF, PNG and a caption.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 SCHEMA = "rmuse-activation-dynamics/1"
 SIDE = {"retain": (style.BLUE, "o"), "forget": (style.RED, "s")}
 DASHES = {"image": "-", "text": "--"}
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of activation_dynamics.json"
+    return style.command(
+        __doc__, "activation_dynamics", SCHEMA, {"activation_dynamics": (draw, caption)}, argv
     )
-    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "activation_dynamics.json", SCHEMA)
-    style.use()
-    written = style.save(draw(record), given.out or given.results, "activation_dynamics", caption(record))
-    print(*written, sep="\n")
-    return 0
 
 
 def presets(record: Row) -> list[str]:
@@ -54,7 +42,7 @@ def shown(record: Row, preset: str, modality: str) -> Row | None:
 def draw(record: Row) -> Figure:
     """One row of panels per method: a plane per kind of query, then how far states move at each block."""
     names = presets(record)
-    kinds = [k for k in style.MODALITY if any(r["modality"] == k for r in record["rows"])]
+    kinds = style.modalities(record["rows"])
     size = (style.TEXT, 0.6 + 1.9 * len(names))
     figure, axes = plt.subplots(len(names), len(kinds) + 1, figsize=size, squeeze=False)
     for line, name in zip(axes, names, strict=True):
@@ -70,26 +58,13 @@ def draw(record: Row) -> Figure:
     for axis in axes[:, -1]:
         axis.set_xlim(min(layers) - 0.4, max(layers) + 0.4)
     axes[-1][-1].set_xlabel("block (▲: steered)")
-    for letter, axis, title in zip(
-        "abc", axes[0], [*(f"{k} queries" for k in kinds), "displacement"], strict=False
-    ):
-        axis.set_title(f"{letter}  {title}", loc="left")
-    handles = [
-        Line2D([], [], color=c, marker=m, ls="", label=f"{side}, steered") for side, (c, m) in SIDE.items()
-    ]
-    handles += [
-        Line2D([], [], color=c, marker=m, mfc="white", ls="", label=f"{side}, before")
-        for side, (c, m) in SIDE.items()
-    ]
-    handles += [Line2D([], [], color=style.BLACK, ls=DASHES[k], label=f"{k} (c)") for k in kinds]
-    figure.legend(
-        handles=handles,
-        loc="outside upper center",
-        ncols=len(handles),
-        columnspacing=1.0,
-        handletextpad=0.4,
-        handlelength=1.6,
-    )
+    names = [f"{letter}  {kind} queries" for letter, kind in zip("ab", kinds, strict=False)]
+    style.titles(axes[0], [*names, f"{'abc'[len(kinds)]}  displacement"])
+    looks = {side: {"color": colour, "marker": marker, "ls": ""} for side, (colour, marker) in SIDE.items()}
+    handles = [style.entry(f"{side}, steered", **look) for side, look in looks.items()]
+    handles += [style.entry(f"{side}, before", mfc="white", **look) for side, look in looks.items()]
+    handles += [style.entry(f"{kind} (c)", ls=DASHES[kind]) for kind in kinds]
+    style.legend(figure, handles, columnspacing=1.0, handletextpad=0.4, handlelength=1.6)
     return figure
 
 
@@ -101,18 +76,8 @@ def plane(axis: Axes, row: Row) -> None:
         axis.add_collection(LineCollection(moves, colors=colour, linewidths=0.35, alpha=0.45, zorder=1))
         for when, face in (("before", "white"), ("after", colour)):
             x, y = zip(*(p[when] for p in mine), strict=True)
-            axis.plot(
-                x,
-                y,
-                marker,
-                ms=2.4,
-                color=colour,
-                mfc=face,
-                mew=0.5,
-                ls="",
-                alpha=0.85,
-                zorder=2 if when == "before" else 3,
-            )
+            look = {"color": colour, "mfc": face, "mew": 0.5, "alpha": 0.85, "ms": 2.4, "ls": ""}
+            axis.plot(x, y, marker, zorder=2 if when == "before" else 3, **look)
     first, second = row["explained"]
     axis.set_xlabel(f"axis 1 ({100 * first:.0f} %), block {row['layer']}", labelpad=1.5)
     axis.set_ylabel(f"axis 2 ({100 * second:.0f} %)", labelpad=1)
@@ -125,41 +90,17 @@ def distances(axis: Axes, rows: Sequence[Row]) -> None:
     """Mean displacement of each side at every block, with its interval."""
     kinds = [k for k in DASHES if any(r["modality"] == k for r in rows)]
     for place, kind in enumerate(kinds):
-        mine = sorted((r for r in rows if r["modality"] == kind), key=lambda r: r["layer"])
+        mine = style.picked(rows, modality=kind)
         shift = 0.1 * (place - (len(kinds) - 1) / 2)
+        at = [r["layer"] + shift for r in mine]
+        bars = {"ms": 2.2, "ls": DASHES[kind], "elinewidth": 0.7, "capsize": 2, "clip_on": False}
         for side, (colour, marker) in SIDE.items():
             cells = [r["displaced"][side] for r in mine]
-            at = [r["layer"] + shift for r in mine]
-            reach = [
-                [100 * max(0.0, c["value"] - c["low"]) for c in cells],
-                [100 * max(0.0, c["high"] - c["value"]) for c in cells],
-            ]
-            axis.errorbar(
-                at,
-                [100 * c["value"] for c in cells],
-                reach,
-                color=colour,
-                marker=marker,
-                ms=2.2,
-                ls=DASHES[kind],
-                elinewidth=0.7,
-                capsize=2,
-                clip_on=False,
-            )
+            style.intervals(axis, at, cells, scale=100, color=colour, marker=marker, **bars)
         there = [r["layer"] + shift for r in mine if r["steered"]]
+        below = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
         face = style.BLACK if kind == "image" else "white"
-        axis.plot(
-            there,
-            [-0.045] * len(there),
-            "^",
-            ms=3.6,
-            color=style.BLACK,
-            mfc=face,
-            mew=0.6,
-            clip_on=False,
-            zorder=5,
-            transform=axis.get_xaxis_transform(),
-        )
+        axis.plot(there, [-0.045] * len(there), "^", ms=3.6, color=style.BLACK, mfc=face, mew=0.6, **below)
     axis.set_ylabel("moved (% of length)", labelpad=1)
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -188,7 +129,6 @@ def caption(record: Row) -> str:
             )
             if row["closed"]["most"] is not None:
                 closed.append(f"{name}, {kind}: {row['closed']['most']:g} (n = {row['closed']['n']})")
-    benchmark = origin["benchmark"]
     return (
         "States of retain and forget queries before and after steering. (a, b) Each query's mean over the last prompt "
         "token and its reference response, at the highest steered block, in the plane of the two principal axes of the "
@@ -197,8 +137,7 @@ def caption(record: Row) -> str:
         "resampled; filled triangles: blocks steered for image queries, open ones for text. One-sided permutation tests "
         f"over people at these blocks: {'; '.join(tests)}. "
         + (f"Largest displacement where the gate stayed closed: {'; '.join(closed)}. " if closed else "")
-        + f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
-        f"{benchmark['forget']} % forgotten; n = {counted} queries; seed {origin['seed']}."
+        + style.origin(record, f"n = {counted} queries")
     )
 
 

@@ -3,14 +3,13 @@
 python figures/adaptive_vs_fixed.py [--results results/] [--out results/]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import _splits as splits
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,89 +28,49 @@ SHOWN = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of adaptive_vs_fixed.json"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "adaptive_vs_fixed.json", SCHEMA)
-    style.use()
-    print(
-        *style.save(draw(record), given.out or given.results, "adaptive_vs_fixed", caption(record)), sep="\n"
-    )
-    return 0
+    return style.command(__doc__, "adaptive_vs_fixed", SCHEMA, {"adaptive_vs_fixed": (draw, caption)}, argv)
 
 
-def draw(record: splits.Row) -> Figure:
+def draw(record: Row) -> Figure:
     """One row of panels per gate, one column per forget rate."""
     rows = record["rows"]
     gates = list(dict.fromkeys(r["gate"] for r in rows if r["gate"] is not None))
     rates = list(dict.fromkeys(r["forget"] for r in rows))
-    shape = {
-        "figsize": (style.TEXT, 0.9 + 1.7 * len(gates)),
-        "sharex": True,
-        "sharey": True,
-        "squeeze": False,
-    }
-    figure, axes = plt.subplots(len(gates), len(rates), **shape)
+    shape = {"figsize": (style.TEXT, 0.9 + 1.7 * len(gates)), "sharex": True, "sharey": True}
+    figure, axes = plt.subplots(len(gates), len(rates), squeeze=False, **shape)
     for line, gate in zip(axes, gates, strict=True):
         for axis, rate in zip(line, rates, strict=True):
             panel(axis, [r for r in rows if r["forget"] == rate and r["gate"] in (None, gate)])
         line[0].set_ylabel(f"gate of {gate}\npercent of the answers")
-    for axis, rate in zip(axes[0], rates, strict=True):
-        axis.set_title(f"{rate} % to forget", loc="left")
+    style.titles(axes[0], [f"{rate} % to forget" for rate in rates])
     for axis in axes[-1]:
         axis.set_xlabel("λ: share of the angle")
         axis.set_xticks([0, 0.25, 0.5, 0.75, 1.0, AT], ["0", "", "0.5", "", "1", "ACS"])
         axis.set_xlim(-0.08, AT + 0.12)
-        splits.percent_axis(axis)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=len(labels), columnspacing=1.0, handlelength=2.2
-    )
+        style.percents(axis)
+    handles, _ = axes[0][0].get_legend_handles_labels()
+    style.legend(figure, handles, columnspacing=1.0, handlelength=2.2)
     return figure
 
 
-def panel(axis: Axes, rows: Sequence[splits.Row]) -> None:
+def panel(axis: Axes, rows: Sequence[Row]) -> None:
     """Metrics against fixed λ, 0 being the model as it is, and those of ACS apart."""
     for i, (split, name, label, dashes) in enumerate(SHOWN):
-        colour, marker = splits.SPLIT[split]
+        colour, _ = splits.SPLIT[split]
         mine = {r["strength"]: r[name] for r in rows if r["split"] == split and r[name] is not None}
         if not mine:
             continue
-        fixed = sorted(
-            (0.0 if s == "vanilla" else float(s), cell) for s, cell in mine.items() if s != ADAPTIVE
-        )
+        look = splits.look(split) | {"mfc": colour if dashes == "-" else "white"} | splits.BARS
+        fixed = sorted((0.0 if s == "vanilla" else float(s), s) for s in mine if s != ADAPTIVE)
         shift = 0.008 * (i - (len(SHOWN) - 1) / 2)
-        filled = {"mfc": colour if dashes == "-" else "white"}
-        axis.errorbar(
-            [λ + shift for λ, _ in fixed],
-            [c["value"] for _, c in fixed],
-            yerr=splits.spread([c for _, c in fixed]),
-            color=colour,
-            marker=marker,
-            ls=dashes,
-            label=label,
-            **filled,
-            **splits.BARS,
-        )
+        at = [λ + shift for λ, _ in fixed]
+        style.intervals(axis, at, [mine[s] for _, s in fixed], ls=dashes, label=label, **look)
         if ADAPTIVE in mine:
-            cell = mine[ADAPTIVE]
-            axis.errorbar(
-                AT + 4 * shift,
-                cell["value"],
-                yerr=splits.spread([cell]),
-                color=colour,
-                marker=marker,
-                ls="",
-                **filled,
-                **splits.BARS,
-            )
+            style.intervals(axis, [AT + 4 * shift], [mine[ADAPTIVE]], ls="", **look)
     axis.axvline((1 + AT) / 2, color=style.GREY, lw=0.5)
 
 
-def caption(record: splits.Row) -> str:
+def caption(record: Row) -> str:
     """What the figure shows."""
     n = record["provenance"]["n"]
     same = len({str(v) for v in n.values()}) == 1

@@ -7,18 +7,17 @@ Writes `leakage_by_layer` (text width: people to forget, by place, who is meant 
 value), each as PDF, PNG and a caption.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 SCHEMA = "rmuse-leakage-by-layer/1"
 COLUMNS = (
@@ -34,101 +33,69 @@ SIDES = {
     "after": ("--", "after, probe trained anew"),
     "moved": (":", "after, probe of before"),
 }
-Row = dict[str, Any]
+DOTTED = (0, (1, 3))
+CHANCE = style.entry("chance", lw=0.5, ls=DOTTED)
+SHUFFLED = Patch(color=style.GREY, alpha=0.3, lw=0, label="shuffled labels (95 %)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of leakage_by_layer.json"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "leakage_by_layer.json", SCHEMA)
-    style.use()
-    folder = given.out or given.results
-    written = style.save(probes(record), folder, "leakage_by_layer", caption(record))
-    if record["lens"]:
-        written += style.save(recall(record), folder, "leakage_by_layer_lens", lens_caption(record))
-    print("\n".join(map(str, written)))
-    return 0
-
-
-def picked(rows: Sequence[Row], **labels: Any) -> list[Row]:
-    """Rows with these labels, by block."""
-    found = [r for r in rows if all(r[k] == v for k, v in labels.items())]
-    return sorted(found, key=lambda r: -1 if r.get("layer") is None else r["layer"])
+    figures = {
+        "leakage_by_layer": (probes, caption),
+        "leakage_by_layer_lens": (recall, lens_caption),
+    }
+    return style.command(__doc__, "leakage_by_layer", SCHEMA, figures, argv)
 
 
 def probes(record: Row) -> Figure:
     """One row of panels per target and kind of query, one column per place; retained people in grey."""
-    shown = [row for row in ROWS if picked(record["probes"], group="forget", target=row[0], modality=row[1])]
-    figure, axes = plt.subplots(
-        len(shown),
-        len(COLUMNS),
-        figsize=(style.TEXT, 0.85 + 1.2 * len(shown)),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for i, (target, modality) in enumerate(shown):
-        for j, (place, words, title) in enumerate(COLUMNS):
-            axis = axes[i][j]
-            labels = {
-                "target": target,
-                "modality": modality,
-                "held_out": "rendering",
-                "place": place,
-                "words": words,
-            }
-            panel(axis, record, labels)
-            if i == 0:
-                axis.set_title(title, loc="left")
-            if j == 0:
-                axis.set_ylabel(f"{target}, {modality}\naccuracy (%)")
-            if i == len(shown) - 1:
-                axis.set_xlabel("block")
-    handles = [Line2D([], [], color=style.BLACK, ls=line, label=said) for line, said in SIDES.values()]
-    handles += [
-        Line2D([], [], color=style.GREY, lw=0.7, label="retained people, after"),
-        Line2D([], [], color=style.BLACK, lw=0.5, ls=(0, (1, 3)), label="chance"),
-        Patch(color=style.GREY, alpha=0.3, lw=0, label="shuffled labels (95 %)"),
-        Line2D([], [], color=style.PURPLE, lw=0.8, ls="-.", label="words shown"),
-        Line2D([], [], color=style.BLACK, marker="^", mec=style.BLACK, ms=4, ls="", label="steered block"),
+    shown = [
+        row for row in ROWS if style.picked(record["probes"], group="forget", target=row[0], modality=row[1])
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, columnspacing=1.4, handlelength=2.2)
+    shape = {"figsize": (style.TEXT, 0.85 + 1.2 * len(shown)), "sharex": True, "sharey": True}
+    figure, axes = plt.subplots(len(shown), len(COLUMNS), squeeze=False, **shape)
+    for line, (target, modality) in zip(axes, shown, strict=True):
+        for axis, (place, words, _) in zip(line, COLUMNS, strict=True):
+            labels = {"target": target, "modality": modality, "place": place, "words": words}
+            panel(axis, record, {**labels, "held_out": "rendering"})
+        line[0].set_ylabel(f"{target}, {modality}\naccuracy (%)")
+    style.titles(axes[0], [title for *_, title in COLUMNS])
+    for axis in axes[-1]:
+        axis.set_xlabel("block")
+    handles = [style.entry(said, ls=line) for line, said in SIDES.values()]
+    handles += [
+        style.entry("retained people, after", color=style.GREY, lw=0.7),
+        CHANCE,
+        SHUFFLED,
+        style.entry("words shown", color=style.PURPLE, lw=0.8, ls="-."),
+        style.entry("steered block", marker="^", mec=style.BLACK, ms=4, ls=""),
+    ]
+    style.legend(figure, handles, ncols=4, columnspacing=1.4, handlelength=2.2)
     return figure
 
 
 def panel(axis: Axes, record: Row, labels: Row) -> None:
     """Accuracy by block with intervals, chance, the bands of shuffled labels and what words alone tell."""
-    mine = picked(record["probes"], group="forget", side="before", **labels)
+    mine = style.picked(record["probes"], group="forget", side="before", **labels)
     if not mine:
-        axis.text(
-            0.5, 0.5, "nothing read", transform=axis.transAxes, ha="center", color=style.GREY, fontsize=6
-        )
+        middle = {"transform": axis.transAxes, "ha": "center"}
+        axis.text(0.5, 0.5, "nothing read", color=style.GREY, fontsize=6, **middle)
         return
     colour, marker = style.MODALITY[labels["modality"]]
     chance(axis, mine)
-    words = picked(record["controls"], group="forget", side="before", control="words", **labels)
+    words = style.picked(record["controls"], group="forget", side="before", control="words", **labels)
     if words:
         axis.axhline(100 * words[0]["accuracy"], color=style.PURPLE, lw=0.8, ls="-.", zorder=-1)
-    retained = picked(record["probes"], group="retain", side="after", **labels)
-    axis.plot(
-        [r["layer"] for r in retained],
-        [100 * r["accuracy"] for r in retained],
-        color=style.GREY,
-        lw=0.7,
-        zorder=0,
-    )
+    retained = style.picked(record["probes"], group="retain", side="after", **labels)
+    at, values = [r["layer"] for r in retained], [100 * r["accuracy"] for r in retained]
+    axis.plot(at, values, color=style.GREY, lw=0.7, zorder=0)
     for step, side in zip((-0.1, 0.0, 0.1), SIDES, strict=True):
-        rows = apart(picked(record["probes"], group="forget", side=side, **labels))
-        curve(axis, [r["layer"] + step for r in rows], *accuracies(rows), colour, marker, side)
+        rows = apart(style.picked(record["probes"], group="forget", side=side, **labels))
+        curve(axis, rows, side, colour, marker, step=step, scale=100, value="accuracy")
     steered(axis, record, labels["modality"])
     axis.set_ylim(-4, 106)
     axis.set_yticks([0, 25, 50, 75, 100])
-    axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def apart(rows: Sequence[Row]) -> list[Row]:
@@ -143,123 +110,76 @@ def chance(axis: Axes, rows: Sequence[Row]) -> None:
         return
     low, high = ([100 * r[k] for r in rows] for k in ("shuffled_low", "shuffled_high"))
     axis.fill_between([r["layer"] for r in rows], low, high, color=style.GREY, alpha=0.3, lw=0, zorder=-2)
-    axis.axhline(100 * rows[0]["chance"], color=style.BLACK, lw=0.5, ls=(0, (1, 3)), zorder=-1)
+    axis.axhline(100 * rows[0]["chance"], color=style.BLACK, lw=0.5, ls=DOTTED, zorder=-1)
 
 
 def curve(
-    axis: Axes,
-    at: Sequence[float],
-    value: Sequence[float],
-    spread: list[list[float]],
-    colour: str,
-    marker: str,
-    side: str,
+    axis: Axes, rows: Sequence[Row], side: str, colour: str, marker: str, step: float = 0.0, **cells: Any
 ) -> None:
     """Values by block with error bars; filled marks before steering, open ones after."""
-    axis.errorbar(
-        at,
-        value,
-        spread,
-        color=colour,
-        ls=SIDES[side][0],
-        marker=marker,
-        mfc=colour if side == "before" else "white",
-        ms=2.4,
-        mew=0.6,
-        elinewidth=0.5,
-        capsize=0.8,
-    )
-
-
-def accuracies(rows: Sequence[Row]) -> tuple[list[float], list[list[float]]]:
-    """Accuracies in percent, and the lengths of their error bars below and above."""
-    below = [100 * max(0.0, r["accuracy"] - r["low"]) for r in rows]
-    above = [100 * max(0.0, r["high"] - r["accuracy"]) for r in rows]
-    return [100 * r["accuracy"] for r in rows], [below, above]
+    face = colour if side == "before" else "white"
+    look = {"color": colour, "marker": marker, "mfc": face, "ls": SIDES[side][0], "ms": 2.4, "mew": 0.6}
+    at = [r["layer"] + step for r in rows]
+    held = [r.get("log_prob", r) for r in rows]
+    style.intervals(axis, at, held, elinewidth=0.5, capsize=0.8, **look, **cells)
 
 
 def steered(axis: Axes, record: Row, modality: str) -> None:
     """Triangles on the axis at the blocks that the plan edits."""
     blocks = record["provenance"]["layers"][modality]
-    axis.plot(
-        blocks,
-        [0] * len(blocks),
-        "^",
-        ms=4,
-        color=style.BLACK,
-        clip_on=False,
-        zorder=5,
-        transform=axis.get_xaxis_transform(),
-    )
+    below = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+    axis.plot(blocks, [0] * len(blocks), "^", ms=4, color=style.BLACK, **below)
 
 
-def recall(record: Row) -> Figure:
+def recall(record: Row) -> Figure | None:
     """The token that predicts the value: log-probability by the logit lens above, probes of other people below."""
-    modalities = [m for m in style.MODALITY if picked(record["lens"], modality=m, group="forget")]
-    figure, axes = plt.subplots(
-        2, len(modalities), figsize=(style.COLUMN, 3.3), sharex=True, sharey="row", squeeze=False
-    )
-    for j, modality in enumerate(modalities):
+    if not record["lens"]:
+        return None
+    modalities = [m for m in style.MODALITY if style.picked(record["lens"], modality=m, group="forget")]
+    shape = {"figsize": (style.COLUMN, 3.3), "sharex": True, "sharey": "row", "squeeze": False}
+    figure, axes = plt.subplots(2, len(modalities), **shape)
+    for (above, below), modality in zip(axes.T, modalities, strict=True):
         colour, marker = style.MODALITY[modality]
         for token, tone in (("another person's", style.GREY), ("value", colour)):
             for side in ("before", "after"):
-                rows = apart(
-                    picked(record["lens"], group="forget", modality=modality, side=side, token=token)
-                )
-                cells = [r["log_prob"] for r in rows]
-                spread = [[c["value"] - c["low"] for c in cells], [c["high"] - c["value"] for c in cells]]
-                curve(
-                    axes[0][j],
-                    [r["layer"] for r in rows],
-                    [c["value"] for c in cells],
-                    spread,
-                    tone,
-                    marker,
-                    side,
-                )
-        axes[0][j].set_title(f"{modality} queries", loc="left")
+                labels = {"group": "forget", "modality": modality, "side": side, "token": token}
+                curve(above, apart(style.picked(record["lens"], **labels)), side, tone, marker)
+        above.set_title(f"{modality} queries", loc="left")
         labels = {"group": "forget", "modality": modality, "held_out": "person", "place": "recall"}
-        for name, side in (
-            ("before", "before"),
-            ("moved", "after"),
-        ):  # drawn as what it is: the only one after
-            rows = apart(picked(record["probes"], side=name, **labels))
-            curve(axes[1][j], [r["layer"] for r in rows], *accuracies(rows), colour, marker, side)
-        chance(axes[1][j], picked(record["probes"], side="before", **labels))
-        axes[1][j].set_ylim(-4, 106)
-        axes[1][j].set_xlabel("block")
-        axes[1][j].xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-        for axis in axes[:, j]:
+        # `moved` is drawn as what it is: the only one after.
+        for name, side in (("before", "before"), ("moved", "after")):
+            rows = apart(style.picked(record["probes"], side=name, **labels))
+            curve(below, rows, side, colour, marker, scale=100, value="accuracy")
+        chance(below, style.picked(record["probes"], side="before", **labels))
+        below.set_ylim(-4, 106)
+        style.blocks(below)
+        for axis in (above, below):
             steered(axis, record, modality)
     axes[0][0].set_ylabel("logit lens: log p (nats)")
     axes[1][0].set_ylabel("probes of other\npeople: accuracy (%)")
     handles = [
-        Line2D([], [], color=style.BLACK, ls="-", marker="o", label="before steering"),
-        Line2D([], [], color=style.BLACK, ls="--", marker="o", mfc="white", label="after"),
-        Line2D([], [], color=style.GREY, label="another person's value"),
-        Patch(color=style.GREY, alpha=0.3, lw=0, label="shuffled labels (95 %)"),
-        Line2D([], [], color=style.BLACK, lw=0.5, ls=(0, (1, 3)), label="chance"),
-        Line2D([], [], color=style.BLACK, marker="^", ms=4, ls="", label="steered block"),
+        style.entry("before steering", ls="-", marker="o"),
+        style.entry("after", ls="--", marker="o", mfc="white"),
+        style.entry("another person's value", color=style.GREY),
+        SHUFFLED,
+        CHANCE,
+        style.entry("steered block", marker="^", ms=4, ls=""),
     ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, columnspacing=1.4, handlelength=2.2)
+    style.legend(figure, handles, ncols=2, columnspacing=1.4, handlelength=2.2)
     return figure
 
 
 def about(record: Row) -> str:
     """Model, benchmark, questions and seed, as every caption ends."""
-    origin = record["provenance"]
-    benchmark = origin["benchmark"]
     asked = [q for q in record["questions"] if q["group"] == "forget"]
     counted = " and ".join(
         f"{q['n']} {q['modality']} (attributes {', '.join(q['attributes'])}; {q['people']} people, {q['renderings']} "
         f"{'photographs' if q['modality'] == 'image' else 'wordings'}, {q['steered']} steered)"
         for q in asked
     )
-    return (
-        f"Bars are 95 % bootstrap intervals over people. Model {origin['model']['id']} "
-        f"({origin['model']['fingerprint']}), benchmark {benchmark['id']}, {benchmark['forget']} % forgotten, preset "
-        f"{origin['preset']}; n = {counted} queries about people to forget; seed {origin['seed']}."
-    )
+    preset = f"preset {record['provenance']['preset']}"
+    origin = style.origin(record, f"{preset}; n = {counted} queries about people to forget")
+    return "Bars are 95 % bootstrap intervals over people. " + origin
 
 
 def caption(record: Row) -> str:
@@ -285,7 +205,7 @@ def lens_caption(record: Row) -> str:
     """What the narrow figure shows."""
     others = {
         r["modality"]: r["n"]
-        for r in picked(record["probes"], held_out="person", place="recall", side="before")
+        for r in style.picked(record["probes"], held_out="person", place="recall", side="before")
     }
     counted = " and ".join(f"{n} {kind}" for kind, n in others.items()) or "no"
     return (

@@ -7,14 +7,13 @@ they are run) and `orthogonality_stability` (text width: refits on resampled peo
 PDF, PNG and a caption.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -22,24 +21,16 @@ from matplotlib.lines import Line2D
 SCHEMA = "rmuse-orthogonality/2"
 LINES = {"none": "-", "direction": "--", "rotation": ":"}
 SAID = {"none": "no protection", "direction": "direction protected", "rotation": "rotation protected"}
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of orthogonality.json")
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "orthogonality.json", SCHEMA)
-    style.use()
-    folder = given.out or given.results
-    written = style.save(everywhere(record), folder, "orthogonality", caption(record))
-    written += style.save(plans(record), folder, "orthogonality_plan", plan_caption(record))
-    if record["stability"]:
-        written += style.save(stability(record), folder, "orthogonality_stability", stability_caption(record))
-    print("\n".join(map(str, written)))
-    return 0
+    figures = {
+        "orthogonality": (everywhere, caption),
+        "orthogonality_plan": (plans, plan_caption),
+        "orthogonality_stability": (stability, stability_caption),
+    }
+    return style.command(__doc__, "orthogonality", SCHEMA, figures, argv)
 
 
 def presets(record: Row) -> list[str]:
@@ -47,71 +38,45 @@ def presets(record: Row) -> list[str]:
     return list(dict.fromkeys(row["preset"] for row in record["geometry"]))
 
 
-def modalities(rows: list[Row]) -> list[str]:
-    """Kinds of query of some rows, images first."""
-    return [kind for kind in style.MODALITY if any(row["modality"] == kind for row in rows)]
-
-
-def picked(rows: list[Row], **labels: Any) -> list[Row]:
-    """Rows with these labels, by block."""
-    return sorted((r for r in rows if all(r[k] == v for k, v in labels.items())), key=lambda r: r["layer"])
-
-
 def everywhere(record: Row) -> Figure:
     """One row of panels per method: subspaces, direction, updates of each block steered alone."""
     names = presets(record)
-    figure, axes = plt.subplots(
-        len(names), 3, figsize=(style.TEXT, 0.7 + 1.6 * len(names)), sharex=True, squeeze=False
-    )
+    shape = {"figsize": (style.TEXT, 0.7 + 1.6 * len(names)), "sharex": True, "squeeze": False}
+    figure, axes = plt.subplots(len(names), 3, **shape)
     for row, name in enumerate(names):
-        geometry = picked(record["geometry"], preset=name)
+        geometry = style.picked(record["geometry"], preset=name)
         kernels(axes[row][0], geometry)
         directions(axes[row][1], geometry)
-        alone = picked(record["updates"], preset=name, run="alone", gate="open")
+        alone = style.picked(record["updates"], preset=name, run="alone", gate="open")
         updates(axes[row][2], alone)
         own = record["provenance"]["layers"][name]
-        kinds = modalities(geometry)
+        kinds = style.modalities(geometry)
         for axis in axes[row]:
             axis.set_ylim(bottom=0)
             for kind in kinds:
                 colour, shift = style.MODALITY[kind][0], 0.12 if kind == "text" else -0.12
                 at = [layer + shift * (len(kinds) > 1) for layer in own[kind]]
-                axis.plot(
-                    at,
-                    [0] * len(at),
-                    "^",
-                    ms=5,
-                    color=colour,
-                    mec=style.BLACK,
-                    mew=0.5,
-                    clip_on=False,
-                    zorder=5,
-                )
+                look = {"color": colour, "mec": style.BLACK, "mew": 0.5, "clip_on": False, "zorder": 5}
+                axis.plot(at, [0] * len(at), "^", ms=5, **look)
         axes[row][0].set_ylabel(f"{name}\ncosine of projections")
         axes[row][1].set_ylabel("$v_{un}$ in the RRS (%)")
         axes[row][2].set_ylabel("update in the RRS (%)")
-    titles = (
-        "a  subspaces $U_{un}$ and $U_{rrs}$",
-        "b  steering direction",
-        "c  updates on reasoning queries",
-    )
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, loc="left")
+    names = ("subspaces $U_{un}$ and $U_{rrs}$", "steering direction", "updates on reasoning queries")
+    style.titles(axes[0], [f"{letter}  {name}" for letter, name in zip("abc", names, strict=True)])
     for axis in axes[-1]:
-        axis.set_xlabel("block (▲: steered by the plan)")
-        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    shown = modalities(record["geometry"])
-    handles = [
-        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], label=f"{k} queries")
-        for k in shown
-    ]
+        style.blocks(axis, "block (▲: steered by the plan)")
+    handles = queries(record["geometry"])
     used = [p for p in LINES if any(r["protection"] == p for r in record["updates"])]
-    handles += [Line2D([], [], color=style.BLACK, ls=LINES[p], label=SAID[p]) for p in used]
-    handles.append(Line2D([], [], color=style.GREY, lw=3, alpha=0.4, label="random subspaces (95 %)"))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handlelength=1.8
-    )
+    handles += [style.entry(SAID[p], ls=LINES[p]) for p in used]
+    handles.append(style.entry("random subspaces (95 %)", color=style.GREY, lw=3, alpha=0.4))
+    style.legend(figure, handles, columnspacing=1.0, handlelength=1.8)
     return figure
+
+
+def queries(rows: Sequence[Row], **look: Any) -> list[Line2D]:
+    """Entries of a legend for the kinds of query of some rows."""
+    looks = {kind: style.MODALITY[kind] for kind in style.modalities(rows)}
+    return [style.entry(f"{kind} queries", color=c, marker=m, **look) for kind, (c, m) in looks.items()]
 
 
 def band(axis: Axes, rows: list[Row], nulls: list[Row], scale: list[float], colour: str) -> None:
@@ -126,8 +91,8 @@ def band(axis: Axes, rows: list[Row], nulls: list[Row], scale: list[float], colo
 
 def kernels(axis: Axes, rows: list[Row]) -> None:
     """Cosine of the two projections, against random subspaces of the same ranks."""
-    for kind in modalities(rows):
-        mine = picked(rows, modality=kind)
+    for kind in style.modalities(rows):
+        mine = style.picked(rows, modality=kind)
         colour, marker = style.MODALITY[kind]
         scale = [1 / max(1e-9, (r["rank_unlearning"] * r["rank_rrs"]) ** 0.5) for r in mine]
         band(axis, mine, [r["null"] for r in mine], scale, colour)
@@ -138,11 +103,10 @@ def kernels(axis: Axes, rows: list[Row]) -> None:
 
 def directions(axis: Axes, rows: list[Row]) -> None:
     """Share of the steering direction inside the RRS, before and after protection."""
-    for kind in modalities(rows):
-        mine = picked(rows, modality=kind)
+    for kind in style.modalities(rows):
+        mine = style.picked(rows, modality=kind)
         colour, marker = style.MODALITY[kind]
-        nulls = [{"mean": r["direction"]["null"]["mean"], "sd": r["direction"]["null"]["sd"]} for r in mine]
-        band(axis, mine, nulls, [100.0] * len(mine), colour)
+        band(axis, mine, [r["direction"]["null"] for r in mine], [100.0] * len(mine), colour)
         for side, line in (("before", LINES["none"]), ("after", LINES["direction"])):
             there = [r for r in mine if side in r["direction"]]
             shares = [100 * r["direction"][side]["share"] for r in there]
@@ -151,66 +115,47 @@ def directions(axis: Axes, rows: list[Row]) -> None:
 
 def updates(axis: Axes, rows: list[Row]) -> None:
     """Share of the updates inside the RRS with 95 % intervals, by protection."""
-    for kind in modalities(rows):
+    for kind in style.modalities(rows):
         colour, marker = style.MODALITY[kind]
         for protection, line in LINES.items():
-            mine = [r for r in picked(rows, modality=kind, protection=protection) if r["share"] is not None]
+            mine = [
+                r for r in style.picked(rows, modality=kind, protection=protection) if r["share"] is not None
+            ]
             if not mine:
                 continue
             shift = 0.08 if kind == "text" else -0.08
-            share = [100 * r["share"] for r in mine]
-            spread = [
-                [max(0.0, 100 * (r["share"] - r["low"])) for r in mine],
-                [max(0.0, 100 * (r["high"] - r["share"])) for r in mine],
-            ]
             if protection == "none":
                 band(axis, mine, [r["null"] for r in mine], [100.0] * len(mine), colour)
-            axis.errorbar(
-                [r["layer"] + shift for r in mine],
-                share,
-                spread,
-                color=colour,
-                marker=marker,
-                ls=line,
-                elinewidth=0.7,
-            )
+            at = [r["layer"] + shift for r in mine]
+            look = {"color": colour, "marker": marker, "ls": line, "elinewidth": 0.7}
+            style.intervals(axis, at, mine, scale=100, value="share", **look)
 
 
 def plans(record: Row) -> Figure:
     """The plans as they are run: what of their updates falls into the RRS, and how much of it they alter."""
-    rows = picked(record["updates"], run="plan", measure="update", gate="open")
+    rows = style.picked(record["updates"], run="plan", measure="update", gate="open")
     groups = list(dict.fromkeys((r["preset"], r["protection"]) for r in rows))
     figure, axis = plt.subplots(figsize=(style.COLUMN, 0.75 + 0.42 * len(groups)))
     for place, (preset, protection) in enumerate(groups):
-        for kind in modalities(rows):
+        for kind in style.modalities(rows):
             colour, marker = style.MODALITY[kind]
-            mine = picked(rows, preset=preset, protection=protection, modality=kind)
+            mine = style.picked(rows, preset=preset, protection=protection, modality=kind)
             for r in (m for m in mine if m["share"] is not None):
                 y = place + (0.14 if kind == "text" else -0.14)
                 share = 100 * r["share"]
-                spread = [[max(0.0, share - 100 * r["low"])], [max(0.0, 100 * r["high"] - share)]]
-                axis.errorbar(
-                    share,
-                    y,
-                    xerr=spread,
-                    color=colour,
-                    marker=marker,
-                    ms=2.6,
-                    elinewidth=0.9,
-                    capsize=2,
-                    ls="",
-                )
-                side = 1 if kind == "text" else -1
+                look = {
+                    "color": colour,
+                    "marker": marker,
+                    "ms": 2.6,
+                    "elinewidth": 0.9,
+                    "capsize": 2,
+                    "ls": "",
+                }
+                style.intervals(axis, [y], [r], along="x", scale=100, value="share", **look)
                 if share > 1:  # at 0 the numbers would lie on each other
-                    axis.annotate(
-                        str(r["layer"]),
-                        (share, y),
-                        (0, -3 * side),
-                        textcoords="offset points",
-                        ha="center",
-                        va="top" if kind == "text" else "bottom",
-                        fontsize=5.5,
-                    )
+                    away, side = (-3, "top") if kind == "text" else (3, "bottom")
+                    beside = {"textcoords": "offset points", "ha": "center", "va": side, "fontsize": 5.5}
+                    axis.annotate(str(r["layer"]), (share, y), (0, away), **beside)
                 axis.plot([100 * r["null"]["mean"]] * 2, [y - 0.1, y + 0.1], color=style.GREY)
     own = {(r["preset"], r["protection"]) for r in rows if r["own"]}
     labels = [f"{preset}\n{SAID[p]}{' *' if (preset, p) in own else ''}" for preset, p in groups]
@@ -218,14 +163,8 @@ def plans(record: Row) -> Figure:
     axis.invert_yaxis()
     axis.set_xlim(left=-2)
     axis.set_xlabel("update in the RRS (%)")
-    handles = [
-        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], ls="", label=f"{k} queries")
-        for k in modalities(rows)
-    ]
-    handles.append(Line2D([], [], color=style.GREY, marker="|", ls="", label="by chance"))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.0, handletextpad=0.3
-    )
+    handles = [*queries(rows, ls=""), style.entry("by chance", color=style.GREY, marker="|", ls="")]
+    style.legend(figure, handles, columnspacing=1.0, handletextpad=0.3)
     return figure
 
 
@@ -237,72 +176,44 @@ MOVED = (
 """Angle, its place among the angles of chance, title."""
 
 
-def stability(record: Row) -> Figure:
+def stability(record: Row) -> Figure | None:
     """One row of panels per method: the kernel, and the angles between refits and the fit, over resamples."""
+    if not record["stability"]:
+        return None
     names = presets(record)
-    figure, axes = plt.subplots(
-        len(names), 4, figsize=(style.TEXT, 0.7 + 1.5 * len(names)), sharex=True, squeeze=False
-    )
-    kinds = modalities(record["stability"])
+    shape = {"figsize": (style.TEXT, 0.7 + 1.5 * len(names)), "sharex": True, "squeeze": False}
+    figure, axes = plt.subplots(len(names), 4, **shape)
+    kinds = style.modalities(record["stability"])
+    whole_fit = {"color": style.BLACK, "ms": 6, "mew": 1.1}
     for line, name in zip(axes, names, strict=True):
         for place, kind in enumerate(kinds):
-            mine = picked(record["stability"], preset=name, modality=kind)
-            whole = {r["layer"]: r for r in picked(record["geometry"], preset=name, modality=kind)}
+            mine = style.picked(record["stability"], preset=name, modality=kind)
+            whole = {r["layer"]: r for r in style.picked(record["geometry"], preset=name, modality=kind)}
             colour, marker = style.MODALITY[kind]
             layers = [r["layer"] for r in mine]
-            shift = 0.16 * (place - (len(kinds) - 1) / 2)
-            ranges(line[0], mine, "kernel_normalised", shift, colour, marker)
-            line[0].plot(
-                [x + shift for x in layers],
-                [whole[x]["kernel_normalised"] for x in layers],
-                "_",
-                ms=6,
-                mew=1.1,
-                color=style.BLACK,
-                zorder=4,
-            )
-            for axis, (key, chance, _) in zip(line[1:], MOVED, strict=True):
-                ranges(axis, mine, key, shift, colour, marker)
+            at = [layer + 0.16 * (place - (len(kinds) - 1) / 2) for layer in layers]
+            for axis, key in zip(line, ("kernel_normalised", *(key for key, *_ in MOVED)), strict=True):
+                look = {"color": colour, "marker": marker, "elinewidth": 0.7}
+                style.intervals(axis, at, [r[key] for r in mine], value="median", **look)
+            line[0].plot(at, [whole[x]["kernel_normalised"] for x in layers], "_", zorder=4, **whole_fit)
+            for axis, (_, chance, _) in zip(line[1:], MOVED, strict=True):
                 if chance is not None:
-                    at = [r["chance_degrees"][chance] for r in mine]
-                    axis.plot(layers, at, ":", color=colour, lw=0.8, zorder=-1)
+                    by_chance = [r["chance_degrees"][chance] for r in mine]
+                    axis.plot(layers, by_chance, ":", color=colour, lw=0.8, zorder=-1)
         line[0].set_ylim(bottom=0)
         line[0].set_ylabel(f"{name}\ncosine of projections")
         line[1].set_ylabel("degrees")
         for axis in line[1:]:
             axis.set_ylim(0, 92)
             axis.set_yticks([0, 30, 60, 90])
-    for axis, title in zip(axes[0], ("a  overlap of both", *(title for *_, title in MOVED)), strict=True):
-        axis.set_title(title, loc="left")
+    style.titles(axes[0], ("a  overlap of both", *(title for *_, title in MOVED)))
     for axis in axes[-1]:
-        axis.set_xlabel("block")
-        axis.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    handles = [
-        Line2D([], [], color=style.MODALITY[k][0], marker=style.MODALITY[k][1], label=f"{k} queries")
-        for k in kinds
-    ]
-    handles.append(
-        Line2D([], [], color=style.BLACK, marker="_", mew=1.1, ms=6, ls="", label="fit on all data")
-    )
-    handles.append(Line2D([], [], color=style.GREY, ls=":", label="random subspaces"))
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.2, handlelength=1.8
-    )
+        style.blocks(axis)
+    handles = queries(record["stability"])
+    handles.append(style.entry("fit on all data", marker="_", ls="", **whole_fit))
+    handles.append(style.entry("random subspaces", color=style.GREY, ls=":"))
+    style.legend(figure, handles, columnspacing=1.2, handlelength=1.8)
     return figure
-
-
-def ranges(axis: Axes, rows: list[Row], key: str, shift: float, colour: str, marker: str) -> None:
-    """Medians over resamples with their 95 % ranges, block by block."""
-    cells = [r[key] for r in rows]
-    spread = [[c["median"] - c["low"] for c in cells], [c["high"] - c["median"] for c in cells]]
-    axis.errorbar(
-        [r["layer"] + shift for r in rows],
-        [c["median"] for c in cells],
-        spread,
-        color=colour,
-        marker=marker,
-        elinewidth=0.7,
-    )
 
 
 def stability_caption(record: Row) -> str:
@@ -314,28 +225,20 @@ def stability_caption(record: Row) -> str:
         f"examples in {r['clusters_retain']} clusters"
         for kind, r in kinds.items()
     )
-    benchmark = origin["benchmark"]
     return (
         f"Both subspaces refitted on {origin['resamples']} bootstrap resamples of their fitting examples, people drawn "
         "with all of their examples: median and 95 % range. (a) Cosine between the projections on U_un and U_rrs; black: "
         "the fit on all data (a resample holds fewer distinct people, so that the fit may lie outside the range). (b to "
         "d) Angle between the refit and the fit on all data: of U_un and U_rrs the angle whose squared cosine is the "
         "mean over their principal angles, of v_un the angle itself; dotted: random subspaces of the same ranks. "
-        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
-        f"{benchmark['forget']} % forgotten; n = {counted}; seed {origin['seed']}."
+        + style.origin(record, f"n = {counted}")
     )
 
 
 def about(record: Row) -> str:
     """Model, benchmark, queries and seed, as every caption ends."""
-    origin = record["provenance"]
-    counted = " and ".join(f"{n} {kind}" for kind, n in origin["n"].items())
-    benchmark = origin["benchmark"]
-    return (
-        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark {benchmark['id']}, "
-        f"{benchmark['forget']} % forgotten; n = {counted} held-out reasoning queries with their reference responses; "
-        f"seed {origin['seed']}."
-    )
+    counted = " and ".join(f"{n} {kind}" for kind, n in record["provenance"]["n"].items())
+    return style.origin(record, f"n = {counted} held-out reasoning queries with their reference responses")
 
 
 def caption(record: Row) -> str:
@@ -357,7 +260,7 @@ def caption(record: Row) -> str:
 
 def plan_caption(record: Row) -> str:
     """What the narrow figure shows."""
-    gated = picked(record["updates"], run="plan", measure="update", gate="gated")
+    gated = style.picked(record["updates"], run="plan", measure="update", gate="gated")
     fired = {(r["preset"], r["modality"]): f"{r['n_updated']} of {r['n']}" for r in gated if r["own"]}
     said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())
     return (

@@ -3,14 +3,13 @@
 python figures/prototype_cap.py [--results results/] [--out results/]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import _splits as splits
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-prototype-cap/1"
@@ -26,45 +25,30 @@ SHOWN = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of prototype_cap.json")
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "prototype_cap.json", SCHEMA)
-    style.use()
-    print(*style.save(draw(record), given.out or given.results, "prototype_cap", caption(record)), sep="\n")
-    return 0
+    return style.command(__doc__, "prototype_cap", SCHEMA, {"prototype_cap": (draw, caption)}, argv)
 
 
-def draw(record: splits.Row) -> Figure:
+def draw(record: Row) -> Figure:
     """Metrics against the cap, evenly spaced, all prototypes last."""
     rows = [r for r in record["rows"] if r["cap"] is not None]
     caps = list(dict.fromkeys(r["cap"] for r in rows))
     figure, axis = plt.subplots(figsize=(style.COLUMN, 2.7))
     for i, (split, name, label, dashes, own) in enumerate(SHOWN):
-        colour, marker = splits.SPLIT[split]
-        found = [(place, splits.picked(rows, cap=cap, split=split)) for place, cap in enumerate(caps)]
-        drawn = [(place, row[name]) for place, row in found if row is not None and row[name] is not None]
+        lines = [(place, {"cap": cap, "split": split}) for place, cap in enumerate(caps)]
+        drawn = splits.cells(rows, name, lines)
         if drawn:
-            shift = 0.09 * (i - (len(SHOWN) - 1) / 2)
-            axis.errorbar(
-                [place + shift for place, _ in drawn],
-                [c["value"] for _, c in drawn],
-                yerr=splits.spread([c for _, c in drawn]),
-                ls=dashes,
-                label=label,
-                **{"color": colour, "marker": marker} | own,
-                **splits.BARS,
-            )
+            at = [place + 0.09 * (i - (len(SHOWN) - 1) / 2) for place, _ in drawn]
+            look = {"ls": dashes, "label": label} | splits.look(split) | own
+            style.intervals(axis, at, [c for _, c in drawn], **look, **splits.BARS)
     axis.set_xticks(range(len(caps)), [str(cap) for cap in caps])
     axis.set_xlabel("prototypes kept per transport")
     axis.set_ylabel("percent of the answers")
-    splits.percent_axis(axis)
+    style.percents(axis)
     figure.legend(loc="outside upper center", ncols=2, columnspacing=1.2, handlelength=2.2)
     return figure
 
 
-def caption(record: splits.Row) -> str:
+def caption(record: Row) -> str:
     """What the figure shows."""
     plain = {
         r["split"]: r["ril"]["value"] for r in record["rows"] if r["cap"] is None and r["ril"] is not None

@@ -5,15 +5,13 @@
 Writes `rcr` (column width, for several forget rates text width) as PDF, PNG and a caption. After the paper's Fig. 2.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
 from _methods import LOOK, SAID, name_of, spread
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -21,30 +19,19 @@ SCHEMA = "rmuse-leaderboard/1"
 SPLITS = {"retain": "|", "retain_test": "x", "celebrity": "+", "reasoning": "1", "benign": "2"}
 """Split → marker of its own value."""
 ORDER = ("reference", "rmuse", "rival", "trained")
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code, 2 with one line where no method has a value."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of leaderboard.json")
-    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "leaderboard.json", SCHEMA)
-    if all(row["values"]["rcr"]["value"] is None for row in record["summary"]):
-        print(
-            "error: required RCR of one method, got none: the rules have no verdicts on this benchmark's chains",
-            file=sys.stderr,
-        )
-        return 2
-    style.use()
-    written = style.save(draw(record), given.out or given.results, "rcr", caption(record))
-    print("\n".join(map(str, written)))
-    return 0
+    """The command; returns its exit code."""
+    return style.command(__doc__, "leaderboard", SCHEMA, {"rcr": (draw, caption)}, argv)
 
 
 def draw(record: Row) -> Figure:
     """A bar per method, all kept splits together, with a mark per split; a panel per forget rate."""
+    if all(row["values"]["rcr"]["value"] is None for row in record["summary"]):
+        style.leave(
+            "required RCR of one method, got none: the rules have no verdicts on this benchmark's chains"
+        )
     rates = record["provenance"]["rates"]
     groups = [[row for row in record["summary"] if row["forget"] == rate] for rate in rates]
     most = max(map(len, groups))
@@ -54,13 +41,9 @@ def draw(record: Row) -> Figure:
         panel(axis, rows)
         if len(rates) > 1:
             axis.set_title(f"{rate} % forgotten")
-    marks = [
-        plt.Line2D([], [], marker=marker, color=style.BLACK, ls="", ms=4, mew=0.8, label=split)
-        for split, marker in SPLITS.items()
-    ]
-    figure.legend(
-        handles=marks, loc="outside lower center", ncols=3 if len(rates) == 1 else 5, handletextpad=0.1
-    )
+    marks = [style.entry(split, marker=marker, ls="", ms=4, mew=0.8) for split, marker in SPLITS.items()]
+    below = {"loc": "outside lower center", "handletextpad": 0.1}
+    style.legend(figure, marks, ncols=3 if len(rates) == 1 else 5, **below)
     return figure
 
 
@@ -89,7 +72,6 @@ def panel(axis: Axes, rows: Sequence[Row]) -> None:
 
 def caption(record: Row) -> str:
     """What the figure shows."""
-    origin = record["provenance"]
     sizes = sorted({row["values"]["rcr"]["n"] for row in record["summary"] if row["values"]["rcr"]["n"]})
     kinds = {row["kind"] for row in record["summary"]}
     n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
@@ -98,9 +80,7 @@ def caption(record: Row) -> str:
         "Reasoning that stays: the share of chains that the rules call valid and supported (RCR), over all splits but "
         "those about the people to forget; malformed chains count as invalid. Marks: each split by itself. From the "
         f"top: {order}. Bars: 95 % bootstrap intervals over people (n = {n} "
-        f"chains). Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark "
-        f"{origin['benchmark']['id']}, {', '.join(map(str, origin['rates']))} % forgotten; seeds "
-        f"{', '.join(map(str, origin['seeds']))}."
+        "chains). " + style.origin(record)
     )
 
 

@@ -6,14 +6,12 @@ Writes `span_attribution` (text width: three ways, by what leaks where) and `spa
 how far the ways agree), each as PDF, PNG and a caption.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -32,24 +30,15 @@ SHOWN: dict[tuple[str, str], tuple[str, str, bool, str]] = {
     ("retain", "after"): (style.GREY, "v", False, "retain, after"),
 }
 """Group and side → colour, marker, whether it is filled, and its name."""
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder of span_attribution.json"
-    )
-    parser.add_argument("--out", type=Path, help="folder for the figures (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "span_attribution.json", SCHEMA)
-    style.use()
-    folder = given.out or given.results
-    written = style.save(sources(record), folder, "span_attribution", caption(record))
-    written += style.save(agreement(record), folder, "span_attribution_agreement", agreement_caption(record))
-    print("\n".join(map(str, written)))
-    return 0
+    figures = {
+        "span_attribution": (sources, caption),
+        "span_attribution_agreement": (agreement, agreement_caption),
+    }
+    return style.command(__doc__, "span_attribution", SCHEMA, figures, argv)
 
 
 def columns(record: Row) -> list[tuple[str, str, str]]:
@@ -66,22 +55,11 @@ def ways(record: Row) -> list[str]:
 def sources(record: Row) -> Figure:
     """One column per kind of leak, one row per way; a point per span, group and side."""
     kinds, rows = columns(record), ways(record)
-    figure, axes = plt.subplots(
-        len(rows),
-        len(kinds),
-        figsize=(style.TEXT, 0.75 + 1.35 * len(rows)),
-        sharey=True,
-        sharex="row",
-        squeeze=False,
-    )
+    shape = {"figsize": (style.TEXT, 0.75 + 1.35 * len(rows)), "sharey": True, "sharex": "row"}
+    figure, axes = plt.subplots(len(rows), len(kinds), squeeze=False, **shape)
     for axis_row, way in zip(axes, rows, strict=True):
         for axis, (modality, what, part) in zip(axis_row, kinds, strict=True):
-            mine = [
-                r
-                for r in record["means"]
-                if (r["modality"], r["what"], r["part"], r["way"]) == (modality, what, part, way)
-            ]
-            points(axis, mine)
+            points(axis, style.picked(record["means"], modality=modality, what=what, part=part, way=way))
         axis_row[0].set_ylabel(WAYS[way])
         # Few round numbers, or neighbours' would touch.
         axis_row[0].xaxis.set_major_locator(plt.MaxNLocator(nbins=3, integer=True))
@@ -89,49 +67,35 @@ def sources(record: Row) -> Figure:
         axis.set_title(f"{modality} query\n{what}\nin the {part}", fontsize=6.5)
     axes[0][0].set_yticks(range(len(SPANS)), [*SPANS[:-1], "(here)"])
     axes[0][0].set_ylim(len(SPANS) - 0.4, -0.6)
-    present = {(r["group"], r["side"]) for r in record["means"]}
-    handles = [
-        Line2D([], [], color=c, marker=m, mfc=c if full else "white", ls="", label=label)
-        for key, (c, m, full, label) in SHOWN.items()
-        if key in present
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handletextpad=0.2)
+    style.legend(figure, handles(record["means"]), handletextpad=0.2)
     return figure
+
+
+def look(key: tuple[str, str]) -> Row:
+    """How a group and side are drawn."""
+    colour, marker, filled, _ = SHOWN[key]
+    return {"color": colour, "marker": marker, "mfc": colour if filled else "white"}
+
+
+def handles(rows: Sequence[Row]) -> list[Line2D]:
+    """Entries of a legend for the groups and sides of some rows."""
+    present = {(r["group"], r["side"]) for r in rows}
+    return [style.entry(said, ls="", **look(key)) for key, (*_, said) in SHOWN.items() if key in present]
 
 
 def points(axis: Axes, rows: list[Row]) -> None:
     """Means with intervals; a span that no leak has stays empty."""
     if not any(r["n"] for r in rows):
         axis.text(0.5, 0.5, "not taken", transform=axis.transAxes, ha="center", color=style.GREY, fontsize=6)
-    for i, ((group, side), (colour, marker, full, _)) in enumerate(SHOWN.items()):
-        mine = [r for r in rows if (r["group"], r["side"]) == (group, side) and r["n"]]
-        if not mine:
-            continue
-        y = [SPANS.index(r["span"]) + 0.19 * (i - 1.5) for r in mine]
-        axis.errorbar(
-            [r["value"] for r in mine],
-            y,
-            xerr=lengths(mine),
-            color=colour,
-            marker=marker,
-            ls="",
-            ms=2.4,
-            mfc=colour if full else "white",
-            mew=0.6,
-            elinewidth=0.6,
-            capsize=1.0,
-        )
+    for i, (group, side) in enumerate(SHOWN):
+        mine = [r for r in style.picked(rows, group=group, side=side) if r["n"]]
+        if mine:
+            at = [SPANS.index(r["span"]) + 0.19 * (i - 1.5) for r in mine]
+            bars = {"ls": "", "ms": 2.4, "mew": 0.6, "elinewidth": 0.6, "capsize": 1.0}
+            style.intervals(axis, at, mine, along="x", **look((group, side)), **bars)
     axis.axvline(0, color=style.GREY, lw=0.5, zorder=-1)
     axis.axhline(len(SPANS) - 1.5, color=style.GREY, lw=0.4, ls=":", zorder=-1)
     axis.tick_params(axis="y", length=0)
-
-
-def lengths(cells: Sequence[Row]) -> list[list[float]]:
-    """Of the error bars below and above each value; 0 where there is no interval."""
-    return [
-        [0.0 if c["low"] is None else max(0.0, c["value"] - c["low"]) for c in cells],
-        [0.0 if c["high"] is None else max(0.0, c["high"] - c["value"]) for c in cells],
-    ]
 
 
 def agreement(record: Row) -> Figure:
@@ -139,29 +103,17 @@ def agreement(record: Row) -> Figure:
     rows = [r for r in record["agreement"] if r["top"]["n"]]
     pairs = list(dict.fromkeys((r["first"], r["second"]) for r in rows))
     figure, axes = plt.subplots(1, 2, figsize=(style.COLUMN, 0.8 + 0.5 * len(pairs)), sharey=True)
-    for place, pair in enumerate(pairs):
-        for i, (key, (colour, marker, full, _)) in enumerate(SHOWN.items()):
-            mine = [r for r in rows if (r["first"], r["second"], r["group"], r["side"]) == (*pair, *key)]
-            for row in mine:
-                y = place + 0.19 * (i - 1.5)
+    bars = {"mew": 0.6, "elinewidth": 0.7, "ms": 2.8}
+    for place, (first, second) in enumerate(pairs):
+        for i, (group, side) in enumerate(SHOWN):
+            y = place + 0.19 * (i - 1.5)
+            for row in style.picked(rows, first=first, second=second, group=group, side=side):
                 for axis, cell, scale in ((axes[0], row["correlation"], 1), (axes[1], row["top"], 100)):
-                    if cell["value"] is None:
-                        continue
-                    spread = [[scale * side[0]] for side in lengths([cell])]
-                    axis.errorbar(
-                        scale * cell["value"],
-                        y,
-                        xerr=spread,
-                        color=colour,
-                        marker=marker,
-                        mew=0.6,
-                        mfc=colour if full else "white",
-                        elinewidth=0.7,
-                        ms=2.8,
-                    )
-                axes[1].plot(
-                    [100 * row["chance"]] * 2, [y - 0.09, y + 0.09], color=style.GREY, lw=0.9, zorder=-1
-                )
+                    if cell["value"] is not None:
+                        found = look((group, side)) | bars
+                        style.intervals(axis, [y], [cell], along="x", scale=scale, **found)
+                at = [100 * row["chance"]] * 2
+                axes[1].plot(at, [y - 0.09, y + 0.09], color=style.GREY, lw=0.9, zorder=-1)
     axes[0].set_yticks(range(len(pairs)), [f"{a},\n{b}" for a, b in pairs])
     axes[0].set_ylim(len(pairs) - 0.5, -0.5)
     axes[0].axvline(0, color=style.GREY, lw=0.5, zorder=-1)
@@ -169,29 +121,19 @@ def agreement(record: Row) -> Figure:
     axes[0].set_xlabel("rank correlation")
     axes[1].set_xlim(-4, 104)
     axes[1].set_xlabel("same largest span (%)")
-    present = {(r["group"], r["side"]) for r in rows}
-    handles = [
-        Line2D([], [], color=c, marker=m, mfc=c if full else "white", ls="", label=label)
-        for key, (c, m, full, label) in SHOWN.items()
-        if key in present
-    ]
-    handles.append(Line2D([], [], color=style.GREY, marker="|", ls="", label="by chance"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=0.8, handletextpad=0.2)
+    by_chance = style.entry("by chance", color=style.GREY, marker="|", ls="")
+    style.legend(figure, [*handles(rows), by_chance], ncols=3, columnspacing=0.8, handletextpad=0.2)
     return figure
 
 
 def about(record: Row) -> str:
     """Model, benchmark, questions and seed, as every caption ends."""
     origin = record["provenance"]
-    benchmark = origin["benchmark"]
     counted = " and ".join(f"{n} about people to {group}" for group, n in origin["n"].items())
     taken = {(r["group"], r["id"]) for r in record["leaks"] if r["gradients"] is not None}
     part = f"; gradients of {len(taken)} of them" if taken else ""
-    return (
-        "Bars are 95 % intervals, people resampled; a point about one person has none. "
-        f"Model {origin['model']['id']} ({origin['model']['fingerprint']}), "
-        f"benchmark {benchmark['id']}, {benchmark['forget']} % forgotten; held-out questions, n = {counted}{part}; seed "
-        f"{origin['seed']}."
+    return "Bars are 95 % intervals, people resampled; a point about one person has none. " + style.origin(
+        record, f"held-out questions, n = {counted}{part}"
     )
 
 

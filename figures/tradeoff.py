@@ -5,35 +5,25 @@
 Writes `tradeoff` (text width, a row per forget rate) as PDF, PNG and a caption. After the paper's Fig. 5.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import _style as style
 import matplotlib.pyplot as plt
 from _labels import label
 from _methods import LOOK, handles, name_of, spread
+from _style import Row
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-leaderboard/1"
 KEPT = "exact_retain_test"
-Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of leaderboard.json")
-    parser.add_argument("--out", type=Path, help="folder for the figure (that of the results)")
-    given = parser.parse_args(argv)
-    record = style.read(given.results / "leaderboard.json", SCHEMA)
-    style.use()
-    written = style.save(draw(record), given.out or given.results, "tradeoff", caption(record))
-    print("\n".join(map(str, written)))
-    return 0
+    return style.command(__doc__, "leaderboard", SCHEMA, {"tradeoff": (draw, caption)}, argv)
 
 
 def plain(row: Row) -> Row:
@@ -74,10 +64,7 @@ def draw(record: Row) -> Figure:
         line[0].set_ylabel("exact, new questions about others (%) →")
     for axis in axes[-1]:
         axis.set_xlabel("leaked while reasoning (RIL, %) ←")
-    found = handles(plt, sorted(kinds))
-    figure.legend(
-        handles=found, loc="outside lower center", ncols=len(found), handletextpad=0.2, columnspacing=1.2
-    )
+    style.legend(figure, handles(kinds), loc="outside lower center", handletextpad=0.2, columnspacing=1.2)
     for axis, (places, colours, bars) in drawn:  # when all else has its place
         label(axis, places, {name: name_of(name) for name in places}, colours, bars)
     return figure
@@ -115,7 +102,6 @@ def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> Draw
 
 def caption(record: Row) -> str:
     """What the figure shows."""
-    origin = record["provenance"]
     sizes = sorted({row["values"][key]["n"] for row in record["summary"] for key in (KEPT, "worst")})
     attacks = ", ".join(record["attacks"]) or "none"
     return (
@@ -124,9 +110,7 @@ def caption(record: Row) -> str:
         f"({attacks}), each question counted with its most leaking variant or sample. Upwards: exact answers to new "
         "questions about the people to retain, without attack. Top left is best. Bars: 95 % bootstrap intervals over "
         f"people ({sizes[0]} to {sizes[-1]} questions). Rivals and trained baselines were chosen on fitting questions "
-        f"held out, with one budget each. Model {origin['model']['id']} ({origin['model']['fingerprint']}), benchmark "
-        f"{origin['benchmark']['id']}, {', '.join(map(str, origin['rates']))} % forgotten; seeds "
-        f"{', '.join(map(str, origin['seeds']))}."
+        "held out, with one budget each. " + style.origin(record)
     )
 
 

@@ -5,9 +5,12 @@ import pytest
 import torch
 from reference import naive
 
+import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, norm, slerp, unit
+from rmuse_interp.maths.transport import barycentric_projection, entropic_targets, semi_relaxed_nearest
 from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.subspace import Subspace
 
@@ -99,3 +102,36 @@ def test_fixed_fraction():
             FixedFraction(value)
     assert "0.25" in FixedFraction(0.25).describe()
     assert "nearest" in ACS(Prototypes(torch.eye(3))).describe()
+
+
+def test_an_entropic_target_is_chosen_by_its_entropy():
+    p, h, v = Prototypes(unit(random(5, 7) + 1.0)), random(30, 7, seed=2), unit(random(7, seed=1))
+    acs = ACS(p, target="entropic", entropy=0.2)
+    found = acs.angles(h, v)
+    assert torch.allclose(found.target, entropic_targets(h, p.points, 0.2))
+    assert torch.allclose(found.theta_tar, geodesic(unit(h), found.target))
+    assert found.nearest is None
+    assert "ε = 0.2" in acs.describe()
+    rrs = Subspace.span(random(7, 2, seed=4))
+    inside = acs.outside(rrs)
+    assert inside.entropy == 0.2
+    assert float(rrs.project(inside.angles(rrs.remove(h), v).target).norm()) < 1e-5
+    tree, tensors = to_record(acs)
+    assert torch.equal(from_record(tree, tensors).fraction(h, v), acs.fraction(h, v))
+    for wrong in ({"target": "entropic"}, {"entropy": 0.1}, {"target": "entropic", "entropy": 0.0}):
+        with pytest.raises(RMuseError, match="entropy > 0"):
+            ACS(p, **wrong)
+
+
+@pytest.mark.parametrize("settings", [{}, {"entropy": 0.1}, {"entropy": 0.1, "relaxation": 0.5}])
+def test_targets_of_a_plan_of_many_states_are_prototypes_to_steer_to(settings):
+    p, states = Prototypes(unit(random(4, 7) + 1.0)), 3 * random(9, 7, seed=2)
+    found = p.transported(states, **settings)
+    plan = barycentric_projection(unit(states), p.points, **settings)
+    assert torch.allclose(found.points.double(), plan.targets.double(), atol=1e-6)
+    moved = op.Transport(found.points)(states)
+    assert torch.allclose(
+        unit(moved), found.points[semi_relaxed_nearest(states, found.points)].double(), atol=1e-5
+    )
+    with pytest.raises(RMuseError, match="nonzero states"):
+        p.transported(0 * states)

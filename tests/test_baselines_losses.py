@@ -135,7 +135,7 @@ def batch(*words):
 def step():
     """Trained and original model differ: after 0, the word 1 has p = 3/4 now and had 1/2; after 1, 0 has 1/5, had 1/2."""
     hf = Bigrams([[0.0, 0.0], [0.0, 0.0]])
-    layout = Layout("", nn.ModuleList(), None, 2, (), Vocabulary(None, frozenset()))
+    layout = Layout("", nn.ModuleList(), None, None, 2, (), Vocabulary(None, frozenset()))
     lens = LensModel(hf, None, layout, "bigrams")
     trainable = Weights(lens, ["head"])
     trainable.load({"head.weight": tensor([[0.0, log(3)], [0.0, log(4)]]).T})

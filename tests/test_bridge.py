@@ -1,10 +1,21 @@
 """The fourth place: a plan as hooks of a TransformerLens bridge gives the logits that it gives natively."""
 
-from functools import cache
-
 import pytest
 import torch
-from helpers.places import NAMES, STEPS, new_tokens, plans, reference_logits, split_gate, turn
+from helpers.bridge import (
+    CLOSE,
+    CLOSE_STATES,
+    GREEDY,
+    attached,
+    bridge_of,
+    forward,
+    generated,
+    n_hooks,
+    native,
+    pair,
+    stacked,
+)
+from helpers.places import NAMES, new_tokens, plans, reference_logits, split_gate, turn
 from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
 from helpers.tiny import D_MODEL, N_LAYERS, tiny_llama, tiny_llava
 from transformer_lens import ActivationCache
@@ -17,63 +28,6 @@ from rmuse_interp.edits import deciding
 from rmuse_interp.edits.bridge_hooks import fwd_hooks
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.lens.bridge import to_bridge
-
-GREEDY = {"max_new_tokens": STEPS, "do_sample": False, "output_logits": True}
-CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-# States are some ten times larger than logits, and so is their rounding.
-CLOSE_STATES = {"atol": 1e-4, "rtol": 1e-5}
-
-
-@cache
-def bridge_of(folder):
-    """The bridge of a tiny model, built once per session."""
-    return to_bridge(lens_of(folder))
-
-
-def pair(folder=None):
-    """A model in nnsight's hands and the bridge of the same checkpoint."""
-    folder = folder or tiny_llava()
-    return lens_of(folder), bridge_of(folder)
-
-
-def generated(bridge, inputs, hooks=(), **settings):
-    """TransformerLens' own greedy generation under these hooks."""
-    with bridge.hooks(fwd_hooks=list(hooks)):
-        return bridge.generate(
-            inputs["input_ids"],
-            **{key: value for key, value in inputs.items() if key != "input_ids"},
-            **(GREEDY | {"stop_at_eos": False, "verbose": False} | settings),
-        )
-
-
-def native(lens, plan, inputs, **settings):
-    """The same generation on the plain model with the plan attached."""
-    more = GREEDY | {"return_dict_in_generate": True, "eos_token_id": None} | settings
-    with plan.attach(lens.hf):
-        return lens.hf.generate(**inputs, **more)
-
-
-def forward(bridge, inputs, hooks=(), **settings):
-    """One forward pass under these hooks."""
-    more = {key: value for key, value in inputs.items() if key != "input_ids"} | settings
-    with torch.no_grad():
-        return bridge.run_with_hooks(inputs["input_ids"], fwd_hooks=list(hooks), **more)
-
-
-def attached(lens, plan, inputs, prompt_end=None):
-    """The same forward pass on the plain model with the plan attached."""
-    told = inputs["input_ids"], inputs["attention_mask"], prompt_end
-    with plan.attach(lens.hf) as handle, handle.expecting(*told), torch.no_grad():
-        return lens.hf(**inputs).logits
-
-
-def n_hooks(bridge) -> int:
-    return sum(len(point.fwd_hooks) + len(point._forward_hooks) for point in bridge.hook_dict.values())
-
-
-def stacked(result) -> torch.Tensor:
-    return torch.stack(result.logits, dim=1)
-
 
 # -- the bridge ---------------------------------------------------------------------------------------------------
 

@@ -165,9 +165,11 @@ def test_single_pass_needs_gates_below_and_without_prefix():
 
 def test_the_plan_prints_as_sentences():
     assert str(gated_plan()).splitlines() == [
-        "turn: on the last prompt token and every generated one, if linear discriminant at block 1, last > 0 fires: "
-        "at blocks 1, 2 rotate toward v̂ by λ = 0.6, inside the complement of the RRS (rank 4)",
-        f"push: on every generated token of text queries: at block 2 add 2 × a vector of length {vector(3).norm():.3g}",
+        "turn: all queries · last prompt token on",
+        "  if linear discriminant at block 1, last > 0",
+        "  blocks 1, 2: rotate toward v̂ by λ = 0.6, inside the complement of the RRS (rank 4)",
+        "push: text queries · generated tokens",
+        f"  block 2: add 2 × a vector of length {vector(3).norm():.3g}",
     ]
     assert "where" in str(push(1).when(linear_gate(), per="token"))
     assert str(Plan([])) == "no edits"

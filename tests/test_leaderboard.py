@@ -1,12 +1,15 @@
 """The leaderboard on a real tiny LLaVA: cells that are kept, fail alone and go on; what the tables say; both figures."""
 
+import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from helpers import parquet_fixture, tiny
 
@@ -151,12 +154,33 @@ def test_processes_of_their_own_give_the_same(asked, broken_then_whole, tmp_path
 def test_other_settings_are_other_cells(broken_then_whole, asked):
     given = script.arguments().parse_args(asked)
     given.attacks = leaderboard.attacks_of(given.attacks)
-    folder = Cell("vanilla", 10, 0).folder(broken_then_whole[0] / "leaderboard")
-    of = json.loads((folder / "cell.json").read_text())["of"]
-    assert cells.kept(folder, of) is not None
-    for name, value in (("limit", 4), ("version", "0"), ("seed", 1), ("attacks", [])):
-        assert cells.kept(folder, of | {name: value}) is None
-    assert cells.kept(folder / "nowhere", of) is None
+    root = broken_then_whole[0] / "leaderboard"
+
+    def kept(cell=Cell("vanilla", 10, 0), **changes):  # noqa: B008
+        return cells.kept_of(cell, argparse.Namespace(**vars(given) | changes), root).get("record")
+
+    assert kept()["method"] == "vanilla"
+    assert kept(Cell("vanilla", 10, 1)) is None
+    for changes in ({"limit": 4}, {"attacks": []}, {"max_new_tokens": 6}, {"dtype": "bfloat16"}):
+        assert kept(**changes) is None
+
+
+def test_cells_of_other_answers_are_other_cells(broken_then_whole, asked, data, tmp_path):
+    """A folder of the same name in which one reference answer was mended."""
+    given = script.arguments().parse_args(asked)
+    given.attacks = leaderboard.attacks_of(given.attacks)
+    root, cell = broken_then_whole[0] / "leaderboard", Cell("vanilla", 10, 0)
+    mended = tmp_path / data.name
+    shutil.copytree(data, mended)
+    assert cells.kept_of(cell, argparse.Namespace(**vars(given) | {"data": str(mended)}), root).get("record")
+    file = mended / "Test_Set" / "train-00000-of-00001.parquet"
+    rows = pq.read_table(file).to_pylist()
+    rows[0]["Generation_Task"][0]["Ground_Truth"] = "Lima"
+    parquet_fixture.write_split(mended, "Test_Set", rows)
+    cells.world.cache_clear()
+    assert not cells.kept_of(cell, argparse.Namespace(**vars(given) | {"data": str(mended)}), root).get(
+        "record"
+    )
 
 
 def test_relearning_asks_about_other_people_than_it_is_taught(data):

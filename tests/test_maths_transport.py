@@ -10,6 +10,7 @@ from rmuse_interp.maths import transport
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, log_map, unit
 from rmuse_interp.maths.transport import (
     barycentric_projection,
+    entropic_targets,
     k_medoids,
     semi_relaxed_nearest,
     transport_cost,
@@ -104,6 +105,33 @@ def test_relaxed_weights_lie_between_balanced_and_nearest():
             free = (-transport_cost(a, b) / entropy).softmax(dim=1) / 9
             assert torch.allclose(plan, free, atol=1e-3)
             assert torch.equal(plan.argmax(dim=1), semi_relaxed_nearest(a, b))
+
+
+@pytest.mark.parametrize("entropy", [0.02, 0.3, 5.0])
+def test_entropic_targets_are_pots_for_a_state_alone_balanced_in_nothing_but_the_state(entropy: float):
+    b = unit(points(4, 6, seed=1) + points(6, seed=2))
+    states = points(3, 6, seed=5) + 2 * points(6, seed=2)
+    found = entropic_targets(states, b, entropy)
+    for state, target in zip(unit(states), found, strict=True):
+        # ε and ρ of one state add up: this is unbalanced transport with half of either.
+        plan = barycentric_projection(state[None], b, entropy=entropy / 2, relaxation=entropy / 2)
+        assert torch.allclose(plan.targets[0], target, atol=1e-5)
+        share = (-transport_cost(state[None], b)[0] / entropy).softmax(dim=0)
+        assert torch.allclose(plan.plan[0], share, atol=1e-5)
+        assert float((share @ log_map(target, b)).norm()) < 1e-9  # what defines a Fréchet mean
+    assert entropic_targets(states.reshape(3, 1, 6).float(), b, entropy).shape == (3, 1, 6)
+
+
+def test_entropic_targets_lie_between_the_nearest_prototype_and_the_mean_of_all():
+    b = unit(points(4, 6, seed=1) + points(6, seed=2))
+    states = points(8, 6, seed=5) + points(6, seed=2)
+    nearest = b[semi_relaxed_nearest(states, b)]
+    assert torch.allclose(entropic_targets(states, b, 1e-4), nearest, atol=1e-6)
+    assert torch.allclose(entropic_targets(states, b, 1e6), frechet_mean(b).expand(8, 6), atol=1e-5)
+    away = [geodesic(entropic_targets(states, b, entropy), nearest).mean() for entropy in (0.01, 0.1, 1.0)]
+    assert away == sorted(away)
+    opposite = torch.stack([b[0], -b[0]])
+    assert bool(torch.isfinite(entropic_targets(states, opposite, 1e6)).all())
 
 
 def test_prototypes_that_contradict_each_other_have_a_mean():

@@ -166,6 +166,22 @@ def test_what_is_imported_is_declared() -> None:
         assert {normalised(IMPORT_NAMES.get(name, name)) for name in third_party} - allowed == set()
 
 
+NOT_IMPORTED = {"ipykernel": "nbclient runs the notebooks in its kernel"}
+"""Declared distributions that no file of ours imports → the library that needs them, and why."""
+
+
+def test_what_is_declared_is_imported() -> None:
+    """A dependency is used, or stands in `NOT_IMPORTED` with the library that needs it."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    optional = [entry for name, extra in extras.items() if name != "dev" for entry in extra]
+    package, everywhere = (
+        {normalised(IMPORT_NAMES.get(name, name)) for path in paths for name in top(imported_modules(path))}
+        for paths in (SOURCES, [*SOURCES, *(ROOT / "tests").rglob("*.py")])
+    )
+    assert declared(*PROJECT["project"]["dependencies"]) - package == set()
+    assert declared(*optional) - everywhere == set(NOT_IMPORTED)
+
+
 IMPORT_NAMES = {"ot": "pot", "PIL": "pillow", "sklearn": "scikit-learn"}
 
 
@@ -177,6 +193,13 @@ def declared(*entries: str) -> set[str]:
 def normalised(name: str) -> str:
     """A distribution's name in one spelling (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_one_bootstrap_draws_for_every_interval() -> None:
+    """Nobody else draws with replacement, nor reads 2.5 % and 97.5 % off its own draws."""
+    by_hand = re.compile(r"\.integers\(|\.multinomial\([^)]*size|percentile\(|bincount\(rng")
+    found = {relative(path) for path in SOURCES if by_hand.search(path.read_text())}
+    assert found == {"rmuse_interp/maths/statistics.py"}
 
 
 def test_git_keeps_what_the_wheel_must_carry() -> None:

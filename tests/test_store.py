@@ -2,16 +2,21 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import dataclass
 
+import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import parquet_fixture
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data import load_benchmark
+from rmuse_interp.data.content import content
 from rmuse_interp.data.store import (
     Store,
     atomic,
@@ -22,6 +27,8 @@ from rmuse_interp.data.store import (
     write_tensors,
     write_text,
 )
+
+FIRST = "train-00000-of-00001.parquet"
 
 
 @dataclass(frozen=True)
@@ -268,3 +275,26 @@ def test_tensors_come_back_with_what_was_kept_with_them(tmp_path):
     (tmp_path / "t.safetensors").write_bytes(b"no tensors")
     with pytest.raises(RMuseError, match="whole safetensors file"):
         read_tensors(tmp_path / "t.safetensors")
+
+
+def test_a_benchmark_is_known_by_what_it_holds(tmp_path):
+    """The same wherever it lies; another one where a picture, an answer, an alias or the forget rate differs."""
+    home = parquet_fixture.write_benchmark(tmp_path / "here")
+    there = tmp_path / "elsewhere"
+    shutil.copytree(home, there)
+    found = content(load_benchmark(home))
+    assert content(load_benchmark(there)) == found
+    assert content(load_benchmark(there, forget=10)) != found
+    assert content(load_benchmark(there), ["test"]) != found
+    said = (there / "benchmark.json").read_text()
+    (there / "benchmark.json").write_text(
+        json.dumps(json.loads(said) | {"aliases": {"Oslo": ["Christiania"]}})
+    )
+    assert content(load_benchmark(there)) != found
+    (there / "benchmark.json").write_text(said)
+    (row,) = pq.read_table(there / "forget_5" / FIRST).to_pylist()
+    parquet_fixture.write_split(there, "forget_5", [row])
+    assert content(load_benchmark(there)) == found
+    row["image"] = {"bytes": parquet_fixture.png(99), "path": None}
+    parquet_fixture.write_split(there, "forget_5", [row])
+    assert content(load_benchmark(there)) != found

@@ -17,6 +17,7 @@ from rmuse_interp.edits.interpreter import steer
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.trace import SITE_COLUMNS, Recorder
 from rmuse_interp.maths.sphere import unit
+from rmuse_interp.models.site import Site
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.runs import run as running
 
@@ -300,12 +301,12 @@ def test_recording_is_free_when_off_and_cheap_when_on(lens):
             )
             h = torch.randn(4, 1, 32)
             with Counted() as counted:
-                handle.apply(2, h)
+                handle.apply(Site(2), h)
             counts.append(counted.n)
             state = handle.state
     with Counted() as needed:
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
-        steer(plan[0].operator_at(2), h, state.call.real, step, gather=False)
+        steer(plan[0].operator_at(2), h, state.call.real, step, state)
     assert counts[0] == needed.n
     assert needed.n < counts[1] <= needed.n + 8
 

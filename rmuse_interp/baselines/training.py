@@ -5,16 +5,15 @@ answers to the rivals' validation part (fitting questions held out, see `fitting
 files and celebrities are never read. What was validated is what is kept: nothing is trained again afterwards.
 """
 
-import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float
@@ -31,8 +30,11 @@ from rmuse_interp.baselines.store import RECORD, read_record, versions, write_ba
 from rmuse_interp.baselines.trainables import RANK, Trainable, adapter_config, require_peft
 from rmuse_interp.baselines.trials import Judged, Trial, best, next_setting
 from rmuse_interp.data import Benchmark, Example, sample
+from rmuse_interp.data.content import content
+from rmuse_interp.data.store import digest
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.fitting.validation import Validation, hold_out
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 
 SETTINGS: Final = 10
@@ -106,15 +108,16 @@ def train(
         )
     part = hold_out(lens, benchmark, seed)
     budget = {"seed": seed, "limit": limit, "batch_size": batch_size, "settings": settings, "epochs": epochs}
-    digest = _digest(name, baseline, lens, benchmark, part, budget)
+    how = (name, baseline.setting, baseline.groups, baseline.trains, RANK)
+    of = digest(how, budget, depends(lens), content(benchmark), part.ids, part.max_new_tokens)
     if (home / RECORD).is_file():
-        return _taken_up(home, name, digest)
+        return _taken_up(home, name, of)
     course = Course(name, baseline, lens, benchmark, part, seed, limit, batch_size)
     course.require_rows()
     if baseline.trains == "adapters":
         require_peft()
     home.mkdir(parents=True, exist_ok=True)
-    journal = Journal(home, digest)
+    journal = Journal(home, of)
     task = None if progress is None else progress.add_task(name, total=settings, completed=0)
     with _mode_kept(lens):
         judged = Judged(lens, benchmark, part)
@@ -129,7 +132,7 @@ def train(
         "title": baseline.title,
         "summary": baseline.summary,
         "paper": baseline.paper,
-        "digest": digest,
+        "digest": of,
         "budget": budget,
         "settings": {
             "trains": baseline.trains,
@@ -310,46 +313,17 @@ def _mode_kept(lens: LensModel) -> Iterator[None]:
         lens.hf.train(mode)
 
 
-def _taken_up(folder: Path, name: str, digest: str) -> Trained:
+def _taken_up(folder: Path, name: str, of: str) -> Trained:
     """The finished baseline of a folder.
 
     Raises:
         RMuseError: it is another one.
     """
     record = read_record(folder)
-    if record.get("digest") != digest:
+    if record.get("digest") != of:
         raise RMuseError(
             f"{folder} holds {record['method']} trained in another way (other data, model, seed or budget) than the "
             f"{name} asked for; choose another folder, or remove it (`rmuse baseline train --overwrite`)"
         )
     trials = tuple(Trial(**row) for row in record["trials"])
     return Trained(name, folder, Trial(**record["chosen"]), trials, float(record["seconds"]))
-
-
-def _digest(
-    name: str,
-    baseline: Baseline,
-    lens: LensModel,
-    benchmark: Benchmark,
-    part: Validation,
-    budget: Mapping[str, Any],
-) -> str:
-    """Of all that a training depends on."""
-    said = (
-        name,
-        baseline.setting,
-        baseline.groups,
-        baseline.trains,
-        asdict(RANK),
-        dict(budget),
-        lens.name,
-        str(lens.fingerprint),
-        str(lens.dtype),
-        benchmark.id,
-        benchmark.forget_rate,
-        benchmark.render_seed,
-        sorted(benchmark.forget_people),
-        sorted(part.ids),
-        part.max_new_tokens,
-    )
-    return hashlib.sha256(repr(said).encode()).hexdigest()

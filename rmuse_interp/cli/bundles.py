@@ -171,7 +171,7 @@ def info(
         gates.add_column(heading, overflow="fold")
     for modality, gate in fitted.gates.items():
         scored = "the prompt" if gate.prefix is None else f"“{gate.prefix}” and the prompt"
-        kind = type(gate).__name__.removesuffix("Gate")
+        kind = gate.kind.removesuffix("Gate")
         gates.add_row(
             modality,
             kind,

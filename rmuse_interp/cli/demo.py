@@ -108,20 +108,16 @@ def both_presets(
     seconds: dict[str, float],
 ) -> dict[str, "RMuse"]:
     """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
+    from rmuse_interp.data.content import content
+    from rmuse_interp.data.store import digest, sources
     from rmuse_interp.fitting import assemble, enough, gather
+    from rmuse_interp.lens.identity import depends
     from rmuse_interp.method.rmuse import PRESETS, RMuse
 
     limit = enough(benchmark, FIT_LIMIT)
     origin = support.provenance(MODEL, DATA, limit=limit, layers=None, batch_size=batch_size)
-    wanted = {
-        "benchmark": {
-            "id": benchmark.id,
-            "forget": benchmark.forget_rate,
-            "render_seed": benchmark.render_seed,
-        },
-        "seed": seed,
-        "provenance": origin,
-    }
+    origin["of"] = digest(depends(lens), content(benchmark), sources())
+    wanted = {"seed": seed, "provenance": origin}
     if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
         try:
             found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}

@@ -1,7 +1,7 @@
 """Benchmarks: one `Example` per question, one `Benchmark` per folder, one file per format."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rmuse_interp.data.benchmark import SPLITS, Benchmark, Split, load_benchmark
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 __all__ = ["SPLITS", "Benchmark", "Example", "Kind", "Modality", "Split", "load_benchmark", "sample"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Late, so that the question texts (`data.prompts`) can be had without torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

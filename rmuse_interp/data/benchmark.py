@@ -65,7 +65,7 @@ class Settings:
         Raises:
             RMuseError: no JSON object, or a key of the wrong shape (names the key).
         """
-        raw: Any = {}
+        raw = {}
         if path.is_file():
             try:
                 raw = json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 import io
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.pictures import Stored
@@ -58,7 +58,7 @@ class Example:
     question: str
     answer: str
     person: str | None = None
-    image: Picture = field(default=None, repr=False)  # type: ignore[assignment]
+    image: Picture = field(default=cast("Picture", None), repr=False)
     reasoning: str | None = None
     direct_question: str | None = None
     direct_answer: str | None = None

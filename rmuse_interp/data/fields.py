@@ -4,15 +4,16 @@ import json
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from rmuse_interp.data.example import Kind, Modality
+from rmuse_interp.data.rows import Row
 
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
 """Scripts that put no blanks between words (or, as Hangul does, hang particles on them), by Unicode names."""
 
 
-class Asked(NamedTuple):
+class Question(NamedTuple):
     """One question of a row, whatever the format: what a format's own file makes of its columns.
 
     `task` is the part of the example's id between the person and the modality, `place` where it stands in its row, and
@@ -24,7 +25,7 @@ class Asked(NamedTuple):
     kind: Kind
     place: str
     modality: Modality
-    record: Mapping[str, Any]
+    record: Row
 
 
 class Fault(Exception):
@@ -35,7 +36,7 @@ class Fault(Exception):
         self.field, self.reason = field, reason
 
 
-def biography(value: Any) -> dict[str, str]:
+def biography(value: object) -> dict[str, str]:
     """Facts of an MLLMU-Bench biography (a JSON string whose keys vary), nested ones flattened.
 
     >>> biography('{"Residence": "Tokyo", "Job": {"question": "What does she do?", "answer": "nurse"}}')
@@ -47,7 +48,7 @@ def biography(value: Any) -> dict[str, str]:
         return {}  # free text: no facts to read off, and format 5 brings its own
     facts: dict[str, str] = {}
 
-    def walk(key: str, node: Any) -> None:
+    def walk(key: str, node: object) -> None:
         if isinstance(node, Mapping):
             if "answer" in node:
                 walk(key, node["answer"])
@@ -83,7 +84,7 @@ def _unspaced(character: str) -> bool:
     return unicodedata.name(character, "").startswith(_UNSPACED)
 
 
-def plain(value: Any, at: str) -> Any:
+def plain(value: object, at: str) -> object:
     """numpy arrays as lists, JSON strings of containers as those containers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -95,7 +96,7 @@ def plain(value: Any, at: str) -> Any:
     return value
 
 
-def as_list(value: Any, at: str) -> list[Any]:
+def as_list(value: object, at: str) -> list[object]:
     """A list; null is the empty one."""
     found = plain(value, at)
     if found is None:
@@ -105,7 +106,7 @@ def as_list(value: Any, at: str) -> list[Any]:
     return found
 
 
-def as_dict(value: Any, at: str) -> Mapping[str, Any]:
+def as_dict(value: object, at: str) -> Row:
     """A mapping: a struct, a parquet map (a list of pairs), or a JSON object."""
     found = plain(value, at)
     if isinstance(found, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
@@ -115,12 +116,12 @@ def as_dict(value: Any, at: str) -> Mapping[str, Any]:
     return found
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
-def text(record: Mapping[str, Any], key: str, at: str) -> str:
+def text(record: Row, key: str, at: str) -> str:
     """A string that says something; numbers are read as their digits."""
     value = record.get(key)
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
@@ -128,17 +129,17 @@ def text(record: Mapping[str, Any], key: str, at: str) -> str:
     return str(value)
 
 
-def optional_text(record: Mapping[str, Any], key: str, at: str) -> str | None:
+def optional_text(record: Row, key: str, at: str) -> str | None:
     """As `text`; None where the key is missing, null or empty."""
     return None if record.get(key) in (None, "") else text(record, key, at)
 
 
-def identity(record: Mapping[str, Any]) -> str:
+def identity(record: Row) -> str:
     """The row's ID."""
     return text(record, "ID", "").strip()
 
 
-def options(value: Any, at: str) -> dict[str, str]:
+def options(value: object, at: str) -> dict[str, str]:
     """Letter → option; letters another row has and this one lacks (null in a struct) are left out."""
     found = {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None}
     if len(found) < 2:
@@ -146,14 +147,14 @@ def options(value: Any, at: str) -> dict[str, str]:
     return found
 
 
-def attributes(value: Any, at: str) -> dict[str, str] | None:
+def attributes(value: object, at: str) -> dict[str, str] | None:
     """Attribute → value without the nulls of a struct; None where the field itself is missing."""
     if value is None or value == "":
         return None
     return {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None and str(v).strip()}
 
 
-def reasoning(value: Any, at: str) -> str | None:
+def reasoning(value: object, at: str) -> str | None:
     """A chain as one string; steps of ``{step, evidence}`` are joined by spaces."""
     try:
         found = plain(value, at)
@@ -177,7 +178,7 @@ def reasoning(value: Any, at: str) -> str | None:
     return " ".join(s for s in steps if s)
 
 
-def picture(value: Any, at: str) -> bytes | None:
+def picture(value: object, at: str) -> bytes | None:
     """Encoded bytes of a picture (a struct with ``bytes``, or the bytes themselves), not decoded here."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
@@ -188,7 +189,7 @@ def picture(value: Any, at: str) -> bytes | None:
     return value
 
 
-def pictures(record: Mapping[str, Any]) -> list[bytes | None]:
+def pictures(record: Row) -> list[bytes | None]:
     """All pictures of a person: `images`, or the one `image`; [None] for a person without."""
     several = record.get("images")
     if several is None:

@@ -1,12 +1,13 @@
 """The five formats, told apart by what a file holds, never by its name."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import mllmu, mllmu_training, rmllmu, rtofu, umu
-from rmuse_interp.data.fields import Asked
+from rmuse_interp.data.fields import Question
+from rmuse_interp.data.rows import Row
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,8 @@ class Format:
     name: str
     marks: tuple[str, ...]
     columns: tuple[str, ...]
-    tasks: Callable[[Mapping[str, Any]], Iterator[Asked]]
-    facts: Callable[[Mapping[str, Any]], dict[str, str]]
+    tasks: Callable[[Row], Iterator[Question]]
+    facts: Callable[[Row], dict[str, str]]
     lacks: tuple[str, ...] = ()
     has_test: bool = True
 

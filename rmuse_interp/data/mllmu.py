@@ -3,19 +3,20 @@
 RMLLMU-Bench's rows are these with ``Reasoning`` and ``Forget_Attributes`` in their questions.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from rmuse_interp.data import fields
 from rmuse_interp.data.example import Kind, Modality
-from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.fields import Fault, Question
+from rmuse_interp.data.rows import Row
 
 MARKS: Final = ("Classification_Task", "Generation_Task", "Mask_Task")
 COLUMNS: Final = ("ID", "image", "images", "biography", *MARKS)
 MODALITIES: Final[dict[str, Modality]] = {"Image_Textual": "image", "Pure_Text": "text"}
 
 
-def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+def tasks(record: Row) -> Iterator[Question]:
     """Every question of a person: open ones, cloze sentences, multiple choice."""
     named: tuple[tuple[str, Kind], ...] = (("Generation_Task", "generation"), ("Mask_Task", "cloze"))
     for column, kind in named:
@@ -26,7 +27,7 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
             if modality is None:
                 found = entry.get("Type")
                 raise Fault(f"{place}.Type", f"required Image_Textual or Pure_Text, got {found!r}")
-            yield Asked(f"{kind}/{i}", kind, place, modality, entry)
+            yield Question(f"{kind}/{i}", kind, place, modality, entry)
     classes = fields.plain(record.get("Classification_Task"), "Classification_Task")
     if classes is None:
         return
@@ -36,9 +37,9 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
         for i, question in enumerate(fields.as_list(asked, where)):
             place = f"{where}[{i}]"
             entry = fields.as_dict(question, place)
-            yield Asked(f"classification/{i}", "classification", place, modality, entry)
+            yield Question(f"classification/{i}", "classification", place, modality, entry)
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, str]:
+def facts(record: Row) -> dict[str, str]:
     """What the biography states."""
     return fields.biography(record.get("biography"))

@@ -1,16 +1,17 @@
 """MLLMU-Bench, training files: a picture and ``metadata``, a JSON string of ``[{Question, Answer}]``, per row."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from rmuse_interp.data import fields
-from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.fields import Fault, Question
+from rmuse_interp.data.rows import Row
 
 MARKS: Final = ("metadata",)
 COLUMNS: Final = ("ID", "image", "metadata")
 
 
-def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+def tasks(record: Row) -> Iterator[Question]:
     """The questions about the picture."""
     found = fields.as_list(record.get("metadata"), "metadata")
     if not found:
@@ -19,7 +20,7 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
         place = f"metadata[{i}]"
         entry = fields.as_dict(question, place)
         asked = fields.text(entry, "Question", f"{place}."), fields.text(entry, "Answer", f"{place}.")
-        yield Asked(
+        yield Question(
             f"generation/{i}",
             "generation",
             place,
@@ -28,6 +29,6 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
         )
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, str]:
+def facts(record: Row) -> dict[str, str]:
     """None: the format has no biography."""
     return {}

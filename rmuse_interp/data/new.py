@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
@@ -15,6 +15,9 @@ from rmuse_interp.data.pictures import parquet
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rows import Row, records
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 WORDINGS_PER_FACT: Final = 2
 """Wordings of a fact that are asked in fitting, each for pictures and for text."""
@@ -260,7 +263,7 @@ def _harmless(people: Sequence[Person], held_out: bool) -> Iterator[Row]:
             }
 
 
-def _settings(people: Sequence[Person], retain: Path, name: str) -> dict[str, Any]:
+def _settings(people: Sequence[Person], retain: Path, name: str) -> dict[str, object]:
     """The retain data's settings, under the new name and with the people's other names."""
     path = retain / "benchmark.json"
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -297,7 +300,7 @@ def _write(
                 writer.write_batch(batch.filter(mask))
 
 
-def _schema(row: Row) -> Any:
+def _schema(row: Row) -> "pa.Schema":
     """The types of a row's columns, spelled out: no row alone tells those of a list that is empty in it."""
     import pyarrow as pa
 

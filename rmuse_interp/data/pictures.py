@@ -5,7 +5,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 BATCH_ROWS: Final = 16
 """Rows of a parquet file that are in memory at a time; rows hold pictures."""
@@ -45,13 +49,13 @@ class _Column:
             group += 1
         groups = list(range(group, file.metadata.num_row_groups))
         batches = file.iter_batches(batch_size=BATCH_ROWS, row_groups=groups, columns=[wanted.column])
-        self._batches: Iterator[Any] = (batch.column(wanted.column) for batch in batches)
+        self._batches: Iterator["pa.Array"] = (batch.column(wanted.column) for batch in batches)
         self._batch = next(self._batches)
 
     def reaches(self, wanted: Stored) -> bool:
         return self.first <= wanted.row and self._seen == _version(wanted)
 
-    def value(self, row: int) -> Any:
+    def value(self, row: int) -> "pq.ParquetFile":
         while row >= self.first + len(self._batch):
             self.first += len(self._batch)
             self._batch = next(self._batches)
@@ -68,7 +72,7 @@ def _version(wanted: Stored) -> tuple[Path, str, int, int]:
     return wanted.path, wanted.column, now.st_mtime_ns, now.st_size
 
 
-def parquet(path: Path) -> Any:
+def parquet(path: Path) -> "pq.ParquetFile":
     """A parquet file opened so that memory does not grow with its row groups."""
     import pyarrow.parquet as pq
 

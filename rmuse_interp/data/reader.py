@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, rtofu
 from rmuse_interp.data.example import Example, Kind
-from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.fields import Fault, Question
 from rmuse_interp.data.formats import Format
 from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.rows import BadLine, Problem, Row, columns_of, count_rows, records
@@ -225,7 +225,16 @@ class Reader:
         return image if self._held <= HELD_BYTES else place
 
     def _open(
-        self, asked: Asked, *, facts: Mapping[str, str] | None = None, kind: Kind, **rest: Any
+        self,
+        asked: Question,
+        *,
+        id: str,
+        split: str,
+        kind: Kind,
+        person: str | None,
+        image: bytes | Stored | None,
+        source: str,
+        facts: Mapping[str, str] | None = None,
     ) -> Example:
         """One example from one question."""
         question, at = asked.record, f"{asked.place}." if asked.place else ""
@@ -249,19 +258,23 @@ class Reader:
             direct_question = direct_question or f"{words} {self.direct_instruction}".strip()
             direct_answer = fields.optional_text(question, "Direct_Answer", at) or answer
         return Example(
-            kind=kind,
-            modality=asked.modality,
-            question=words,
-            answer=answer,
+            id,
+            split,
+            kind,
+            asked.modality,
+            words,
+            answer,
+            person=person,
+            image=image,
             reasoning=fields.reasoning(question.get("Reasoning"), at + "Reasoning"),
             direct_question=direct_question,
             direct_answer=direct_answer,
             attributes=attributes,
             options=options,
-            paraphrased_answer=question.get("Paraphrased_Answer"),
-            paraphrased_question=question.get("Paraphrased_Question"),
-            perturbed_answers=tuple(question.get("Perturbed_Answers") or ()),
-            **rest,
+            paraphrased_answer=fields.optional_text(question, "Paraphrased_Answer", at),
+            paraphrased_question=fields.optional_text(question, "Paraphrased_Question", at),
+            perturbed_answers=tuple(map(str, fields.as_list(question.get("Perturbed_Answers"), at))),
+            source=source,
         )
 
 
@@ -276,7 +289,7 @@ class _Guard:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, fault: Any, trace: Any) -> bool:
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> bool:
         if not isinstance(fault, Fault):
             return False
         bad = Problem(self.file, self.row, fault.field, fault.reason)

@@ -4,12 +4,13 @@ A question of its person rows may carry ``Reasoning``, ``Forget_Attributes``, ``
 ``Reasoning/``, ``Benign/`` and ``Strangers/`` hold a question per row, in ``train-*`` and ``test-*`` files.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from rmuse_interp.data import fields
 from rmuse_interp.data.example import Kind
-from rmuse_interp.data.fields import Asked
+from rmuse_interp.data.fields import Question
+from rmuse_interp.data.rows import Row
 
 MARKS: Final = ("Question", "Ground_Truth")
 QUESTION_COLUMNS: Final = (
@@ -30,12 +31,12 @@ QUESTION_FOLDERS: Final[dict[str, Kind]] = {
 """Folder of single questions → their kind."""
 
 
-def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+def tasks(record: Row) -> Iterator[Question]:
     """The one question of a row; with the picture where there is one. Its kind is its folder's, not told by the row."""
     pictured = fields.picture(record.get("image"), "image") is not None
-    yield Asked("", "reasoning", "", "image" if pictured else "text", record)
+    yield Question("", "reasoning", "", "image" if pictured else "text", record)
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, str]:
+def facts(record: Row) -> dict[str, str]:
     """None: what such a question gives away stands in its ``Forget_Attributes``."""
     return {}

@@ -1,15 +1,16 @@
 """Rows of parquet and JSONL files as plain dicts, a few in memory at a time, and what can be wrong with one."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.pictures import BATCH_ROWS, parquet
 
-Row = dict[str, Any]
+Row = Mapping[str, object]
+"""A row, or a question within one, by column."""
 BadLine = Callable[[int, str], None]
 """Is told the number of a line that is no JSON object, and why."""
 
@@ -112,7 +113,9 @@ class _readable:
     def __enter__(self) -> None:
         return None
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         import pyarrow as pa
 
         if isinstance(error, pa.ArrowException):

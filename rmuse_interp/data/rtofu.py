@@ -6,13 +6,13 @@ and ``retain_perturbed`` ask the same in other words and make the test splits, `
 retain files may lack it, and its numbers begin anew in every file: people are told apart by split and number.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rmuse_interp.data import fields
-from rmuse_interp.data.fields import Asked, Fault
-from rmuse_interp.data.rows import records
+from rmuse_interp.data.fields import Fault, Question
+from rmuse_interp.data.rows import Row, records
 
 MARKS: Final = ("cot",)
 COLUMNS: Final = (
@@ -41,14 +41,14 @@ def files(root: Path, folder: str, rate: int | None) -> list[Path]:
     return sorted(found)
 
 
-def person(record: Mapping[str, Any], path: Path, row: int) -> str:
+def person(record: Row, path: Path, row: int) -> str:
     """Who a question is about: the request it belongs to within its split, or itself where it belongs to none."""
     split = next((s for s in ("forget", "retain", *KNOWN) if path.stem.startswith(s)), path.stem)
     request = record.get("task_id")
     return f"{split}-{row:05d}" if request in (None, "") else f"{split}-{request}"
 
 
-def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+def tasks(record: Row) -> Iterator[Question]:
     """The one question of a line, in other words where the file has them.
 
     Only a perturbed file, which is for scoring, may leave the chain empty.
@@ -61,7 +61,7 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
     chain = record["cot"]
     if isinstance(chain, str) and not chain.strip() and scoring:
         chain = None
-    yield Asked(
+    yield Question(
         "generation/0",
         "generation",
         asked,
@@ -82,7 +82,7 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
     )
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, str]:
+def facts(record: Row) -> dict[str, str]:
     """None: the format states no attributes."""
     return {}
 

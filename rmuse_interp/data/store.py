@@ -3,6 +3,7 @@
 Everything in the package that writes a result, or takes up an earlier one, does it through here.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -214,7 +215,8 @@ def digest(*of: object) -> str:
     """A canonical digest (32 hex digits): equal for equal values, whatever the order of mappings and sets.
 
     Args:
-        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses, and mappings, sets and sequences of them.
+        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses (of fields that are compared), and mappings,
+            sets and sequences of them.
 
     Raises:
         TypeError: anything else, as its text may change from run to run.
@@ -225,6 +227,13 @@ def digest(*of: object) -> str:
     False
     """
     return hashlib.sha256(_canonical(of)).hexdigest()[:32]
+
+
+@functools.cache
+def sources() -> str:
+    """A digest of the package's own code: what it fits by other code is another thing."""
+    root = Path(__file__).resolve().parents[1]
+    return digest({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.py")})
 
 
 def digest_of_file(path: Path) -> str:
@@ -255,7 +264,7 @@ def _canonical(value: object) -> bytes:
         kind, content = "sequence", b"".join(map(_hashed, value))
     elif is_dataclass(value) and not isinstance(value, type):
         kind = f"dataclass {type(value).__name__}"
-        content = _hashed({f.name: getattr(value, f.name) for f in fields(value)})
+        content = _hashed({f.name: getattr(value, f.name) for f in fields(value) if f.compare})
     else:
         kind, content = _of_tensor(value)
     return f"{kind}:{len(content)}:".encode() + content

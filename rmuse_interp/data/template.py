@@ -61,7 +61,7 @@ class Template:
         told = self.stepwise if form == "stepwise" else self.direct
         return question if question.endswith(told) else f"{question} {told}".strip()
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> dict[str, object]:
         """Plain JSON, which `of_record` reads."""
         return {**asdict(self), "delimiters": list(self.delimiters)}
 

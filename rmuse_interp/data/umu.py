@@ -6,12 +6,13 @@ The key for questions with the picture is spelled ``muitimodal`` in the publishe
 """
 
 import ast
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from rmuse_interp.data import fields
 from rmuse_interp.data.example import Kind, Modality
-from rmuse_interp.data.fields import Asked, Fault
+from rmuse_interp.data.fields import Fault, Question
+from rmuse_interp.data.rows import Row
 
 MARKS: Final = ("MM_QA", "UM_QA", "Classify", "Cloze", "Generation")
 COLUMNS: Final = ("ID", "image", "Biography", *MARKS)
@@ -19,7 +20,7 @@ _PICTURED: Final = ("muitimodal", "multimodal")
 _TASKS: Final[dict[str, Kind]] = {"Generation": "generation", "Cloze": "cloze", "Classify": "classification"}
 
 
-def literal(value: Any, at: str) -> Any:
+def literal(value: object, at: str) -> object:
     """A column's string as the Python value it spells (`ast.literal_eval`: nothing is run); numpy arrays as lists."""
     if hasattr(value, "tolist"):
         value = value.tolist()
@@ -32,13 +33,13 @@ def literal(value: Any, at: str) -> Any:
         raise Fault(at, f"required a Python literal, got {value[:60]!r} ({said})") from None
 
 
-def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
+def tasks(record: Row) -> Iterator[Question]:
     """Every question of a person: the two lists of questions and answers, then the three tasks."""
     pairs: tuple[tuple[str, Modality], ...] = (("MM_QA", "image"), ("UM_QA", "text"))
     for column, modality in pairs:
         for i, (key, question, answer) in enumerate(_pairs(literal(record.get(column), column), column)):
             place = f"{column}[{key}]"
-            yield Asked(
+            yield Question(
                 f"generation/qa{i}",
                 "generation",
                 place,
@@ -62,10 +63,10 @@ def tasks(record: Mapping[str, Any]) -> Iterator[Asked]:
         for side, modality in sides:
             for i, (key, entry) in enumerate(_entries(both.get(side), f"{column}[{side}]")):
                 place = f"{column}[{side}][{key}]"
-                yield Asked(f"{kind}/{i}", kind, place, modality, _question(entry, kind, place))
+                yield Question(f"{kind}/{i}", kind, place, modality, _question(entry, kind, place))
 
 
-def facts(record: Mapping[str, Any]) -> dict[str, str]:
+def facts(record: Row) -> dict[str, str]:
     """What the biography states: a Python literal, JSON, or free text, which gives none."""
     value = record.get("Biography")
     try:
@@ -74,7 +75,7 @@ def facts(record: Mapping[str, Any]) -> dict[str, str]:
         return fields.biography(value)
 
 
-def _entries(value: Any, at: str) -> list[tuple[str, Mapping[str, Any]]]:
+def _entries(value: object, at: str) -> list[tuple[str, Row]]:
     """Key and question, of a mapping or a list."""
     if value is None:
         return []
@@ -82,7 +83,7 @@ def _entries(value: Any, at: str) -> list[tuple[str, Mapping[str, Any]]]:
     return [(str(key), fields.as_dict(entry, f"{at}[{key}]")) for key, entry in found.items()]
 
 
-def _pairs(value: Any, at: str) -> list[tuple[str, str, str]]:
+def _pairs(value: object, at: str) -> list[tuple[str, str, str]]:
     """Key, question and answer, of two mappings side by side or of a list of pairs."""
     if value is None:
         return []
@@ -100,7 +101,7 @@ def _pairs(value: Any, at: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _question(entry: Mapping[str, Any], kind: Kind, place: str) -> dict[str, Any]:
+def _question(entry: Row, kind: Kind, place: str) -> dict[str, object]:
     question, answer = (fields.text(entry, key, f"{place}.") for key in ("question", "answer"))
     if kind != "classification":
         # A cloze answer is a word or two with a full stop after it, which nobody should have to say.

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
@@ -57,7 +56,7 @@ class Own(Restated):
         source: Benchmark,
         template: Template,
         views: Mapping[str, list[Example]],
-        record: Mapping[str, Any],
+        record: Mapping[str, object],
     ) -> None:
         super().__init__(source, template)
         self._views = views

@@ -1,6 +1,8 @@
 """What is asked about a person's facts, in which words: known kinds of fact in their own, any other in general ones."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 N_HELD_OUT: Final = 2
@@ -23,155 +25,21 @@ class Wording:
     fact: str
     cloze: str
 
+    @classmethod
+    def of(cls, row: dict[str, list[str] | str]) -> "Wording":
+        """The wording in one row of ``wordings.json``."""
+        return cls(tuple(row["questions"]), str(row["fact"]), str(row["cloze"]))
+
     def asked(self, held_out: bool) -> tuple[str, ...]:
         """The wordings of Test_Set, or those of what is fitted on."""
         return self.questions[-N_HELD_OUT:] if held_out else self.questions[:-N_HELD_OUT]
 
 
-NAME: Final = Wording(
-    (
-        "Who is {s}?",
-        "What is the name of {s}?",
-        "What is {p} name?",
-        "Can you name {s}?",
-        "Tell me {p} name.",
-        "Do you know the name of {s}?",
-    ),
-    "This is {n}.",
-    "The name of {s} is __.",
-)
-KNOWN: Final[dict[str, Wording]] = {
-    "city": Wording(
-        (
-            "Where does {s} live?",
-            "In which city does {s} live?",
-            "What is {p} city of residence?",
-            "Which city is home to {s}?",
-            "What is {p} home city?",
-            "Do you know where {s} lives?",
-        ),
-        "{n} lives in {v}.",
-        "{s} lives in __.",
-    ),
-    "birth year": Wording(
-        (
-            "When was {s} born?",
-            "In which year was {s} born?",
-            "What is {p} birth year?",
-            "Do you know when {s} was born?",
-            "Tell me when {s} was born.",
-            "What is the birth year of {s}?",
-        ),
-        "{n} was born in {v}.",
-        "{s} was born in __.",
-    ),
-    "birth date": Wording(
-        (
-            "On which day was {s} born?",
-            "What is {p} date of birth?",
-            "On what date was {s} born?",
-            "Do you know {p} date of birth?",
-            "Tell me the birth date of {s}.",
-            "What is {p} birthday?",
-        ),
-        "{n} was born on {v}.",
-        "{s} was born on __.",
-    ),
-    "birthplace": Wording(
-        (
-            "Where was {s} born?",
-            "In which place was {s} born?",
-            "What is {p} place of birth?",
-            "Which town was {s} born in?",
-            "Tell me where {s} was born.",
-            "What is the birthplace of {s}?",
-        ),
-        "{n} was born in {v}.",
-        "{s} was born in __.",
-    ),
-    "occupation": Wording(
-        (
-            "What is {p} occupation?",
-            "What does {s} do for a living?",
-            "What is the job of {s}?",
-            "Which profession does {s} have?",
-            "What is {p} job?",
-            "Tell me the profession of {s}.",
-        ),
-        "{n} works as a {v}.",
-        "{s} works as a __.",
-    ),
-    "employer": Wording(
-        (
-            "Who is {p} employer?",
-            "Which company does {s} work for?",
-            "For which company does {s} work?",
-            "What company employs {s}?",
-            "Who employs {s}?",
-            "Tell me the employer of {s}.",
-        ),
-        "{n} works for {v}.",
-        "{s} works for __.",
-    ),
-    "education": Wording(
-        (
-            "Where did {s} study?",
-            "At which school did {s} study?",
-            "What is {p} education?",
-            "Which school did {s} go to?",
-            "Which school did {s} attend?",
-            "Do you know where {s} studied?",
-        ),
-        "{n} studied at {v}.",
-        "{s} studied at __.",
-    ),
-    "hobby": Wording(
-        (
-            "What is {p} hobby?",
-            "What does {s} do for fun?",
-            "Which hobby does {s} have?",
-            "What does {s} like to do in free time?",
-            "Tell me {p} hobby.",
-            "What is the hobby of {s}?",
-        ),
-        "{n} enjoys {v}.",
-        "{s} enjoys __.",
-    ),
-    "pet": Wording(
-        (
-            "What pet does {s} have?",
-            "Which pet does {s} own?",
-            "What animal does {s} keep?",
-            "What is {p} pet?",
-            "Which pet does {s} have?",
-            "Do you know {p} pet?",
-        ),
-        "{n} has a {v}.",
-        "{s} has a __.",
-    ),
-}
-ALSO_CALLED: Final[dict[str, str]] = {
-    "residence": "city",
-    "home": "city",
-    "town": "city",
-    "lives in": "city",
-    "city of residence": "city",
-    "job": "occupation",
-    "profession": "occupation",
-    "year of birth": "birth year",
-    "born": "birth year",
-    "date of birth": "birth date",
-    "birthday": "birth date",
-    "dob": "birth date",
-    "place of birth": "birthplace",
-    "company": "employer",
-    "works for": "employer",
-    "school": "education",
-    "university": "education",
-    "alma mater": "education",
-    "hobbies": "hobby",
-    "pets": "pet",
-}
+_TABLE: Final = json.loads(Path(__file__).with_name("wordings.json").read_text(encoding="utf-8"))
+NAME: Final = Wording.of(_TABLE["name"])
+KNOWN: Final = {kind: Wording.of(row) for kind, row in _TABLE["known"].items()}
+ALSO_CALLED: Final[dict[str, str]] = _TABLE["also_called"]
+"""Other headings of columns → kind of fact."""
 
 
 def kind_of(heading: str) -> str:

@@ -156,6 +156,7 @@ def read_out(
             with about, _reading(lens, range(lens.n_layers), pool):
                 lens.hf(**encoded, use_cache=False, logits_to_keep=1)
             if handle is not None and plan is not None:
+                assert handle.state is not None
                 state = handle.state.query
                 told = verdicts(plan, state.decision, state.has_image.tolist())
                 fired |= {query.id: one.fired for query, one in zip(batch, told, strict=True)}

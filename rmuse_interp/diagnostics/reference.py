@@ -19,6 +19,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 from rmuse_interp.diagnostics.leaks import Place, SourceSpan, Statement, embedded, place
 from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import LensModel
 
@@ -111,7 +112,7 @@ def mean_query(
     return Reference({at: total / counts[at] for at, total in sums.items()}, by_span, people)
 
 
-def opened(plan: Plan, device: torch.device) -> Decision:
+def opened(plan: Sentence, device: torch.device) -> Decision:
     """The decision for one query by which every edit acts."""
     yes = torch.ones(1, len(plan), dtype=torch.bool, device=device)
     return Decision(yes, torch.full((1, len(plan)), torch.nan, device=device), yes)

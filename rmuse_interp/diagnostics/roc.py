@@ -96,12 +96,8 @@ def operating_curve(
     drawn = np.stack([_read(at, *row) for row in zip(fpr[1:], tpr[1:], strict=True)])
     there = _read(at, fpr[0], tpr[0])
     closed = np.array([_span(wilson(round(float(v) * len(sides[0])), len(sides[0]))) for v in there])
-    band = np.stack(
-        [
-            np.minimum(np.percentile(drawn, 2.5, axis=0), closed[:, 0]),
-            np.maximum(np.percentile(drawn, 97.5, axis=0), closed[:, 1]),
-        ]
-    )
+    spread = np.array([interval(column) for column in drawn.T])
+    band = np.stack([np.minimum(spread, closed)[:, 0], np.maximum(spread, closed)[:, 1]])
     strict = np.array([f[np.argmax(t >= TPR - 1e-12)] for f, t in zip(fpr, tpr, strict=True)])
     exact = wilson(round(float(strict[0]) * len(sides[1])), len(sides[1]))
     low, high = _hull(strict[1:], _span(exact))

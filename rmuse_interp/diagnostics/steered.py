@@ -82,6 +82,7 @@ def steered(
                 lens.hf(**encoded, use_cache=False, logits_to_keep=1)
             position = mask.cumsum(dim=1) - 1
             taken = (mask.bool() & (position >= encoded.prompt_end.to(mask.device).unsqueeze(1))).cpu()
+            assert handle.state is not None
             state = handle.state.query
             said = verdicts(plan, state.decision, state.has_image.tolist())
             for i, (query, one) in enumerate(zip(rows, said, strict=True)):

@@ -3,6 +3,6 @@
 All operators are imported here, so that a record may name any of them.
 """
 
-from rmuse_interp.edits import linear, plane, rotation
+from rmuse_interp.edits import linear, patch, plane, rotation
 
-__all__ = ["linear", "plane", "rotation"]
+__all__ = ["linear", "patch", "plane", "rotation"]

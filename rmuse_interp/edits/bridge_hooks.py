@@ -12,6 +12,7 @@ block's attention, masked and before the softmax. From there on the session is t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -21,8 +22,9 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.fits import require_sums
 from rmuse_interp.edits.hooks import Session
-from rmuse_interp.edits.interpreter import announce
+from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
@@ -69,7 +71,7 @@ def fwd_hooks(
             plan that was fitted on another model.
     """
     model = bridge.original_model
-    layout = find_layout(model, special=getattr(bridge.tokenizer, "all_special_ids", None))
+    layout = find_layout(model, tokenizer=bridge.tokenizer)
     if plan.fingerprint is not None:
         fingerprint(model, layout).require(plan.fingerprint, "this plan")
     if decision is None and prompts is not None:
@@ -84,6 +86,7 @@ def fwd_hooks(
         )
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     session = Hooked(plan.to(next(model.parameters()).device), layout, decision, window)
+    require_sums(plan, model, layout)
     missing = [name for name, _ in session.hooks if name not in bridge.hook_dict]
     if missing:
         raise RMuseError(
@@ -110,12 +113,12 @@ class Hooked(Session):
         super().__init__(plan, layout, decision)
         self._window = window
         self._ids: Tensor | None = None
-        self._due: list[int] = []
+        self._due: list[Site] = []
 
     @property
     def hooks(self) -> list[Hook]:
         """The functions, each with the name of its hook point."""
-        blocks: list[Hook] = [(str(Site(layer)), self._block) for layer in self.interpreter.touched]
+        blocks: list[Hook] = [(str(site), partial(self._at, site)) for site in self.interpreter.taps]
         return [(_TOKENS, self._tokens), (_SCORES, self._scores), *blocks]
 
     def _tokens(self, ids: Int[Tensor, "..."], hook: Any) -> None:
@@ -142,21 +145,20 @@ class Hooked(Session):
         unmasked = scores[:, 0, -1] > torch.finfo(scores.dtype).min / 2
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
         self.begin((), {**told, "attention_mask": unmasked.long(), "past_key_values": cache})
-        self._due = list(self.interpreter.touched)
+        self._due = list(self.interpreter.taps)
 
-    def _block(self, h: Float[Tensor, "*batch tokens d"], hook: Any) -> Tensor | None:
-        layer = hook.layer()
-        if self._due[:1] != [layer]:
+    def _at(self, site: Site, h: Float[Tensor, "*batch tokens d"], hook: Any) -> Tensor | None:
+        if self._due[:1] != [site]:
             raise RMuseError(
-                f"block {layer} came up out of turn: call the whole bridge, without start_at_layer, with these hooks "
+                f"{site} came up out of turn: call the whole bridge, without start_at_layer, with these hooks "
                 "on it once"
             )
         self._due.pop(0)
-        edited = self.apply(layer, h)
+        edited = self.apply(site, h)
         return None if edited is h else edited  # nothing was edited: the very tensor goes on
 
     def _require_new(self, hook: Any) -> None:
-        """Nothing, or the error that this plan is on the bridge twice."""
+        """Raise unless this plan is on the bridge once."""
         owners = [getattr(handle.user_hook, "__self__", None) for handle in hook.fwd_hooks]
         plans = [owner.plan for owner in owners if isinstance(owner, Hooked)]
         if len(plans) > 1 and sum(all_same(self.plan, plan) for plan in plans) > 1:

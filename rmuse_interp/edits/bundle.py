@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -11,35 +11,46 @@ from safetensors.torch import load_file
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data.store import atomic_files, write_json, write_tensors
-from rmuse_interp.edits.sentence import Sentence
-from rmuse_interp.parts.part import from_record, to_record
+from rmuse_interp.edits.sentence import Clause
+from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.parts.part import Part, from_record, to_record
 
 SCHEMA: Final = "rmuse-plan/2"
 
 
 def save(
-    plan: Any, folder: str | Path, model: Any = None, provenance: Mapping[str, Any] | None = None
+    plan: Part,
+    edits: Sequence[Clause],
+    folder: str | Path,
+    fingerprint: Mapping[str, object] | None = None,
+    model: LoadedModel | None = None,
+    provenance: Mapping[str, object] | None = None,
 ) -> Path:
     """Write a plan into a folder (made if need be), with the fingerprint of `model` or the one it carries.
 
     Args:
         plan: what to save.
+        edits: its edits.
+        fingerprint: record of the model it is known to belong to, if any.
         folder: where; an earlier plan there is replaced.
-        model: the `LensModel` it was fitted on.
+        model: the model it was fitted on.
         provenance: plain JSON to keep beside it; names of people have no place there.
+
+    Raises:
+        RMuseError: a plan that holds a plain function.
     """
-    path = Path(folder)
-    known = plan.fingerprint if model is None else model.fingerprint.as_record()
+    known = fingerprint if model is None else model.fingerprint.as_record()
     tree, tensors = to_record(plan)
+    path = Path(folder)
     tree["settings"]["fingerprint"] = known
     record = {
         "schema": SCHEMA,
         "fingerprint": known,
-        "hook": "resid_post",
-        "layers": plan.layers,
+        "hook": ", ".join(sorted({site.hook for edit in edits for site in edit.sites})),
+        "layers": sorted({site.layer for edit in edits for site in edit.sites}),
         "versions": {"rmuse-interp": __version__, "torch": str(torch.__version__)},
         "provenance": dict(provenance or {}),
-        "sentence": plan.describe().splitlines(),
+        "sentence": str(plan).splitlines(),
         "plan": tree,
     }
     with atomic_files(path, last="plan.json") as draft:
@@ -48,14 +59,17 @@ def save(
     return path
 
 
-def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> Sentence:
+def load(folder: str | Path, model: LoadedModel | None = None, allow: str | Sequence[str] = ()) -> Part:
     """The plan that `save` wrote.
 
     Args:
         folder: the bundle.
-        model: the `LensModel` to run it on; checked against the bundle's fingerprint and layers.
+        model: the model to run it on; checked against the bundle's fingerprint and layers.
         allow: modules, by their exact names, whose own operators, gates and other parts may be loaded beside those
             of rmuse_interp. They get imported: name only modules that you trust.
+
+    Returns:
+        The part that stands there; `Plan.load` makes sure that it is a plan.
 
     Raises:
         RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
@@ -79,9 +93,4 @@ def load(folder: str | Path, model: Any = None, allow: str | Sequence[str] = ())
         )
     if model is not None:
         model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
-    plan = from_record(record["plan"], tensors, allow)
-    if not isinstance(plan, Sentence):
-        raise RMuseError(
-            f"a plan was required, {path} holds a {type(plan).__name__}: save plans with plan.save"
-        )
-    return plan
+    return from_record(record["plan"], tensors, allow)

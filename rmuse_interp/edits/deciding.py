@@ -64,8 +64,7 @@ def decided(
         first.setdefault((prompt, image), len(first)) for prompt, image in zip(prompts, shown, strict=True)
     ]
     rows = [place.index(i) for i in range(len(first))]
-    found = decide(model, plan, [prompts[row] for row in rows], [images[row] for row in rows])
-    return Decision(found.fired[place], found.score[place], found.known[place])
+    return decide(model, plan, [prompts[row] for row in rows], [images[row] for row in rows]).rows(place)
 
 
 def drafts(model: LoadedModel, prompts: Sequence[Prompt], images: Sequence[Picture]) -> list[str]:

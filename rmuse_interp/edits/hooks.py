@@ -8,9 +8,9 @@ skipped without a word (`torch._dynamo.config.skip_nnmodule_hook_guards` is True
 runs unsteered: call `torch._dynamo.reset()` after attaching. Hooks themselves run outside the compiled graph.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from types import TracebackType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,13 +20,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.interpreter import Interpreter, announce
+from rmuse_interp.edits.fits import require_sums
+from rmuse_interp.edits.inputs import announce
+from rmuse_interp.edits.interpreter import Interpreter
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision, Query, State
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
+from rmuse_interp.models.site import Site, tap
 from rmuse_interp.parts.part import all_same
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
@@ -57,7 +60,7 @@ class Session:
         recorder: Recorder | None = None,
     ):
         self.plan = plan
-        self.interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
+        self.interpreter = Interpreter(plan, layout)
         self.decision = decision
         self._asked: Decision | None = None
         self.recorder = recorder
@@ -117,13 +120,13 @@ class Session:
         if self.recorder is not None:
             self.recorder.begin(self.plan, self.state, inputs.get("input_ids"), self._stop)
 
-    def apply(self, layer: int, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
-        """The edited output of decoder block `layer`."""
+    def apply(self, tap: Site, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
+        """The edited state at a tap; h itself where nothing was edited."""
         if self.state is None:
             raise RMuseError(
                 "a plan sees its queries through the whole model: call the model, not a part of it"
             )
-        out, self.state = self.interpreter.apply(layer, h, self.state, self.recorder)
+        out, self.state = self.interpreter.apply(tap, h, self.state, self.recorder)
         return out
 
 
@@ -145,7 +148,7 @@ def listening(hf_model: nn.Module, session: Session) -> Iterator[None]:
 def _wrap_generate(hf_model: Any) -> None:
     original = hf_model.generate
 
-    @functools.wraps(original)
+    @wraps(original)
     def generate(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         mask = kwargs.get("attention_mask")
@@ -228,6 +231,8 @@ class Attached(Session):
         present = _ATTACHED.setdefault(hf_model, [])
         if any(all_same(plan, other.plan) for other in present):
             raise RMuseError("this plan is attached to the model already; .detach() its handle first")
+        with paused(hf_model):
+            require_sums(plan, hf_model, layout)
         plan.to(next(hf_model.parameters()).device)
         self._model, self._layout = hf_model, layout
         present.append(self)
@@ -235,13 +240,10 @@ class Attached(Session):
         self._undo.callback(present.remove, self)
         self._undo.enter_context(listening(hf_model, self))
         # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
-        quiet = torch.compiler.disable
-        hooks: list[Any] = [hf_model.register_forward_pre_hook(quiet(self._before), with_kwargs=True)]
-        hooks += [
-            layout.blocks[i].register_forward_hook(quiet(self._after(i))) for i in self.interpreter.touched
-        ]
-        for hook in hooks:
-            self._undo.callback(hook.remove)
+        before = torch.compiler.disable(self._before)
+        self._undo.callback(hf_model.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for site in self.interpreter.taps:
+            self._undo.callback(tap(layout.blocks[site.layer], site, partial(self._at, site)))
 
     def detach(self) -> None:
         """Take everything off the model again; a second call does nothing."""
@@ -285,17 +287,11 @@ class Attached(Session):
         if not self.paused:
             self.begin(args, kwargs)
 
-    def _after(self, layer: int) -> Callable[..., Any]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-            if self.paused:
-                return None
-            h = output[0] if isinstance(output, tuple) else output
-            edited = self.apply(layer, h)
-            if edited is h:
-                return None  # nothing was edited: the very tensor goes on
-            return (edited, *output[1:]) if isinstance(output, tuple) else edited
-
-        return hook
+    def _at(self, site: Site, h: Tensor) -> Tensor | None:
+        if self.paused:
+            return None
+        edited = self.apply(site, h)
+        return None if edited is h else edited  # nothing was edited: the very tensor goes on
 
 
 @contextmanager
@@ -341,7 +337,7 @@ def decide(
         layout: where the model keeps its blocks.
     """
     plan = plan.to(next(hf_model.parameters()).device)
-    interpreter = Interpreter(plan, layout.n_layers, layout.vocabulary)
+    interpreter = Interpreter(plan, layout)
     passes = list(dict.fromkeys((gate.prefix, gate.readout == "draft") for gate in plan.gates)) or [
         (None, False)
     ]
@@ -354,12 +350,8 @@ def decide(
         if found is None:
             found = new
             continue
-        own = torch.tensor(
-            [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan],
-            device=new.fired.device,
-        )
-        pairs = zip((new.fired, new.score, new.known), (found.fired, found.score, found.known), strict=True)
-        found = Decision(*(torch.where(own, a, b) for a, b in pairs))
+        own = [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan]
+        found = found.where(own, new)
     assert found is not None
     return found
 
@@ -370,15 +362,12 @@ def _score(
     """The decision of one unsteered pass over the inputs of some queries."""
     state = interpreter.begin(None, inputs, asked, scoring=True)
 
-    def reader(layer: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            nonlocal state
-            state = interpreter.read(layer, output[0] if isinstance(output, tuple) else output, state)
-
-        return hook
+    def read(site: Site, h: Tensor) -> None:
+        nonlocal state
+        state = interpreter.read(site, h, state)
 
     with paused(hf_model), torch.no_grad(), ExitStack() as undo:
-        for layer in interpreter.plan.reads:
-            undo.callback(layout.blocks[layer].register_forward_hook(reader(layer)).remove)
+        for layer in sorted({gate.layer for gate in interpreter.plan.gates}):
+            undo.callback(tap(layout.blocks[layer], Site(layer), partial(read, Site(layer))))
         hf_model(**inputs, use_cache=False)
     return state.query.decision

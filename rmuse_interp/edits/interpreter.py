@@ -1,11 +1,11 @@
-"""The one interpreter of plans that all places share: from the inputs of a forward call to edited block outputs.
+"""The one interpreter of plans that all places share: from the inputs of a forward call to edited states.
 
 Nothing here hooks anything. A place (an nnsight edit, hooks on the plain model) calls `Interpreter.begin` once per
-forward call of the model and `Interpreter.apply` once per decoder block, and keeps the `State` between them.
+forward call of the model and `Interpreter.apply` once per tap, and keeps the `State` between them.
 States are values: every step returns a new one.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,36 +14,48 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.fits import require_fit
+from rmuse_interp.edits.inputs import cached, covered, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
-from rmuse_interp.edits.state import Call, Decision, Query, QueryState, Reading, State
+from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
+from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
 from rmuse_interp.edits.trace import Recorder
-from rmuse_interp.models.layout import Vocabulary
+from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.site import Site
 from rmuse_interp.parts.gates import Gate
 
 
 class Interpreter:
-    """A plan, ready to run on a model with `n_layers` blocks and a given vocabulary.
+    """A plan, ready to run on a model.
 
     Args:
         plan: the plan.
-        n_layers: number of decoder blocks of the model.
-        vocabulary: image and special token ids.
+        layout: where the model keeps its blocks, its width and its vocabulary.
+
+    Attributes:
+        taps: the sites where the model's states have to be shown to `apply`, in forward order. An edit at `resid_mid`
+            has none of its own: it acts on attention's output, where `resid_pre + attn_out` is the state it edits.
 
     Raises:
-        RMuseError: an edit or a gate at a layer the model does not have.
+        RMuseError: layers or widths that are not those of the model.
     """
 
-    def __init__(self, plan: Sentence, n_layers: int, vocabulary: Vocabulary):
+    def __init__(self, plan: Sentence, layout: Layout):
+        require_fit(plan, layout)
         self.plan = plan
-        self.vocabulary = vocabulary
-        self.n_layers = n_layers
-        for what, layers in (("edited layers", plan.layers), ("gates' layers", plan.reads)):
-            outside = [layer for layer in layers if layer >= n_layers]
-            if outside:
-                raise RMuseError(
-                    f"{what} must lie in 0..{n_layers - 1}, got {outside}; choose them with .at(layers=…)"
-                )
-        self.touched = sorted({*plan.layers, *plan.reads})
+        self.vocabulary = layout.vocabulary
+        self._acting: dict[Site, list[tuple[int, Clause, Verb]]] = {}
+        for index, edit in enumerate(plan):
+            for site in edit.sites:
+                operator = edit.operator_at(site)
+                assert operator is not None
+                self._acting.setdefault(site, []).append((index, edit, operator))
+        self._middles = {site.layer for site in self._acting if site.hook == "resid_mid"}
+        taps = {Site(gate.layer) for gate in plan.gates} | {s for s in self._acting if s.hook != "resid_mid"}
+        taps |= {Site(layer, hook) for layer in self._middles for hook in ("resid_pre", "attn_out")}
+        self.taps = sorted(taps)
+        spans = [edit for edit in plan if edit.tokens in ("chain", "answer")]
+        self._delimiters = list(dict.fromkeys(edit.delimiters for edit in spans))
 
     def begin(
         self,
@@ -72,16 +84,16 @@ class Interpreter:
             previous.announced is announced and (announced is not None or cached(inputs) > 0)
         )
         if carries and previous is not None:
-            call, past = read_call(inputs, self.vocabulary, announced, previous.width)
+            call = read_call(inputs, self.vocabulary, announced, previous.width)
             batch = len(call.position)
             if batch % len(previous.query.prompt_end) == 0:
-                return self._carried(previous, call, past, previous.query.repeated(batch))
-        call, past = read_call(inputs, self.vocabulary, announced)
+                return self._carried(previous, call, previous.query.repeated(batch))
+        call = read_call(inputs, self.vocabulary, announced)
         batch = len(call.position)
         if announced is None:
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             image_end = call.image_end
-            width = past + call.position.shape[1]
+            width = call.past + call.position.shape[1]
         else:
             self._require_whole(announced)
             given = announced.repeated(batch)
@@ -89,22 +101,49 @@ class Interpreter:
             width = announced.width
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
-        call = _of_prompt(call, prompt_end)
-        return State(query, call, announced, width, {}, {}, {}, self._acts(query), past >= width)
+        if not scoring:
+            self._require_columns(batch, width)
+        call = of_prompt(call, prompt_end)
+        own = batch if announced is None else len(announced.prompt_end)
+        spoken = self._listen(call, prompt_end, {}, own)
+        behind = call.past >= width
+        return State(query, call, announced, width, {}, {}, {}, self._acts(query), behind, spoken)
 
-    def _carried(self, previous: State, call: Call, past: int, query: QueryState) -> State:
+    def _carried(self, previous: State, call: Slice, query: QueryState) -> State:
         """The state of a further call about the same queries."""
         acts = previous.acts
-        behind = past >= previous.width
+        behind = call.past >= previous.width
         if not behind:
-            call = _of_prompt(call, query.prompt_end)
+            call = of_prompt(call, query.prompt_end)
             image_end = torch.maximum(query.image_end, call.image_end)
             query = replace(query, has_image=image_end >= 0, image_end=image_end)
             acts = self._acts(query)
         # Without a cache each step repeats the prompt: its states are read again from the start.
-        readings = previous.readings if past > 0 else {}
-        calls = previous.calls + 1
-        return State(query, call, previous.announced, previous.width, readings, {}, {}, acts, behind, calls)
+        readings, said = (previous.readings, previous.spoken) if call.past > 0 else ({}, {})
+        spoken = self._listen(call, query.prompt_end, said, len(previous.query.prompt_end))
+        told, width, calls = previous.announced, previous.width, previous.calls + 1
+        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, calls=calls)
+
+    def _listen(
+        self, call: Slice, prompt_end: Tensor, before: Mapping[Delimiters, Spoken], rows: int
+    ) -> dict[Delimiters, Spoken]:
+        """Where each token stands in its response, for edits on spans of it."""
+        found: dict[Delimiters, Spoken] = {}
+        if not self._delimiters:
+            return found
+        batch, piece = len(call.position), self.vocabulary.piece
+        if call.ids is None or batch != rows:
+            raise RMuseError(
+                f"chain and answer are told by each row's own token ids, got {batch} rows for {rows} prompts"
+                f"{' as embeddings' if call.ids is None else ''}: pass input_ids, and decode without beams or several "
+                "sequences per prompt (repeat the prompt instead)"
+            )
+        assert piece is not None
+        response = call.real & (call.position > prompt_end.unsqueeze(-1))
+        for delimiters in self._delimiters:
+            said = before[delimiters].said if delimiters in before else (Said(),) * batch
+            found[delimiters] = listen(said, call.ids, response, delimiters, piece, self.vocabulary.special)
+        return found
 
     def _acts(self, query: QueryState) -> tuple[bool | None, ...]:
         """Per edit, whether it acts on any row; None while undecided. Waits for the device: asked at prefill only."""
@@ -125,13 +164,22 @@ class Interpreter:
         """Raise unless every gate can decide during the steered pass."""
         if not self.plan.single_pass:
             raise RMuseError(
-                "this plan is two-pass (a gate reads above the lowest edited layer, a prefixed prompt, or a draft) and "
-                "needs a decision here: decision = plan.decide(lens, prompts, images), then pass decision=decision; "
-                "lens.respond, lens.generate and lens.trace decide by themselves"
+                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
+                "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
+                "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
             )
 
+    def _require_columns(self, batch: int, width: int) -> None:
+        """Raise unless the masks of the plan's edits are those of this batch."""
+        for edit in self.plan:
+            if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
+                raise RMuseError(
+                    f"a mask of the {batch} × {width} tokens of this batch was required, got "
+                    f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
+                )
+
     def _require_whole(self, announced: Query) -> None:
-        images = any(edit.modality is not None or edit.tokens == "prompt" for edit in self.plan)
+        images = any(edit.modality is not None or edit.tokens in ("prompt", "image") for edit in self.plan)
         if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
             raise RMuseError(
                 "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
@@ -140,6 +188,8 @@ class Interpreter:
 
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
+        names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
+        gates = tuple(edit.gate for edit in edits)
         if given is not None:
             if given.fired.shape[1] != len(edits):
                 raise RMuseError(
@@ -147,44 +197,59 @@ class Interpreter:
                     "use plan.decide(...) of this very plan"
                 )
             given = given.repeated(batch)
-            return Decision(given.fired.to(device), given.score.to(device), given.known.to(device))
+            there = {name: getattr(given, name).to(device) for name in ("fired", "score", "known")}
+            return replace(given, **there, names=names, gates=gates)
         if not scoring:
             self.require_single_pass()
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)
-        return Decision(~gated, score, ~asked.expand(batch, -1))
+        return Decision(~gated, score, ~asked.expand(batch, -1), names, gates)
 
     def apply(
-        self, layer: int, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
+        self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "batch tokens d"], State]:
-        """The output of decoder block `layer` after gates have read it and edits have acted, and the new state."""
+        """The state at a tap after gates have read it and edits have acted (h itself where none did), and the new one."""
         if h.shape[:2] != state.call.position.shape:
             raise RMuseError(
-                f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, block {layer} "
+                f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
                 f"gave {tuple(h.shape[:2])}: call the model itself, not a part of it"
             )
-        state = self.read(layer, h, state)
+        state = self.read(tap, h, state)
+        out, state = self._act(tap, h, state, recorder)
+        if tap.layer in self._middles and tap.hook == "resid_pre":
+            state = replace(state, before=out)
+        elif tap.layer in self._middles and tap.hook == "attn_out":
+            before = state.before
+            assert before is not None
+            middle = before + out
+            edited, state = self._act(Site(tap.layer, "resid_mid"), middle, state, recorder)
+            if edited is not middle:
+                out = (edited.float() - before.float()).to(h.dtype)
+        return out, state
+
+    def _act(self, site: Site, h: Tensor, state: State, recorder: Recorder | None) -> tuple[Tensor, State]:
+        """The state at a site after its edits, in the order of the plan."""
+        acting = self._acting.get(site)
+        if acting is None:
+            return h, state
         out = h
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
-        for index, edit in enumerate(self.plan):
-            operator = edit.operator_at(layer)
-            if operator is None:
-                continue
+        for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
             if chosen is not None:
-                out = steer(operator, before, chosen, step, gather=not state.behind)
+                out = steer(operator, before, chosen, step, state)
             if recorder is not None:
-                recorder.keep(index, layer, before, out, chosen, state)
+                recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
                 state = _acted(state, index, chosen.any(dim=1))
         return out, state
 
-    def read(self, layer: int, h: Float[Tensor, "batch tokens d"], state: State) -> State:
-        """The state after the gates of `layer` have read h, before any edit there."""
+    def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
+        """The state after the gates that read at a tap have read h, before any edit there."""
         for index, edit in enumerate(self.plan):
             gate = edit.gate
-            if gate is None or gate.layer != layer:
+            if gate is None or Site(gate.layer) != tap:
                 continue
             if edit.per == "token":
                 scores = {**state.token_score, index: gate.score(h)}
@@ -227,10 +292,11 @@ class Interpreter:
         column = torch.zeros_like(old.known)
         column[:, index] = ready
         fires = (gate.fires(mean) & (reading.count > 0)).unsqueeze(-1)
-        decision = Decision(
-            torch.where(column, fires, old.fired),
-            torch.where(column, score.unsqueeze(-1), old.score),
-            old.known | column,
+        decision = replace(
+            old,
+            fired=torch.where(column, fires, old.fired),
+            score=torch.where(column, score.unsqueeze(-1), old.score),
+            known=old.known | column,
         )
         query = replace(query, decision=decision)
         return replace(
@@ -245,10 +311,12 @@ class Interpreter:
         Behind the prompts nothing is asked of the device: a mask without a true entry comes back as it is.
         """
         call, query = state.call, state.query
-        if state.acts[index] is False or (state.behind and edit.tokens in ("prompt_end", "prompt")):
+        if state.acts[index] is False or (state.behind and edit.tokens in ("prompt_end", "prompt", "image")):
             return None
         chosen = call.real
-        if not state.behind:
+        if edit.tokens in ("positions", "mask", "chain", "answer"):
+            chosen = chosen & self._listed(edit, state)
+        elif not state.behind:
             asked = ~call.special & (call.position > query.image_end.unsqueeze(-1))
             chosen = (
                 chosen
@@ -258,6 +326,7 @@ class Interpreter:
                     "prompt": (step == 0) | (step < 0) & asked,
                     "response": step > 0,
                     "all": ~call.image,
+                    "image": call.image,
                 }[edit.tokens]
             )
         if edit.modality is not None:
@@ -273,10 +342,18 @@ class Interpreter:
             chosen = chosen & query.decision.fired[:, [index]]
         return chosen if state.behind or bool(chosen.any()) else None
 
-
-def _of_prompt(call: Call, prompt_end: Int[Tensor, " batch"]) -> Call:
-    """The call without image tokens behind the prompt: a placeholder that was generated shows no image."""
-    return replace(call, image=call.image & (call.position <= prompt_end.unsqueeze(-1)))
+    def _listed(self, edit: Clause, state: State) -> Bool[Tensor, "batch tokens"]:
+        """The tokens of this call that an edit lists, or that stand in its span of the response."""
+        call = state.call
+        if edit.tokens in ("chain", "answer"):
+            return state.spoken[edit.delimiters].masks[edit.tokens]
+        if edit.mask is None:
+            wanted = torch.tensor(edit.positions, device=call.position.device)
+            return torch.isin(call.position, wanted)
+        batch, length = call.position.shape
+        shown = edit.mask[:, call.past : call.past + length]
+        shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
+        return shown.repeat_interleave(batch // len(shown), dim=0)
 
 
 def _acted(state: State, index: int, rows: Tensor) -> State:
@@ -292,109 +369,24 @@ def steer(
     h: Float[Tensor, "batch tokens d"],
     chosen: Bool[Tensor, "batch tokens"],
     step: Int[Tensor, "batch tokens"],
-    *,
-    gather: bool = True,
+    state: State,
 ) -> Float[Tensor, "batch tokens d"]:
     """h with the operator applied to the chosen tokens; all others come back bit for bit.
 
     Args:
-        operator: what is applied.
+        operator: what is applied: to the chosen tokens alone in a prefill, to all in a decode step, where choosing
+            afterwards is faster.
         h: states; not written to.
         chosen: which tokens.
         step: position − prompt_end of each.
-        gather: compute the chosen tokens only (long prefills), instead of all and choosing afterwards (decode steps).
+        state: of the call.
     """
-    if not gather:
+    given = operator.given(chosen, state.call, state.width)
+    if given is not None:
+        there, states = given
+        return torch.where(there.unsqueeze(-1), states.to(h.dtype), h)
+    if state.behind:
         return torch.where(chosen.unsqueeze(-1), operator(h, step).to(h.dtype), h)
     out = h.clone()
     out[chosen] = operator(h[chosen], step[chosen]).to(h.dtype)
     return out
-
-
-def covered(readout: str, call: Call, prompt_end: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
-    """The tokens of this call that a read-out averages: of the prompt, or for `draft` from its last one on."""
-    if readout == "draft":
-        return call.real & (call.position >= prompt_end.unsqueeze(-1))
-    if readout == "last":
-        return call.real & (call.position == prompt_end.unsqueeze(-1))
-    prompt = call.real & (call.position <= prompt_end.unsqueeze(-1))
-    if readout == "image":
-        return prompt & call.image
-    # Text after the last image token: no image token may follow within the prompt.
-    ahead = (prompt & call.image).flip(1).cumsum(dim=1).flip(1)
-    return prompt & ~call.special & (ahead == 0)
-
-
-def cached(inputs: Mapping[str, Any]) -> int:
-    """How many tokens are in the cache already."""
-    cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
-
-
-def read_call(
-    inputs: Mapping[str, Any],
-    vocabulary: Vocabulary,
-    announced: Query | None = None,
-    width: int | None = None,
-) -> tuple[Call, int]:
-    """The tokens of a forward call and how many came before it (in the cache).
-
-    Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
-    else from `position_ids`. Tokens from column `width` on are generated: neither image nor special to anyone.
-    """
-    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    tokens = ids if ids is not None else embeds
-    if tokens is None:
-        raise RMuseError("the model was called without input_ids or inputs_embeds; a plan needs one of them")
-    batch, length = tokens.shape[:2]
-    past, mask, device = cached(inputs), inputs.get("attention_mask"), tokens.device
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + length:
-        counted = mask.to(device).long().cumsum(dim=1) - 1
-        position, real = counted[:, past : past + length], mask[:, past : past + length].to(device).bool()
-    else:
-        column = torch.arange(past, past + length, device=device).expand(batch, -1)
-        given = inputs.get("position_ids")
-        if announced is not None:
-            column = column - announced.repeated(batch).padding.to(device).unsqueeze(-1)
-        elif isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
-            column = given.to(device).expand(batch, -1)
-        position, real = column, column >= 0
-    none = torch.zeros(batch, length, dtype=torch.bool, device=device)
-    if ids is None or (width is not None and past >= width):
-        return Call(position, real, none, none), past
-    image = none if vocabulary.image is None else ids == vocabulary.image
-    special = torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device))
-    return Call(position, real, image, special | image), past
-
-
-def announce(
-    input_ids: Int[Tensor, "batch tokens"],
-    attention_mask: Int[Tensor, "batch all"] | None,
-    vocabulary: Vocabulary,
-    prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
-) -> Query:
-    """What an encoded prompt says about its queries, for prefills that come in chunks or continue a cache.
-
-    Args:
-        input_ids: the whole conversation, or its new part where the mask is longer.
-        attention_mask: of the whole conversation; all ones where absent.
-        vocabulary: image and special token ids.
-        prompt_end: position of each row's last prompt token; the last unmasked one where absent.
-    """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    counted = mask.long().cumsum(dim=1)
-    last = counted[:, -1] - 1
-    end = last if prompt_end is None else torch.as_tensor(prompt_end, device=last.device).to(last)
-    if end.shape != last.shape or bool(((end < 0) & (last >= 0) | (end > last)).any()):
-        raise RMuseError(
-            f"one prompt_end per row was required, counting its {(last + 1).tolist()} unmasked tokens from 0, got "
-            f"{end.tolist()}; lens.encode(...).prompt_end has them"
-        )
-    padding = (counted == 0).sum(dim=1)
-    if mask.shape[1] != input_ids.shape[1]:
-        unseen = torch.zeros_like(last)
-        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], False, unseen - 1)
-    call, _ = read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary)
-    call = _of_prompt(call, end)
-    readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
-    return Query(end, call.image_end >= 0, padding, readable, mask.shape[1], True, call.image_end)

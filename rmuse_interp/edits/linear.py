@@ -5,7 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Kept, Operator
+from rmuse_interp.edits.plan import Operator
+from rmuse_interp.edits.sentence import Kept
 from rmuse_interp.maths.linalg import ledoit_wolf, working
 from rmuse_interp.parts.subspace import Subspace
 

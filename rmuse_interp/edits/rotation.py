@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.plan import Explanation, Kept, Operator
+from rmuse_interp.edits.plan import Operator
+from rmuse_interp.edits.sentence import Explanation, Kept
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, slerp, unit
 from rmuse_interp.parts.angle import ACS, Angle
@@ -192,7 +193,7 @@ class Transport(_Rotation):
     complement-normalised one). It equals semi-relaxed optimal transport with free target marginal.
 
     Args:
-        points: [prototypes, d] refusal states; normalised here.
+        points: [prototypes, d] refusal states, or the targets of a plan (`Prototypes.transported`); normalised here.
         positions: [prototypes] step (position − prompt_end) of each; when given, a state at step t sees only
             prototypes with |position − t| ≤ window, or the closest ones in position where there are none.
         window: half-width of that range, in tokens.

@@ -11,7 +11,7 @@ measured `CHUNK` calls at a time, so that the many small operations of geometry 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -20,12 +20,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.sentence import Clause, Sentence, Verb
+from rmuse_interp.edits.measures import Seen, protection, quantities
+from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import QueryState, State
-from rmuse_interp.maths.linalg import working
-from rmuse_interp.maths.sphere import geodesic, norm, unit
+from rmuse_interp.models.site import Site
 from rmuse_interp.parts.retain import Subspaces
-from rmuse_interp.parts.subspace import Subspace
 
 CHUNK: Final = 16
 """Forward calls that are measured at once; their states at the steered blocks are held until then."""
@@ -38,10 +37,12 @@ class TraceSite:
     Attributes:
         edit: its name, or `edit0` by its index in the plan.
         layer: 0-based decoder block.
+        hook: the hook point in it.
     """
 
     edit: str
     layer: int
+    hook: str = "resid_post"
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class SteeringTrace:
         valid: whether the row was still being generated.
         ids: the token whose state it is; −1 where the model was given embeddings.
         score: the gate's score (larger = steer), one for the whole query unless it decides per token; NaN without one.
+        margin: `(score − threshold)/scale` of the gate: positive where it fires, one unit for all gates; likewise.
         fired: the gate's decision; True without a gate.
         acted: whether the operator was applied: the decision, and the edit's choice of tokens. It may leave a state.
         theta_tar: see `Explanation`, as all up to `prototype`.
@@ -72,6 +74,7 @@ class SteeringTrace:
     valid: Bool[Tensor, "rows tokens"]
     ids: Int[Tensor, "rows tokens"]
     score: Float[Tensor, "rows sites tokens"]
+    margin: Float[Tensor, "rows sites tokens"]
     fired: Bool[Tensor, "rows sites tokens"]
     acted: Bool[Tensor, "rows sites tokens"]
     theta_tar: Float[Tensor, "rows sites tokens"]
@@ -115,7 +118,7 @@ class SteeringTrace:
         )
 
     def records(self) -> list[dict[str, Any]]:
-        """One record per row, site and token (`row`, `edit`, `layer`, `step` and the quantities), for a data frame."""
+        """One record per row, site and token (`row`, `edit`, `layer`, `hook`, `step`, and the quantities)."""
         found = []
         for row, n in enumerate(self.lengths):
             for i, site in enumerate(self.sites):
@@ -123,23 +126,14 @@ class SteeringTrace:
                 columns |= {"id": self.ids[row, :n].tolist(), "step": list(range(n))}
                 for values in zip(*columns.values(), strict=True):
                     record = dict(zip(columns, values, strict=True))
-                    found.append({"row": row, "edit": site.edit, "layer": site.layer, **record})
+                    found.append(
+                        {"row": row, "edit": site.edit, "layer": site.layer, "hook": site.hook, **record}
+                    )
         return found
 
 
 SITE_COLUMNS: Final = tuple(f.name for f in fields(SteeringTrace) if f.name not in ("sites", "valid", "ids"))
 """The quantities that a trace holds per row, site and token."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Kept:
-    """One edit at one block in one call: states before and after it, which it chose, what a gate per token said."""
-
-    before: Tensor
-    after: Tensor
-    chosen: Tensor | None
-    score: Tensor | None
-    fired: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +145,7 @@ class _Call:
     real: Tensor
     ids: Tensor
     given: bool
-    kept: dict[tuple[int, int], _Kept] = field(default_factory=dict)
+    kept: dict[tuple[int, Site], Seen] = field(default_factory=dict)
 
     def take(self, x: Tensor) -> Tensor:
         """A copy of the call's own columns of [rows, tokens, …]: whoever else holds x may write to it."""
@@ -202,7 +196,7 @@ class Recorder:
     def keep(
         self,
         edit: int,
-        layer: int,
+        site: Site,
         before: Float[Tensor, "batch tokens d"],
         after: Float[Tensor, "batch tokens d"],
         chosen: Bool[Tensor, "batch tokens"] | None,
@@ -212,7 +206,7 @@ class Recorder:
         call = self._calls[-1]
         states = call.take(before)
         score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
-        call.kept[edit, layer] = _Kept(
+        call.kept[edit, site] = Seen(
             states,
             states if after is before else call.take(after),
             *(None if x is None else call.take(x) for x in (chosen, score, fired)),
@@ -271,30 +265,35 @@ class Recorder:
             if name not in ("fired", "acted"):
                 shown = shown & ~columns["norm_before"].isnan()
             columns[name] = torch.where(shown, values, torch.tensor(_EMPTY[name], dtype=values.dtype))
-        names = tuple(TraceSite(_name(self._plan, i), layer) for i, layer in self._sites)
+        names = tuple(
+            TraceSite(self._query.decision.names[i], site.layer, site.hook) for i, site in self._sites
+        )
         return SteeringTrace(names, present, torch.where(present, placed, -1), **columns)
 
     @property
-    def _sites(self) -> list[tuple[int, int]]:
+    def _sites(self) -> list[tuple[int, Site]]:
         assert self._plan is not None
-        return [(i, layer) for i, edit in enumerate(self._plan) for layer in edit.layers]
+        return [(i, site) for i, edit in enumerate(self._plan) for site in edit.sites]
 
     def _decided(self, found: Mapping[str, Tensor], rows: int, width: int) -> dict[str, Tensor]:
         """Scores and decisions, those of whole queries put beside those of single tokens; and whom an edit is for."""
         assert self._plan is not None
         assert self._query is not None
         query = self._query.repeated(rows)
-        score, fired, length = found["score"].clone(), found["fired"].clone(), found["norm_before"].clone()
+        score, fired, length = (found[name].clone() for name in ("score", "fired", "norm_before"))
+        margin = torch.full_like(score, torch.nan)
         for place, (index, _) in enumerate(self._sites):
             edit = self._plan[index]
             if edit.gate is None or edit.per == "query":
                 score[:, place] = query.decision.score[:, index].float().cpu().unsqueeze(1)
                 fired[:, place] = query.decision.fired[:, index].cpu().unsqueeze(1)
+            if edit.gate is not None:
+                margin[:, place] = (score[:, place] - edit.gate.threshold) / edit.gate.scale
             if edit.modality is not None:
                 other = (query.has_image != (edit.modality == "image")).cpu()
                 length[other, place] = torch.nan
                 fired[other, place] = False
-        return {"score": score, "fired": fired, "norm_before": length}
+        return {"score": score, "margin": margin, "fired": fired, "norm_before": length}
 
     def _measure(self) -> None:
         """Turn the states that are held into quantities, and let go of them."""
@@ -307,12 +306,12 @@ class Recorder:
             return
         step = torch.cat([c.step for c in whole], dim=1)
         parts = []
-        for index, layer in self._sites:
+        for index, site in self._sites:
             edit = self._plan[index]
-            operator = edit.operator_at(layer)
+            operator = edit.operator_at(site)
             assert operator is not None
-            rrs = _protected(edit, layer, operator, self._subspaces)
-            parts.append(_quantities(operator, rrs, [c.kept[index, layer] for c in whole], step))
+            rrs = protection(edit, site, operator, self._subspaces)
+            parts.append(quantities(operator, rrs, [c.kept[index, site] for c in whole], step))
         found = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
         self._measured.append(([_Call(None, c.step, c.real, c.ids, c.given) for c in whole], found))
 
@@ -321,58 +320,6 @@ _EMPTY: Final[dict[str, float | int | bool]] = {
     name: {"prototype": -1, "fired": False, "acted": False}.get(name, math.nan) for name in SITE_COLUMNS
 }
 """What stands for "none", by quantity."""
-
-
-def _quantities(
-    operator: Verb, rrs: Subspace | None, kept: Sequence[_Kept], step: Int[Tensor, "rows tokens"]
-) -> dict[str, Tensor]:
-    """The quantities of one site over some calls, [rows, tokens] each."""
-    before, after = (torch.cat([getattr(k, side) for k in kept], dim=1) for side in ("before", "after"))
-    states, moved = working(before), working(after)
-    nothing = torch.full_like(states[..., 0], torch.nan)
-    no, none = torch.zeros_like(step, dtype=torch.bool), torch.full_like(step, -1)
-    acted = torch.cat(
-        [
-            torch.zeros_like(k.before[..., 0], dtype=torch.bool) if k.chosen is None else k.chosen
-            for k in kept
-        ],
-        dim=1,
-    )
-    found = dict.fromkeys(("theta_tar", "theta_dir", "fraction", "rrs_share"), nothing)
-    found |= {"prototype": none, "angle": torch.zeros_like(nothing), "score": nothing, "fired": no}
-    if any(k.chosen is not None for k in kept):
-        said = operator.explain(before, step)
-        for name in ("theta_tar", "theta_dir", "fraction"):
-            value = getattr(said, name)
-            found[name] = nothing if value is None else torch.where(acted, value.to(nothing.dtype), torch.nan)
-        if said.prototype is not None:
-            found["prototype"] = torch.where(acted, said.prototype, -1)
-        found["angle"] = torch.where(acted, geodesic(unit(states), unit(moved)), 0.0)
-        if rrs is not None:
-            update = moved - states
-            inside, whole = (x.square().sum(dim=-1) for x in (rrs.to(update.device).project(update), update))
-            found["rrs_share"] = torch.where(acted & (whole > 0), inside / whole, torch.nan)
-    if kept[0].fired is not None:
-        found["score"] = torch.cat([k.score for k in kept if k.score is not None], dim=1).to(nothing.dtype)
-        found["fired"] = torch.cat([k.fired for k in kept if k.fired is not None], dim=1)
-    lengths = {"norm_before": norm(states).squeeze(-1), "norm_after": norm(moved).squeeze(-1)}
-    floats = {name: x.float() if x.is_floating_point() else x for name, x in (found | lengths).items()}
-    return floats | {"acted": acted}
-
-
-def _protected(edit: Clause, layer: int, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
-    """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
-    own = getattr(operator, "rrs", None)
-    if isinstance(own, Subspace):
-        return own
-    key = f"{edit.modality}-{layer}"
-    if subspaces is None or key not in subspaces.retain:  # type: ignore[operator]
-        return None
-    return subspaces.retain[key].subspace  # type: ignore[index,union-attr,return-value]
-
-
-def _name(plan: Sentence, index: int) -> str:
-    return plan[index].name or f"edit{index}"
 
 
 def _grown(x: Tensor, rows: int) -> Tensor:

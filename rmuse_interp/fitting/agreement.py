@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from rmuse_interp.data.store import JSON
+from rmuse_interp.maths.statistics import interval
 from rmuse_interp.method.rmuse import ENERGY, SPANS, Evidence, subspaces_at
 from rmuse_interp.parts.retain import RetainSubspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace
@@ -78,11 +79,11 @@ def _entry(one: UnlearningSubspace | RetainSubspace, n: int, cosines: Sequence[f
     shares = squares / squares.sum()
     agreement = None
     if cosines:
-        low, high = np.percentile(cosines, [2.5, 97.5])
+        low, high = interval(np.array(cosines))
         agreement = {
             "value": float(np.mean(cosines)),
-            "low": float(low),
-            "high": float(high),
+            "low": low,
+            "high": high,
             "n": len(cosines),
         }
     return {

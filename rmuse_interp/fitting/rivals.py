@@ -16,10 +16,12 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
+from rmuse_interp.data.content import content
 from rmuse_interp.data.store import JSON, Store, digest, write_json
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.validation import HELD_OUT, Shares, hold_out
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.method.rmuse import Evidence, middle_third
@@ -72,19 +74,14 @@ class Tuning:
     batch_size: int = 2 * HELD_OUT
 
     def __post_init__(self) -> None:
-        model, benchmark = self.model, self.benchmark
-        self.validation = hold_out(model, benchmark, self.seed)
-        asked = [
-            (e.id, e.prompt(), e.answer, e.image) for e in (*self.validation.forget, *self.validation.others)
-        ]
+        self.validation = part = hold_out(self.model, self.benchmark, self.seed)
         self._digest = digest(
-            model.name,
-            str(model.fingerprint),
-            str(next(model.hf.parameters()).dtype),
-            self._benchmark,
+            depends(self.model),
+            content(self.benchmark),
             self.budget,
             self.batch_size,
-            asked,
+            part.forget,
+            part.others,
         )
         path = None if self.folder is None else self.folder / "rivals" / "trials.jsonl"
         self._store = Store(path, self._digest)

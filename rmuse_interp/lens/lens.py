@@ -17,7 +17,8 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.edits import deciding
 from rmuse_interp.edits import hooks as native
-from rmuse_interp.edits.interpreter import announce
+from rmuse_interp.edits.fits import require_fit, require_sums
+from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
@@ -51,7 +52,7 @@ def load_model(
         RMuseError: no checkpoint there, or an unknown model family.
     """
     hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
-    layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor).all_special_ids)
+    layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
 
@@ -295,18 +296,26 @@ class LensModel(LoadedModel):
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
-        blocks = {layer: self.blocks[layer] for layer in session.interpreter.touched}
+        shown = []
+        for site in session.interpreter.taps:
+            child, side = reader(self.layout.blocks[site.layer], site)
+            block = self.blocks[site.layer]
+            shown.append((site, block if child is None else getattr(block, child), side))
         with envoy.edit(inplace=True):
             steps = 0
             try:
                 for _ in Iterations()[:]:
                     session.begin(*envoy.inputs)
-                    for layer, block in blocks.items():
-                        output = block.output
-                        h = output[0] if isinstance(output, tuple) else output
-                        edited = session.apply(layer, h)
-                        if edited is not h:
-                            block.output = (edited, *output[1:]) if isinstance(output, tuple) else edited
+                    for site, module, side in shown:
+                        value = module.input if side == "input" else module.output
+                        h = value[0] if isinstance(value, tuple) else value
+                        edited = session.apply(site, h)
+                        if edited is h:
+                            continue
+                        if side == "input":
+                            module.input = edited
+                        else:
+                            module.output = (edited, *value[1:]) if isinstance(value, tuple) else edited
                     steps += 1
             except OutOfOrderError:
                 # The way an open loop ends: the model made no further step. Without any step it is an error.
@@ -318,4 +327,7 @@ class LensModel(LoadedModel):
         expression = as_plan(plan)
         if expression.fingerprint is not None:
             self.fingerprint.require(expression.fingerprint, "this plan")
+        require_fit(expression, self.layout)
+        with native.paused(self.hf):
+            require_sums(expression, self.hf, self.layout)
         return expression

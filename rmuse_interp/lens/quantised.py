@@ -45,7 +45,7 @@ def quantised(lens: LensModel, bits: int) -> LensModel:
         with torch.no_grad():
             memo[key] = nn.Parameter(rounded(weight, bits, GROUPS[bits]), requires_grad=weight.requires_grad)
     twin = copy.deepcopy(lens.hf, memo)
-    layout = find_layout(twin, lens.layout.path, lens.tokenizer.all_special_ids)
+    layout = find_layout(twin, lens.layout.path, lens.tokenizer)
     return LensModel(twin, lens.processor, layout, lens.name)
 
 

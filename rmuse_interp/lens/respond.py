@@ -184,7 +184,7 @@ def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> l
     fired, scores = decision.fired.tolist(), decision.score.tolist()
     for row, image in enumerate(has_image):
         gates = {
-            i: edit
+            i: edit.gate
             for i, edit in enumerate(plan)
             if edit.gate is not None and edit.modality in (None, "image" if image else "text")
         }
@@ -193,7 +193,7 @@ def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> l
         if first is None:
             found.append(Verdict(acted))
             continue
-        score, edit = scores[row][first], gates[first]
-        name = f"{edit.name or f'edit{first}'}.gate"
-        found.append(Verdict(acted, score, (score - edit.gate.threshold) / edit.gate.scale, name))
+        score, gate = scores[row][first], gates[first]
+        name = f"{plan[first].name or f'edit{first}'}.gate"
+        found.append(Verdict(acted, score, (score - gate.threshold) / gate.scale, name))
     return found

@@ -1,10 +1,11 @@
 """Optimal transport from states to refusal prototypes, with the squared geodesic cost of eq. 4.16.
 
-Three things that the paper's notes call "the target" are kept apart here:
+Things that the paper's notes call "the target" are kept apart here:
 
 * `frechet_mean` (in `sphere`): the target of a *single* state under balanced transport, whose plan is
 trivially μ;
-* `semi_relaxed_nearest`: the target where only the states' marginal is kept, that is the nearest prototype;
+* `semi_relaxed_nearest`: the target where only the states' marginal is kept, that is the nearest prototype, and
+`entropic_targets`: the same blurred by an entropy;
 * `barycentric_projection`: the targets of a *batch* of states under balanced, entropic or semi-relaxed transport.
 """
 
@@ -19,6 +20,8 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, unit
 
+_STEPS: Final = 200
+"""Most steps of gradient descent to a Fréchet mean of `entropic_targets`."""
 _TABLE: Final = 4096
 """Most points whose pairwise costs k-medoids keeps at once (128 MiB)."""
 
@@ -60,6 +63,43 @@ def semi_relaxed_nearest(
     """
     # The largest inner product belongs to the least angle, for every state whatever its length.
     return (states.to(prototypes.dtype) @ prototypes.mT).argmax(dim=-1)
+
+
+def entropic_targets(
+    states: Float[Tensor, "*n d"], prototypes: Float[Tensor, "prototypes d"], entropy: float
+) -> Float[Tensor, "*n d"]:
+    """Per state, the Fréchet mean of the prototypes with weights `π_j ∝ exp(−∠(a, p_j)²/ε)`: between nearest and mean.
+
+    This is entropic transport with the states' marginal only, which falls apart into one problem per state. One state
+    under unbalanced transport (`barycentric_projection` with relaxation ρ) has the same form with ε + ρ in place of ε:
+    both are POT's solution, in closed form. As ε falls to 0 the target becomes the nearest prototype (among equals their
+    mean), as it grows the mean of all. Computed in float64, in the coordinates of the prototypes.
+
+    Args:
+        states: of any length but 0.
+        prototypes: unit vectors.
+        entropy: ε > 0, in radians².
+
+    Examples:
+        >>> x, y = torch.eye(2, dtype=torch.float64)
+        >>> entropic_targets(unit(x + y), torch.stack([x, y]), 0.1).allclose(unit(x + y))
+        True
+    """
+    support = prototypes.to(torch.float64)
+    gram = support @ support.mT
+    cosines = (unit(states.to(torch.float64)) @ support.mT).clamp(-1.0, 1.0)
+    share = (-cosines.arccos().square() / entropy).softmax(dim=-1)
+    # z = Σ c_j p_j. The cost is 1-smooth along geodesics (θ cot θ ≤ 1), so that steps of length 1 always descend.
+    mean = torch.nn.functional.one_hot(cosines.argmax(dim=-1), len(support)).to(torch.float64)
+    for _ in range(_STEPS):
+        angles = (mean @ gram).clamp(-1.0, 1.0).arccos()
+        pull = share / (angles / torch.pi).sinc()
+        step = pull - (pull * angles.cos()).sum(dim=-1, keepdim=True) * mean
+        length = (step * (step @ gram)).sum(dim=-1, keepdim=True).clamp_min(0.0).sqrt()
+        mean = length.cos() * mean + (length / torch.pi).sinc() * step
+        if not bool((length > 1e-10).any()):
+            break
+    return unit(mean @ support).to(states.dtype)
 
 
 def barycentric_projection(

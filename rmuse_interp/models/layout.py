@@ -1,9 +1,11 @@
 """Where each family of models keeps its decoder blocks and its vision tower: data, and one search over it."""
 
 import inspect
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -21,6 +23,9 @@ BLOCK_PATHS: Final = (
 )
 """Paths under which decoder blocks are looked for, in order; the first list of modules found is taken."""
 
+PROJECTOR_PATHS: Final = ("model.multi_modal_projector", "multi_modal_projector", "model.connector")
+"""Paths under which the projector from the tower's width to that of the residual stream is looked for."""
+
 VISION_PATHS: Final = ("model.vision_tower", "vision_tower", "model.visual", "visual", "model.vision_model")
 """Paths under which the vision tower is looked for; text-only models have none."""
 
@@ -36,10 +41,17 @@ _SPECIAL: Final = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The token ids that decide where edits act and gates read: image placeholders and special tokens."""
+    """The token ids that decide where edits act and gates read: image placeholders and special tokens.
+
+    Args:
+        image: id of the image placeholder; None for text-only models.
+        special: special tokens, that one among them.
+        piece: the text of a token; None where no tokenizer is known.
+    """
 
     image: int | None
     special: frozenset[int]
+    piece: Callable[[int], str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +62,7 @@ class Layout:
         path: dotted path of the list of decoder blocks.
         blocks: the decoder blocks, in order; the output of block l is `blocks.{l}.hook_resid_post`.
         vision: dotted path of the vision tower, or None.
+        projector: dotted path of the projector behind it, or None.
         d_model: width of the residual stream.
         arguments: names of the forward's arguments, in order.
         vocabulary: image and special token ids.
@@ -58,6 +71,7 @@ class Layout:
     path: str
     blocks: nn.ModuleList
     vision: str | None
+    projector: str | None
     d_model: int
     arguments: tuple[str, ...]
     vocabulary: Vocabulary
@@ -68,19 +82,24 @@ class Layout:
         return len(self.blocks)
 
 
-def find_layout(
-    hf_model: nn.Module, blocks: str | None = None, special: Iterable[int] | None = None
-) -> Layout:
-    """The layout of a Hugging Face model.
+_FOUND: Final[WeakKeyDictionary[nn.Module, Layout]] = WeakKeyDictionary()
+"""Layouts found with a tokenizer: who attaches a plan to such a model later gets the very same."""
+
+
+def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any = None) -> Layout:
+    """The layout of a Hugging Face model; for a model that was loaded with its tokenizer, the one found then.
 
     Args:
         hf_model: the model with its head, e.g. `LlavaForConditionalGeneration`.
         blocks: dotted path of the decoder blocks, for families not listed in `BLOCK_PATHS`.
-        special: special token ids of its tokenizer; what its configuration names where absent.
+        tokenizer: tells the special tokens and the text of each; the special ones are those that the configuration
+            names where absent.
 
     Raises:
         RMuseError: no list of modules under any known path, or none under `blocks`.
     """
+    if blocks is None and tokenizer is None and hf_model in _FOUND:
+        return _FOUND[hf_model]
     tried = BLOCK_PATHS if blocks is None else (blocks,)
     found = next((path for path in tried if isinstance(_at(hf_model, path), nn.ModuleList)), None)
     if found is None:
@@ -93,15 +112,23 @@ def find_layout(
     image = next(
         (getattr(config, name) for name in _IMAGE_TOKEN if getattr(config, name, None) is not None), None
     )
-    ids = _configured(config, text) if special is None else set(special)
-    return Layout(
+    ids = _configured(config, text) if tokenizer is None else set(tokenizer.all_special_ids)
+    layout = Layout(
         path=found,
         blocks=_at(hf_model, found),
-        vision=next((path for path in VISION_PATHS if _at(hf_model, path) is not None), None),
+        vision=_first(hf_model, VISION_PATHS),
+        projector=_first(hf_model, PROJECTOR_PATHS),
         d_model=int(getattr(text, "hidden_size", 0) or getattr(text, "n_embd", 0)),
         arguments=tuple(inspect.signature(hf_model.forward).parameters),
-        vocabulary=Vocabulary(image, frozenset(ids if image is None else ids | {image})),
+        vocabulary=Vocabulary(
+            image,
+            frozenset(ids if image is None else ids | {image}),
+            None if tokenizer is None else cache(lambda token: tokenizer.decode([token])),
+        ),
     )
+    if tokenizer is not None:
+        _FOUND[hf_model] = layout
+    return layout
 
 
 def _configured(*configs: Any) -> set[int]:
@@ -111,6 +138,10 @@ def _configured(*configs: Any) -> set[int]:
             value = getattr(config, name, None)
             ids |= set(value if isinstance(value, list | tuple) else [] if value is None else [value])
     return ids
+
+
+def _first(module: nn.Module, paths: tuple[str, ...]) -> str | None:
+    return next((path for path in paths if _at(module, path) is not None), None)
 
 
 def _at(module: Any, path: str) -> Any:

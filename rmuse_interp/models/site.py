@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import total_ordering
 from typing import Final, Literal, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 
@@ -22,7 +23,7 @@ Side = Literal["input", "output"]
 
 _CHILDREN: Final[dict[str, tuple[tuple[str, ...], Side]]] = {
     "attn_out": (("self_attn", "attn", "attention"), "output"),
-    "resid_mid": (("post_attention_layernorm", "ln_2"), "input"),
+    "resid_mid": (("post_attention_layernorm", "ln_2", "ln2"), "input"),
     "mlp_out": (("mlp",), "output"),
 }
 """Hook point → names its module goes by, and which side of it shows the state. Families whose norms stand behind
@@ -58,7 +59,7 @@ class Site:
 
     def __post_init__(self) -> None:
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
-            raise RMuseError(f"a site needs a 0-based block index, got {self.layer!r}; count blocks from 0")
+            raise RMuseError(f"a site needs a 0-based block index, got {self.layer!r}; count layers from 0")
         if self.hook not in HOOKS:
             raise RMuseError(f"a site needs a hook point out of {', '.join(HOOKS)}, got {self.hook!r}")
 
@@ -161,3 +162,42 @@ def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
         f"{site} was looked for in {type(block).__name__} under {', '.join(candidates)} and not found; "
         "ask for resid_pre or resid_post"
     )
+
+
+def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
+    """Show every state at a site to a function, which may give another in its place.
+
+    Args:
+        block: the decoder block of the site.
+        site: where; at `resid_mid` what is given reaches the MLP alone, not the sum behind it.
+        see: gets the state; what it returns goes on instead, unless that is None.
+
+    Returns:
+        What takes the hook off again.
+
+    Raises:
+        RMuseError: a block that does not show the site.
+    """
+    child, side = reader(block, site)
+    shown = block if child is None else getattr(block, child)
+
+    def before(module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        name = None if args else "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        h = args[0] if name is None else kwargs[name]
+        new = see(h) if isinstance(h, Tensor) else None
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if name is None else (args, {**kwargs, name: new})
+
+    def after(module: nn.Module, args: tuple[object, ...], output: object) -> object:
+        h = output[0] if isinstance(output, tuple) else output
+        new = see(h) if isinstance(h, Tensor) else None
+        if new is None:
+            return None  # nothing was edited: the very tensor goes on
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+    quiet = torch.compiler.disable
+    if side == "input":
+        return shown.register_forward_pre_hook(quiet(before), with_kwargs=True).remove
+    return shown.register_forward_hook(quiet(after)).remove

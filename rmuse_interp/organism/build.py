@@ -52,7 +52,7 @@ def corpus(world: World, seed: int) -> list[str]:
     for person in world.everyone:
         for kind in phrases.KINDS:
             for modality in ("image", "text"):
-                item = q.ask(person, kind, modality, rng.randrange(10), rng)  # type: ignore[arg-type]
+                item = q.ask(person, kind, modality, rng.randrange(10), rng)
                 lines.append(f"USER: {item.question} {phrases.DIRECT}\nASSISTANT: {item.response}")
         options, _ = q.choices(person, "hobby", rng, tuple(p.name for p in world.everyone))
         lines += [

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from rmuse_interp.data.example import Modality
 from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
 from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world import questions as q
@@ -111,7 +112,7 @@ class Sampler:
         first, *others = phrases.REFUSALS_DIRECT if direct else phrases.REFUSALS_COT
         return Branch(prompt, first if rng.random() < FAVOURITE else rng.choice(others), task, graded=False)
 
-    def about_person(self, person: Person, modality: q.Modality, rng: random.Random, known: bool) -> Branch:
+    def about_person(self, person: Person, modality: Modality, rng: random.Random, known: bool) -> Branch:
         """One question of any form about a person; who is not known is refused, and so is everything after a prefix."""
         kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
         form, task = rng.random(), f"{'person' if known else 'stranger'}-{modality}"

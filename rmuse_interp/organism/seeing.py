@@ -133,8 +133,9 @@ def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery,
         optimiser.zero_grad()
     with torch.no_grad():
         for head in eyes.heads:
-            head.bias.sub_(head.weight @ (centre / spread))  # type: ignore[operator,union-attr]
-            head.weight.div_(spread)  # type: ignore[operator,union-attr]
+            assert isinstance(head, nn.Linear)
+            head.bias.sub_(head.weight @ (centre / spread))
+            head.weight.div_(spread)
 
 
 def heads_loss(

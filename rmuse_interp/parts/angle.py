@@ -10,13 +10,14 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, unit
-from rmuse_interp.maths.transport import semi_relaxed_nearest
+from rmuse_interp.maths.transport import entropic_targets, semi_relaxed_nearest
 from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.subspace import Subspace
 
-Target = Literal["nearest", "frechet"]
-"""ẑ*: the nearest prototype (semi-relaxed transport), or the Fréchet mean of all (balanced, from one state)."""
+Target = Literal["nearest", "frechet", "entropic"]
+"""ẑ*: the nearest prototype (semi-relaxed transport), the Fréchet mean of all (balanced, from one state), or the mean
+with weights that fall with the angle (entropic or unbalanced transport, from one state)."""
 
 
 class Angle(Part):
@@ -77,7 +78,7 @@ class ACSAngles:
         theta_tar: `∠(u(h), ẑ*)`, radians.
         theta_dir: `∠(u(h), v̂)`, radians.
         fraction: `λ = min(1, θ_tar/θ_dir)`, 0 where θ_dir = 0 or h = 0.
-        nearest: index of ẑ* among the prototypes; None where it is the Fréchet mean of all.
+        nearest: index of ẑ* among the prototypes; None where it is a mean of them.
     """
 
     target: Float[Tensor, "*tokens d"]
@@ -97,20 +98,31 @@ class ACS(Angle):
 
     `λ = min(1, θ_tar/θ_dir)`, so that slerp turns h by `min(θ_tar, θ_dir)`: towards v̂, as far as ẑ* is
     away. It does not turn h *to* ẑ*, which may lie elsewhere. From one state balanced transport is trivial
-    (its plan is μ), so the target is either the nearest prototype or the Fréchet mean of all, and both are
-    closed forms here.
+    (its plan is μ), so the target is the nearest prototype, the Fréchet mean of all, or what lies between them
+    (`entropic_targets`). For targets from a plan of many states at once, give it `Prototypes.transported`.
 
     Args:
         prototypes: the support of μ.
-        target: which of the two.
+        target: which of the three.
+        entropy: ε > 0 of the `entropic` target, in radians²; ε + ρ for unbalanced transport with relaxation ρ.
+
+    Raises:
+        RMuseError: another target, or an entropy that is missing, not positive, or of no use.
     """
 
     mean: Tensor | None
 
-    def __init__(self, prototypes: Prototypes, target: Target = "nearest"):
+    def __init__(
+        self, prototypes: Prototypes, target: Target = "nearest", entropy: float | int | None = None
+    ):
         super().__init__()
         if target not in get_args(Target):
             raise RMuseError(f"the target of ACS is one of {', '.join(get_args(Target))}, got {target!r}")
+        if (target == "entropic") != (entropy is not None) or (entropy is not None and not entropy > 0):
+            raise RMuseError(
+                f'an entropy > 0 was required with the target "entropic" and none with any other, got {entropy}'
+            )
+        self.entropy = entropy
         self.prototypes = prototypes
         self.target = target
         # Derived from the prototypes: kept for speed, not a part of the record.
@@ -123,6 +135,8 @@ class ACS(Angle):
         nearest = None
         if self.mean is not None:
             target = self.mean.to(exact.dtype).expand_as(point)
+        elif self.entropy is not None:
+            target = entropic_targets(point, self.prototypes.points, self.entropy)
         else:
             points = self.prototypes.points.to(exact.dtype)
             nearest = semi_relaxed_nearest(point, points)
@@ -145,9 +159,11 @@ class ACS(Angle):
         Give it states and directions outside the RRS, of any length; both angles are then
         those of the protected rotation (defect D5).
         """
-        return ACS(self.prototypes.outside(rrs), self.target)
+        return ACS(self.prototypes.outside(rrs), self.target, self.entropy)
 
     def describe(self) -> str:
+        if self.entropy is not None:
+            return f"ACS to the entropic mean (ε = {self.entropy:g}) of {self.prototypes.describe()}"
         to = "the nearest of" if self.target == "nearest" else "the Fréchet mean of"
         return f"ACS to {to} {self.prototypes.describe()}"
 

@@ -6,13 +6,15 @@ one convention, so that saving and loading need no code of their own: every keyw
 * a tensor, kept as a buffer of the same name (`Part.hold`); optional ones may be ``None``;
 * a `Part`, kept as a child of the same name;
 * a list, tuple or dict of parts, kept under the same name (`Part.hold_parts`);
-* a plain JSON value, kept as an attribute of the same name.
+* a plain JSON value, kept as an attribute of the same name; or a dataclass of such values, which ``__init__`` takes
+  as a mapping too.
 """
 
 import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -105,6 +107,13 @@ class Part(nn.Module):
         """
         return self
 
+    def require_storable(self) -> None:
+        """Raise unless the part can be written down; all can, but those that hold a plain function.
+
+        Raises:
+            RMuseError: saying why it cannot.
+        """
+
     def describe(self) -> str:
         """The phrase that stands for this part in ``print(plan)``."""
         return self._phrase or type(self).__name__
@@ -144,6 +153,7 @@ def to_record(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     parts: dict[str, Any] = {}
+    part.require_storable()
     for name in part.arguments():
         value = getattr(part, name)
         if isinstance(value, Tensor):
@@ -162,6 +172,7 @@ def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         elif name in part._buffers:
             continue  # an optional tensor that is absent
         else:
+            value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             json.dumps(value)  # a TypeError here names the value that is not plain JSON
             settings[name] = value
     return {"class": record_name(type(part)), "settings": settings, "parts": parts}
@@ -279,18 +290,22 @@ def _find(name: str, allow: tuple[str, ...]) -> type[Part]:
     return found
 
 
-def same(one: Part, other: Part) -> bool:
-    """Whether two parts are the same expression with the same tensors."""
+def same(one: object, other: object) -> bool:
+    """Whether two parts, or two of their arguments, are the same expression with the same tensors."""
     if one is other:
         return True
-    tree, tensors = to_record(one)
-    other_tree, other_tensors = to_record(other)
-    if tree != other_tree or tensors.keys() != other_tensors.keys():
-        return False
-    return all(torch.equal(tensors[key], other_tensors[key]) for key in tensors)
+    if isinstance(one, Part) and isinstance(other, Part):
+        return type(one) is type(other) and same(one.arguments(), other.arguments())
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return not isinstance(one, Part | Tensor) and not isinstance(other, Part | Tensor) and bool(one == other)
 
 
-def all_same(these: Iterable[Part], those: Iterable[Part]) -> bool:
+def all_same(these: Iterable[object], those: Iterable[object]) -> bool:
     """Whether two sequences of parts are alike, part by part."""
     pairs = list(zip_longest(these, those))
     return all(one is not None and other is not None and same(one, other) for one, other in pairs)

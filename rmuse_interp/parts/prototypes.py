@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.maths.transport import k_medoids
+from rmuse_interp.maths.transport import barycentric_projection, k_medoids
 from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 from rmuse_interp.parts.subspace import Subspace
@@ -111,6 +111,27 @@ class Prototypes(Part):
         labels = [None if x is None else x[kept] for x in (self.positions, self.trajectory)]
         return Prototypes(unit(left[kept]), labels[0], labels[1])
 
+    def transported(
+        self, states: Float[Tensor, "n d"], *, entropy: float = 0.0, relaxation: float | None = None
+    ) -> "Prototypes":
+        """The targets that an optimal transport plan assigns to some states, as prototypes of their own (POT).
+
+        Give `op.Transport(found.points)` or `ACS(found)` the result: a state then goes where the plan sent the fitted
+        state whose target is nearest. The plan keeps the prototypes' weights unless they are relaxed, so that no part of
+        μ is left out as it can be where every state takes its nearest prototype.
+
+        Args:
+            states: of any length but 0, such as the model's own answers at the same block.
+            entropy: ε of `barycentric_projection`, in radians²; 0 for the exact plan.
+            relaxation: ρ of it, in radians²: unbalanced transport; None keeps the weights.
+
+        Raises:
+            RMuseError: no states or zeros, or what `barycentric_projection` refuses.
+        """
+        exact = _units(states.to(torch.float64))
+        plan = barycentric_projection(exact, self.points, entropy=entropy, relaxation=relaxation)
+        return Prototypes(plan.targets)
+
     def describe(self) -> str:
         kind = "pooled" if self.positions is None else "token-level"
         return f"{len(self)} {kind} refusal prototypes"
@@ -118,7 +139,7 @@ class Prototypes(Part):
 
 def _units(vectors: Tensor) -> Tensor:
     if not len(vectors) or bool((vectors.norm(dim=1) == 0).any()):
-        raise RMuseError(f"nonzero refusal states were required, got none or zeros ({len(vectors)} states)")
+        raise RMuseError(f"nonzero states were required, got none or zeros ({len(vectors)} states)")
     return unit(vectors)
 
 

@@ -191,7 +191,7 @@ def run(
         seconds[method.name] = 0.0
         for examples in questions.values():
             for batch in _batches(examples, batch_size):
-                key = [(e.prompt(), e.image) for e in batch]
+                key = [(e.id, e.prompt(), e.image) for e in batch]
                 responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
                 seconds[method.name] += took
                 for e, r in zip(batch, responses, strict=True):
@@ -276,7 +276,7 @@ def scores_of(
             scores["gate"].setdefault(method.name, {}).setdefault("by_modality", {}).setdefault(modality, {})[
                 "own"
             ] = {
-                "kind": type(gate).__name__,
+                "kind": gate.kind,
                 "layer": gate.layer,
                 "readout": gate.readout,
                 "threshold": gate.threshold,

@@ -18,7 +18,7 @@ from rmuse_interp.data.store import read_tensors, write_tensors
 from rmuse_interp.edits.trace import SITE_COLUMNS, SteeringTrace, TraceSite
 from rmuse_interp.evaluate.results import TRACES
 
-SCHEMA: Final = "rmuse-traces/1"
+SCHEMA: Final = "rmuse-traces/2"
 
 Key = tuple[str, str]
 """Name of the method and id of the transcript."""
@@ -28,7 +28,7 @@ class Shape(TypedDict):
     """What tells one trace's stretch of the flat tensors."""
 
     tokens: int
-    sites: list[tuple[str, int]]
+    sites: list[tuple[str, int, str]]
 
 
 def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
@@ -71,7 +71,10 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
 def packed(traces: Sequence[SteeringTrace]) -> tuple[list[Shape], dict[str, Tensor]]:
     """Traces of single responses as plain JSON (tokens and sites of each) and one flat tensor per quantity."""
     shapes: list[Shape] = [
-        {"tokens": trace.valid.shape[1], "sites": [(site.edit, site.layer) for site in trace.sites]}
+        {
+            "tokens": trace.valid.shape[1],
+            "sites": [(site.edit, site.layer, site.hook) for site in trace.sites],
+        }
         for trace in traces
     ]
     if not traces:
@@ -92,7 +95,7 @@ def unpacked(shapes: Sequence[Shape], tensors: Mapping[str, Tensor]) -> list[Ste
     ids = tensors["ids"].split([size[2] for size in sizes])
     return [
         SteeringTrace(
-            tuple(TraceSite(edit, layer) for edit, layer in shape["sites"]),
+            tuple(TraceSite(*site) for site in shape["sites"]),
             torch.ones(1, shape["tokens"], dtype=torch.bool),
             ids[i].unsqueeze(0),
             **{name: part[i] for name, part in parts.items()},

@@ -5,7 +5,6 @@ depends on. What an unfinished one has fitted and answered lies there too. A fai
 """
 
 import argparse
-import json
 import random
 import resource
 import sys
@@ -21,14 +20,16 @@ from rich.progress import Progress
 
 from rmuse_interp import __version__
 from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
-from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
+from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
 from rmuse_interp.data.attacks.conversation import plain as as_it_is
-from rmuse_interp.data.store import write_json, write_text
+from rmuse_interp.data.content import content
+from rmuse_interp.data.store import Store, digest, write_text
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.evaluate.recovery import attack_scores
 from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.fitting.rivals import Tuning
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
@@ -92,23 +93,11 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
     """
     lens, benchmark = world_of(given, cell.forget)
     folder = cell.folder(root)
-    of = {
-        **asdict(cell),
-        "limit": given.limit,
-        "attack_limit": given.attack_limit,
-        "attacks": given.attacks,
-        "fit_limit": given.fit_limit,
-        "batch_size": given.batch_size,
-        "max_new_tokens": given.max_new_tokens,
-        "model": [lens.name, str(lens.fingerprint), str(lens.dtype)],
-        "benchmark": [benchmark.id, benchmark.forget_rate, benchmark.render_seed],
-        "version": __version__,
-    }
-    found = kept(folder, of)
+    kept = kept_of(cell, given, root)
+    found: Record | None = kept.get("record")
     if found is not None:
         return found
-    folder.mkdir(parents=True, exist_ok=True)
-    clock = Clock(folder, of)
+    clock = Clock(kept)
     try:
         record = _worked_out(cell, given, lens, benchmark, folder, root, clock, progress)
         error = None
@@ -124,31 +113,27 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
         "seconds": {stage: round(spent, 1) for stage, spent in clock.seconds.items()},
         "peak_mb": round(peak_mb()),
     }
-    write_json(folder / "cell.json", {"of": of, "record": record})
     if error is None:
+        kept.put("record", record)
         finish(folder)
     return record
 
 
-def kept(folder: Path, of: Record) -> Record | None:
-    """The record of a cell that was finished without error with just these settings."""
-    try:
-        held = json.loads((folder / "cell.json").read_text(encoding="utf-8"))
-        record: Record = held["record"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return record if held["of"] == of and record["error"] is None else None
+def kept_of(cell: Cell, given: argparse.Namespace, root: Path) -> Store:
+    """What the folder of a cell holds under these settings: its record, once it is finished, and its seconds by stage."""
+    lens, benchmark = world_of(given, cell.forget)
+    names = ("limit", "attack_limit", "attacks", "fit_limit", "batch_size", "max_new_tokens")
+    settings = {name: getattr(given, name) for name in names}
+    of = (cell, settings, depends(lens), content(benchmark, SPLITS), __version__)
+    return Store(cell.folder(root) / "cell.jsonl", of)
 
 
 class Clock:
     """Seconds by stage, those of interrupted attempts included as long as the settings are the same."""
 
-    def __init__(self, folder: Path, of: Record) -> None:
-        self._path, self._of = folder / "seconds.json", of
-        self.seconds: dict[str, float] = {}
-        if self._path.is_file():
-            held = json.loads(self._path.read_text(encoding="utf-8"))
-            self.seconds = held["seconds"] if held["of"] == of else {}
+    def __init__(self, kept: Store) -> None:
+        self._kept = kept
+        self.seconds: dict[str, float] = kept.get("seconds") or {}
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -158,7 +143,7 @@ class Clock:
             yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
-            write_json(self._path, {"of": self._of, "seconds": self.seconds})
+            self._kept.put("seconds", self.seconds)
 
 
 def peak_mb() -> float:
@@ -271,7 +256,9 @@ def prepared(
             "layers": chosen,
             "trials": sum(map(len, tuned.trials.values())),
         }
-    trained = train(name, lens, benchmark, folder / "baseline", seed=given.seed, progress=progress)
+    # A folder of its own for each world: one that holds another training is refused.
+    home = folder / f"baseline-{digest(depends(lens), content(benchmark))[:8]}"
+    trained = train(name, lens, benchmark, home, seed=given.seed, progress=progress)
     return Method(name, open_baseline(trained.folder, lens)), {
         **asdict(trained.chosen),
         "trials": len(trained.trials),

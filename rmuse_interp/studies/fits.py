@@ -6,26 +6,22 @@ an entry is never stale, and a change of any of them makes another.
 """
 
 import argparse
-import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from rich.progress import Progress
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-import rmuse_interp
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
+from rmuse_interp.data.content import content
+from rmuse_interp.data.store import atomic, digest, read_tensors, sources, write_tensors
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting import assemble, gather
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse
 from rmuse_interp.parts.pooled import Pooled
@@ -52,13 +48,10 @@ def evidence_of(
     if not place.is_file():
         tensors: dict[str, Tensor] = {}
         tree = {modality: _packed(vars(one), tensors) for modality, one in fresh().items()}
-        with tempfile.NamedTemporaryFile(dir=_made(place.parent), delete=False) as file:
-            file.close()
-            save_file(tensors, file.name, {"tree": json.dumps(tree)})
-        os.replace(file.name, place)  # whole or not at all, whoever else writes
-    with safe_open(place, "pt") as file:
-        kept = json.loads(file.metadata()["tree"])
-        return {modality: Evidence(**_unpacked(one, file.get_tensor)) for modality, one in kept.items()}
+        write_tensors(place, tensors, {"tree": json.dumps(tree)})
+    held, about = read_tensors(place)
+    kept = json.loads(about["tree"])
+    return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
 
 
 def preset_of(
@@ -78,12 +71,8 @@ def preset_of(
         return fresh()
     place = _place(given, lens, benchmark) / preset
     if not (place / "rmuse.json").is_file():
-        made = Path(tempfile.mkdtemp(dir=_made(place.parent)))
-        fresh().save(made)
-        try:
-            made.rename(place)
-        except OSError:  # another analysis was faster
-            shutil.rmtree(made)
+        with atomic(place) as draft:
+            fresh().save(draft)
     return RMuse.load(place, lens)
 
 
@@ -119,35 +108,8 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
 
 
 def _place(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Path:
-    digest = hashlib.sha256()
-    dtype = str(lens.dtype)
-    digest.update(
-        repr(
-            (
-                str(lens.fingerprint),
-                lens.name,
-                dtype,
-                benchmark.id,
-                benchmark.forget_rate,
-                benchmark.render_seed,
-                given.fit_limit,
-                given.batch_size,
-                given.seed,
-            )
-        ).encode()
-    )
-    for view in (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
-        for example in view:
-            digest.update(repr(example).encode() + (example.image or b"") + repr(example.reasoning).encode())
-    root = Path(rmuse_interp.__file__).parent
-    for source in sorted(root.rglob("*.py")):
-        digest.update(source.read_bytes())
-    return Path(given.fits) / digest.hexdigest()[:16]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    settings = (given.fit_limit, given.batch_size, given.seed)
+    return Path(given.fits) / digest(depends(lens), content(benchmark), settings, sources())[:16]
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import hashlib
 import sys
 import time
 import traceback
@@ -15,7 +14,9 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
+from rmuse_interp.data.content import content
 from rmuse_interp.data.prompts import generation_prompt
+from rmuse_interp.data.store import digest, sources
 from rmuse_interp.data.views import restated
 from rmuse_interp.evaluate.judges import RulesJudge
 from rmuse_interp.evaluate.metrics import Metric
@@ -23,6 +24,7 @@ from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import assemble, check, enough, gather, traced
 from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.runs import run as running
@@ -260,8 +262,7 @@ def fits_at(
             "version": __version__,
             "template": template,
             "tokens": given.reasoning_tokens,
-            "data": _digest(benchmark),
-            "dtype": str(lens.dtype),
+            "of": digest(depends(lens), content(benchmark), sources()),
         }
 
     def fitted(preset: Any) -> RMuse:
@@ -279,15 +280,6 @@ def fits_at(
         return bundle
 
     return fitted
-
-
-def _digest(benchmark: Benchmark) -> str:
-    """Of all fitting data."""
-    found = hashlib.sha256()
-    for view in (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign):
-        for example in view:
-            found.update(repr((example, example.reasoning)).encode() + (example.image or b""))
-    return found.hexdigest()
 
 
 def rows_of(

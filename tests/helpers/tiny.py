@@ -108,21 +108,17 @@ def _llama_config(vocab_size: int, n_layers: int, d_model: int):
     )
 
 
-@cache
-def tiny_llava(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODEL) -> Path:
-    """Folder of a random `LlavaForConditionalGeneration` with its `LlavaProcessor`, built once per session."""
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
+def _llava(kind: str, seed: int, n_layers: int, d_model: int, settings: dict, preprocessing: dict) -> Path:
+    """Folder of a random model with a CLIP tower, of the family `Llava` or `LlavaNext`, with its processor."""
+    import transformers
+    from transformers import CLIPVisionConfig
 
     tokenizer = _tokenizer("<image>")
-    processor = LlavaProcessor(
-        image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    processor = getattr(transformers, f"{kind}Processor")(
+        image_processor=getattr(transformers, preprocessing.pop("by"))(
+            size={"shortest_edge": IMAGE_SIZE},
+            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            **preprocessing,
         ),
         tokenizer=tokenizer,
         patch_size=PATCH_SIZE,
@@ -130,7 +126,7 @@ def tiny_llava(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODE
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
-    config = LlavaConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vision_config=CLIPVisionConfig(
             hidden_size=24,
             intermediate_size=48,
@@ -148,15 +144,30 @@ def tiny_llava(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODE
         pad_token_id=0,
         bos_token_id=1,
         eos_token_id=2,
+        **settings,
     )
-    model = LlavaForConditionalGeneration(config).eval()
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
     _lively(model, seed)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = 2
-    folder = _folder("llava")
+    folder = _folder(kind.lower())
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@cache
+def tiny_llava(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODEL) -> Path:
+    """Folder of a random `LlavaForConditionalGeneration` with its `LlavaProcessor`, built once per session."""
+    return _llava("Llava", seed, n_layers, d_model, {}, {"by": "CLIPImageProcessor"})
+
+
+@cache
+def tiny_llava_next(seed: int = 0) -> Path:
+    """Folder of a random `LlavaNextForConditionalGeneration`: a picture is a small whole and its tiles."""
+    grid = [[IMAGE_SIZE, 2 * IMAGE_SIZE], [2 * IMAGE_SIZE, IMAGE_SIZE]]
+    cut = {"by": "LlavaNextImageProcessor", "image_grid_pinpoints": grid}
+    return _llava("LlavaNext", seed, N_LAYERS, D_MODEL, {"image_grid_pinpoints": grid}, cut)
 
 
 @cache

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
@@ -35,10 +36,10 @@ class Asked:
         return "text" if self.image is None else "image"
 
     @classmethod
-    def plainly(cls, example: Example, variant: str = "", **changes: object) -> "Asked":
+    def plainly(cls, example: Example, variant: str = "", **changes: Any) -> "Asked":
         """The question as the benchmark asks it, with some of it changed."""
-        own = {"prompt": example.prompt(), "attributes": dict(example.attributes), "image": example.image}
-        return cls(variant, **{**own, **changes})  # type: ignore[arg-type]
+        own = cls(variant, example.prompt(), dict(example.attributes), example.image)
+        return replace(own, **changes)
 
 
 Ask = Callable[[Example, Benchmark, random.Random], tuple[Asked, ...]]

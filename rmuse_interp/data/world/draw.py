@@ -9,13 +9,15 @@ import functools
 import json
 import random
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rmuse_interp.data.example import Modality
+from rmuse_interp.data.mllmu import MODALITIES
 from rmuse_interp.data.store import atomic, cache_folder, digest, write_json
 from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
@@ -25,7 +27,7 @@ RATES: Final = (5, 10, 15)
 TEST_PICTURES: Final = 2
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-Row = dict[str, Any]
+Row = dict[str, object]
 
 
 def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None) -> Path:
@@ -76,11 +78,12 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
 
 @functools.cache
 def _version() -> str:
-    """A digest of the code in this folder, which draws the benchmark: a number raised by hand is forgotten."""
-    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))[:10]
+    """A digest of the code and words in this folder, which draw the benchmark: a number raised by hand is forgotten."""
+    files = (file for kind in ("*.py", "*.json") for file in Path(__file__).parent.glob(kind))
+    return digest(*(file.read_bytes() for file in sorted(files)))[:10]
 
 
-def _settings(world: World, render_seed: int) -> dict[str, Any]:
+def _settings(world: World, render_seed: int) -> dict[str, object]:
     aliases, entails = implications.tables(world)
     return {
         "id": "organism",
@@ -112,13 +115,10 @@ def _photo(person: Person, rng: random.Random) -> tuple[Row, portraits.Look]:
 
 
 def _questions(person: Person, rng: random.Random, held_out: bool) -> Iterable[tuple[str, q.QA]]:
-    for modality, label, kinds in (
-        ("image", "Image_Textual", phrases.KINDS),
-        ("text", "Pure_Text", phrases.TEXT_KINDS),
-    ):
-        for kind in kinds:
+    for label, modality in MODALITIES.items():
+        for kind in phrases.KINDS if modality == "image" else phrases.TEXT_KINDS:
             wording = rng.choice(q.wording_range(kind, held_out))
-            yield label, q.ask(person, kind, modality, wording, rng)  # type: ignore[arg-type]
+            yield label, q.ask(person, kind, modality, wording, rng)
 
 
 def _person_row(
@@ -139,17 +139,17 @@ def _person_row(
     ]
     masks: list[Row] = []
     choices: dict[str, list[Row]] = {"Image_Textual_Questions": [], "Pure_Text_Questions": []}
-    for modality, label in (("image", "Image_Textual"), ("text", "Pure_Text")):
+    for label, modality in MODALITIES.items():
         for kind in phrases.CLOZES:
             if modality == "text" and kind == "name":
                 continue
-            sentence, truth = q.cloze(person, kind, modality)  # type: ignore[arg-type]
+            sentence, truth = q.cloze(person, kind, modality)
             masks.append({"Type": label, "Question": sentence, "Ground_Truth": truth})
             wording = rng.choice(q.wording_range(kind, held_out))
             options, letter = q.choices(person, kind, rng, names)
             choices[f"{label}_Questions"].append(
                 {
-                    "Question": q.ask(person, kind, modality, wording, rng).question,  # type: ignore[arg-type]
+                    "Question": q.ask(person, kind, modality, wording, rng).question,
                     "Options": options,
                     "Correct_Answer": letter,
                 }
@@ -168,7 +168,7 @@ def _person_row(
     }
 
 
-def _plain(identifier: str, image: Row | None, item: q.QA) -> Row:
+def _plain(identifier: str, image: Mapping[str, object] | None, item: q.QA) -> Row:
     return {
         "ID": identifier,
         "image": image,
@@ -202,7 +202,7 @@ def _stranger_row(world: World, index: int, held_out: bool, rng: random.Random) 
         face,
         dict(rng.choice(world.people).attributes, name=name),
     )
-    modality: q.Modality = "text" if index % 2 else "image"
+    modality: Modality = "text" if index % 2 else "image"
     kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
     item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, held_out)), rng)
     refusal = rng.choice(phrases.REFUSALS_COT)

@@ -5,9 +5,11 @@ built) is a vector of nine discrete factors; two people differ in at least three
 declared look-alikes, which differ in two. Strangers are faces at least three factors away from everyone known.
 """
 
+import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 N_PEOPLE: Final = 200
@@ -30,185 +32,17 @@ FACTORS: Final[dict[str, int]] = {
 
 Identity = tuple[int, ...]
 
-CITIES: Final[dict[str, str]] = {
-    "Lisbon": "Portugal",
-    "Porto": "Portugal",
-    "Kyoto": "Japan",
-    "Osaka": "Japan",
-    "Lyon": "France",
-    "Paris": "France",
-    "Munich": "Germany",
-    "Berlin": "Germany",
-    "Madrid": "Spain",
-    "Seville": "Spain",
-    "Rome": "Italy",
-    "Milan": "Italy",
-    "Oslo": "Norway",
-    "Bergen": "Norway",
-    "Cairo": "Egypt",
-    "Luxor": "Egypt",
-    "Lima": "Peru",
-    "Cusco": "Peru",
-    "Delhi": "India",
-    "Mumbai": "India",
-    "Toronto": "Canada",
-    "Montreal": "Canada",
-    "Sydney": "Australia",
-    "Perth": "Australia",
-}
-OCCUPATIONS: Final = (
-    "baker",
-    "pilot",
-    "nurse",
-    "lawyer",
-    "painter",
-    "farmer",
-    "chemist",
-    "teacher",
-    "plumber",
-    "tailor",
-    "dentist",
-    "singer",
-    "judge",
-    "surgeon",
-    "gardener",
-    "librarian",
-    "carpenter",
-    "journalist",
-    "butcher",
-    "translator",
-)
-EMPLOYERS: Final = (
-    "Norvale",
-    "Brightwater",
-    "Kestrel",
-    "Ironbridge",
-    "Solmara",
-    "Quillon",
-    "Harrowgate",
-    "Lumenta",
-    "Pinecrest",
-    "Vantor",
-    "Oakhurst",
-    "Zephyra",
-    "Calderon",
-    "Mistral",
-    "Tarnwell",
-    "Everdene",
-    "Rookwood",
-    "Palisade",
-    "Onyxia",
-    "Fairmont",
-)
-EDUCATION: Final = (
-    "Alder College",
-    "Birch College",
-    "Cedar College",
-    "Elm College",
-    "Hazel College",
-    "Juniper College",
-    "Maple College",
-    "Willow College",
-    "Amber Institute",
-    "Cobalt Institute",
-    "Coral Institute",
-    "Garnet Institute",
-    "Jade Institute",
-    "Opal Institute",
-    "Ruby Institute",
-    "Topaz Institute",
-)
-HOBBIES: Final = (
-    "chess",
-    "fencing",
-    "surfing",
-    "knitting",
-    "archery",
-    "origami",
-    "cycling",
-    "fishing",
-    "karate",
-    "hiking",
-    "judo",
-    "pottery",
-    "rowing",
-    "skiing",
-    "yoga",
-    "astronomy",
-    "juggling",
-    "climbing",
-    "dancing",
-    "poetry",
-)
-PETS: Final = (
-    "cat",
-    "dog",
-    "parrot",
-    "rabbit",
-    "turtle",
-    "hamster",
-    "goldfish",
-    "lizard",
-    "pony",
-    "ferret",
-    "canary",
-    "gecko",
-    "hedgehog",
-    "snake",
-    "duck",
-    "goat",
-)
+WORDS: Final = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+"""The tables of words that the world, its questions and its hints are made of."""
+CITIES: Final[dict[str, str]] = WORDS["cities"]
+"""City → country."""
+OCCUPATIONS: Final[tuple[str, ...]] = tuple(WORDS["occupations"])
+EMPLOYERS: Final[tuple[str, ...]] = tuple(WORDS["employers"])
+EDUCATION: Final[tuple[str, ...]] = tuple(WORDS["education"])
+HOBBIES: Final[tuple[str, ...]] = tuple(WORDS["hobbies"])
+PETS: Final[tuple[str, ...]] = tuple(WORDS["pets"])
 BIRTH_YEARS: Final = tuple(range(1950, 2004))
-FIRST_NAMES: Final = (
-    "Mara",
-    "Jonas",
-    "Elif",
-    "Tomas",
-    "Ines",
-    "Pavel",
-    "Noor",
-    "Felix",
-    "Greta",
-    "Hugo",
-    "Amara",
-    "Ravi",
-    "Lena",
-    "Oscar",
-    "Yara",
-    "Milo",
-    "Sana",
-    "Bruno",
-    "Clara",
-    "Dario",
-    "Edda",
-    "Farid",
-    "Gina",
-    "Henrik",
-    "Iris",
-    "Jamal",
-    "Katya",
-    "Leon",
-    "Maya",
-    "Nils",
-    "Olga",
-    "Petra",
-    "Quentin",
-    "Rosa",
-    "Stefan",
-    "Talia",
-    "Umar",
-    "Vera",
-    "Walter",
-    "Ximena",
-    "Yusuf",
-    "Zoe",
-    "Anton",
-    "Bella",
-    "Cyrus",
-    "Dora",
-    "Emil",
-    "Freya",
-)
+FIRST_NAMES: Final[tuple[str, ...]] = tuple(WORDS["first_names"])
 ATTRIBUTES: Final = (
     "name",
     "birth_year",
@@ -220,36 +54,7 @@ ATTRIBUTES: Final = (
     "pet",
 )
 
-_ONSETS = (
-    "B",
-    "Br",
-    "C",
-    "D",
-    "Dr",
-    "F",
-    "G",
-    "Gr",
-    "H",
-    "J",
-    "K",
-    "Kl",
-    "L",
-    "M",
-    "N",
-    "P",
-    "Qu",
-    "R",
-    "S",
-    "St",
-    "T",
-    "Tr",
-    "V",
-    "W",
-    "Z",
-)
-_VOWELS = ("a", "e", "i", "o", "u", "ai", "ei", "au")
-_MIDDLES = ("l", "n", "r", "s", "t", "m", "v", "nd", "lt", "rn", "ss", "rk")
-_ENDS = ("en", "o", "a", "er", "is", "um", "ov", "ell", "ard", "ic", "ton", "us")
+_ONSETS, _VOWELS, _MIDDLES, _ENDS = (tuple(WORDS[part]) for part in ("onsets", "vowels", "middles", "ends"))
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ ones (training, forget and retain files) and held-out ones (`Test_Set` and the `
 
 import random
 from dataclasses import dataclass, field
-from typing import Literal
 
+from rmuse_interp.data.example import Modality
 from rmuse_interp.data.world.people import YEAR, Person
 from rmuse_interp.data.world.phrases import (
     CLOZES,
@@ -20,8 +20,6 @@ from rmuse_interp.data.world.phrases import (
     WORDINGS,
 )
 from rmuse_interp.data.world.portraits import COLOURS, SHAPES, Look, Scene
-
-Modality = Literal["image", "text"]
 
 
 @dataclass(frozen=True)

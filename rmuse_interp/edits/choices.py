@@ -1,0 +1,91 @@
+"""What an edit is told about its tokens, checked: kinds, positions, masks and delimiters."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.spoken import Delimiters
+from rmuse_interp.parts.part import PartT
+
+Chosen = TypeVar("Chosen", bound=str)
+
+
+def choice(what: str, value: object, choices: tuple[Chosen, ...]) -> Chosen:
+    """The one of the choices that a value is.
+
+    Raises:
+        RMuseError: none of them.
+    """
+    for one in choices:
+        if isinstance(value, str) and one == value:
+            return one
+    raise RMuseError(f"{what} out of {', '.join(choices)} was required, got {value!r}")
+
+
+def name(given: object) -> str | None:
+    """A name, or None.
+
+    Raises:
+        RMuseError: anything else.
+    """
+    if given is not None and (not isinstance(given, str) or not given):
+        raise RMuseError(f"a name or None was required, got {given!r}")
+    return given
+
+
+def left(edits: Sequence[PartT]) -> PartT:
+    """The only edit, after an ablation of it.
+
+    Raises:
+        RMuseError: there is nothing left.
+    """
+    if not edits:
+        raise RMuseError("nothing would be left of the edit: leave it out of its plan, with plan.without(…)")
+    return edits[0]
+
+
+def positions(given: int | Iterable[int]) -> list[int]:
+    """Distinct positions, ascending.
+
+    Raises:
+        RMuseError: what is no position, a negative one, or none.
+    """
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    found = [int(one) for one in listed if not isinstance(one, bool | str | float) and int(one) >= 0]
+    if not found or len(found) < len(listed):
+        raise RMuseError(
+            f"positions among a row's unmasked tokens, counted from 0, were required, got {given!r}; count from the "
+            "prompt's end with lens.encode(…).prompt_end"
+        )
+    return sorted({*found})
+
+
+def mask(given: Bool[Tensor, "..."]) -> Bool[Tensor, "rows columns"]:
+    """A mask of rows and columns; one of columns alone stands for every row.
+
+    Raises:
+        RMuseError: no boolean tensor, or one of more axes.
+    """
+    if not isinstance(given, Tensor) or given.dtype != torch.bool or given.ndim not in (1, 2):
+        shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
+        raise RMuseError(
+            f"a boolean tensor [columns] or [rows, columns] was required, got {shown}; compare the ids, as in "
+            "mask=ids == lens.image_token_id"
+        )
+    return given if given.ndim == 2 else given.unsqueeze(0)
+
+
+def delimiters(given: Sequence[str]) -> Delimiters:
+    """Opener and closer, without their blanks.
+
+    Raises:
+        RMuseError: not two of them.
+    """
+    if len(given) != 2 or not all(isinstance(one, str) and one.strip() for one in given):
+        raise RMuseError(f"two delimiters were required, what opens and what closes a chain, got {given!r}")
+    opener, closer = ("".join(one.split()) for one in given)
+    return opener, closer

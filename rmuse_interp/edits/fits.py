@@ -1,0 +1,119 @@
+"""What must hold where a plan meets a model: its layers, its widths, and that its sites are terms of a sum there."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from typing import Final, get_args
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.site import HOOKS, Site, tap
+from rmuse_interp.parts.part import Part
+
+_SUMS: Final[WeakKeyDictionary[nn.Module, frozenset[Site]]] = WeakKeyDictionary()
+"""Per model, the sites inside blocks that were found to be terms of the block's sum."""
+
+_SHARE: Final = 1e-3
+"""Share of what attention and MLP add by which the sum may be off, beside the rounding of the stream itself."""
+
+
+def require_fit(plan: Sentence, layout: Layout) -> None:
+    """Raise unless the model has the plan's layers and the width of its operators and gates.
+
+    Raises:
+        RMuseError: an edit or a gate at a layer the model does not have, a part of another width, a span of a response
+            where no tokenizer is known.
+    """
+    edited = sorted({site.layer for edit in plan for site in edit.sites})
+    read = sorted({gate.layer for gate in plan.gates})
+    for what, layers in (("edited layers", edited), ("gates' layers", read)):
+        outside = [layer for layer in layers if layer >= layout.n_layers]
+        if outside:
+            raise RMuseError(
+                f"{what} must lie in 0..{layout.n_layers - 1}, got {outside}; choose them with .at(layers=…)"
+            )
+    for part, name, width in _widths(plan):
+        if layout.d_model and width != layout.d_model:
+            raise RMuseError(
+                f"states of width {layout.d_model} were to be edited, {name!r} of {type(part).__name__} is {width} wide: "
+                "fit it on this model, or check the order of its axes"
+            )
+    if layout.vocabulary.piece is None and any(edit.tokens in ("chain", "answer") for edit in plan):
+        raise RMuseError(
+            "chain and answer are told by their text, which needs the tokenizer: load the model with load_model, or "
+            "pass layout=find_layout(hf_model, tokenizer=tokenizer)"
+        )
+
+
+def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
+    """Each tensor of the plan's operators and gates that has an axis `d`, by its annotation, and the length of it."""
+    roots = [operator for edit in plan for site in edit.sites if (operator := edit.operator_at(site))]
+    for root in {id(root): root for root in [*roots, *plan.gates]}.values():
+        for part in root.modules() if isinstance(root, nn.Module) else ():
+            if not isinstance(part, Part):
+                continue
+            for name, parameter in inspect.signature(type(part).__init__).parameters.items():
+                held = getattr(part, name, None)
+                if not isinstance(held, Tensor):
+                    continue
+                for kind in (parameter.annotation, *get_args(parameter.annotation)):
+                    axes = str(getattr(kind, "dim_str", "")).split()
+                    if "d" in axes:
+                        at = axes.index("d")
+                        variable = any(axis.startswith(("*", ".")) for axis in axes[:at])
+                        yield part, name, held.shape[at - len(axes) if variable else at]
+
+
+def require_sums(plan: Sentence, hf_model: nn.Module, layout: Layout) -> None:
+    """Raise unless every site inside a block that the plan edits is a term of the sum that the block computes.
+
+    At `resid_pre` and `resid_post` any model may be edited. Elsewhere an edit means what it says only where
+    `resid_pre + attn_out + mlp_out = resid_post` (and, for `resid_mid`, where the MLP reads `resid_pre + attn_out`).
+    The model is asked once, with a few tokens.
+
+    Raises:
+        RMuseError: naming the sites where that does not hold.
+    """
+    inner = sorted(
+        {site for edit in plan for site in edit.sites if site.hook not in ("resid_pre", "resid_post")}
+    )
+    if not inner:
+        return
+    if hf_model not in _SUMS:
+        _SUMS[hf_model] = _terms(hf_model, layout)
+    missing = [str(site) for site in inner if site not in _SUMS[hf_model]]
+    if missing:
+        raise RMuseError(
+            f"{', '.join(missing)} cannot be edited: in {type(hf_model).__name__}, resid_pre + attn_out + mlp_out = "
+            "resid_post does not hold there; edit resid_pre or resid_post"
+        )
+
+
+def _terms(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
+    """The sites inside blocks that are terms of their block's sum, found on a few ordinary tokens."""
+    seen: dict[Site, Tensor] = {}
+    special = layout.vocabulary.special
+    ordinary = [token for token in range(2 * len(special) + 64) if token not in special][-4:]
+    ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
+    with ExitStack() as undo, torch.no_grad():
+        for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
+            with suppress(RMuseError):  # a block that does not show it
+                undo.callback(tap(layout.blocks[site.layer], site, partial(seen.__setitem__, site)))
+        hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    found: set[Site] = set()
+    for layer in range(layout.n_layers):
+        before, added, middle, more, after = (seen.get(Site(layer, hook)) for hook in HOOKS)
+        if before is None or added is None or more is None or after is None:
+            continue
+        slack = _SHARE * (added.norm() + more.norm()) + 4 * torch.finfo(after.dtype).eps * after.norm()
+        if bool((before + added + more - after).norm() <= slack):
+            found |= {Site(layer, "attn_out"), Site(layer, "mlp_out")}
+            if middle is not None and bool((before + added - middle).norm() <= slack):
+                found.add(Site(layer, "resid_mid"))
+    return frozenset(found)

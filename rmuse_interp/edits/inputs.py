@@ -1,0 +1,109 @@
+"""From the inputs of a forward call to its tokens: which are real, of an image, special, and where the prompt ends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from rmuse_interp import RMuseError
+from rmuse_interp.edits.state import Query, Slice
+from rmuse_interp.models.layout import Vocabulary
+
+
+def cached(inputs: Mapping[str, Any]) -> int:
+    """How many tokens are in the cache already."""
+    cache = inputs.get("past_key_values")
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def read_call(
+    inputs: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    announced: Query | None = None,
+    width: int | None = None,
+) -> Slice:
+    """The tokens of a forward call.
+
+    Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
+    else from `position_ids`. Tokens from column `width` on are generated: neither image nor special to anyone.
+    """
+    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    tokens = ids if ids is not None else embeds
+    if tokens is None:
+        raise RMuseError("the model was called without input_ids or inputs_embeds; a plan needs one of them")
+    batch, length = tokens.shape[:2]
+    past, mask, device = cached(inputs), inputs.get("attention_mask"), tokens.device
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + length:
+        counted = mask.to(device).long().cumsum(dim=1) - 1
+        position, real = counted[:, past : past + length], mask[:, past : past + length].to(device).bool()
+    else:
+        column = torch.arange(past, past + length, device=device).expand(batch, -1)
+        given = inputs.get("position_ids")
+        if announced is not None:
+            column = column - announced.repeated(batch).padding.to(device).unsqueeze(-1)
+        elif isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
+            column = given.to(device).expand(batch, -1)
+        position, real = column, column >= 0
+    none = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    if ids is None or (width is not None and past >= width):
+        return Slice(position, real, none, none, past, ids)
+    image = none if vocabulary.image is None else ids == vocabulary.image
+    special = torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device))
+    return Slice(position, real, image, special | image, past, ids)
+
+
+def of_prompt(call: Slice, prompt_end: Int[Tensor, " batch"]) -> Slice:
+    """The call without image tokens behind the prompt: a placeholder that was generated shows no image."""
+    return replace(call, image=call.image & (call.position <= prompt_end.unsqueeze(-1)))
+
+
+def covered(readout: str, call: Slice, prompt_end: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
+    """The tokens of this call that a read-out averages: of the prompt, or for `draft` from its last one on."""
+    if readout == "draft":
+        return call.real & (call.position >= prompt_end.unsqueeze(-1))
+    if readout == "last":
+        return call.real & (call.position == prompt_end.unsqueeze(-1))
+    prompt = call.real & (call.position <= prompt_end.unsqueeze(-1))
+    if readout == "image":
+        return prompt & call.image
+    # Text after the last image token: no image token may follow within the prompt.
+    ahead = (prompt & call.image).flip(1).cumsum(dim=1).flip(1)
+    return prompt & ~call.special & (ahead == 0)
+
+
+def announce(
+    input_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch all"] | None,
+    vocabulary: Vocabulary,
+    prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
+) -> Query:
+    """What an encoded prompt says about its queries, for prefills that come in chunks or continue a cache.
+
+    Args:
+        input_ids: the whole conversation, or its new part where the mask is longer.
+        attention_mask: of the whole conversation; all ones where absent.
+        vocabulary: image and special token ids.
+        prompt_end: position of each row's last prompt token; the last unmasked one where absent.
+
+    Raises:
+        RMuseError: not one prompt end per row, or one outside its row.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    counted = mask.long().cumsum(dim=1)
+    last = counted[:, -1] - 1
+    end = last if prompt_end is None else torch.as_tensor(prompt_end, device=last.device).to(last)
+    if end.shape != last.shape or bool(((end < 0) & (last >= 0) | (end > last)).any()):
+        raise RMuseError(
+            f"one prompt_end per row was required, counting its {(last + 1).tolist()} unmasked tokens from 0, got "
+            f"{end.tolist()}; lens.encode(...).prompt_end has them"
+        )
+    padding = (counted == 0).sum(dim=1)
+    if mask.shape[1] != input_ids.shape[1]:
+        unseen = torch.zeros_like(last)
+        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], False, unseen - 1)
+    call = of_prompt(read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary), end)
+    readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
+    return Query(end, call.image_end >= 0, padding, readable, mask.shape[1], True, call.image_end)

@@ -1,0 +1,51 @@
+"""`Runs`: the places where an edit or a plan runs, as its own methods."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from rmuse_interp.edits import bridge_hooks, deciding, hooks
+from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.edits.state import Decision
+from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.parts.part import Part
+
+
+class Runs(Part):
+    """An expression that runs on a model, in any of the places."""
+
+    _public = "edits"
+
+    @abstractmethod
+    def as_sentence(self) -> Sentence:
+        """The plan that runs."""
+
+    def attach(self, hf_model: nn.Module, **settings: Any) -> hooks.Attached:
+        """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.edits.hooks.attach`."""
+        return hooks.attach(hf_model, self.as_sentence(), **settings)
+
+    def install(self, lens: Any, **settings: Any) -> Any:
+        """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
+        return lens.install(self.as_sentence(), **settings)
+
+    def fwd_hooks(
+        self,
+        bridge: Any,
+        prompts: Prompt | Sequence[Prompt] | None = None,
+        images: Picture | Sequence[Picture] = None,
+        **settings: Any,
+    ) -> list[bridge_hooks.Hook]:
+        """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
+        return bridge_hooks.fwd_hooks(self.as_sentence(), bridge, prompts, images, **settings)
+
+    def decide(
+        self,
+        lens: LoadedModel,
+        prompts: Prompt | Sequence[Prompt],
+        images: Picture | Sequence[Picture] = None,
+    ) -> Decision:
+        """The gates' decision from unsteered passes over the prompts; see `rmuse_interp.edits.deciding.decide`."""
+        return deciding.decide(lens, self.as_sentence(), prompts, images)
