@@ -62,7 +62,7 @@ def require_applicable(
         attacked.require_applicable(require_names(attacks), questions, benchmark)
 
 
-def asked(
+def under_attack(
     attacks: Sequence[str],
     methods: Sequence["Method"],
     questions: Mapping[str, Sequence["Example"]],
@@ -76,7 +76,7 @@ def asked(
     max_new_tokens: int,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, list["AttackTranscript"]]:
-    """The scores of every method under every attack, and the transcripts; `seconds` learns how long both took.
+    """The scores of every method under every attack, and the transcripts; the time of both goes into `seconds`.
 
     Args:
         attacks: their names.

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
-from rmuse_interp.cli.evaluate import names_of
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import TRACES, read_run
 
@@ -64,7 +63,7 @@ def bundles_of(run: Path, scores: JSON, given: Sequence[Path]) -> dict[str, "RMu
         RMuseError: a bundle that is damaged, or given and none of the run's methods.
     """
     opened = [support.open_bundle(folder) for folder in given]
-    found = dict(zip(names_of(given, opened), opened, strict=True))
+    found = dict(zip(support.names_of(given, opened), opened, strict=True))
     strange = sorted(set(found) - set(scores["methods"]))
     if strange:
         raise RMuseError(

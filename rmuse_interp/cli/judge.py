@@ -11,9 +11,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
@@ -27,12 +26,7 @@ T = TypeVar("T")
 SHOWN = 20
 """Disagreements that are printed; the file of --out has all."""
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Measure how far a judge of leaks and chains can be trusted.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Measure how far a judge of leaks and chains can be trusted.")
 NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
 Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[

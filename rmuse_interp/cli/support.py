@@ -1,8 +1,9 @@
-"""What commands do alike: open models and benchmarks, read options, show progress."""
+"""What commands have in common: they open models and benchmarks, read options and show progress."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -106,6 +107,39 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
         raise RMuseError(
             f"required a whole bundle, got a damaged one in {folder} ({reason}); fit it again"
         ) from error
+
+
+def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
+    """The bundles' names in the scores: ``rmuse/PRESET``, told apart where several are of one preset.
+
+    Raises:
+        RMuseError: the same folder twice.
+    """
+    return told_apart([f"rmuse/{bundle.preset}" for bundle in bundles], folders, "--bundle")
+
+
+def told_apart(kinds: Sequence[str], folders: Sequence[Path], option: str) -> list[str]:
+    """A name per folder: its kind, and ``@FOLDER`` or ``@PARENT-FOLDER`` where others are named alike.
+
+    >>> told_apart(["npo", "ga", "ga"], [Path("a"), Path("b"), Path("c")], "--baseline")
+    ['npo', 'ga@b', 'ga@c']
+
+    Raises:
+        RMuseError: the same folder twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(resolved):
+        raise RMuseError(f"required each {option} once, got {', '.join(map(str, folders))}")
+    several = Counter(kinds)
+    short = [
+        kind + (f"@{path.name}" if several[kind] > 1 else "")
+        for kind, path in zip(kinds, resolved, strict=True)
+    ]
+    alike = Counter(short)
+    return [
+        f"{kind}@{path.parent.name}-{path.name}" if alike[name] > 1 else name
+        for name, kind, path in zip(short, kinds, resolved, strict=True)
+    ]
 
 
 def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:

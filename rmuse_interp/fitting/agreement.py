@@ -9,7 +9,7 @@ import numpy as np
 
 from rmuse_interp.data.store import JSON
 from rmuse_interp.maths.statistics import interval
-from rmuse_interp.method.rmuse import ENERGY, SPANS, Evidence, subspaces_at
+from rmuse_interp.method.rmuse import ENERGY, Evidence, subspaces_at
 from rmuse_interp.parts.retain import RetainSubspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace
 
@@ -26,7 +26,6 @@ def subspace_table(
     layers: Sequence[int],
     *,
     literal: bool,
-    spans: Sequence[str] = SPANS,
     energy: float = ENERGY,
     seed: int = 0,
 ) -> JSON:
@@ -42,7 +41,6 @@ def subspace_table(
         evidence: of one kind of query.
         layers: 0-based blocks.
         literal: the paper's form; see `subspaces_at`.
-        spans: of the unlearning direction.
         energy: share of the variance that the RRS was asked to hold.
         seed: of the halvings.
     """
@@ -53,10 +51,10 @@ def subspace_table(
         halvings = [_halves(evidence, draw, literal) for _ in range(SPLITS)]
     found: JSON = {}
     for layer in layers:
-        whole = subspaces_at(evidence, layer, literal, spans, energy)
+        whole = subspaces_at(evidence, layer, literal, energy=energy)
         cosines: tuple[list[float], list[float]] = ([], [])
         for pair in halvings:
-            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, spans, energy) for h in pair)
+            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, energy=energy) for h in pair)
             cosines[0].append(abs(float(un.direction @ other_un.direction)))
             cosines[1].append((_inside(rrs, other_rrs) + _inside(other_rrs, rrs)) / 2)
         n = len(kept if not literal else evidence.step_prefixed["answer"].ids)
