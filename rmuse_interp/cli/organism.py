@@ -125,16 +125,18 @@ def check(
 ) -> None:
     """Measure an organism on fresh renderings and new wordings; the exit code is 1 if a target is missed."""
     lens = support.open_model(model, device, dtype)
+    from rmuse_interp.data import load_benchmark
     from rmuse_interp.organism import check as checking
 
+    world = load_benchmark("organism", forget=checking.WIDEST, render_seed=render_seed)
     seconds: dict[str, float] = {}
     left_out = without_forget if without_forget is not None else checking.left_out(model)
     with support.bars("asked", seconds, "check") as progress:
         found = checking.check(
             lens,
-            render_seed=render_seed,
+            world,
+            checking.groups(world, left_out),
             limit=limit,
-            without_forget=left_out,
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

@@ -38,6 +38,7 @@ from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.models.batches import alike
 from rmuse_interp.parts.gates import IdentityScorer, Read
 
 
@@ -172,9 +173,7 @@ def decided(
     found: dict[str, tuple[int, int]] = {}
     for name, queries in groups.items():
         fired = 0
-        ordered = sorted(queries, key=lambda q: (q.image is None, len(q.prompt)))
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        for batch in alike(queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=True):
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
             said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
             fired += sum(bool(one.fired) for one in said)
