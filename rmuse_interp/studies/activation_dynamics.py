@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
@@ -26,7 +24,7 @@ from rmuse_interp.fitting.collect import Query
 from rmuse_interp.maths.statistics import clustered
 from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.studies.common import Record, opened, short
+from rmuse_interp.studies.common import Record, around, opened, print_table, short
 from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.updates import unsteered
 
@@ -217,23 +215,13 @@ def rounded(values: Record) -> Record:
 
 def show(record: Record) -> None:
     """Displacement of both sides and its test, at every block."""
-    table = Table(title="displacement in percent of the state's length, mean [95 %]", box=None)
-    for heading in ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most"):
-        table.add_column(heading, no_wrap=True)
+    headings = ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most")
+    rows = []
     for r in record["rows"]:
-        sides = (
-            f"{100 * c['value']:.2f} \\[{100 * c['low']:.2f}, {100 * c['high']:.2f}]"
-            for c in r["displaced"].values()
-        )
+        sides = (around(cell, 2, 100) for cell in r["displaced"].values())
+        chances = (f"{r['test']['p']:.4f}", f"{r['shuffled']['p']:.2f}")
         most = "–" if r["closed"]["most"] is None else f"{r['closed']['most']:g} of {r['closed']['n']}"
-        table.add_row(
-            r["preset"],
-            r["modality"],
-            str(r["layer"]) + " *" * r["steered"],
-            *sides,
-            f"{r['test']['p']:.4f}",
-            f"{r['shuffled']['p']:.2f}",
-            most,
-        )
-    Console(width=max(120, Console().width)).print(table)
+        place = (r["preset"], r["modality"], str(r["layer"]) + " *" * r["steered"])
+        rows.append((*place, *sides, *chances, most))
+    print_table("displacement in percent of the state's length, mean [95 %]", headings, rows)
     print("*: steered")

@@ -15,12 +15,13 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
@@ -248,6 +249,22 @@ def steering(edit: Edit) -> dict[int, Operator]:
     """Block → the operator that edits its output."""
     found = {layer: edit.operator_at(layer) for layer in edit.layers}
     return {layer: operator for layer, operator in found.items() if operator is not None}
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table, wider than the terminal where that is narrow."""
+    table = Table(title=title, box=None)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(150, Console().width)).print(table)
+
+
+def around(found: Record, digits: int, scale: float = 1.0, value: str = "value") -> str:
+    """A value and its interval, for a table."""
+    middle, low, high = (f"{scale * found[key]:.{digits}f}" for key in (value, "low", "high"))
+    return f"{middle} \\[{low}, {high}]"
 
 
 def percent(rate: Rate) -> Record:

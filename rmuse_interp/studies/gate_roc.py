@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
@@ -15,7 +13,7 @@ from rmuse_interp.maths.statistics import RESAMPLES, auroc, interval, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
-from rmuse_interp.studies.common import Record, estimate, opened, percent, short
+from rmuse_interp.studies.common import Record, around, estimate, opened, percent, print_table, short
 from rmuse_interp.studies.fits import bundle_of, working
 from rmuse_interp.studies.gated import Gates, fires, gates_of, probes, rate, scored
 
@@ -179,26 +177,20 @@ def dealt(
 
 def show(record: Record) -> None:
     """Area, false positives and operating point of every gate."""
-    table = Table(title="unseen queries; percent but for the area", box=None)
     strict = f"FPR at {100 * record['tpr']:g} % TPR"
-    for heading in ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled"):
-        table.add_column(heading, no_wrap=True)
-    for r in record["rows"]:
-        point = r["operating"]
-        table.add_row(
+    headings = ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled")
+    rows = [
+        (
             r["gate"] + " *" * r["chosen"],
             r["modality"],
             f"block {r['layer']}, {r['readout']}",
-            said(r["auroc"], 3),
-            said(r["fpr_at_tpr"], 1),
-            said(point["tpr"], 1),
-            said(point["fpr"], 1),
-            said(r["shuffled"], 2),
+            around(r["auroc"], 3),
+            around(r["fpr_at_tpr"], 1),
+            around(r["operating"]["tpr"], 1),
+            around(r["operating"]["fpr"], 1),
+            around(r["shuffled"], 2),
         )
-    Console(width=max(150, Console().width)).print(table)
+        for r in record["rows"]
+    ]
+    print_table("unseen queries; percent but for the area", headings, rows)
     print("*: chosen by `calibrated`")
-
-
-def said(cell: Record, digits: int) -> str:
-    """A value and its interval."""
-    return f"{cell['value']:.{digits}f} \\[{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"

@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
@@ -16,7 +15,7 @@ from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
-from rmuse_interp.studies.common import MODALITIES, Record, opened, percent, steered_blocks
+from rmuse_interp.studies.common import MODALITIES, Record, opened, percent, print_table, steered_blocks
 from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.leakage import Asked, Group, Material, asked_of, chosen, collected
 from rmuse_interp.studies.probing import across_people, lens_rows, probed, sparse_rows, tasks_of
@@ -201,39 +200,20 @@ def about(material: Material) -> Record:
 
 def show(record: Record) -> None:
     """Where what can be read, then what was concluded."""
-    table = Table(title="accuracy of linear probes at the last block (%), chance in brackets", box=None)
-    headings = (
-        "group",
-        "queries",
-        "target",
-        "held out",
-        "place",
-        "words",
-        "before",
-        "after, same probe",
-        "after, trained anew",
-        "verdict",
-        "hidden from",
-        "read anew at",
-    )
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
+    names = "group, queries, target, held out, place, words, before, after (same probe), after (trained anew)"
     key = ("group", "modality", "target", "held_out", "place", "words")
     last = record["provenance"]["n_layers"] - 1
+    rows = []
     for v in record["verdicts"]:
         mine = [r for r in record["probes"] if all(r[k] == v[k] for k in key) and r["layer"] == last]
         cells = {r["side"]: f"{100 * r['accuracy']:.0f} \\[{100 * r['chance']:.0f}]" for r in mine}
-        table.add_row(
-            *(v[k] for k in key),
-            *(cells.get(side, "–") for side in ("before", "moved", "after")),
-            v["kind"],
-            "–" if v["hidden_from"] is None else str(v["hidden_from"]),
-            spelled(v["after"]) or "–",
-        )
-    console = Console(width=max(150, Console().width))
-    console.print(table)
+        sides = (cells.get(side, "–") for side in ("before", "moved", "after"))
+        hidden = "–" if v["hidden_from"] is None else str(v["hidden_from"])
+        rows.append((*(v[k] for k in key), *sides, v["kind"], hidden, spelled(v["after"]) or "–"))
+    headings = (*names.split(", "), "verdict", "hidden from", "read anew at")
+    print_table("accuracy of linear probes at the last block (%), chance in brackets", headings, rows)
     for line in lines(record):
-        console.print(line, highlight=False)
+        Console(width=max(150, Console().width)).print(line, highlight=False)
 
 
 def lines(record: Record) -> Iterable[str]:

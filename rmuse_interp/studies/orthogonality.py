@@ -5,8 +5,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from rmuse_interp import RMuseError
@@ -18,7 +16,7 @@ from rmuse_interp.fitting import check
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
-from rmuse_interp.studies.common import MODALITIES, Record, places, short, steered_blocks
+from rmuse_interp.studies.common import MODALITIES, Record, around, places, print_table, short, steered_blocks
 from rmuse_interp.studies.fits import World, bundle_of, working
 from rmuse_interp.studies.updates import Case, pair, unsteered, updates_of
 
@@ -188,42 +186,26 @@ def reach(values: Float[Tensor, " resamples"]) -> Record:
 
 def show(record: Record) -> None:
     """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
-    table = Table(
-        title="percent of the update inside the RRS, held-out reasoning, gate forced open", box=None
-    )
-    for heading in ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires"):
-        table.add_column(heading, no_wrap=True)
     rows = [r for r in record["updates"] if r["run"] == "plan" and r["measure"] == "update"]
     key = ("preset", "modality", "layer", "protection")
     gated = {tuple(r[k] for k in key): r for r in rows if r["gate"] == "gated"}
+    lines = []
     for r in (row for row in rows if row["gate"] == "open"):
         through = gated[tuple(r[k] for k in key)]
-        share, low, high = (percent(r[k]) for k in ("share", "low", "high"))
-        table.add_row(
-            *(str(r[k]) for k in key[:3]),
-            r["protection"] + " *" * r["own"],
-            f"{share} \\[{low}, {high}]",
-            percent(r["null"]["mean"]),
-            f"{through['n_updated']} of {through['n']}",
-        )
-    Console(width=max(100, Console().width)).print(table)
+        share = "–" if r["share"] is None else around(r, 2, 100, "share")
+        fires = f"{through['n_updated']} of {through['n']}"
+        form = r["protection"] + " *" * r["own"]
+        lines.append((*(str(r[k]) for k in key[:3]), form, share, f"{100 * r['null']['mean']:.2f}", fires))
+    headings = ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires")
+    print_table("percent of the update inside the RRS, held-out reasoning, gate forced open", headings, lines)
     print("*: the form of protection the plan has")
     for kind, why in record["not_resampled"].items():
         print(f"stability, {kind}: {why}")
-    moved = Table(
-        title="degrees between a fit on resampled people and the fit on all, median [95 %]", box=None
-    )
-    kinds = ("unlearning", "direction", "rrs")
-    for heading in ("preset", "queries", "block", "U_un", "v_un", "U_rrs"):
-        moved.add_column(heading, no_wrap=True)
+    angles = {"U_un": "unlearning", "v_un": "direction", "U_rrs": "rrs"}
+    moved = []
     for r in record["stability"]:
-        cells = (r[f"{kind}_angle_degrees"] for kind in kinds)
-        said = (f"{c['median']:.0f} \\[{c['low']:.0f}, {c['high']:.0f}]" for c in cells)
-        moved.add_row(r["preset"], r["modality"], str(r["layer"]), *said)
-    if record["stability"]:
-        Console(width=max(100, Console().width)).print(moved)
-
-
-def percent(share: float | None) -> str:
-    """A share for the table."""
-    return "–" if share is None else f"{100 * share:.2f}"
+        cells = (around(r[f"{kind}_angle_degrees"], 0, value="median") for kind in angles.values())
+        moved.append((r["preset"], r["modality"], str(r["layer"]), *cells))
+    if moved:
+        title = "degrees between a fit on resampled people and the fit on all, median [95 %]"
+        print_table(title, ("preset", "queries", "block", *angles), moved)

@@ -6,9 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from rich.console import Console
-from rich.table import Table
-
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.diagnostics.attribution import WAYS, Attribution, agreement, attribute, by_span
@@ -20,7 +17,15 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
-from rmuse_interp.studies.common import MODALITIES, Record, estimate, opened, short, steered_blocks
+from rmuse_interp.studies.common import (
+    MODALITIES,
+    Record,
+    estimate,
+    opened,
+    print_table,
+    short,
+    steered_blocks,
+)
 from rmuse_interp.studies.fits import World, working
 
 GROUPS = {"forget": "test", "retain": "retain_test"}
@@ -320,32 +325,25 @@ def figures(mean: Estimate | None) -> Record:
 
 def show(record: Record) -> None:
     """Mean attributions, and how far the ways agree."""
-    table = Table(
-        title="mean attribution to each span: nats (gradients, knockout), logits (direct)", box=None
-    )
-    for heading in ("group", "query", "what", "part", "way", "side", *SPANS):
-        table.add_column(heading, no_wrap=True)
+    names = ("group", "modality", "what", "part", "way", "side")
     cells: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in record["means"]:
-        key = tuple(row[k] for k in ("group", "modality", "what", "part", "way", "side"))
-        cells.setdefault(key, {})[row["span"]] = row
-    for key, spans in cells.items():
-        if any(row["n"] for row in spans.values()):
-            table.add_row(
-                *key, *("–" if spans[s]["value"] is None else f"{spans[s]['value']:.1f}" for s in SPANS)
-            )
-    console = Console(width=max(130, Console().width))
-    console.print(table)
+        cells.setdefault(tuple(row[k] for k in names), {})[row["span"]] = row
+    rows = [
+        (*key, *("–" if spans[s]["value"] is None else f"{spans[s]['value']:.1f}" for s in SPANS))
+        for key, spans in cells.items()
+        if any(row["n"] for row in spans.values())
+    ]
+    title = "mean attribution to each span: nats (gradients, knockout), logits (direct)"
+    print_table(title, (*names, *SPANS), rows)
     for row in record["agreement"]:
         rho, top = row["correlation"], row["top"]
         if top["n"]:
             said = "–" if rho["value"] is None else f"{rho['value']:.2f}"
             said += "" if rho["low"] is None else f" [{rho['low']:.2f}, {rho['high']:.2f}]"
-            console.print(
+            print(
                 f"{row['group']}, {row['side']}: {row['first']} and {row['second']}: rank correlation {said} "
                 f"(n = {rho['n']}), same largest span {100 * top['value']:.0f} % (chance {100 * row['chance']:.0f} %)"
             )
     if record["incomplete"]:
-        console.print(
-            f"gradients that do not add up within {100 * TOLERANCE:g} %: {len(record['incomplete'])}"
-        )
+        print(f"gradients that do not add up within {100 * TOLERANCE:g} %: {len(record['incomplete'])}")

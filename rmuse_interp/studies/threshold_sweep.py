@@ -4,13 +4,11 @@ import argparse
 from collections.abc import Mapping, Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp.data import SPLITS, Example
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.runs.run import Answers, Method, choose
-from rmuse_interp.studies.common import Record, answered, opened, short
+from rmuse_interp.studies.common import Record, answered, around, opened, print_table, short
 from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.gated import Gates, composed, curve, fires, gates_of, probes, rate, scored
 from rmuse_interp.studies.variants import Questions, rows_of
@@ -98,21 +96,16 @@ def at_tau(plan: Plan, tau: float) -> Plan:
 
 def show(record: Record) -> None:
     """Firing rates of the literal gate at some τ, and of every gate at its own threshold."""
-    table = Table(title="percent of the queries a gate fires on", box=None)
-    for heading in ("gate", "AUROC [95 %]", *(s.replace("_", "\n") for s in SPLITS)):
-        table.add_column(heading, no_wrap=True)
-    for row in record["sweep"]:
-        if row["tau"] in (0.3, 0.6, 0.7, 0.8, 0.9, 1.0):
-            table.add_row(f"literal, τ = {row['tau']}", "", *cells(row["fire_rate"]))
+    shown = (0.3, 0.6, 0.7, 0.8, 0.9, 1.0)
+    swept = [row for row in record["sweep"] if row["tau"] in shown]
+    rows = [(f"literal, τ = {row['tau']}", "", *cells(row["fire_rate"])) for row in swept]
     for row in record["gates"]:
-        area = row["auroc"]
-        said = "–" if area is None else f"{area['value']:.3f} \\[{area['low']:.3f}, {area['high']:.3f}]"
-        table.add_row(row["gate"] + " *" * bool(row["chosen_for"]), said, *cells(row["fire_rate"]))
-    Console(width=max(130, Console().width)).print(table)
-    print(
-        "*: chosen by `calibrated` for "
-        + "; ".join(f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"])
-    )
+        area = "–" if row["auroc"] is None else around(row["auroc"], 3)
+        rows.append((row["gate"] + " *" * bool(row["chosen_for"]), area, *cells(row["fire_rate"])))
+    headings = ("gate", "AUROC [95 %]", *(split.replace("_", "\n") for split in SPLITS))
+    print_table("percent of the queries a gate fires on", headings, rows)
+    chosen = [f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"]]
+    print("*: chosen by `calibrated` for " + "; ".join(chosen))
 
 
 def cells(rates: Record) -> list[str]:

@@ -5,16 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-
 from rmuse_interp.data import SPLITS, Benchmark, Example
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.operators import Operator
 from rmuse_interp.runs.run import Answers, Method, scores_of
-from rmuse_interp.studies.common import Record, answered, opened, percent
+from rmuse_interp.studies.common import Record, answered, opened, percent, print_table
 from rmuse_interp.studies.fits import World, working
 
 Questions = Mapping[str, Sequence[Example]]
@@ -130,13 +127,12 @@ def tabulate(
         labels: what names the variant of a row.
         columns: split and metric of each value.
     """
-    table = Table(title=title, box=None)
-    for heading in (*headings, *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
-        table.add_column(heading, no_wrap=True)
     variants: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in rows:
         variants.setdefault(tuple(labels(row)), {})[row["split"]] = row
+    lines = []
     for key, by_split in variants.items():
         found = (by_split.get(split, {}).get(name) for split, name in columns)
-        table.add_row(*key, *("–" if cell is None else f"{cell['value']:.1f}" for cell in found))
-    Console(width=max(130, Console().width)).print(table)
+        lines.append((*key, *("–" if cell is None else f"{cell['value']:.1f}" for cell in found)))
+    values = (f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)
+    print_table(title, (*headings, *values), lines)
