@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.parquet_fixture import write_benchmark
+from helpers.said import METRICS
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
@@ -20,7 +21,7 @@ from rmuse_interp.evaluate.results import (
     read_transcripts,
     write_run,
 )
-from rmuse_interp.evaluate.scores import METRICS, gate_auroc, score, transcribe
+from rmuse_interp.evaluate.scores import gate_auroc, score, transcribe
 
 THINK = ("<think>", "</think>")
 
@@ -59,7 +60,7 @@ def test_scores_have_the_schema(benchmark, transcripts):
     for blocks in found["methods"].values():
         assert tuple(blocks) == SPLITS
         for block in blocks.values():
-            assert set(block) == {*METRICS, "n"}
+            assert set(block) == METRICS
     assert set(found["gate"]) == {"rmuse/calibrated"}
     assert set(found["gate"]["rmuse/calibrated"]) == {"auroc", "fire_rate", "by_modality"}
 
@@ -191,6 +192,6 @@ def test_faulty_runs_are_named(tmp_path):
         write_run(tmp_path, {"schema": "other"}, [])
     (tmp_path / "t.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(RMuseError, match="line 1"):
-        list(read_transcripts(tmp_path / "t.jsonl"))
+        list(read_transcripts(tmp_path / "t.jsonl", Transcript))
     with pytest.raises(RMuseError, match="not there"):
-        list(read_transcripts(tmp_path / "none.jsonl"))
+        list(read_transcripts(tmp_path / "none.jsonl", Transcript))

@@ -1,7 +1,6 @@
 """Tables on the terminal: before and after, and transcripts side by side."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
@@ -10,7 +9,7 @@ from rich.text import Text
 
 from rmuse_interp.cli import support
 from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
-from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.results import Scores, Transcript
 
 HEADINGS = {
     "RIL": "ril",
@@ -25,7 +24,7 @@ HEADINGS = {
 SHOWN = ("forget", "retain", "reasoning")
 
 
-def before_after(scores: Mapping[str, Any]) -> None:
+def before_after(scores: Scores) -> None:
     """Prints every split under every method; percent, a dash where a metric is not defined."""
     table = Table(
         title="before and after, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)

@@ -1,17 +1,15 @@
 """Before and after: a run's ``scores.json`` as a table and as bars. Reads plain JSON; needs no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rmuse_interp import RMuseError
-from rmuse_interp.evaluate.results import SCHEMA
+from rmuse_interp.evaluate.results import SCHEMA, Scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Scores = Mapping[str, Any]
 
 FORGOTTEN: Final = ("forget", "test")
 KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
@@ -32,7 +30,7 @@ _SPARE: Final = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 _HATCHES: Final = ("", "//////", "......", "xxxxxx", "------")
 
 
-def read_scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> Scores:
     """The scores a file holds.
 
     Raises:

@@ -8,7 +8,7 @@ they are, the run is finished.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -22,6 +22,10 @@ TRANSCRIPTS: Final = "transcripts.jsonl"
 TRACES: Final = "traces.safetensors"
 ATTACKED: Final = "attacks.jsonl"
 
+Scores = dict[str, Any]
+"""What ``scores.json`` holds, or a part of it: plain JSON by name."""
+Block = dict[str, float | None]
+"""Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where one is not defined."""
 Record = TypeVar("Record", bound="Transcript")
 
 
@@ -114,7 +118,7 @@ class AttackTranscript(Transcript):
 class Run:
     """A finished run: its scores (schema ``rmuse-scores/1``) and transcripts."""
 
-    scores: dict[str, Any]
+    scores: Scores
     transcripts: list[Transcript]
 
 
@@ -153,7 +157,7 @@ def require_writable(folder: Path) -> None:
 
 def write_run(
     folder: Path,
-    scores: Mapping[str, Any],
+    scores: Scores,
     transcripts: Iterable[Transcript],
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,
@@ -197,10 +201,10 @@ def read_run(folder: Path) -> Run:
     scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     if scores.get("schema") != SCHEMA:
         raise RMuseError(f"{folder / SCORES}: required schema {SCHEMA!r}, got {scores.get('schema')!r}")
-    return Run(scores, list(read_transcripts(folder / TRANSCRIPTS)))
+    return Run(scores, list(read_transcripts(folder / TRANSCRIPTS, Transcript)))
 
 
-def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Record]:  # type: ignore[assignment]
+def read_transcripts(path: Path, kind: type[Record]) -> Iterator[Record]:
     """The transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
 
     Raises:
