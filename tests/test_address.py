@@ -7,7 +7,7 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Edit, Plan
 from rmuse_interp.parts.angle import FixedFraction
-from rmuse_interp.parts.gates import Gate, RRSAlignmentGate
+from rmuse_interp.parts.gates import Gate, Read, RRSAlignment
 from rmuse_interp.parts.part import all_same, same
 from rmuse_interp.parts.subspace import Subspace
 
@@ -63,7 +63,7 @@ def test_a_pattern_skips_what_is_required_and_an_exact_address_does_not():
 
 def test_without_rrs_is_one_sentence_for_directions_rotations_and_the_literal_gate():
     turn = op.SlerpToward(vector(1), FixedFraction(0.6))
-    literal = RRSAlignmentGate(subspace(2), 1)
+    literal = Gate(RRSAlignment(subspace(2)), Read(1), -0.85)
     paper = Plan([turn.keeping(subspace(2), "direction").at(layers=[1]).when(literal).named("image")])
     calibrated = Plan(
         [turn.keeping(subspace(2), "rotation").at(layers=[1]).when(linear_gate()).named("image")]
@@ -71,9 +71,9 @@ def test_without_rrs_is_one_sentence_for_directions_rotations_and_the_literal_ga
     for plan in (paper, calibrated):
         left = plan.without("*.rrs")
         assert same(left, plan.replace(operator=turn))
-    assert paper.without("*.rrs")[0].gate.rrs is not None
+    assert paper.without("*.rrs")[0].gate.scorer.rrs is not None
     with pytest.raises(RMuseError, match="'rrs' is required"):
-        paper.without("image.gate.rrs")
+        paper.without("image.gate.scorer.rrs")
 
 
 def test_what_is_put_in_a_place_must_fit_there():

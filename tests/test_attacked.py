@@ -18,7 +18,7 @@ from rmuse_interp.evaluate.results import ATTACKED, AttackTranscript, read_run, 
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.lens.quantised import quantised, rounded
 from rmuse_interp.models.encoding import Conversation, behind
-from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.parts.gates import Contrast, Gate, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.attacked import attacked
 from rmuse_interp.runs.run import Method
@@ -49,7 +49,7 @@ def questions(benchmark):
 def plan(threshold: float = 0.01, layer: int = 1):
     draw = torch.Generator().manual_seed(0)
     sides = [torch.randn(3, tiny.D_MODEL, generator=draw) for _ in range(2)]
-    gate = ContrastGate(*sides, torch.zeros(tiny.D_MODEL), layer, "last", threshold, 1)
+    gate = Gate(Contrast(*sides, torch.zeros(tiny.D_MODEL)), Read(layer), threshold)
     vector = torch.randn(tiny.D_MODEL, generator=draw)
     return op.Add(20 * vector).at(layers=[2]).on("generated").when(gate)
 

@@ -15,12 +15,14 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import FALSE_ALARM, auroc, choose_threshold, wilson
 from rmuse_interp.parts.gates import (
-    ClusterGate,
-    ConditionGate,
-    ContrastGate,
+    Clusters,
+    Condition,
+    Contrast,
     Gate,
-    LinearDiscriminantGate,
-    RRSAlignmentGate,
+    LinearDiscriminant,
+    Read,
+    RRSAlignment,
+    Scorer,
     fit_contrast,
     fit_discriminant,
 )
@@ -30,10 +32,9 @@ from rmuse_interp.parts.subspace import Subspace
 
 def test_the_literal_gate_is_eq_4_7_with_its_sign_turned():
     rrs, h = Subspace.span(random(12, 4)), 9 * random(20, 12, seed=1)
-    gate = RRSAlignmentGate(rrs, layer=3)
+    gate = Gate(RRSAlignment(rrs), Read(3), -0.85)
     expected = [naive.gate(x, rrs.basis.double().numpy()) for x in h.numpy()]
     assert np.allclose(-gate.score(h).numpy(), expected, atol=1e-6)
-    assert gate.tau == 0.85
     assert gate.fires(h).tolist() == [s < 0.85 for s in expected]
     inside, outside = rrs.basis[:, 0], rrs.remove(h[0])
     assert not bool(gate.fires(inside))
@@ -46,7 +47,7 @@ def test_the_literal_gate_is_eq_4_7_with_its_sign_turned():
 
 def test_the_literal_gate_hardly_depends_on_the_query():
     rrs = Subspace.span(random(400, 16))
-    scores = -RRSAlignmentGate(rrs, layer=0).score(random(300, 400, seed=1))
+    scores = -RRSAlignment(rrs).score(random(300, 400, seed=1))
     assert float(scores.mean()) == pytest.approx((16 / 400) ** 0.5, rel=0.05)  # sqrt(r/d)
     assert float(scores.std()) < 0.05
     assert bool((scores < 0.85).all())  # always on
@@ -59,22 +60,15 @@ def test_contrast_agrees_with_the_reference(top: int):
     expected = [naive.contrast(x, data.forget.numpy(), data.others.numpy(), top) for x in h.numpy()]
     assert np.allclose(gate.score(h).numpy(), expected, atol=1e-6)
     assert gate.score(h.reshape(2, 5, 24)).shape == (2, 5)
-    assert float(gate.score(gate.center)) == pytest.approx(0.0, abs=1e-4)
+    assert float(gate.score(gate.scorer.center)) == pytest.approx(0.0, abs=1e-4)
 
 
 def test_contrast_separates_where_the_literal_gate_cannot():
     seen, fresh = people(), people(noise=0.6)
     gate = fit_contrast(seen.forget, seen.others, layer=2, readout="question")
-    literal = RRSAlignmentGate(Subspace.span(random(24, 6, seed=3)), layer=2)
+    literal = RRSAlignment(Subspace.span(random(24, 6, seed=3)))
     assert auroc(gate.score(fresh.forget), gate.score(fresh.others)) > 0.99
     assert auroc(literal.score(fresh.forget), literal.score(fresh.others)) < 0.9
-
-
-def test_contrast_can_be_thinned():
-    data = people()
-    gate = fit_contrast(data.forget, data.others, layer=2, readout="last", cap=12)
-    assert (len(gate.forget), len(gate.others)) == (12, 12)
-    assert auroc(gate.score(data.forget), gate.score(data.others)) > 0.8
 
 
 def test_discriminant_separates_a_shift_and_is_linear():
@@ -97,16 +91,16 @@ def test_gates_refuse_empty_sides_and_nan():
         with pytest.raises(RMuseError, match="other queries has NaN"):
             fit(good, bad, layer=0, readout="last")
     with pytest.raises(RMuseError, match="block -1"):
-        LinearDiscriminantGate(good[0], 0.0, -1, "last")
+        Read(-1)
     with pytest.raises(RMuseError, match="scale"):
-        LinearDiscriminantGate(good[0], 0.0, 1, "last", scale=0.0)
+        Gate(LinearDiscriminant(good[0], 0.0), Read(1), scale=0.0)
     with pytest.raises(NotImplementedError):
-        Gate(0, "last", 0.0).score(good)
+        Gate(Scorer(), Read(0)).score(good)
 
 
-def two_gates() -> tuple[LinearDiscriminantGate, LinearDiscriminantGate, torch.Tensor]:
-    a = LinearDiscriminantGate(random(6), 0.1, 2, "last", threshold=0.3, scale=2.0)
-    b = LinearDiscriminantGate(random(6, seed=1), -0.2, 2, "last", threshold=-0.1)
+def two_gates() -> tuple[Gate, Gate, torch.Tensor]:
+    a = Gate(LinearDiscriminant(random(6), 0.1), Read(2), threshold=0.3, scale=2.0)
+    b = Gate(LinearDiscriminant(random(6, seed=1), -0.2), Read(2), threshold=-0.1)
     return a, b, random(200, 6, seed=2)
 
 
@@ -123,8 +117,8 @@ def test_combined_gates_follow_boolean_algebra():
 
 def test_combined_gates_must_read_one_state():
     a, b, _ = two_gates()
-    elsewhere = LinearDiscriminantGate(random(6), 0.0, 3, "last")
-    for other in (elsewhere, LinearDiscriminantGate(random(6), 0.0, 2, "image")):
+    elsewhere = Gate(LinearDiscriminant(random(6), 0.0), Read(3))
+    for other in (elsewhere, Gate(LinearDiscriminant(random(6), 0.0), Read(2, "image"))):
         with pytest.raises(RMuseError, match="one state"):
             a & other
     with pytest.raises(RMuseError, match="margin 0"):
@@ -137,22 +131,23 @@ def some_gates() -> list[Gate]:
     """One of every kind on states of width 6, and combinations of them."""
     means, square = random(3, 6), random(6, 6, seed=4)
     gates: list[Gate] = [
-        RRSAlignmentGate(Subspace.span(random(6, 2)), 2),
-        ContrastGate(means, random(2, 6, seed=1), random(6), 2, "last", top=2),
-        LinearDiscriminantGate(random(6), 0.5, 2, "last"),
-        ClusterGate(means, list("abc"), means[:2] + 1, list("de"), random(6), 2, "last", concentration=4.0),
-        ClusterGate(
-            means, list("abc"), means[:2] + 1, list("de"), random(6), 2, "last", None, square @ square.T
+        Gate(RRSAlignment(Subspace.span(random(6, 2))), Read(2), -0.85),
+        Gate(Contrast(means, random(2, 6, seed=1), random(6), top=2), Read(2)),
+        Gate(LinearDiscriminant(random(6), 0.5), Read(2)),
+        Gate(Clusters(means, list("abc"), means[:2] + 1, list("de"), random(6), concentration=4.0), Read(2)),
+        Gate(
+            Clusters(means, list("abc"), means[:2] + 1, list("de"), random(6), precision=square @ square.T),
+            Read(2),
         ),
-        ConditionGate(random(6), 2, "last"),
-        ConditionGate(random(6), 2, "last", above=False),
+        Gate(Condition(random(6)), Read(2)),
+        Gate(Condition(random(6), above=False), Read(2)),
     ]
     forget, others = random(30, 6, seed=2) + 0.5, random(40, 6, seed=3)
     gates = [gate.calibrate(forget, others) for gate in gates]
     return [*gates, gates[1] & gates[3], gates[0] | ~gates[5]]
 
 
-@pytest.mark.parametrize("gate", some_gates(), ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", some_gates(), ids=lambda gate: gate.kind)
 def test_every_gate_comes_back_from_its_record(gate: Gate, tmp_path: Path):
     tree, tensors = to_record(gate)
     save_file(tensors, tmp_path / "x.safetensors")
@@ -171,7 +166,7 @@ def test_every_gate_comes_back_from_its_record(gate: Gate, tmp_path: Path):
 @pytest.mark.parametrize("rule", ["target_fpr", "target_tpr"])
 @pytest.mark.parametrize("level", [0.05, 0.8])
 def test_a_calibrated_gate_keeps_its_level_on_fresh_states(rule: str, level: float):
-    gate = LinearDiscriminantGate(random(6), 0.1, 2, "last")
+    gate = Gate(LinearDiscriminant(random(6), 0.1), Read(2))
     found = gate.calibrate(random(4000, 6) + 0.5, random(6000, 6, seed=1), rule=rule, level=level)
     fresh = {"target_tpr": random(20000, 6, seed=2) + 0.5, "target_fpr": random(20000, 6, seed=3)}
     assert float(found.fires(fresh[rule]).double().mean()) == pytest.approx(level, abs=0.02)
@@ -183,7 +178,7 @@ def test_a_calibrated_gate_keeps_its_level_on_fresh_states(rule: str, level: flo
 @pytest.mark.parametrize(("rule", "where"), [("youden", 1.0), ("midpoint", 1.0 + math.log(FALSE_ALARM) / 2)])
 def test_a_calibrated_gate_stands_where_the_sides_part(rule: str, where: float):
     """Where the densities of two normal distributions are as 1 to the weight of a false alarm; the rates there hold."""
-    gate = LinearDiscriminantGate(torch.tensor([1.0, 0.0]), 0.0, 2, "last")
+    gate = Gate(LinearDiscriminant(torch.tensor([1.0, 0.0]), 0.0), Read(2))
     shift = torch.tensor([2.0, 0.0])
     found = gate.calibrate(random(4000, 2) + shift, random(6000, 2, seed=1), rule=rule)
     assert found.threshold == pytest.approx(where, abs=0.2)
@@ -194,7 +189,7 @@ def test_a_calibrated_gate_stands_where_the_sides_part(rule: str, where: float):
 
 
 def test_calibration_says_what_to_expect():
-    gate = LinearDiscriminantGate(random(6), 0.1, 2, "last", threshold=9.0)
+    gate = Gate(LinearDiscriminant(random(6), 0.1), Read(2), threshold=9.0)
     forget, others = random(30, 6) + 0.5, random(40, 6, seed=1)
     assert gate.expected is None
     assert "expects" not in gate.describe()

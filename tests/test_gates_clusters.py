@@ -9,9 +9,11 @@ from reference import gates as naive
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates import (
-    ClusterGate,
-    ConditionGate,
+    Clusters,
+    Condition,
+    Gate,
     GateStates,
+    Read,
     fit_clusters,
     fit_condition,
     fit_contrast,
@@ -21,12 +23,12 @@ from rmuse_interp.parts.part import to_record
 KINDS = ("vmf", "mahalanobis")
 
 
-def fitted(data: GateStates, kind: str) -> ClusterGate:
+def fitted(data: GateStates, kind: str) -> Clusters:
     sides = (data.forget, data.forget_people, data.others, data.other_people)
-    return fit_clusters(*sides, layer=2, readout="question", kind=kind)
+    return fit_clusters(*sides, layer=2, readout="question", kind=kind).scorer
 
 
-def bits(gate: ClusterGate) -> dict[str, torch.Tensor]:
+def bits(gate: Clusters) -> dict[str, torch.Tensor]:
     return to_record(gate)[1]
 
 
@@ -50,7 +52,7 @@ def test_clusters_score_differences_of_full_log_densities(kind: str, d: int):
     assert np.allclose(gate.score(h).numpy(), expected, rtol=1e-4, atol=1e-3)
     assert gate.score(h.reshape(2, 5, d)).shape == (2, 5)
     assert gate.score(h.bfloat16()).dtype == torch.float32
-    assert gate.kind == kind
+    assert gate.density == kind
     assert "6 to forget of 18" in gate.describe()
 
 
@@ -64,10 +66,9 @@ def test_one_person_more_or_less_changes_nothing_else(kind: str):
     for name, tensor in bits(before).items():
         kept = bits(after)[name]
         assert torch.equal(kept[: len(tensor)] if name == "forget" else kept, tensor), name
-    assert (after.threshold, after.scale, after.expected) == (before.threshold, before.scale, before.expected)
     fresh = stranger + 0.3 * random(20, 24, seed=11)
     assert bool((after.score(fresh) > before.score(fresh)).all())
-    assert bool(after.fires(fresh).all())
+    assert bool((after.score(fresh) > 0).all())
     # A cluster more can only add to what is forgotten.
     everyone = torch.cat([data.forget, data.others])
     assert bool((after.score(everyone) >= before.score(everyone) - 1e-4).all())
@@ -84,10 +85,10 @@ def test_a_restored_person_can_be_told_from_the_forgotten(kind: str):
     data = people(noise=0.3)
     mine = torch.tensor([name == "p2" for name in data.forget_people])
     gate = fitted(data, kind)
-    assert bool(gate.fires(data.forget).all())
+    assert bool((gate.score(data.forget) > 0).all())
     restored = gate.without_cluster("p2").with_cluster("p2", data.forget[mine], side="other")
-    assert not bool(restored.fires(data.forget[mine]).any())
-    assert bool(restored.fires(data.forget[~mine]).all())
+    assert not bool((restored.score(data.forget[mine]) > 0).any())
+    assert bool((restored.score(data.forget[~mine]) > 0).all())
     assert restored.without_cluster("p2", side="other").other_labels == gate.other_labels
     # Added again, the cluster is the one that was fitted.
     again = restored.without_cluster("p2", side="other").with_cluster("p2", data.forget[mine])
@@ -120,7 +121,8 @@ def test_clusters_of_single_or_equal_states_are_defined(kind: str):
     forget, others = random(3, 8), random(5, 8, seed=1)
     names, other_names = [f"f{i}" for i in range(3)], [f"o{i}" for i in range(5)]
     alone = fit_clusters(forget, names, others, other_names, layer=0, readout="last", kind=kind)
-    assert alone.concentration == 1.0 if kind == "vmf" else torch.equal(alone.precision, torch.eye(8))
+    scorer = alone.scorer
+    assert scorer.concentration == 1.0 if kind == "vmf" else torch.equal(scorer.precision, torch.eye(8))
     assert bool(alone.fires(forget).all())
     assert not bool(alone.fires(others).any())
     twice = fit_clusters(
@@ -155,18 +157,18 @@ def test_clusters_refuse_what_is_wrong():
         fitted(people(forgotten=1), "vmf").without_cluster("p0")
     means = random(2, 4)
     with pytest.raises(RMuseError, match="distinct label per forget"):
-        ClusterGate(means, ["a", "a"], means, ["b", "c"], means[0], 0, "last", 1.0)
+        Clusters(means, ["a", "a"], means, ["b", "c"], means[0], 1.0)
     with pytest.raises(RMuseError, match="either"):
-        ClusterGate(means, ["a", "d"], means, ["b", "c"], means[0], 0, "last")
+        Clusters(means, ["a", "d"], means, ["b", "c"], means[0])
 
 
 def test_condition_is_casts_formula():
     data, h = people(), random(12, 24, seed=5) + 5.0
     gate = fit_condition(data.forget, data.others, layer=3, readout="last")
     c = naive.condition(data.forget.numpy(), data.others.numpy())
-    assert abs(float(gate.direction.double() @ torch.as_tensor(c))) == pytest.approx(1.0, abs=1e-5)
+    assert abs(float(gate.scorer.direction.double() @ torch.as_tensor(c))) == pytest.approx(1.0, abs=1e-5)
     for above in (True, False):
-        gate = ConditionGate(7.0 * torch.as_tensor(c), 3, "last", 0.2 if above else -0.2, above)
+        gate = Gate(Condition(7.0 * torch.as_tensor(c), above), Read(3), 0.2 if above else -0.2)
         similarity = np.array([naive.condition_score(x, c) for x in h.numpy()])
         assert np.allclose(gate.score(h).numpy(), similarity if above else -similarity, atol=1e-6)
         assert gate.fires(h).tolist() == (similarity > 0.2 if above else similarity < 0.2).tolist()
@@ -190,7 +192,7 @@ def test_condition_fires_on_the_side_that_it_was_fitted_for(turned: bool):
     gate = fit_condition(forget + shift, others + shift, layer=0, readout="last").calibrate(
         forget + shift, others + shift
     )
-    assert gate.above is not turned
+    assert gate.scorer.above is not turned
     assert float(gate.fires(hit + shift).double().mean()) > 0.95
     assert float(gate.fires(miss + shift).double().mean()) < 0.05
 

@@ -10,7 +10,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.parts.gates import (
     GateStates,
-    IdentityRatioGate,
+    IdentityRatio,
     fit_clusters,
     fit_identity_ratio,
     held_out_scores,
@@ -19,9 +19,9 @@ from rmuse_interp.parts.gates import (
 from rmuse_interp.parts.part import from_record, to_record
 
 
-def fitted(data: GateStates) -> IdentityRatioGate:
+def fitted(data: GateStates) -> IdentityRatio:
     sides = (data.forget, data.forget_people, data.others, data.other_people)
-    return fit_identity_ratio(*sides, layer=2, readout="question")
+    return fit_identity_ratio(*sides, layer=2, readout="question").scorer
 
 
 @pytest.mark.parametrize("d", [6, 24])
@@ -57,9 +57,9 @@ def test_people_never_met_are_nobody_to_forget():
     gate = fitted(data)
     sides = (data.forget, data.forget_people, data.others, data.other_people)
     clusters = fit_clusters(*sides, layer=2, readout="question", kind="mahalanobis")
-    assert float(gate.fires(fresh).double().mean()) > 0.99
-    assert float(gate.fires(strangers).double().mean()) < 0.01
-    assert float(clusters.fires(strangers).double().mean()) > 0.3
+    assert float((gate.score(fresh) > 0).double().mean()) > 0.99
+    assert float((gate.score(strangers) > 0).double().mean()) < 0.01
+    assert float((clusters.score(strangers) > 0).double().mean()) > 0.3
     assert auroc(gate.score(fresh), gate.score(strangers)) > 0.999
 
 
@@ -78,8 +78,8 @@ def test_one_person_more_or_less_changes_nothing_else():
     before = fitted(data)
     after = before.with_cluster("stranger", stranger + 0.3 * random(4, 24, seed=10))
     fresh = stranger + 0.3 * random(20, 24, seed=11)
-    assert not bool(before.fires(fresh).any())
-    assert bool(after.fires(fresh).all())
+    assert not bool((before.score(fresh) > 0).any())
+    assert bool((after.score(fresh) > 0).all())
     everyone = torch.cat([data.forget, data.others])
     assert bool((after.score(everyone) >= before.score(everyone) - 1e-4).all())
     restored = after.without_cluster("stranger")
@@ -88,7 +88,7 @@ def test_one_person_more_or_less_changes_nothing_else():
         assert torch.equal(to_record(restored)[1][name], tensor), name
     mine = torch.tensor([name == "p2" for name in data.forget_people])
     spared = before.without_cluster("p2").with_cluster("p2", data.forget[mine], side="other")
-    assert not bool(spared.fires(data.forget[mine]).any())
+    assert not bool((spared.score(data.forget[mine]) > 0).any())
     again = spared.without_cluster("p2", side="other").with_cluster("p2", data.forget[mine])
     assert torch.allclose(again.forget[-1], before.forget[2], atol=1e-4)
 

@@ -129,7 +129,7 @@ def test_selection_takes_clusters_where_wordings_drown_people():
     rest = (data.forget_groups, data.other_groups, data.forget_people, data.other_people)
     chosen = select_gate({(0, "last"): GateStates(*moved, *rest)})
     assert chosen.row.kind == "mahalanobis"
-    assert chosen.gate.labels == [f"p{i}" for i in range(6)]
+    assert chosen.gate.scorer.labels == [f"p{i}" for i in range(6)]
     assert chosen.row.error < min(row.error for row in chosen.table if row.kind in ("contrast", "vmf"))
 
 

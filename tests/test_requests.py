@@ -24,7 +24,7 @@ from rmuse_interp.fitting.requests import (
     restore_people,
 )
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import ClusterGate, RRSAlignmentGate
+from rmuse_interp.parts.gates import Clusters, Gate, Read, RRSAlignment
 from rmuse_interp.parts.part import all_same, to_record
 
 
@@ -41,11 +41,11 @@ def test_a_request_reads_what_the_fit_reads(lens, benchmark, evidence, fitted):
         assert {q.id for q in own} == {i for i in who if i in found.forget and who[i] == label_of("p0")}
         assert {q.id for q in harmless} == {i for i, name in who.items() if name == label_of("benign p0")}
         gate = leaf(fitted["vmf"], modality)
-        states, _ = _states(lens, benchmark, "p0", 32, gate, modality)
+        states, _ = _states(lens, benchmark, "p0", 32, gate.reads, modality)
         mine = [i for i in found.forget if found.people[i] == label_of("p0")]
         assert len(states) == len(mine) >= len(own)
-        again = gate.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
-        assert torch.allclose(again.forget[-1], gate.forget[0], atol=1e-4)
+        again = gate.scorer.without_cluster(label_of("p0")).with_cluster(label_of("p0"), states)
+        assert torch.allclose(again.forget[-1], gate.scorer.forget[0], atol=1e-4)
     assert any("~" in name for name in evidence["image"].forget)  # some of them disturbed
     assert len(questions_about(benchmark, "p0", "image")[1]) == 2
     assert questions_about(benchmark, "p0", "text")[1] == []
@@ -69,7 +69,7 @@ def test_one_more_moves_one_cluster_and_nothing_else(kind, fitted, lens, benchma
     after = forget_people(before, lens, benchmark, ["p2"])
     assert json.dumps(before.report) == kept
     for modality in ("image", "text"):
-        old, new = clusters(leaf(before, modality)), clusters(leaf(after, modality))
+        old, new = clusters(leaf(before, modality).scorer), clusters(leaf(after, modality).scorer)
         gone = {("other", label_of("p2"))}
         assert set(old) - set(new) == gone
         assert set(new) - set(old) == {("forget", label_of("p2"))}
@@ -121,7 +121,7 @@ def test_requests_on_different_people_commute(kind, fitted, lens, benchmark):
     back = forget_people(restore_people(one, lens, benchmark, ["p2"]), lens, benchmark, ["p0"])
     for modality in ("image", "text"):
         for left, right in ((one, other), (before, back)):
-            mine, theirs = clusters(leaf(left, modality)), clusters(leaf(right, modality))
+            mine, theirs = clusters(leaf(left, modality).scorer), clusters(leaf(right, modality).scorer)
             assert mine.keys() == theirs.keys()
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert set(back.report["undo"]) == set()
@@ -133,7 +133,7 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     before = fitted[kind]
     after = forget_people(before, lens, benchmark, ["p2"])
     plain = {m: len(questions_about(benchmark, "p2", m)[0]) for m in ("image", "text")}
-    states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m), m)[0] for m in plain}
+    states = {m: _states(lens, benchmark, "p2", 32, leaf(before, m).reads, m)[0] for m in plain}
     for modality, own in states.items():
         old, new = leaf(before, modality).score(own), leaf(after, modality).score(own)
         assert bool((new > old).any())
@@ -147,14 +147,14 @@ def test_the_person_fires_when_forgotten_and_not_when_restored(kind, fitted, len
     fired = sum(n for n, _ in counts.values())
     assert fired > sum(n for n, _ in decided(before, lens, benchmark, "p2").values())
     restored = restore_people(before, lens, benchmark, ["p0"])
-    assert label_of("p0") in leaf(restored).other_labels
+    assert label_of("p0") in leaf(restored).scorer.other_labels
     mine = decided(restored, lens, benchmark, "p0")
     assert mine["image"][0] + mine["text"][0] < sum(
         decided(before, lens, benchmark, "p0")[m][0] for m in ("image", "text")
     )
 
 
-class Sorted(ClusterGate):
+class Sorted(Clusters):
     """A gate that keeps no order of its clusters: what it loses cannot be put back where it was."""
 
     def without_cluster(self, label, *, side="forget"):
@@ -168,7 +168,7 @@ class Sorted(ClusterGate):
 
 
 def test_what_a_gate_cannot_give_back_is_read_again(fitted):
-    gate = leaf(fitted["mahalanobis"])
+    gate = leaf(fitted["mahalanobis"]).scorer
     own, harmless = torch.randn(4, gate.forget.shape[1]), torch.randn(2, gate.forget.shape[1])
     settings, tensors = to_record(gate)
     names = sorted(gate.other_labels, reverse=True)
@@ -196,12 +196,12 @@ def test_only_fitting_files_are_read(data, lens, fitted, tmp_path):
     for name in ("Reasoning", "Benign", "Strangers"):
         (own / name / "test-00000-of-00001.parquet").write_bytes(b"not parquet")
     after = forget_people(fitted["vmf"], lens, load_benchmark(own, forget=10), ["p3"])
-    assert label_of("p3") in leaf(after, "text").labels
+    assert label_of("p3") in leaf(after, "text").scorer.labels
 
 
 def test_gates_without_people_are_refused(fitted, lens, benchmark):
     one = fitted["vmf"]
-    literal = RRSAlignmentGate(one.subspaces.at("image", 3)[1].subspace, 1)
+    literal = Gate(RRSAlignment(one.subspaces.at("image", 3)[1].subspace), Read(1), -0.85)
     for plan in (
         one.plan.replace(**{"image.gate": literal}),
         one.plan.without("text.gate"),

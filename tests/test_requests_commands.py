@@ -17,7 +17,7 @@ from rmuse_interp.fitting import assemble
 from rmuse_interp.fitting.exchange import label_of
 from rmuse_interp.fitting.requests import check_request
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import BY_PERSON, IdentityGate
+from rmuse_interp.parts.gates import BY_PERSON, IdentityScorer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_the_command(bundle, data, tmp_path):
     assert "a bundle" in refused("restore", "p2", "--bundle", out, "--out", out)
     done("forget", "p1", "--bundle", out, "--out", out, "--overwrite")
     done("restore", "p2", "--bundle", out, "--out", out, "--overwrite")
-    assert set(clusters(leaf(RMuse.load(out)))) == set(clusters(leaf(RMuse.load(bundle))))
+    assert set(clusters(leaf(RMuse.load(out)).scorer)) == set(clusters(leaf(RMuse.load(bundle)).scorer))
 
 
 def test_eval_follows_who_is_forgotten(bundle, data, tmp_path):
@@ -95,7 +95,7 @@ def test_requests_need_a_bundle_and_its_model(bundle, tmp_path):
 
 def test_a_fit_by_person_takes_requests_for_certain(lens, benchmark, evidence):
     found = assemble(lens, benchmark, evidence, layers=[3], kinds=BY_PERSON)
-    assert all(isinstance(gate, IdentityGate) for gate in found.gates.values())
+    assert all(isinstance(gate.scorer, IdentityScorer) for gate in found.gates.values())
     assert {row["kind"] for row in found.report["image"]["gates"]} == set(BY_PERSON)
     assert found.gate.expected is not None
     check_request(found, benchmark, ["p2"], "forget")

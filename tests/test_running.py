@@ -13,7 +13,7 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.lens.respond import verdicts
-from rmuse_interp.parts.gates import ContrastGate, LinearDiscriminantGate
+from rmuse_interp.parts.gates import Contrast, Gate, LinearDiscriminant, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
@@ -33,10 +33,10 @@ def questions(benchmark):
     return running.choose(benchmark, 4)
 
 
-def contrast(threshold: float, scale: float = 1.0, seed: int = 0) -> ContrastGate:
+def contrast(threshold: float, scale: float = 1.0, seed: int = 0) -> Gate:
     draw = torch.Generator().manual_seed(seed)
     sides = [torch.randn(3, tiny.D_MODEL, generator=draw) for _ in range(2)]
-    return ContrastGate(*sides, torch.zeros(tiny.D_MODEL), 1, "last", threshold, 1, None, scale)
+    return Gate(Contrast(*sides, torch.zeros(tiny.D_MODEL)), Read(1), threshold, scale)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_the_margin_is_that_of_the_gate_that_scored():
     """Where the first gate had nothing to read, score, margin and name are all the second one's."""
     text = op.Add(torch.ones(4)).at(layers=[1])
     first, second = (
-        LinearDiscriminantGate(torch.ones(4), 0.0, 1, "last", threshold, None, scale)
+        Gate(LinearDiscriminant(torch.ones(4), 0.0), Read(1), threshold, scale)
         for threshold, scale in ((5.0, 2.0), (1.0, 4.0))
     )
     pair = text.when(first) >> text.on("response").when(second).named("second")

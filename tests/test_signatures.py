@@ -21,7 +21,7 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.agreement import LEAST, subspace_table
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse, calibrated_edit, together
-from rmuse_interp.parts.gates import ContrastGate
+from rmuse_interp.parts.gates import Contrast, Gate, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
@@ -115,7 +115,7 @@ def test_steering_the_answer_alone_leaks_in_the_chain(bench):
     """A gate per token that opens at the end of the chain: the answer is withheld, what it stands on is not."""
     own = bench.evidence.own
     answer, chain = (own[span].at(LAYER) for span in ("answer", "cot"))
-    late = ContrastGate(answer, chain, torch.cat([answer, chain]).mean(dim=0), LAYER, "last", 0.0)
+    late = Gate(Contrast(answer, chain, torch.cat([answer, chain]).mean(dim=0)), Read(LAYER))
     plan = bench.healthy.plan.without("image.gate")
     plan = type(plan)([plan[0].when(late, per="token")])
     found = bench.findings(changed(bench.healthy, plan), splits=FORGET)

@@ -8,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from rmuse_interp.cli import support
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
-from rmuse_interp.evaluate.results import Scores, Transcript
+from rmuse_interp.evaluate.results import Transcript
 
 HEADINGS = {
     "RIL": "ril",
@@ -24,7 +25,7 @@ HEADINGS = {
 SHOWN = ("forget", "retain", "reasoning")
 
 
-def before_after(scores: Scores) -> None:
+def before_after(scores: JSON) -> None:
     """Prints every split under every method; percent, a dash where a metric is not defined."""
     table = Table(
         title="before and after, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)

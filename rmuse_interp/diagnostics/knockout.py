@@ -21,7 +21,7 @@ from rmuse_interp.edits.plan import Edit, Plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.layout import Vocabulary
-from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.gates import Gate, Read, Scorer
 
 
 class Hold(op.Operator):
@@ -51,11 +51,8 @@ class Hold(op.Operator):
         return f"hold {len(self.steps)} tokens at given states"
 
 
-class Row(Gate):
-    """Some rows of a batch. Which, the decision says that comes with the plan: the gate itself is never asked."""
-
-    def __init__(self) -> None:
-        super().__init__(layer=0, readout="last", threshold=0.0)
+class Unasked(Scorer):
+    """Of a gate that stands for some rows of a batch: which, the decision says that comes with the plan."""
 
 
 @dataclass(frozen=True)
@@ -116,4 +113,8 @@ def held(means: Float[Tensor, "tokens sites d"], at: Sequence[int], prompt_end: 
     """The edit that holds the tokens at some positions, at every block but the last, which no later token reads."""
     steps = torch.tensor(at, device=means.device) - prompt_end
     blocks = range(means.shape[1] - 2)
-    return op.layerwise({b: Hold(means[at, b + 1], steps) for b in blocks}).on("all").when(Row())
+    return (
+        op.layerwise({b: Hold(means[at, b + 1], steps) for b in blocks})
+        .on("all")
+        .when(Gate(Unasked(), Read(0)))
+    )

@@ -10,8 +10,8 @@ import numpy as np
 from einops import einsum, reduce
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
-from rmuse_interp.evaluate.results import Scores
 from rmuse_interp.maths.statistics import Estimate, bootstrap, clustered
 
 LABELS: Final = ("explicit", "implicit", "none")
@@ -128,7 +128,7 @@ class Agreement:
     by_kind: dict[str, tuple[int, int]]
     verdicts: dict[str, str | None]
 
-    def as_json(self) -> Scores:
+    def as_json(self) -> JSON:
         """Plain JSON of all of it."""
         return {
             "judge": self.judge,

@@ -8,9 +8,10 @@ from typing import Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data.attacks import ATTACKS
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
-from rmuse_interp.evaluate.results import AttackTranscript, Block, Scores, Transcript
+from rmuse_interp.evaluate.results import AttackTranscript, Block, Transcript
 from rmuse_interp.evaluate.scores import TO_STEER, rounded
 from rmuse_interp.evaluate.text import Lexicon
 
@@ -24,7 +25,7 @@ def attack_scores(
     benchmark: Benchmark,
     judge: Judge | None = None,
     seed: int = 0,
-) -> Scores:
+) -> JSON:
     """Leakage and its recovery, per method, attack and split.
 
     A question counts once, whatever its variants and samples: as the most leaking of them for leakage, as their mean for
@@ -56,8 +57,8 @@ def attack_scores(
     )
     for t in attacked:
         groups[t.method][t.attack][t.split].append(t)
-    methods: dict[str, dict[str, dict[str, Scores]]] = {}
-    worst: dict[str, Scores | None] = {}
+    methods: dict[str, dict[str, dict[str, JSON]]] = {}
+    worst: dict[str, JSON | None] = {}
     for name, by_attack in groups.items():
         splits = [split for split in SPLITS if any(split in by_split for by_split in by_attack.values())]
         # Theirs first, then attacks of one's own: the order of the transcripts is no matter.
@@ -83,7 +84,7 @@ class _Reading:
         self.plain = {(t.method, t.split, t.id): t for t in plain if t.kind in m.OPEN_KINDS}
         self.references = {e.id: e for split in {t.split for t in plain} for e in benchmark.scoring(split)}
 
-    def block(self, method: str, rows: Sequence[AttackTranscript], split: str) -> Scores:
+    def block(self, method: str, rows: Sequence[AttackTranscript], split: str) -> JSON:
         """The scores of one method, attack and split."""
         asked = [key[2] for key in self.plain if key[:2] == (method, split)]
         by_id: dict[str, list[AttackTranscript]] = defaultdict(list)
@@ -114,7 +115,7 @@ class _Reading:
             "not_applicable": len(asked) - len(by_id),
         }
 
-    def unattacked(self, method: str, splits: Iterable[str]) -> dict[str, Scores]:
+    def unattacked(self, method: str, splits: Iterable[str]) -> dict[str, JSON]:
         """The leakage of the plain responses, as `block` has it."""
         rows = {split: [t for key, t in self.plain.items() if key[:2] == (method, split)] for split in splits}
         return {split: {"ril": _leak(self._leakage(found))} for split, found in rows.items()}
@@ -174,7 +175,7 @@ def _mean_of_means(rows: Sequence[tuple[str, bool]]) -> float | None:
     return rounded(100.0 * sum(sum(found) / len(found) for found in by_id.values()) / len(by_id))
 
 
-def _leak(found: m.Leakage) -> Scores:
+def _leak(found: m.Leakage) -> JSON:
     return {
         "value": rounded(found.ril.value),
         "explicit": rounded(found.explicit.value),
@@ -190,7 +191,7 @@ def _interval(found: m.Metric) -> Block:
     return {"low": rounded(low), "high": rounded(high)}
 
 
-def _worst(by_attack: Mapping[str, Mapping[str, Scores]]) -> Scores | None:
+def _worst(by_attack: Mapping[str, Mapping[str, JSON]]) -> JSON | None:
     """The largest RIL on the people to forget; of equal ones the first."""
     found = [
         {

@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import write_json, write_text
+from rmuse_interp.data.store import JSON, write_json, write_text
 
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
@@ -22,8 +22,6 @@ TRANSCRIPTS: Final = "transcripts.jsonl"
 TRACES: Final = "traces.safetensors"
 ATTACKED: Final = "attacks.jsonl"
 
-Scores = dict[str, Any]
-"""What ``scores.json`` holds, or a part of it: plain JSON by name."""
 Block = dict[str, float | None]
 """Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where one is not defined."""
 Record = TypeVar("Record", bound="Transcript")
@@ -118,7 +116,7 @@ class AttackTranscript(Transcript):
 class Run:
     """A finished run: its scores (schema ``rmuse-scores/1``) and transcripts."""
 
-    scores: Scores
+    scores: JSON
     transcripts: list[Transcript]
 
 
@@ -157,7 +155,7 @@ def require_writable(folder: Path) -> None:
 
 def write_run(
     folder: Path,
-    scores: Scores,
+    scores: JSON,
     transcripts: Iterable[Transcript],
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,

@@ -9,10 +9,11 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
-from rmuse_interp.evaluate.results import SCHEMA, Block, Scores, Transcript
+from rmuse_interp.evaluate.results import SCHEMA, Block, Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.maths.statistics import auroc
 
@@ -99,7 +100,7 @@ def score(
     seconds: Mapping[str, float] | None = None,
     judge: Judge | None = None,
     seed: int = 0,
-) -> Scores:
+) -> JSON:
     """The scores of a run, in the schema of ``scores.json``.
 
     Args:
@@ -134,7 +135,7 @@ def score(
     intervals: dict[str, dict[str, dict[str, Block]]] = {}
     apart: dict[str, dict[str, dict[str, Block]]] = {}
     unread: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
-    gate: dict[str, Scores] = {}
+    gate: dict[str, JSON] = {}
     for name in sorted(groups):
         methods[name], intervals[name], apart[name], unread[name] = {}, {}, {}, {}
         for split in SPLITS:
@@ -187,7 +188,7 @@ def rounded(value: float | None) -> float | None:
     return None if value is None else round(float(value), 6)
 
 
-def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> Scores:
+def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> JSON:
     """AUROC, firing rates and thresholds of one method's gate."""
     fire_rate = {}
     for split in SPLITS:

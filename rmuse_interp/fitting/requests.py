@@ -13,7 +13,7 @@ import copy
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from rich.progress import Progress
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.elicit import as_asked, asked_with, elicited_again
@@ -37,7 +38,8 @@ from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.parts.gates import IdentityGate
+from rmuse_interp.models.batches import alike
+from rmuse_interp.parts.gates import IdentityScorer, Read
 
 
 def forget_people(
@@ -106,7 +108,7 @@ def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], reque
             f"the benchmark that the bundle was fitted on was required, which has {'; '.join(differs)}: give that one"
         )
     if not len(fitted.plan) or any(edit.gate is None or not knows_people(edit.gate) for edit in fitted.plan):
-        kinds = ", ".join(type(edit.gate).__name__ if edit.gate else "no gate" for edit in fitted.plan)
+        kinds = ", ".join(edit.gate.kind if edit.gate else "no gate" for edit in fitted.plan)
         raise RMuseError(
             f"gates that know people one by one were required for a request, got {kinds or 'no gate'}; fit with "
             "`rmuse fit --by-person` (`fit(…, kinds=BY_PERSON)`)"
@@ -171,9 +173,7 @@ def decided(
     found: dict[str, tuple[int, int]] = {}
     for name, queries in groups.items():
         fired = 0
-        ordered = sorted(queries, key=lambda q: (q.image is None, len(q.prompt)))
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        for batch in alike(queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=True):
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
             said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
             fired += sum(bool(one.fired) for one in said)
@@ -236,7 +236,7 @@ def _states(
     benchmark: Benchmark,
     person: str,
     batch_size: int,
-    gate: IdentityGate,
+    reads: Read,
     modality: Modality | None,
     seed: int = 0,
 ) -> States:
@@ -246,45 +246,47 @@ def _states(
         own_ones, harmless_ones = questions_about(benchmark, person, kind)
         forget = {q.id for q in own_ones}
         for side, queries in zip(sides, (own_ones, harmless_ones), strict=True):
-            lead = "" if gate.prefix is None else f"{gate.prefix} "
+            lead = "" if reads.prefix is None else f"{reads.prefix} "
             led = [Query(q.id, lead + q.prompt, q.image, q.response, q.stepwise) for q in queries]
 
             def read(some: list[Query], _label: str) -> Tensor:
                 found = pooled_states(
                     model,
                     some,
-                    (gate.readout,),
-                    layers=(gate.layer,),
+                    (reads.span,),
+                    layers=(reads.block,),
                     delimiters=benchmark.delimiters,
                     batch_size=batch_size,
                 )
-                return found[gate.readout].at(gate.layer)
+                return found[reads.span].at(reads.block)
 
             side.append(read(led, ""))
-            if gate.prefix is None:  # g ⊕ q is read as it is in fitting too
+            if reads.prefix is None:  # g ⊕ q is read as it is in fitting too
                 side += disturbed_states(model, led, forget, seed, read)
     own, harmless = (torch.cat(side) for side in sides)
     return own, harmless
 
 
 def _moved(
-    fitted: RMuse, person: str, request: Request, read: Callable[[IdentityGate, Modality | None], States]
+    fitted: RMuse, person: str, request: Request, read: Callable[[Read, Modality | None], States]
 ) -> RMuse:
     """One request: taken back where it is the opposite of the person's last one, else carried out and noted."""
     who = label_of(person)
     report = copy.deepcopy(fitted.report)
     undo = report.setdefault("undo", {})
-    back: dict[str, Any] = undo.pop(who, {})
-    done: dict[str, Any] = {}
+    back: JSON = undo.pop(who, {})
+    done: JSON = {}
     edits = []
     for i, edit in enumerate(fitted.plan):
         if edit.gate is not None:
             place = edit.name or f"edit{i}"
 
-            def change(path: str, gate: IdentityGate, kind: Modality | None = edit.modality) -> IdentityGate:
+            def change(
+                path: str, reads: Read, scorer: IdentityScorer, kind: Modality | None = edit.modality
+            ) -> IdentityScorer:
                 if back:
-                    return undone(gate, back[path], lambda: read(gate, kind)) if path in back else gate
-                changed, note = exchanged(gate, person, read(gate, kind), request)
+                    return undone(scorer, back[path], lambda: read(reads, kind)) if path in back else scorer
+                changed, note = exchanged(scorer, person, read(reads, kind), request)
                 if note is not None:
                     done[path] = note
                 return changed

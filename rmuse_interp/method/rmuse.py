@@ -33,8 +33,9 @@ from rmuse_interp.parts.gates import (
     GateKind,
     GateSelection,
     GateStates,
+    Read,
     Readout,
-    RRSAlignmentGate,
+    RRSAlignment,
     select_gate,
 )
 from rmuse_interp.parts.part import from_record, to_record
@@ -230,21 +231,19 @@ def subspaces_at(
     return unlearning, retain
 
 
-def paper_gate(evidence: Evidence, retain: Mapping[int, RetainSubspace], prefix: str) -> RRSAlignmentGate:
+def paper_gate(evidence: Evidence, retain: Mapping[int, RetainSubspace], prefix: str) -> Gate:
     """The literal gate (eq. 4.7) at the block of best AUROC on the fitting queries; τ stays the paper's."""
 
     def separation(layer: int) -> float:
-        gate = RRSAlignmentGate(retain[layer].subspace, layer, "last", -TAU, prefix)
-        states = evidence.prefixed.at(layer)
+        scores = RRSAlignment(retain[layer].subspace).score(evidence.prefixed.at(layer))
         rows = {name: i for i, name in enumerate(evidence.prefixed.ids)}
-        scores = gate.score(states)
         return auroc(
             scores[[rows[i] for i in evidence.forget if i in rows]],
             scores[[rows[i] for i in evidence.others if i in rows]],
         )
 
     best = max(retain, key=separation)
-    return RRSAlignmentGate(retain[best].subspace, best, "last", -TAU, prefix)
+    return Gate(RRSAlignment(retain[best].subspace), Read(best, "last", prefix), -TAU)
 
 
 def paper_edit(

@@ -6,13 +6,15 @@ one convention, so that saving and loading need no code of their own: every keyw
 * a tensor, kept as a buffer of the same name (`Part.hold`); optional ones may be ``None``;
 * a `Part`, kept as a child of the same name;
 * a list, tuple or dict of parts, kept under the same name (`Part.hold_parts`);
-* a plain JSON value, kept as an attribute of the same name.
+* a plain JSON value, kept as an attribute of the same name; or a dataclass of such values, which ``__init__`` takes
+  as a mapping too.
 """
 
 import importlib
 import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
 from typing import Any, ClassVar, Final, TypeVar
 
@@ -170,6 +172,7 @@ def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
         elif name in part._buffers:
             continue  # an optional tensor that is absent
         else:
+            value = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
             json.dumps(value)  # a TypeError here names the value that is not plain JSON
             settings[name] = value
     return {"class": record_name(type(part)), "settings": settings, "parts": parts}

@@ -130,7 +130,7 @@ def row_of(
     return {
         "layer": gate.layer,
         "readout": gate.readout,
-        "kind": type(gate).__name__,
+        "kind": gate.kind,
         "threshold": short(gate.threshold),
         "scale": short(gate.scale),
         "expected": gate.expected,

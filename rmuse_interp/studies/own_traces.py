@@ -75,7 +75,7 @@ def chosen(fitted: RMuse) -> Record:
     return {
         modality: {
             "blocks": fitted.report[modality]["steered"],
-            "gate": {"kind": type(gate).__name__, "layer": gate.layer, "readout": gate.readout},
+            "gate": {"kind": gate.kind, "layer": gate.layer, "readout": gate.readout},
         }
         for modality, gate in fitted.gates.items()
     }

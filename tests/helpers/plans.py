@@ -9,7 +9,7 @@ from helpers.tiny import D_MODEL, picture
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, load_model
 from rmuse_interp.parts.angle import FixedFraction
-from rmuse_interp.parts.gates import LinearDiscriminantGate
+from rmuse_interp.parts.gates import Gate, LinearDiscriminant, Read
 from rmuse_interp.parts.subspace import Subspace
 
 PROMPTS = [
@@ -46,7 +46,7 @@ def linear_gate(
     layer: int = 1, readout: str = "last", seed: int = 5, threshold: float = 0.0, prefix: str | None = None
 ):
     """A linear gate with a seeded random weight."""
-    return LinearDiscriminantGate(vector(seed), 0.0, layer, readout, threshold, prefix)
+    return Gate(LinearDiscriminant(vector(seed), 0.0), Read(layer, readout, prefix), threshold)
 
 
 def gated_plan() -> Plan:

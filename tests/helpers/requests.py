@@ -6,8 +6,9 @@ from rmuse_interp.fitting import assemble
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import (
     AllOf,
-    IdentityGate,
-    IdentityRatioGate,
+    Gate,
+    IdentityRatio,
+    IdentityScorer,
     fit_clusters,
     fit_discriminant,
     fit_identity_ratio,
@@ -17,15 +18,15 @@ LAYER = 2
 KINDS = ("vmf", "mahalanobis", "ratio", "both")
 
 
-def leaf(one: RMuse, modality: str = "image") -> IdentityGate:
+def leaf(one: RMuse, modality: str = "image") -> Gate:
     gate = one.gates[modality]
-    return gate.gates[0] if isinstance(gate, AllOf) else gate
+    return gate.scorer.gates[0] if isinstance(gate.scorer, AllOf) else gate
 
 
-def clusters(gate: IdentityGate) -> dict[tuple[str, str], torch.Tensor]:
+def clusters(gate: IdentityScorer) -> dict[tuple[str, str], torch.Tensor]:
     """(side, label) → all that a gate holds of the cluster."""
     forget, others = gate.forget, gate.others
-    if isinstance(gate, IdentityRatioGate):
+    if isinstance(gate, IdentityRatio):
         forget, others = (
             torch.cat([means, counts.unsqueeze(1)], dim=1)
             for means, counts in ((forget, gate.counts), (others, gate.other_counts))
@@ -48,11 +49,12 @@ def fits_by_kind(lens, benchmark, evidence) -> dict[str, RMuse]:
             sides = []
             for ids in (seen.forget, seen.others):
                 sides += [pooled.at(LAYER)[[rows[i] for i in ids]], [seen.people[i] for i in ids]]
-            where = {"layer": LAYER, "readout": "question", "threshold": -0.1}
+            where = {"layer": LAYER, "readout": "question"}
             if kind == "ratio":
                 gate = fit_identity_ratio(*sides, **where)
             else:
                 gate = fit_clusters(*sides, **where, kind="vmf" if kind == "vmf" else "mahalanobis")
+            gate = gate.at_threshold(-0.1)
             if kind == "both":
                 gate = gate & fit_discriminant(sides[0], sides[2], layer=LAYER, readout="question")
             gates[f"{modality}.gate"] = gate

@@ -1,16 +1,27 @@
-"""Gates: whether a query is about the forgotten. Every gate's face is the same: a larger score means steer.
+"""Gates: whether a query is about the forgotten. There is one `Gate`: a scorer, what it reads, and a threshold.
 
-A gate knows where its state is read (block and read-out) and nothing about models.
+A larger score means steer. A gate knows which block and span are read and nothing about models.
 """
 
-from rmuse_interp.parts.gates.alignment import RRSAlignmentGate
-from rmuse_interp.parts.gates.clusters import ClusterGate, ClusterKind, fit_clusters
-from rmuse_interp.parts.gates.conditional import ConditionGate, fit_condition
-from rmuse_interp.parts.gates.contrast import ContrastGate, fit_contrast
-from rmuse_interp.parts.gates.discriminant import LinearDiscriminantGate, fit_discriminant
-from rmuse_interp.parts.gates.gate import READOUTS, AllOf, AnyOf, Expected, Gate, Not, Readout
-from rmuse_interp.parts.gates.identity import IdentityGate, Side
-from rmuse_interp.parts.gates.plda import IdentityRatioGate, fit_identity_ratio
+from rmuse_interp.parts.gates.alignment import RRSAlignment
+from rmuse_interp.parts.gates.clusters import ClusterKind, Clusters, fit_clusters
+from rmuse_interp.parts.gates.conditional import Condition, fit_condition
+from rmuse_interp.parts.gates.contrast import Contrast, fit_contrast
+from rmuse_interp.parts.gates.discriminant import LinearDiscriminant, fit_discriminant
+from rmuse_interp.parts.gates.gate import (
+    READOUTS,
+    AllOf,
+    AnyOf,
+    Combination,
+    Expected,
+    Gate,
+    Not,
+    Read,
+    Readout,
+    Scorer,
+)
+from rmuse_interp.parts.gates.identity import IdentityScorer, Side
+from rmuse_interp.parts.gates.plda import IdentityRatio, fit_identity_ratio
 from rmuse_interp.parts.gates.selection import (
     BY_PERSON,
     GATE_KINDS,
@@ -24,22 +35,25 @@ from rmuse_interp.parts.gates.selection import (
 
 __all__ = [
     "Gate",
+    "Read",
+    "Scorer",
+    "Combination",
     "Expected",
     "Readout",
     "READOUTS",
-    "RRSAlignmentGate",
-    "ContrastGate",
+    "RRSAlignment",
+    "Contrast",
     "fit_contrast",
-    "LinearDiscriminantGate",
+    "LinearDiscriminant",
     "fit_discriminant",
-    "IdentityGate",
+    "IdentityScorer",
     "Side",
-    "ClusterGate",
+    "Clusters",
     "ClusterKind",
     "fit_clusters",
-    "IdentityRatioGate",
+    "IdentityRatio",
     "fit_identity_ratio",
-    "ConditionGate",
+    "Condition",
     "fit_condition",
     "AllOf",
     "AnyOf",

@@ -1,7 +1,7 @@
 """The cluster gate: one cluster per person to forget, so that forgetting one more is adding a cluster."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, get_args
+from collections.abc import Sequence
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,9 +10,9 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import unit
-from rmuse_interp.parts.gates.gate import Readout, require_both
+from rmuse_interp.parts.gates.gate import Gate, Read, Readout, require_both
 from rmuse_interp.parts.gates.identity import (
-    IdentityGate,
+    IdentityScorer,
     Side,
     cluster_means,
     grouped,
@@ -28,7 +28,7 @@ ClusterKind = Literal["vmf", "mahalanobis"]
 _KINDS: Final = get_args(ClusterKind)
 
 
-class ClusterGate(IdentityGate):
+class Clusters(IdentityScorer):
     """`score(h) = max_k log p(h | forget cluster k) − max_j log p(h | other cluster j)`, in nats.
 
     With `x = u(h − c)` and one concentration κ for all (von Mises–Fisher),
@@ -45,14 +45,8 @@ class ClusterGate(IdentityGate):
         others: [others, d], `m_j` of all else.
         other_labels: the name of each of those.
         center: [d], c.
-        layer: see `Gate`.
-        readout: see `Gate`.
         concentration: κ; None for Mahalanobis clusters.
         precision: [d, d], Σ⁻¹; None for von Mises–Fisher clusters.
-        threshold: see `Gate`.
-        prefix: see `Gate`.
-        scale: see `Gate`.
-        expected: see `Gate`.
 
     Raises:
         RMuseError: an empty side, labels that are missing or not distinct, both κ and Σ⁻¹ or neither.
@@ -72,16 +66,10 @@ class ClusterGate(IdentityGate):
         others: Float[Tensor, "others d"],
         other_labels: Sequence[str],
         center: Float[Tensor, " d"],
-        layer: int,
-        readout: Readout,
         concentration: float | int | None = None,
         precision: Float[Tensor, "d d"] | None = None,
-        threshold: float | int = 0.0,
-        prefix: str | None = None,
-        scale: float | int = 1.0,
-        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        super().__init__()
         require_labels("forget", labels, len(forget))
         require_labels("other", other_labels, len(others))
         if (concentration is None) == (precision is None):
@@ -100,22 +88,24 @@ class ClusterGate(IdentityGate):
             bias = -(weight * means).sum(dim=1) / 2
         self.hold(weight=weight, bias=bias)
 
+    kind = "ClusterGate"
+
     @property
-    def kind(self) -> ClusterKind:
-        """Which of the two densities."""
+    def density(self) -> ClusterKind:
+        """Which of the two."""
         return "vmf" if self.precision is None else "mahalanobis"
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Log density of the best forget cluster minus that of the best other one, in nats, per state."""
         exact = working(h)
-        x = _coordinates(exact, self.center.to(exact.dtype), self.kind)
+        x = _coordinates(exact, self.center.to(exact.dtype), self.density)
         logs = x @ self.weight.to(exact.dtype).mT + self.bias.to(exact.dtype)
         return logs[..., : len(self.labels)].amax(dim=-1) - logs[..., len(self.labels) :].amax(dim=-1)
 
     def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
         name, means = self._side(side)
-        x = _coordinates(states.to(means.device), self.center.double(), self.kind)
-        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, self.kind)
+        x = _coordinates(states.to(means.device), self.center.double(), self.density)
+        new, _ = _means(x, torch.zeros(len(x), dtype=torch.int64, device=x.device), 1, self.density)
         return {name: torch.cat([means, new.to(means.dtype)])}
 
     def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
@@ -125,9 +115,11 @@ class ClusterGate(IdentityGate):
     def _side(self, side: Side) -> tuple[str, Tensor]:
         return ("forget", self.forget) if side == "forget" else ("others", self.others)
 
-    def _name(self) -> str:
-        density = "von Mises–Fisher" if self.kind == "vmf" else "Mahalanobis"
-        return f"{density} clusters, {len(self.labels)} to forget of {len(self.labels) + len(self.other_labels)},"
+    def describe(self) -> str:
+        name = "von Mises–Fisher" if self.density == "vmf" else "Mahalanobis"
+        return (
+            f"{name} clusters, {len(self.labels)} to forget of {len(self.labels) + len(self.other_labels)},"
+        )
 
 
 def fit_clusters(
@@ -139,8 +131,7 @@ def fit_clusters(
     layer: int,
     readout: Readout,
     kind: ClusterKind = "vmf",
-    threshold: float | int = 0.0,
-) -> ClusterGate:
+) -> Gate:
     """The cluster gate of labelled states, centred by the mean of the two sides' means.
 
     κ is that of the mean cosine between states of one cluster, by `κ = ρ(d − ρ²)/(1 − ρ²)` with ρ² that
@@ -156,7 +147,6 @@ def fit_clusters(
         layer: where they were read.
         readout: how they were read.
         kind: von Mises–Fisher or Mahalanobis.
-        threshold: set by `Gate.calibrate` on held-out scores.
 
     Raises:
         RMuseError: an empty side, states that are not finite, labels of another length, an unknown kind.
@@ -187,9 +177,8 @@ def fit_clusters(
         concentration = _concentration(torch.cat(pairs), states.shape[1])
     else:
         precision = torch.cholesky_inverse(torch.linalg.cholesky(shrunk_covariance(torch.cat(residuals))))
-    return ClusterGate(
-        near, labels, far, other_labels, center, layer, readout, concentration, precision, threshold
-    )
+    scorer = Clusters(near, labels, far, other_labels, center, concentration, precision)
+    return Gate(scorer, Read(layer, readout))
 
 
 def _coordinates(h: Tensor, center: Tensor, kind: ClusterKind) -> Tensor:

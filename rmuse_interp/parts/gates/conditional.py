@@ -1,8 +1,5 @@
 """The condition gate: how well a state aligns with the condition vector of CAST (arXiv 2409.05907)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,10 +7,10 @@ from torch import Tensor
 from rmuse_interp.maths.linalg import compact_svd, working
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.maths.statistics import auroc
-from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+from rmuse_interp.parts.gates.gate import Gate, Read, Readout, Scorer, require_both
 
 
-class ConditionGate(Gate):
+class Condition(Scorer):
     """`sim(h, proj_c h) > θ` with `proj_c h = (c cᵀ/cᵀc) h` and sim the cosine (CAST, section 3.1).
 
     The similarity is in [0, 1]: it equals `|⟨c, h⟩|/(‖c‖‖h‖)`, so the sign of `⟨c, h⟩` is lost. The zero
@@ -26,13 +23,7 @@ class ConditionGate(Gate):
 
     Args:
         direction: [d], c, of any length but zero.
-        layer: see `Gate`.
-        readout: see `Gate`.
-        threshold: θ; −θ where the gate fires below it.
         above: whether the gate fires above θ; else the score is the negated similarity.
-        prefix: see `Gate`.
-        scale: see `Gate`.
-        expected: see `Gate`.
     """
 
     direction: Tensor
@@ -40,15 +31,9 @@ class ConditionGate(Gate):
     def __init__(
         self,
         direction: Float[Tensor, " d"],
-        layer: int,
-        readout: Readout,
-        threshold: float | int = 0.0,
         above: bool = True,
-        prefix: str | None = None,
-        scale: float | int = 1.0,
-        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        super().__init__()
         self.hold(direction=direction)
         self.above = above
 
@@ -58,9 +43,13 @@ class ConditionGate(Gate):
         similarity = (unit(exact) @ unit(self.direction.to(exact.dtype))).abs().clamp(max=1.0)
         return similarity if self.above else -similarity
 
-    def _condition(self) -> str:
-        compared = f"> {self.threshold:.4g}" if self.above else f"< {-self.threshold:.4g}"
-        return f"sim(h, proj_c h) at block {self.layer}, {self.readout} {compared}"
+    def describe(self) -> str:
+        return "sim(h, proj_c h)"
+
+    @property
+    def below(self) -> bool:
+        """Whether the score is the negated similarity."""
+        return not self.above
 
 
 def fit_condition(
@@ -69,8 +58,7 @@ def fit_condition(
     *,
     layer: int,
     readout: Readout,
-    threshold: float | int = 0.0,
-) -> ConditionGate:
+) -> Gate:
     """The condition gate of two sets of states: `c = PCA(H⁺ − μ, H⁻ − μ)` with `μ = (H⁺ + H⁻)/2`.
 
     c is the first principal component of the states of both sides about the mean of the two sides' means.
@@ -83,7 +71,6 @@ def fit_condition(
         others: states that do not.
         layer: where they were read.
         readout: how they were read.
-        threshold: set by `Gate.calibrate` on held-out scores.
 
     Raises:
         RMuseError: an empty side, states that are not finite.
@@ -95,7 +82,7 @@ def fit_condition(
     vectors, _ = compact_svd(rows)
     # Both sides in one point: nothing to tell apart, and any direction is as good.
     direction = vectors[:, 0] if vectors.shape[1] else torch.ones_like(center)
-    gate = ConditionGate(direction, layer, readout, threshold)
+    gate = Gate(Condition(direction), Read(layer, readout))
     if auroc(gate.score(forget), gate.score(others)) >= 0.5:
         return gate
-    return ConditionGate(direction, layer, readout, threshold, above=False)
+    return gate.changed(scorer=Condition(direction, above=False))

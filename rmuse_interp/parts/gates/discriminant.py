@@ -1,28 +1,19 @@
 """The linear discriminant gate: log odds of forget under one shrunk covariance."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from rmuse_interp.maths.linalg import solve_shrunk, working
-from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+from rmuse_interp.parts.gates.gate import Gate, Read, Readout, Scorer, require_both
 
 
-class LinearDiscriminantGate(Gate):
+class LinearDiscriminant(Scorer):
     """`score(h) = ⟨w, h⟩ + b`: a shrinkage linear discriminant, the log odds of forget under equal priors.
 
     Args:
         weight: [d], w.
         bias: b.
-        layer: see `Gate`.
-        readout: see `Gate`.
-        threshold: see `Gate`.
-        prefix: see `Gate`.
-        scale: see `Gate`.
-        expected: see `Gate`.
     """
 
     weight: Tensor
@@ -31,14 +22,8 @@ class LinearDiscriminantGate(Gate):
         self,
         weight: Float[Tensor, " d"],
         bias: float | int,
-        layer: int,
-        readout: Readout,
-        threshold: float | int = 0.0,
-        prefix: str | None = None,
-        scale: float | int = 1.0,
-        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        super().__init__()
         self.hold(weight=weight)
         self.bias = float(bias)
 
@@ -47,7 +32,7 @@ class LinearDiscriminantGate(Gate):
         exact = working(h)
         return exact @ self.weight.to(exact.dtype) + self.bias
 
-    def _name(self) -> str:
+    def describe(self) -> str:
         return "linear discriminant"
 
 
@@ -57,10 +42,8 @@ def fit_discriminant(
     *,
     layer: int,
     readout: Readout,
-    threshold: float | int = 0.0,
     shrinkage: float | None = None,
-    scale: float | int = 1.0,
-) -> LinearDiscriminantGate:
+) -> Gate:
     """`w = Σ⁻¹(m₁ − m₀)`, `b = −⟨w, m₁ + m₀⟩/2`: Fisher's discriminant with equal priors.
 
     Σ is the covariance within the sides, pooled over all states and shrunk towards a multiple of the
@@ -72,9 +55,7 @@ def fit_discriminant(
         others: states of the queries that must not be steered.
         layer: where they were read.
         readout: how they were read.
-        threshold: set by `choose_threshold` on held-out scores.
         shrinkage: the share of the identity in [0, 1]; Ledoit and Wolf's (2004) where absent.
-        scale: see `Gate`.
 
     Raises:
         RMuseError: an empty side, states that are not finite.
@@ -86,4 +67,4 @@ def fit_discriminant(
         residuals.append(side - means[-1])
     weight = solve_shrunk(torch.cat(residuals), means[0] - means[1], shrinkage)
     bias = -float(weight @ (means[0] + means[1])) / 2
-    return LinearDiscriminantGate(weight, bias, layer, readout, threshold, None, scale)
+    return Gate(LinearDiscriminant(weight, bias), Read(layer, readout))

@@ -1,13 +1,14 @@
-"""`Gate`, the face that all gates share, and their combinations by and, or, not."""
+"""`Gate`: whether to steer, by a scorer, what it reads and a threshold; and gates combined by and, or, not."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Final, Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, final, get_args
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import Rate, ThresholdRule, choose_threshold, wilson
@@ -28,47 +29,119 @@ dict (value, low, high, n). ``misses`` is None where they could not be estimated
 _FIXED: Final = "a combination fires at margin 0 of its gates; set the threshold of those instead"
 
 
-class Gate(Part):
-    """`fires(h) = score(h) > threshold` on the state read at one block of the prompt. Abstract.
+@dataclass(frozen=True)
+class Read:
+    """What a gate reads: the output of a decoder block, before any edit there, averaged over a span of the query.
 
     Args:
-        layer: 0-based block whose output is read, before any edit there.
-        readout: which tokens are read.
+        block: 0-based.
+        span: which tokens are read.
+        prefix: text g put before the question in a pass of the gate's own; None reads the question itself.
+
+    Raises:
+        RMuseError: a negative block, an unknown span.
+    """
+
+    block: int
+    span: Readout = "last"
+    prefix: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.block < 0 or self.span not in READOUTS:
+            raise RMuseError(
+                f"a gate reads a 0-based block and a span out of {', '.join(READOUTS)}, got block {self.block} and "
+                f"{self.span!r}"
+            )
+
+    def describe(self) -> str:
+        """The words that stand for it in ``print(plan)``."""
+        return f"block {self.block}, {self.span}" + ("" if self.prefix is None else " of g ⊕ q")
+
+
+class Scorer(Part):
+    """How much a state speaks for steering: a larger score means steer. It knows neither block nor span. Abstract."""
+
+    def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
+        """Score per state in float32 (float64 for float64 states)."""
+        raise NotImplementedError(f"{type(self).__name__} has no score")
+
+    @property
+    def below(self) -> bool:
+        """Whether the score is the negative of the quantity that `describe` names."""
+        return False
+
+    @property
+    def kind(self) -> str:
+        """What ``scores.json`` calls a gate with this scorer."""
+        return f"{type(self).__name__}Gate"
+
+
+@final
+class Gate(Part):
+    """`fires(h) = score(h) > threshold` on the state that `reads` names.
+
+    Args:
+        scorer: gives the score.
+        reads: which state is scored.
         threshold: in units of the score.
-        prefix: text g put before the question in a pass of the gate's own; None scores the question itself.
-        scale: what one unit of `margin` is worth in units of the score, so that margins of different gates
-            compare.
+        scale: what one unit of `margin` is worth in units of the score, so that margins of different gates compare.
         expected: the error rates that `calibrate` found at this threshold; None for a threshold set by hand.
 
     Raises:
-        RMuseError: a negative block, an unknown read-out, a scale that is not positive.
+        RMuseError: a scale that is not positive; for a combination of gates, another state than theirs, or a threshold
+            or scale of its own.
+
+    Examples:
+        >>> from rmuse_interp.parts.gates import LinearDiscriminant
+        >>> gate = Gate(LinearDiscriminant(torch.tensor([1.0, 0.0]), bias=0.0), Read(block=7), threshold=0.5)
+        >>> gate.fires(torch.tensor([[1.0, 3.0], [0.0, 3.0]])).tolist()
+        [True, False]
     """
 
     def __init__(
         self,
-        layer: int,
-        readout: Readout,
-        threshold: float | int,
-        prefix: str | None = None,
+        scorer: Scorer,
+        reads: Read | Mapping[str, Any],
+        threshold: float | int = 0.0,
         scale: float | int = 1.0,
         expected: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        if layer < 0 or readout not in READOUTS or not scale > 0:
-            raise RMuseError(
-                f"a gate needs a 0-based block, a read-out out of {', '.join(READOUTS)} and a positive scale, "
-                f"got block {layer}, {readout!r}, scale {scale}"
-            )
-        self.layer = layer
-        self.readout = readout
+        if not scale > 0:
+            raise RMuseError(f"a gate needs a positive scale, got {scale}")
+        self.scorer = scorer
+        self.reads = reads if isinstance(reads, Read) else Read(**reads)
         self.threshold = float(threshold)
-        self.prefix = prefix
         self.scale = float(scale)
         self.expected: Expected | None = None if expected is None else dict(expected)
+        if isinstance(scorer, Combination):
+            scorer.require_reads(self.reads)
+            if (self.threshold, self.scale, self.expected) != (0.0, 1.0, None):
+                raise RMuseError(_FIXED)
+
+    @property
+    def layer(self) -> int:
+        """0-based block whose output is read."""
+        return self.reads.block
+
+    @property
+    def readout(self) -> Readout:
+        """Which tokens are read."""
+        return self.reads.span
+
+    @property
+    def prefix(self) -> str | None:
+        """Text put before the question in a pass of the gate's own."""
+        return self.reads.prefix
+
+    @property
+    def kind(self) -> str:
+        """What ``scores.json`` calls it."""
+        return self.scorer.kind
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Score per state in float32 (float64 for float64 states); larger = steer."""
-        raise NotImplementedError(f"{type(self).__name__} has no score")
+        return self.scorer.score(h)
 
     def margin(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """`(score − threshold)/scale`: positive where the gate fires."""
@@ -80,7 +153,7 @@ class Gate(Part):
 
     def at_threshold(self, threshold: float | int) -> "Gate":
         """The same gate with another threshold, of which no rates are known."""
-        return self._with(threshold=float(threshold), expected=None)
+        return self.changed(threshold=float(threshold), expected=None)
 
     def calibrate(
         self,
@@ -115,28 +188,23 @@ class Gate(Part):
             "false_alarms": asdict(found.fpr),
             "misses": asdict(missed) if held_out else None,
         }
-        return self._with(threshold=found.value, scale=spread(hits, rest) or 1.0, expected=expected)
+        return self.changed(threshold=found.value, scale=spread(hits, rest) or 1.0, expected=expected)
 
-    def _with(self, **changes: Any) -> "Gate":
-        return self.changed(**changes)
+    def __and__(self, other: "Gate") -> "Gate":
+        return Gate(AllOf([self, other]), self.reads)
 
-    def __and__(self, other: "Gate") -> "AllOf":
-        return AllOf([self, other])
+    def __or__(self, other: "Gate") -> "Gate":
+        return Gate(AnyOf([self, other]), self.reads)
 
-    def __or__(self, other: "Gate") -> "AnyOf":
-        return AnyOf([self, other])
-
-    def __invert__(self) -> "Not":
-        return Not(self)
+    def __invert__(self) -> "Gate":
+        return Gate(Not(self), self.reads)
 
     def describe(self) -> str:
-        return self._condition() + ("" if self.expected is None else f" (expects {_rates(self.expected)})")
-
-    def _condition(self) -> str:
-        return f"{self._name()} at block {self.layer}, {self.readout} > {self.threshold:.4g}"
-
-    def _name(self) -> str:
-        return type(self).__name__
+        if isinstance(self.scorer, Combination):
+            return self.scorer.describe()
+        sign, edge = ("<", -self.threshold) if self.scorer.below else (">", self.threshold)
+        rates = "" if self.expected is None else f" (expects {_rates(self.expected)})"
+        return f"{self.scorer.describe()} at {self.reads.describe()} {sign} {edge:.4g}{rates}"
 
 
 def _rates(expected: Expected) -> str:
@@ -150,40 +218,49 @@ def _rates(expected: Expected) -> str:
     return ", ".join(said)
 
 
-class _Combination(Gate):
-    """Gates on one state, combined through their margins; block, read-out and prefix are those of the children."""
+class Combination(Scorer):
+    """The margins of gates that read one state, combined into one. Abstract."""
 
-    gates: nn.ModuleList
+    @abstractmethod
+    def _gates(self) -> list[Gate]:
+        """The gates that are combined."""
+
+    def require_reads(self, reads: Read) -> None:
+        """Raise unless all gates read this state."""
+        for gate in self._gates():
+            if gate.reads != reads:
+                raise RMuseError(
+                    f"combined gates must read one state, got {reads.describe()} and {gate.reads.describe()}: refit one "
+                    "of them where the other reads"
+                )
+
+    @property
+    def kind(self) -> str:
+        """What ``scores.json`` calls a gate with this scorer."""
+        return type(self).__name__
+
+
+class _Several(Combination):
+    gates: Sequence[Gate]
     _word = ""
 
     def __init__(self, gates: Sequence[Gate]):
+        super().__init__()
         if not gates:
             raise RMuseError("a combination of gates needs at least one gate, got none")
-        first = gates[0]
-        for gate in gates[1:]:
-            if (gate.layer, gate.readout, gate.prefix) != (first.layer, first.readout, first.prefix):
-                raise RMuseError(
-                    "combined gates must read one state, got "
-                    f"block {first.layer} {first.readout} and block {gate.layer} {gate.readout}: "
-                    "refit one of them where the other reads"
-                )
-        super().__init__(first.layer, first.readout, 0.0, first.prefix)
         self.hold_parts("gates", gates)
 
-    def _children(self) -> list[Gate]:
-        return [gate for gate in self.gates if isinstance(gate, Gate)]
+    def _gates(self) -> list[Gate]:
+        return list(self.gates)
 
     def _margins(self, h: Tensor) -> Tensor:
-        return torch.stack([gate.margin(h) for gate in self._children()])
-
-    def _with(self, **changes: Any) -> Gate:
-        raise RMuseError(_FIXED)
+        return torch.stack([gate.margin(h) for gate in self.gates])
 
     def describe(self) -> str:
-        return "(" + f" {self._word} ".join(gate.describe() for gate in self._children()) + ")"
+        return "(" + f" {self._word} ".join(gate.describe() for gate in self.gates) + ")"
 
 
-class AllOf(_Combination):
+class AllOf(_Several):
     """`a & b`: the least margin; fires where all do.
 
     Args:
@@ -192,15 +269,12 @@ class AllOf(_Combination):
 
     _word = "and"
 
-    def __init__(self, gates: Sequence[Gate]):
-        super().__init__(gates)
-
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Least margin per state."""
         return self._margins(h).amin(dim=0)
 
 
-class AnyOf(_Combination):
+class AnyOf(_Several):
     """`a | b`: the greatest margin; fires where any does.
 
     Args:
@@ -209,15 +283,12 @@ class AnyOf(_Combination):
 
     _word = "or"
 
-    def __init__(self, gates: Sequence[Gate]):
-        super().__init__(gates)
-
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Greatest margin per state."""
         return self._margins(h).amax(dim=0)
 
 
-class Not(Gate):
+class Not(Combination):
     """`~a`: the negated margin; fires where a does not (neither fires at margin 0 exactly).
 
     Args:
@@ -225,22 +296,22 @@ class Not(Gate):
     """
 
     def __init__(self, gate: Gate):
-        super().__init__(gate.layer, gate.readout, 0.0, gate.prefix)
+        super().__init__()
         self.gate = gate
+
+    def _gates(self) -> list[Gate]:
+        return [self.gate]
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
         """Negated margin per state."""
         return -self.gate.margin(h)
-
-    def _with(self, **changes: Any) -> Gate:
-        raise RMuseError(_FIXED)
 
     def describe(self) -> str:
         return f"not {self.gate.describe()}"
 
 
 def require_both(forget: Tensor, others: Tensor) -> None:
-    """Both sides of a gate, not empty and finite, or the error that says what is amiss."""
+    """Raise unless both sides of a gate have states, all of them finite."""
     if not len(forget) or not len(others):
         raise RMuseError(
             f"a gate needs states of forget and of other queries, got {len(forget)} and {len(others)}; "

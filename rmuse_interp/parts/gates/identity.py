@@ -1,8 +1,8 @@
-"""`IdentityGate`, the face of gates that know people one by one: forgetting one more is adding a cluster."""
+"""`IdentityScorer`, the face of gates that know people one by one: forgetting one more is adding a cluster."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import ledoit_wolf
-from rmuse_interp.parts.gates.gate import Gate
+from rmuse_interp.parts.gates.gate import Scorer
 from rmuse_interp.parts.pooled import require_finite
 
 Side = Literal["forget", "other"]
 """Whom a cluster stands for: someone to forget, or anything that must not be steered."""
 
 
-class IdentityGate(Gate):
-    """A gate with one labelled cluster per person to forget, and per anything that must not be steered. Abstract.
+class IdentityScorer(Scorer):
+    """A score from one labelled cluster per person to forget, and per anything that must not be steered. Abstract.
 
     A subclass keeps `labels` and `other_labels`, distinct and not empty, beside the tensors of its clusters.
     """
@@ -28,8 +28,8 @@ class IdentityGate(Gate):
 
     def with_cluster(
         self, label: str, states: Float[Tensor, "examples d"], *, side: Side = "forget"
-    ) -> "IdentityGate":
-        """The same gate with one cluster more: everything else, threshold included, stays to the bit.
+    ) -> "IdentityScorer":
+        """The same scorer with one cluster more: everything else stays to the bit.
 
         Args:
             label: of the new cluster.
@@ -48,8 +48,8 @@ class IdentityGate(Gate):
         require_finite(states, f"{side} queries")
         return self._changed(side, [*names, label], self._grown(side, label, states.double()))
 
-    def without_cluster(self, label: str, *, side: Side = "forget") -> "IdentityGate":
-        """The same gate without one cluster: everything else stays to the bit.
+    def without_cluster(self, label: str, *, side: Side = "forget") -> "IdentityScorer":
+        """The same scorer without one cluster: everything else stays to the bit.
 
         Raises:
             RMuseError: a label that is not there, or the last cluster of its side.
@@ -66,7 +66,7 @@ class IdentityGate(Gate):
     def _names(self, side: Side) -> list[str]:
         return self.labels if side == "forget" else self.other_labels
 
-    def _changed(self, side: Side, names: list[str], tensors: dict[str, Tensor]) -> "IdentityGate":
+    def _changed(self, side: Side, names: list[str], tensors: dict[str, Tensor]) -> "IdentityScorer":
         what = "labels" if side == "forget" else "other_labels"
         return self.changed(**{what: names}, **tensors)
 
@@ -80,7 +80,7 @@ class IdentityGate(Gate):
 
 
 def require_labels(side: Side, labels: Sequence[str], clusters: int) -> None:
-    """Nothing, or the error that a side's labels are not distinct, or not one per cluster."""
+    """Raise unless a side has one distinct label per cluster."""
     if not labels or len(set(labels)) < len(labels) or len(labels) != clusters:
         raise RMuseError(
             f"one distinct label per {side} cluster was required, at least one, got {len(set(labels))} for "
@@ -126,8 +126,10 @@ def shrunk_covariance(residuals: Float[Tensor, "residuals d"]) -> Float[Tensor, 
     return (1 - share) / len(residuals) * (residuals.mT @ residuals) + share * variance * identity
 
 
-def require_people(states: Any, people: Sequence[str], others: Any, other_people: Sequence[str]) -> None:
-    """Nothing, or the error that a state lacks the label of whom it is about."""
+def require_people(
+    states: Tensor, people: Sequence[str], others: Tensor, other_people: Sequence[str]
+) -> None:
+    """Raise unless every state has the label of whom it is about."""
     if len(people) != len(states) or len(other_people) != len(others):
         raise RMuseError(
             f"one person per state was required, got {len(people)} for {len(states)} forget states and "

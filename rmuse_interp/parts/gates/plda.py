@@ -1,7 +1,7 @@
 """The open-set identity gate: is this query about somebody to forget, somebody else known, or a person never met?"""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import working
-from rmuse_interp.parts.gates.gate import Gate, Readout, require_both
+from rmuse_interp.parts.gates.gate import Gate, Read, Readout, require_both
 from rmuse_interp.parts.gates.identity import (
-    IdentityGate,
+    IdentityScorer,
     Side,
     cluster_means,
     grouped,
@@ -25,7 +25,7 @@ _NEGLIGIBLE: Final = 1e-3
 """Variance between people, in units of that within, below which a direction tells nothing of who is asked about."""
 
 
-class IdentityRatioGate(IdentityGate):
+class IdentityRatio(IdentityScorer):
     """`score(h) = max_k log p(h | forget k) − max(max_j log p(h | other j), log p(h | nobody known))`, in nats.
 
     Probabilistic linear discriminant analysis (Ioffe 2006; Prince and Elder 2007), as speaker verification scores
@@ -45,12 +45,6 @@ class IdentityRatioGate(IdentityGate):
         center: [d], c.
         transform: [d, r], Tᵀ.
         between: [r], b, the variances between people in units of those within.
-        layer: see `Gate`.
-        readout: see `Gate`.
-        threshold: see `Gate`.
-        prefix: see `Gate`.
-        scale: see `Gate`.
-        expected: see `Gate`.
 
     Raises:
         RMuseError: an empty side, labels or counts that are missing, labels that are not distinct.
@@ -78,14 +72,8 @@ class IdentityRatioGate(IdentityGate):
         center: Float[Tensor, " d"],
         transform: Float[Tensor, "d r"],
         between: Float[Tensor, " r"],
-        layer: int,
-        readout: Readout,
-        threshold: float | int = 0.0,
-        prefix: str | None = None,
-        scale: float | int = 1.0,
-        expected: Mapping[str, Any] | None = None,
     ):
-        super().__init__(layer, readout, threshold, prefix, scale, expected)
+        super().__init__()
         require_labels("forget", labels, len(forget))
         require_labels("other", other_labels, len(others))
         if len(counts) != len(forget) or len(other_counts) != len(others):
@@ -131,7 +119,7 @@ class IdentityRatioGate(IdentityGate):
     def _side(self, side: Side) -> tuple[Tensor, Tensor]:
         return (self.forget, self.counts) if side == "forget" else (self.others, self.other_counts)
 
-    def _name(self) -> str:
+    def describe(self) -> str:
         known = len(self.labels) + len(self.other_labels)
         return f"identity likelihood ratio, {len(self.labels)} to forget of {known} known,"
 
@@ -150,7 +138,6 @@ def fit_identity_ratio(
     *,
     layer: int,
     readout: Readout,
-    threshold: float | int = 0.0,
 ) -> Gate:
     """The identity likelihood ratio of labelled states.
 
@@ -165,7 +152,6 @@ def fit_identity_ratio(
         other_people: the same of those (any name that is shared by queries which belong together).
         layer: where they were read.
         readout: how they were read.
-        threshold: set by `Gate.calibrate` on held-out scores.
 
     Raises:
         RMuseError: an empty side, states that are not finite, labels of another length.
@@ -187,7 +173,7 @@ def fit_identity_ratio(
         kept = between == between.max()
     transform = torch.linalg.solve_triangular(root.mT, axes[:, kept], upper=True)
     z = (means - center) @ transform
-    return IdentityRatioGate(
+    scorer = IdentityRatio(
         z[: len(labels)],
         count[: len(labels)],
         labels,
@@ -197,7 +183,5 @@ def fit_identity_ratio(
         center,
         transform,
         between[kept].clamp_min(_NEGLIGIBLE),
-        layer,
-        readout,
-        threshold,
     )
+    return Gate(scorer, Read(layer, readout))
