@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
+from rmuse_interp.edits.inputs import covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.state import Slice
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.parts.pooled import Pooled, require_finite
@@ -82,20 +84,22 @@ def pooled_states(
     rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in _batches(lens, queries, batch_size, progress, label):
         encoded, masks = _encode(lens, batch, delimiters)
-        weights = {span: _mask(span, masks).float() for span in spans}
-        means = {span: w / w.sum(dim=1, keepdim=True).clamp_min(1) for span, w in weights.items()}
+        call = of_prompt(read_call(encoded, lens.layout.vocabulary), encoded.prompt_end)
+        cover = {span: _cover(span, call, encoded.prompt_end, masks) for span in spans}
         found: dict[Span, list[Tensor]] = {span: [] for span in spans}
 
-        def pool(_: int, states: Tensor, means: Any = means, found: Any = found) -> None:
-            exact = states.float()
-            for span, mean in means.items():
-                found[span].append(torch.einsum("bt,btd->bd", mean.to(exact.device), exact).cpu())
+        def pool(
+            _: int, states: Tensor, cover: dict[Span, Tensor] = cover, found: dict[Span, list[Tensor]] = found
+        ) -> None:
+            for span, mask in cover.items():
+                here = mask.to(states.device)
+                found[span].append(mean_over(states, here, here.sum(dim=1)).cpu())
 
         with _reading(lens, blocks, pool), torch.no_grad():
             lens.hf(**encoded, use_cache=False, logits_to_keep=1)
         for span in spans:
             stacked = torch.stack(found[span], dim=1)
-            present = weights[span].sum(dim=1) > 0
+            present = cover[span].any(dim=1)
             rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
     result: dict[Span, Pooled] = {}
     for span in spans:
@@ -202,16 +206,10 @@ def _encode(
     return encoded, SpanMasks(**{name: torch.cat([getattr(m, name) for m in masks]) for name in names})
 
 
-def _mask(span: Span, masks: SpanMasks) -> Tensor:
-    if span == "last":
-        at = torch.zeros_like(masks.answer)
-        return at.scatter(1, masks.prompt_end.unsqueeze(1).to(at.device), True)
-    if span == "draft":
-        columns = torch.arange(masks.answer.shape[1], device=masks.answer.device)
-        return columns >= masks.prompt_end.unsqueeze(1).to(columns.device)  # padding is on the left
-    return {
-        "question": masks.prompt_text,
-        "image": masks.image,
-        "cot": masks.reasoning,
-        "answer": masks.answer,
-    }[span]
+def _cover(
+    span: Span, call: Slice, prompt_end: Int[Tensor, " batch"], masks: SpanMasks
+) -> Bool[Tensor, "batch tokens"]:
+    """The tokens of a span: what a gate reads is what running plans read, the rest is found in the text."""
+    if span == "cot":
+        return masks.reasoning
+    return masks.answer if span == "answer" else covered(span, call, prompt_end)
