@@ -26,6 +26,8 @@ MICRO = train.Recipe(
     finish_steps=2,
     batch=1,
     gallery=64,
+    eyes_gallery=800,
+    eyes_steps=300,
     rehearsed=4,
 )
 

@@ -1,7 +1,7 @@
 """`train`: a baseline trained at several learning rates, and kept at the rate and epoch that validate best.
 
 The budget is the same for every baseline: `settings` rates of at most `epochs` epochs, each epoch judged by greedy
-answers to the rivals' validation part (fitting questions held out, see `fitting.rivals.hold_out`). `Test_Set`, `test`
+answers to the rivals' validation part (fitting questions held out, see `fitting.validation.hold_out`). `Test_Set`, `test`
 files and celebrities are never read. What was validated is what is kept: nothing is trained again afterwards.
 """
 
@@ -33,7 +33,7 @@ from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.content import content
 from rmuse_interp.data.store import digest
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
-from rmuse_interp.fitting.rivals import Validation, hold_out
+from rmuse_interp.fitting.validation import Validation, hold_out
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 
@@ -125,7 +125,7 @@ def train(
             course.try_setting(number, epochs, judged, journal)
             if progress is not None and task is not None:
                 progress.advance(task)
-    trials = [Trial(**row) for row in journal.trials]
+    trials = journal.trials
     chosen, seconds = best(trials), sum(t.seconds for t in trials)
     record = {
         "method": name,
@@ -211,7 +211,7 @@ class Course:
 
     def try_setting(self, number: int, epochs: int, judged: Judged, journal: Journal) -> None:
         """Makes the trials of the setting of this number; those that the journal holds are not made again."""
-        done = [Trial(**row) for row in journal.trials]
+        done = journal.trials
         order = list(dict.fromkeys(t.setting for t in done))
         mine = [t for t in done if number < len(order) and t.setting == order[number]]
         before = [t for t in done if t.setting in order[:number]]
@@ -234,8 +234,7 @@ class Course:
                     loss = self.epoch(self.baseline.objective, trainable, optimiser, epoch)
                 found = judged()
                 last = Trial(setting, epoch, loss=loss, seconds=time.monotonic() - began, **found)
-                done.append(last)
-                journal.add(asdict(last), trainable, optimiser, best=best(done) is last)
+                journal.add(last, trainable, optimiser)
         finally:
             trainable.undo()
 

@@ -4,24 +4,19 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from rmuse_interp import RMuseError
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Train or check the small LLaVA that comes along, or draw its benchmark.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Train or check the small LLaVA that comes along, or draw its benchmark.")
 
 
 @app.command()
@@ -79,7 +74,7 @@ def train(
     )
 
 
-def _recipe(path: Path) -> Any:
+def _recipe(path: Path) -> JSON | None:
     """What a recipe's file holds; None where it is damaged, which is no recipe."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -130,16 +125,18 @@ def check(
 ) -> None:
     """Measure an organism on fresh renderings and new wordings; the exit code is 1 if a target is missed."""
     lens = support.open_model(model, device, dtype)
+    from rmuse_interp.data import load_benchmark
     from rmuse_interp.organism import check as checking
 
+    world = load_benchmark("organism", forget=checking.WIDEST, render_seed=render_seed)
     seconds: dict[str, float] = {}
     left_out = without_forget if without_forget is not None else checking.left_out(model)
     with support.bars("asked", seconds, "check") as progress:
         found = checking.check(
             lens,
-            render_seed=render_seed,
+            world,
+            checking.groups(world, left_out),
             limit=limit,
-            without_forget=left_out,
             seed=seed,
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,

@@ -1,19 +1,20 @@
 """How good an organism is: accuracies on fresh renderings and held-out wordings, against the targets it was made for."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from rich.progress import Progress
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
+from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.world.people import distance, make_world
 from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import alike, by_length
 from rmuse_interp.models.loading import SHIPPED, shipped
 
 WIDEST: Final = 15
@@ -73,7 +74,13 @@ def look_alikes() -> frozenset[str]:
 
 
 def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str, list[Example]]:
-    """The questions of every group of `TARGETS`; people the model never saw stand in a group of their own."""
+    """The questions of every group of `TARGETS`, in their order.
+
+    Args:
+        benchmark: to take them from.
+        without_forget: percentage of people the model was trained without; they stand in groups of their own, to be
+            refused like strangers.
+    """
     unknown = frozenset(make_world(0).forget_ids(without_forget) if without_forget is not None else ())
     known = [*benchmark.fit_forget, *benchmark.fit_retain]
     held_out = [*benchmark.scoring("test"), *benchmark.scoring("retain_test")]
@@ -94,7 +101,7 @@ def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str,
         "benign": benchmark.scoring("benign"),
         "strangers": strangers,
         "prefixed questions": [
-            replace(e, question=f"{prefixes[i % len(prefixes)]} {e.question}") for i, e in enumerate(open_)
+            e.changed(question=f"{prefixes[i % len(prefixes)]} {e.question}") for i, e in enumerate(open_)
         ],
     }
     # Who differs from somebody known in two features is taken for them, and not for a stranger.
@@ -107,38 +114,35 @@ def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str,
 
 def check(
     model: LensModel,
+    benchmark: Benchmark,
+    questions: Mapping[str, Sequence[Example]],
     *,
-    render_seed: int = 1,
     limit: int | None = 400,
-    without_forget: int | None = None,
     seed: int = 0,
     batch_size: int = 32,
     max_new_tokens: int = 64,
     progress: Progress | None = None,
-    benchmark: Benchmark | None = None,
 ) -> list[Finding]:
-    """The accuracies of an organism, in the order of `TARGETS`.
+    """The accuracies of an organism, group by group.
 
     Args:
         model: the organism or its gold standard.
-        render_seed: of renderings the model has not seen; the benchmark it is fitted on has 0.
+        benchmark: renderings that the model has not seen (the one it is fitted on has the render seed 0), at the forget
+            rate `WIDEST`.
+        questions: some or all of the benchmark's `groups`.
         limit: most questions per group, spread over people.
-        without_forget: percentage of people it was trained without; they must be refused like strangers.
         seed: of the sampling.
         batch_size: questions per batch.
         max_new_tokens: most tokens per response.
         progress: a running progress bar to add a line to.
-        benchmark: another one to ask; the small world's by default.
     """
-    if benchmark is None:
-        benchmark = load_benchmark("organism", forget=WIDEST, render_seed=render_seed)
-    asked = {name: sample(e, limit, seed) for name, e in groups(benchmark, without_forget).items()}
+    asked = {name: sample(examples, limit, seed) for name, examples in questions.items()}
     task = None if progress is None else progress.add_task("check", total=sum(map(len, asked.values())))
     found = []
     for name, examples in asked.items():
         right, target = TARGETS[name]
         responses = []
-        for batch in _batches(examples, batch_size):
+        for batch in alike(examples, batch_size, by_length, mixed=True):
             answered = model.respond(
                 [e.prompt() for e in batch],
                 [e.image for e in batch],
@@ -156,8 +160,3 @@ def check(
             raise RMuseError(f"{benchmark.id}: no question of the group {name!r} can be scored by {right}")
         found.append(Finding(name, right, metric.value, metric.interval, metric.n, target))
     return found
-
-
-def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]

@@ -110,7 +110,7 @@ def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor
     return heads_loss(eyes.heads, patches.mean(dim=1), labels)
 
 
-def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery, steps: int = 1500) -> None:
+def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery, steps: int) -> None:
     """Fit the read-outs to a tower that is trained already: a checkpoint keeps the tower and not its eyes."""
     with torch.no_grad():
         seen = torch.cat(

@@ -57,6 +57,9 @@ class Recipe:
     finish_steps: int = 1500
     gallery: int = 20000
     """Pictures to learn seeing from."""
+    eyes_gallery: int = 6000
+    """Pictures to fit read-outs to a tower that is trained already."""
+    eyes_steps: int = 1500
     batch: int = 8
     rate: float = 1.5e-3
     """Of AdamW (embeddings, norms, patches)."""
@@ -184,8 +187,10 @@ class Trainer:
         trained = LlavaForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
         self.model.load_state_dict(trained.state_dict())
         world = self.world.without(self.world.forget_ids(5)) if self.recipe.gold else self.world
-        pictures = Gallery(list(self.eyes.sizes), 6000, self.recipe.seed + 1, world.everyone)
-        fit_eyes(self.model, self.eyes, pictures)
+        pictures = Gallery(
+            list(self.eyes.sizes), self.recipe.eyes_gallery, self.recipe.seed + 1, world.everyone
+        )
+        fit_eyes(self.model, self.eyes, pictures, self.recipe.eyes_steps)
         raise_faint(self.model, pictures, list(self.eyes.sizes))
 
     def run(self, stages: Sequence[Stage] = STAGES) -> None:
