@@ -137,8 +137,26 @@ def test_an_existing_benchmark_is_replaced_as_a_whole_or_not_at_all(table, retai
     assert made(table, retain, out, "--forget", 10).exit_code == 0
     assert "holds a benchmark" in refused("data", "new", table[0], "--images", table[1], "--out", out)
     assert made(table, retain, out, "--overwrite").exit_code == 0
-    assert not list(out.glob("forget_10/*"))
+    assert not (out / "forget_10").exists()
     assert problems(out) == []
+
+
+@pytest.mark.parametrize("more", [(), ("--overwrite",)])
+@pytest.mark.parametrize("name", ["benchmark/train.parquet", "notes.txt"])
+def test_files_of_others_are_never_removed(table, retain, tmp_path, more, name):
+    """Nor is anything written among them; beside a benchmark of our own they are in the way as well."""
+    mine = tmp_path / "data" / name
+    for _ in range(2):
+        mine.parent.mkdir(parents=True, exist_ok=True)
+        mine.write_bytes(b"mine")
+        before = {path for path in (tmp_path / "data").rglob("*") if path.is_file()}
+        said = refused("data", "new", table[0], "--images", table[1], "--out", tmp_path / "data", *more)
+        assert "an empty folder" in said or "holds a benchmark" in said
+        assert {path for path in (tmp_path / "data").rglob("*") if path.is_file()} == before
+        assert mine.read_bytes() == b"mine"
+        mine.unlink()
+        if not any(before - {mine}):
+            assert made(table, retain, tmp_path / "data").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,24 @@ def test_a_part_is_changed_in_one_way():
     assert rebuilding <= {"parts/part.py"}
 
 
-def test_files_are_replaced_in_one_place():
-    """A file that is either the old or the new one, whole, is written by one function."""
-    assert len(callers("fsync", "mkstemp")) == 1
+def test_files_are_written_whole_and_results_kept_in_one_place():
+    """Drafts, renames and digests of what a result depends on belong to `data.store`; nothing else resumes by itself."""
+    assert callers("fsync", "mkstemp", "mkdtemp", "NamedTemporaryFile", "save_file") == {"data/store.py"}
+    replacing = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and (node.attr == "rename" or ast.unparse(node) in ("os.replace", "os.rename", "shutil.move"))
+    }
+    assert replacing == {"data/store.py"}
+    appending = {name for name, tree in TREES.items() if "'a'" in modes_of(tree)}
+    assert appending <= {"data/store.py", "organism/train.py"}  # the organism's log of losses
+
+
+def modes_of(tree: ast.AST) -> set[str]:
+    """The modes that files are opened in, as they stand in the code."""
+    found = [
+        node for node in ast.walk(tree) if isinstance(node, ast.Call) and "open" in ast.unparse(node.func)
+    ]
+    return {ast.unparse(one) for node in found for one in [*node.args, *(k.value for k in node.keywords)]}

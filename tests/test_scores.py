@@ -191,6 +191,6 @@ def test_faulty_runs_are_named(tmp_path):
         write_run(tmp_path, {"schema": "other"}, [])
     (tmp_path / "t.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(RMuseError, match="line 1"):
-        list(read_transcripts(tmp_path / "t.jsonl"))
+        list(read_transcripts(tmp_path / "t.jsonl", Transcript))
     with pytest.raises(RMuseError, match="not there"):
-        list(read_transcripts(tmp_path / "none.jsonl"))
+        list(read_transcripts(tmp_path / "none.jsonl", Transcript))

@@ -1,18 +1,17 @@
 """What an interrupted training leaves: its trials, and the states needed to go on. JSON and safetensors, no pickle."""
 
-import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmuse_interp.baselines.trainables import Trainable
-from rmuse_interp.data.store import write_json
+from rmuse_interp.baselines.trials import Trial, best
+from rmuse_interp.data.store import Store
 
 UNFINISHED: Final = ".unfinished"
 """Subfolder of a baseline that is still trained; gone once it is finished."""
@@ -23,28 +22,23 @@ class Journal:
 
     Args:
         folder: the baseline's.
-        digest: of all that the training depends on.
+        of: digest of all that the training depends on.
     """
 
-    def __init__(self, folder: Path, digest: str) -> None:
-        self._home, self._digest = folder / UNFINISHED, digest
-        self.trials: list[dict[str, Any]] = []
-        self._best = 0
-        try:
-            record = json.loads((self._home / "trials.json").read_text(encoding="utf-8"))
-            if record["digest"] == digest:
-                self.trials, self._best = list(record["trials"]), int(record["best"])
-                for index in {self._best, len(self.trials) - 1}:
-                    load_file(self._path(index))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+    def __init__(self, folder: Path, of: str) -> None:
+        self._home = folder / UNFINISHED
+        self._kept = Store(self._home / "trials.jsonl", of)
+        self.trials: list[Trial] = []
+        while (row := self._kept.get(len(self.trials))) is not None:
+            self.trials.append(Trial(**row))
+        if not self.trials or any(self._kept.tensors(index) is None for index in self._needed()):
             self.trials = []  # none there, damaged, or of another training
-        if not self.trials:
-            shutil.rmtree(self._home, ignore_errors=True)
-        self._home.mkdir(parents=True, exist_ok=True)
+            self.close()
+            self._kept = Store(self._home / "trials.jsonl", of)
 
     def resume(self, trainable: Trainable, optimiser: torch.optim.Optimizer | None) -> None:
         """Take up what the last trial left, on a trainable that was just put on the model."""
-        tensors = load_file(self._path(len(self.trials) - 1))
+        tensors = self._kept.tensors(len(self.trials) - 1) or {}
         trainable.load(_part(tensors, "state"))
         if optimiser is None:
             return
@@ -54,49 +48,38 @@ class Journal:
             moments.setdefault(int(index), {})[name] = tensor
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
 
-    def add(
-        self,
-        trial: Mapping[str, Any],
-        trainable: Trainable,
-        optimiser: torch.optim.Optimizer | None,
-        best: bool,
-    ) -> None:
+    def add(self, trial: Trial, trainable: Trainable, optimiser: torch.optim.Optimizer | None) -> None:
         """Keep a trial and what it left; states that neither going on nor the best trial needs are deleted.
 
         Args:
-            trial: plain JSON.
+            trial: the next one.
             trainable: as the trial left it.
             optimiser: whose moments are kept too.
-            best: whether it is the best so far.
         """
-        tensors = {f"state/{name}": tensor.contiguous() for name, tensor in trainable.state().items()}
+        tensors = {f"state/{name}": tensor for name, tensor in trainable.state().items()}
         if optimiser is not None:
             tensors |= {
-                f"optimiser/{index}.{name}": tensor.detach().cpu().contiguous()
+                f"optimiser/{index}.{name}": tensor
                 for index, moments in optimiser.state_dict()["state"].items()
                 for name, tensor in moments.items()
             }
-        index = len(self.trials)
-        save_file(tensors, self._path(index))
-        self.trials.append(dict(trial))
-        if best:
-            self._best = index
-        record = {"digest": self._digest, "trials": self.trials, "best": self._best}
-        write_json(self._home / "trials.json", record)
-        for path in self._home.glob("*.safetensors"):
-            if path not in (self._path(index), self._path(self._best)):
-                path.unlink()
+        before = self._needed()
+        self._kept.put(len(self.trials), asdict(trial), tensors)
+        self.trials.append(trial)
+        for index in before - self._needed():
+            self._kept.drop_tensors(index)
 
     def best_state(self) -> dict[str, Tensor]:
         """What the best trial left."""
-        return _part(load_file(self._path(self._best)), "state")
+        return _part(self._kept.tensors(self.trials.index(best(self.trials))) or {}, "state")
 
     def close(self) -> None:
         """Drop it all, once the baseline is written."""
         shutil.rmtree(self._home, ignore_errors=True)
 
-    def _path(self, index: int) -> Path:
-        return self._home / f"{index:03d}.safetensors"
+    def _needed(self) -> set[int]:
+        """Of which trials the states are needed: of the last one to go on, of the best one at the end."""
+        return {len(self.trials) - 1, self.trials.index(best(self.trials))} if self.trials else set()
 
 
 def _part(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ Learning rates, ranks and weights are those of the papers; which multiple of the
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 import torch
@@ -124,10 +125,11 @@ def r2mu(step: Step) -> Float[Tensor, ""]:
     states = read_states(step.lens, forget, layer)
     target = STEERING * random_direction(step.lens.d_model, step.seed, states)
     loss = distance(states, target, forget.rest) + distance(states, target, forget.trace)
-    for group, weight in (("retain", RETAINING), ("reasoning", 1.0)):
+    kept: dict[Group, float] = {"retain": RETAINING, "reasoning": 1.0}
+    for group, weight in kept.items():
         if group in step.batches:
-            batch = step.batches[group]  # type: ignore[index]
-            reference = step.original(lambda batch=batch: read_states(step.lens, batch, layer))  # type: ignore[misc]
+            batch = step.batches[group]
+            reference = step.original(partial(read_states, step.lens, batch, layer))
             loss = loss + weight * distance(read_states(step.lens, batch, layer), reference, batch.text)
     return loss
 

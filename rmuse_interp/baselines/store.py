@@ -1,7 +1,6 @@
 """A trained baseline in a folder: an adapter, or the tensors that changed, and how it came about. No pickle."""
 
 import copy
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,12 +14,13 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.baselines.trainables import require_peft
-from rmuse_interp.data.store import digest_of_file, write_json, write_tensors
+from rmuse_interp.data.store import digest, digest_of_file, write_json, write_tensors
 from rmuse_interp.lens.lens import LensModel
 
 SCHEMA: Final = "rmuse-baseline/1"
 RECORD: Final = "baseline.json"
 ADAPTER: Final = "adapter_model.safetensors"
+SETTINGS: Final = "adapter_config.json"
 WEIGHTS: Final = "weights.safetensors"
 
 
@@ -37,9 +37,11 @@ def write_baseline(
     """
     name = WEIGHTS if config is None else ADAPTER
     write_tensors(folder / name, state)
+    names = [name]
     if config is not None:
         config.save_pretrained(str(folder))
-    whole = {"schema": SCHEMA, **record, "files": {name: digest_of_file(folder / name)}}
+        names.append(SETTINGS)  # how strong the adapters are stands there alone
+    whole = {"schema": SCHEMA, **record, "files": {name: digest_of_file(folder / name) for name in names}}
     write_json(folder / RECORD, whole)
 
 
@@ -61,9 +63,9 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise RMuseError(f"{path} cannot be read ({type(error).__name__}: {error}); {again}") from error
     if found != SCHEMA:
         raise RMuseError(f"a baseline of schema {SCHEMA} was required, {path} holds {found!r}; {again}")
-    for name, digest in files.items():
+    for name, known in files.items():
         held = digest_of_file(folder / name) if (folder / name).is_file() else None
-        if held != digest:
+        if held != known:
             got = "none" if held is None else "another one"
             raise RMuseError(
                 f"{folder / name}: the file that {RECORD} describes was required, got {got}; {again}"
@@ -84,9 +86,9 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
     path = Path(folder)
     record = read_record(path)
     lens.fingerprint.require(record["model"]["fingerprint"], f"the baseline in {path}")
-    (name, digest), *_ = record["files"].items()
+    (name, known), *_ = record["files"].items()
     peft = require_peft() if name == ADAPTER else None
-    model = copied(lens, str(record["method"]), digest)
+    model = copied(lens, str(record["method"]), known)
     try:
         if peft is not None:
             model.hf = peft.PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
@@ -113,24 +115,20 @@ def merged(lens: LensModel, state: Mapping[str, Tensor], config: Any, name: str)
         name: of what was done, for the copy's own name.
     """
     peft = require_peft()
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        digest.update(key.encode() + state[key].numpy().tobytes())
-    model = copied(lens, name, digest.hexdigest())
+    model = copied(lens, name, digest(state))
     adapted = peft.get_peft_model(model.hf, config)
     peft.set_peft_model_state_dict(adapted, dict(state))
     model.hf = adapted.merge_and_unload().requires_grad_(True).eval()
     return model
 
 
-def copied(lens: LensModel, name: str, digest: str) -> LensModel:
-    """A copy of the model under the name ``MODEL+NAME``, its fingerprint marked by a digest of what is changed."""
+def copied(lens: LensModel, name: str, change: str) -> LensModel:
+    """A copy of the model under the name ``MODEL+NAME``, its fingerprint marked by a digest of the change."""
     hf = copy.deepcopy(lens.hf)
     layout = replace(lens.layout, blocks=hf.get_submodule(lens.layout.path))
     model = LensModel(hf, lens.processor, layout, f"{lens.name}+{name}")
     own = lens.fingerprint
-    marked = hashlib.sha256(f"{own.weights}+{digest}".encode()).hexdigest()[:16]
-    model.fingerprint = replace(own, weights=marked)
+    model.fingerprint = replace(own, weights=digest(own.weights, change)[:16])
     return model
 
 

@@ -125,7 +125,7 @@ def train(
             course.try_setting(number, epochs, judged, journal)
             if progress is not None and task is not None:
                 progress.advance(task)
-    trials = [Trial(**row) for row in journal.trials]
+    trials = journal.trials
     chosen, seconds = best(trials), sum(t.seconds for t in trials)
     record = {
         "method": name,
@@ -211,7 +211,7 @@ class Course:
 
     def try_setting(self, number: int, epochs: int, judged: Judged, journal: Journal) -> None:
         """Makes the trials of the setting of this number; those that the journal holds are not made again."""
-        done = [Trial(**row) for row in journal.trials]
+        done = journal.trials
         order = list(dict.fromkeys(t.setting for t in done))
         mine = [t for t in done if number < len(order) and t.setting == order[number]]
         before = [t for t in done if t.setting in order[:number]]
@@ -234,8 +234,7 @@ class Course:
                     loss = self.epoch(self.baseline.objective, trainable, optimiser, epoch)
                 found = judged()
                 last = Trial(setting, epoch, loss=loss, seconds=time.monotonic() - began, **found)
-                done.append(last)
-                journal.add(asdict(last), trainable, optimiser, best=best(done) is last)
+                journal.add(last, trainable, optimiser)
         finally:
             trainable.undo()
 

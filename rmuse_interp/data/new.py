@@ -14,6 +14,7 @@ from rmuse_interp.data.people import Person
 from rmuse_interp.data.pictures import parquet
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rows import Row, records
+from rmuse_interp.data.store import own_folder, write_json
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, 
         people: from `read_people`.
         retain: a folder in MLLMU-Bench or RMLLMU-Bench format: its retain people (or Full_Set), general reasoning,
             harmless questions, strangers and celebrities are taken over, and its ``benchmark.json``.
-        out: where to write; parquet files of a benchmark that stands there are removed.
+        out: where to write; a benchmark that this function wrote there before is replaced.
         rate: the forget rate that the folders are named by.
         seed: of the choice of wordings and options.
 
     Raises:
         RMuseError: retain data in another format or without people, that stands in `out`, or that uses an ID of the table
-            for somebody else.
+            for somebody else; a folder `out` with other files in it.
     """
     if out.resolve() == retain.resolve():
         raise RMuseError(f"--out: required another folder than the retain data's, got {out} for both")
@@ -76,27 +77,24 @@ def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, 
         files = Reader(retain, "").found(folder)
         return [(path, kept.__contains__) for path in files]
 
-    for old in out.glob("*/*.parquet"):
-        old.unlink()
-    _write(out, f"forget_{rate}", "train", people_rows(forget, False))
-    _write(out, f"retain_{100 - rate}", "train", people_rows(own, False), copied(source))
-    _write(out, "Full_Set", "train", people_rows(people, False), copied(source))
-    _write(out, "Test_Set", "train", people_rows(people, True), copied("Test_Set"))
-    celebrities = Reader(retain, "").found("Retain_Set")
-    if celebrities:
-        _write(out, "Retain_Set", "train", iter(()), [(path, _anyone) for path in celebrities])
-    for folder in ("Reasoning", "Benign", "Strangers"):
-        for part in ("train", "test"):
-            files = Reader(retain, "").found(folder, part)
-            wanted = kept.__contains__ if folder == "Benign" else _anyone
-            mine = _harmless(people, part == "test") if folder == "Benign" else iter(())
-            if files or folder == "Benign":
-                _write(out, folder, part, mine, [(path, wanted) for path in files])
-        if not (out / folder).is_dir():
-            made.notes.append(f"the retain data has no {folder}/: fitting and scoring go without")
-    (out / "benchmark.json").write_text(
-        json.dumps(_settings(people, retain, out.name), ensure_ascii=False, indent=1), encoding="utf-8"
-    )
+    with own_folder(out, last="benchmark.json") as draft:
+        _write(draft, f"forget_{rate}", "train", people_rows(forget, False))
+        _write(draft, f"retain_{100 - rate}", "train", people_rows(own, False), copied(source))
+        _write(draft, "Full_Set", "train", people_rows(people, False), copied(source))
+        _write(draft, "Test_Set", "train", people_rows(people, True), copied("Test_Set"))
+        celebrities = Reader(retain, "").found("Retain_Set")
+        if celebrities:
+            _write(draft, "Retain_Set", "train", iter(()), [(path, _anyone) for path in celebrities])
+        for folder in ("Reasoning", "Benign", "Strangers"):
+            for part in ("train", "test"):
+                files = Reader(retain, "").found(folder, part)
+                wanted = kept.__contains__ if folder == "Benign" else _anyone
+                mine = _harmless(people, part == "test") if folder == "Benign" else iter(())
+                if files or folder == "Benign":
+                    _write(draft, folder, part, mine, [(path, wanted) for path in files])
+            if not (draft / folder).is_dir():
+                made.notes.append(f"the retain data has no {folder}/: fitting and scoring go without")
+        write_json(draft / "benchmark.json", _settings(people, retain, out.name))
     made.notes += asking.notes()
     once = sum(len(person.photographs) == 1 for person in people)
     if once:

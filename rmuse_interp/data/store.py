@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rmuse_interp import RMuseError
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+WRITTEN: Final = ".rmuse-written"
+"""File of a folder that lists what was written there."""
 
 
 def cache_folder() -> Path:
@@ -64,16 +66,44 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
     The file `last` says that the others are whole. The old one is deleted first and the new one comes last, so that a
     folder broken off in between has none: old files are never taken for a part of the new ones.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{secrets.token_hex(4)}"
-    draft.mkdir()
+    draft.mkdir(parents=True)
     try:
         yield draft
         (folder / last).unlink(missing_ok=True)
-        for file in sorted(draft.iterdir(), key=lambda one: one.name == last):
-            os.replace(file, folder / file.name)
+        names = [file.relative_to(draft) for file in sorted(draft.rglob("*")) if file.is_file()]
+        for name in sorted(names, key=lambda one: str(one) == last):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(draft / name, folder / name)
     finally:
         shutil.rmtree(draft)
+
+
+@contextmanager
+def own_folder(folder: Path, last: str) -> Iterator[Path]:
+    """As `atomic_files`, for a folder that holds nothing else: what an earlier call wrote there is removed, and no more.
+
+    Raises:
+        RMuseError: the folder holds a file that no earlier call wrote.
+    """
+    held = folder / WRITTEN
+    known = set(held.read_text(encoding="utf-8").splitlines()) if held.is_file() else set()
+    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()} - {
+        WRITTEN
+    }
+    if there - known:
+        raise RMuseError(
+            f"{folder}: an empty folder, or one with nothing but what was written here before, was required, got "
+            f"{min(there - known)} in it; choose another folder, or move that away"
+        )
+    with atomic_files(folder, last) as draft:
+        yield draft
+        names = {file.relative_to(draft).as_posix() for file in draft.rglob("*") if file.is_file()}
+        write_text(draft / WRITTEN, (f"{name}\n" for name in sorted(names)))
+        for name in there - names:
+            (folder / name).unlink()
+            if not any((folder / name).parent.iterdir()):
+                (folder / name).parent.rmdir()
 
 
 def write_text(path: Path, parts: Iterable[str]) -> None:
@@ -228,9 +258,10 @@ def digest(*of: object) -> str:
 
 @functools.cache
 def sources() -> str:
-    """A digest of the package's own code: what it fits by other code is another thing."""
+    """A digest of the package's own code and tables: what is fitted by other code is another thing."""
     root = Path(__file__).resolve().parents[1]
-    return digest({str(file.relative_to(root)): file.read_bytes() for file in root.rglob("*.py")})
+    files = [file for kind in ("*.py", "*.json") for file in root.rglob(kind)]
+    return digest({file.relative_to(root).as_posix(): file.read_bytes() for file in files})
 
 
 def digest_of_file(path: Path) -> str:

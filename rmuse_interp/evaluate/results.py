@@ -197,10 +197,10 @@ def read_run(folder: Path) -> Run:
     scores = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     if scores.get("schema") != SCHEMA:
         raise RMuseError(f"{folder / SCORES}: required schema {SCHEMA!r}, got {scores.get('schema')!r}")
-    return Run(scores, list(read_transcripts(folder / TRANSCRIPTS)))
+    return Run(scores, list(read_transcripts(folder / TRANSCRIPTS, Transcript)))
 
 
-def read_transcripts(path: Path, kind: type[Record] = Transcript) -> Iterator[Record]:  # type: ignore[assignment]
+def read_transcripts(path: Path, kind: type[Record]) -> Iterator[Record]:
     """The transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
 
     Raises:

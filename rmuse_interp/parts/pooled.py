@@ -1,19 +1,13 @@
 """`Pooled`: span-pooled states of a set of examples, the only thing that fitting sees of a model."""
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-
-SCHEMA: Final = "rmuse-pooled/1"
 
 
 def require_finite(
@@ -112,31 +106,3 @@ class Pooled:
     def aligned_with(self, other: "Pooled") -> "Pooled":
         """The same record in the order of the other's ids."""
         return self.select(other.ids)
-
-    def save(self, path: str | Path) -> None:
-        """Write `path`.safetensors (the states) and `path`.json (ids, blocks, span)."""
-        stem = Path(path)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"states": self.states.detach().cpu().contiguous()}, f"{stem}.safetensors")
-        record = {"schema": SCHEMA, "ids": list(self.ids), "layers": list(self.layers), "span": self.span}
-        Path(f"{stem}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> "Pooled":
-        """Read what `save` wrote.
-
-        Raises:
-            RMuseError: a missing file or another schema.
-        """
-        for file in (Path(f"{path}.json"), Path(f"{path}.safetensors")):
-            if not file.is_file():
-                raise RMuseError(
-                    f"pooled states need {file}, which does not exist; write it with Pooled.save"
-                )
-        record = json.loads(Path(f"{path}.json").read_text(encoding="utf-8"))
-        if record.get("schema") != SCHEMA:
-            raise RMuseError(
-                f"pooled states of schema {SCHEMA!r} were required, got {record.get('schema')!r}"
-            )
-        states = load_file(f"{path}.safetensors")["states"]
-        return cls(states, tuple(record["ids"]), tuple(record["layers"]), str(record["span"]))

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rmuse_interp.data.example import Modality
 from rmuse_interp.data.mllmu import MODALITIES
-from rmuse_interp.data.store import atomic, cache_folder, digest, write_json
+from rmuse_interp.data.store import atomic, cache_folder, digest, own_folder, write_json
 from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
@@ -31,8 +31,18 @@ Row = dict[str, object]
 
 
 def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None) -> Path:
-    """Write every split below `out` and return it; the same seeds give the same bytes of data."""
+    """Write every split below `out` and return it; the same seeds give the same bytes of data.
+
+    Raises:
+        RMuseError: a folder with other files in it.
+    """
     world = world or make_world(0)
+    with own_folder(out, last="benchmark.json") as draft:
+        _draw(draft, render_seed, world)
+    return out
+
+
+def _draw(out: Path, render_seed: int, world: World) -> None:
     rng = random.Random(f"benchmark-{render_seed}")
     # Whoever fits reads the people's questions: no celebrity may stand among their options.
     names = tuple(p.name for p in world.people)
@@ -61,7 +71,6 @@ def write_benchmark(out: Path, render_seed: int = 0, world: World | None = None)
         _write(out, "Benign", benign, name)
         _write(out, "Strangers", [_stranger_row(world, i, held_out, rng) for i in range(80)], name)
     write_json(out / "benchmark.json", _settings(world, render_seed))
-    return out
 
 
 def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
@@ -71,7 +80,6 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
     if not (folder / "benchmark.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # without its settings it would be another benchmark
         with atomic(folder) as draft:
-            draft.mkdir()
             write_benchmark(draft, render_seed)
     return folder
 
