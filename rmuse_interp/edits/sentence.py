@@ -31,8 +31,6 @@ Tokens = Literal[
 """`generated`: positions ≥ prompt_end; `response`: > it; `prompt`: ≤ it, behind images, special tokens before it aside;
 `all`: all but image tokens and padding; `image`: the prompt's image tokens; `chain`, `answer`: the response between its
 delimiters and behind them; `positions`, `mask`: those that the edit lists."""
-Modality = Literal["image", "text"]
-"""Rows with an image, or without one."""
 Kept = Literal["direction", "rotation"]
 """What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
 Per = Literal["query", "token"]
