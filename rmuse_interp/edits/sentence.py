@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rmuse_interp.data.example import Modality
 from rmuse_interp.edits.spoken import Delimiters
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.models.site import Site
