@@ -34,6 +34,15 @@ def test_a_llava_is_found_with_all_its_places():
     assert not lens.hf.training
 
 
+def test_a_loaded_model_says_what_it_is():
+    folder = tiny_llava()
+    assert repr(lens_of(folder)) == (
+        f"LensModel {folder}: LlavaForConditionalGeneration, {N_LAYERS} blocks of width {D_MODEL} on cpu in float32, "
+        "image token 3 (<image>)"
+    )
+    assert repr(lens_of(tiny_llama())).endswith("in float32, text only")
+
+
 def test_a_text_model_is_found_too():
     lens = lens_of(tiny_llama())
     assert (lens.layout.path, lens.layout.vision, lens.image_token_id) == ("model.layers", None, None)

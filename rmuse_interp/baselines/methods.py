@@ -7,7 +7,7 @@ Learning rates, ranks and weights are those of the papers; which multiple of the
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ from rmuse_interp.baselines.losses import distance, divergence, npo, random_dire
 from rmuse_interp.baselines.pruning import output_names
 from rmuse_interp.baselines.trainables import LowRank, Trainable, Weights, linear_names
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import reading
 
 Group = Literal["forget", "refusal", "retain", "reasoning"]
 
@@ -153,16 +154,14 @@ class _Read(Exception):
 def read_states(lens: LensModel, batch: Batch, layer: int) -> Float[Tensor, "batch tokens d"]:
     """Output of a block; the pass ends there."""
 
-    def stop(_module: Any, _inputs: Any, output: Any) -> None:
-        raise _Read(output[0] if isinstance(output, tuple) else output)
+    def stop(_layer: int, states: Tensor) -> None:
+        raise _Read(states)
 
-    handle = lens.layout.blocks[layer].register_forward_hook(stop)
     try:
-        lens.hf(**batch.encoding, use_cache=False)
+        with reading(lens.layout, [layer], stop):
+            lens.hf(**batch.encoding, use_cache=False)
     except _Read as found:
         return found.states
-    finally:
-        handle.remove()
     raise RMuseError(f"{lens.name}: block {layer} was required to run in a forward pass, it did not")
 
 

@@ -12,8 +12,8 @@ tokens that the model had been shown by then, from which a probe of words alone 
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal, get_args
 
 import torch
@@ -24,9 +24,10 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.fitting.collect import Query, _batches, _encode, _reading
+from rmuse_interp.fitting.collect import Query, batched, means_of, pooled_by, shown, spans_of
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.respond import verdicts
+from rmuse_interp.lens.respond import asking, heard, running
+from rmuse_interp.models.batches import reading
 from rmuse_interp.parts.pooled import Pooled
 
 Place = Literal["prompt_end", "image", "reasoning", "recall", "answer"]
@@ -126,58 +127,39 @@ def read_out(
     words: dict[Place, dict[str, tuple[int, ...]]] = {place: {} for place in places}
     said: dict[str, int] = {}
     fired: dict[str, bool | None] = {}
-    with ExitStack() as undo, torch.no_grad():
-        handle = None if plan is None else undo.enter_context(plan.attach(lens.hf, layout=lens.layout))
-        for batch in _batches(lens, queries, batch_size, progress, label):
-            if handle is not None and plan is not None and not plan.single_pass:
-                handle.decision = lens.decide(plan, [q.prompt for q in batch], [q.image for q in batch])
-            encoded, spans = _encode(lens, batch, delimiters)
-            ids, mask = encoded["input_ids"].cpu(), encoded["attention_mask"].bool().cpu()
-            first = [
-                _first_token(lens, text, query, (secrets or {}).get(query.id, ()), len(ids[i]))
-                for i, (text, query) in enumerate(zip(encoded.texts, batch, strict=True))
-            ]
-            taken = _taken(spans, torch.tensor(first), mask)
-            means = {place: taken[place].float() for place in places}
-            means = {place: w / w.sum(dim=1, keepdim=True).clamp_min(1) for place, w in means.items()}
-            found: dict[Place, list[Tensor]] = {place: [] for place in places}
-
-            def pool(_: int, states: Tensor, means: dict = means, found: dict = found) -> None:  # type: ignore[type-arg]
-                for place, mean in means.items():
-                    exact = torch.einsum("bt,btd->bd", mean.to(states.device), states.float())
-                    found[place].append(exact.cpu())
-
-            about = (
-                nullcontext()
-                if handle is None
-                else handle.expecting(encoded["input_ids"], encoded["attention_mask"], encoded.prompt_end)
-            )
-            # Hooks run in the order in which they were registered: ours see what the plan's have made.
-            with about, _reading(lens, range(lens.n_layers), pool):
-                lens.hf(**encoded, use_cache=False, logits_to_keep=1)
-            if handle is not None and plan is not None:
-                assert handle.state is not None
-                state = handle.state.query
-                told = verdicts(plan, state.decision, state.has_image.tolist())
-                fired |= {query.id: one.fired for query, one in zip(batch, told, strict=True)}
+    every = range(lens.n_layers)
+    with running(lens, plan) as handle, torch.no_grad():
+        for batch in batched(queries, batch_size, progress, label):
+            with asking(lens, handle, *shown(batch)) as encoded:
+                spans = spans_of(lens, encoded, batch, delimiters)
+                ids, mask = encoded["input_ids"].cpu(), encoded["attention_mask"].bool().cpu()
+                first = [
+                    _first_token(lens, text, query, (secrets or {}).get(query.id, ()), len(ids[i]))
+                    for i, (text, query) in enumerate(zip(encoded.texts, batch, strict=True))
+                ]
+                taken = _taken(spans, torch.tensor(first), mask)
+                means = means_of({place: taken[place] for place in places})
+                with reading(lens.layout, every, partial(pooled_by, means)) as found:
+                    lens.hf(**encoded, use_cache=False, logits_to_keep=1)
+            if handle is not None:
+                fired |= {query.id: one.fired for query, one in zip(batch, heard(handle), strict=True)}
             for place in places:
-                stacked = torch.stack(found[place], dim=1)
+                stacked = torch.stack([found[layer][place] for layer in every], dim=1)
                 for i, query in enumerate(batch):
                     columns = taken[place][i].nonzero().flatten()
                     if not len(columns):
                         continue
                     rows[place][query.id] = stacked[i]
-                    shown = ids[i, : int(columns[-1]) + 1][mask[i, : int(columns[-1]) + 1]].tolist()
-                    words[place][query.id] = tuple(t for t in shown if t != lens.image_token_id)
+                    seen = ids[i, : int(columns[-1]) + 1][mask[i, : int(columns[-1]) + 1]].tolist()
+                    words[place][query.id] = tuple(t for t in seen if t != lens.image_token_id)
                 if place == "recall":
                     said |= {q.id: int(ids[i, first[i]]) for i, q in enumerate(batch) if q.id in rows[place]}
-    layers = tuple(range(lens.n_layers))
     states: dict[Place, Pooled] = {}
     for place in places:
         there = tuple(q.id for q in queries if q.id in rows[place])
         one = [rows[place][name] for name in there]
-        kept = torch.stack(one) if one else torch.zeros(0, len(layers), lens.d_model)
-        states[place] = Pooled(kept, there, layers, place)
+        kept = torch.stack(one) if one else torch.zeros(0, lens.n_layers, lens.d_model)
+        states[place] = Pooled(kept, there, tuple(every), place)
     return Readings(states, words, said, {q.id: fired.get(q.id) for q in queries})
 
 

@@ -22,6 +22,7 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import reading
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +81,7 @@ def mean_query(
     task = progress.add_task(label, total=len(statements)) if progress is not None else None
     with ExitStack() as undo, torch.no_grad():
         handle = None if plan is None else undo.enter_context(plan.attach(lens.hf, layout=lens.layout))
-        seen: list[Tensor] = []
-        for block in lens.layout.blocks:
-            hook = block.register_forward_hook(
-                lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out)
-            )
-            undo.callback(hook.remove)
+        seen = undo.enter_context(reading(lens.layout, range(lens.n_layers), lambda _, h: h))
         for statement in statements:
             placed = place(lens, statement, delimiters)
             if handle is not None:
@@ -93,9 +89,8 @@ def mean_query(
             with ExitStack() as call:
                 if handle is not None:
                     call.enter_context(handle.expecting(placed.ids, None, [placed.prompt_end]))
-                seen.clear()
                 first = embedded(lens, placed)
-            states = torch.stack([first[0], *(h[0] for h in seen)], dim=1).float().cpu()
+            states = torch.stack([first[0], *(h[0] for h in seen.values())], dim=1).float().cpu()
             for at, row in zip(placed.places, states, strict=True):
                 sums[at] = sums[at] + row if at in sums else row.clone()
                 counts[at] = counts.get(at, 0) + 1

@@ -26,6 +26,7 @@ from rmuse_interp.edits.interpreter import Interpreter
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision, Query, State
 from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
@@ -362,12 +363,11 @@ def _score(
     """The decision of one unsteered pass over the inputs of some queries."""
     state = interpreter.begin(None, inputs, asked, scoring=True)
 
-    def read(site: Site, h: Tensor) -> None:
+    def read(layer: int, h: Tensor) -> None:
         nonlocal state
-        state = interpreter.read(site, h, state)
+        state = interpreter.read(Site(layer), h, state)
 
-    with paused(hf_model), torch.no_grad(), ExitStack() as undo:
-        for layer in sorted({gate.layer for gate in interpreter.plan.gates}):
-            undo.callback(tap(layout.blocks[layer], Site(layer), partial(read, Site(layer))))
+    layers = sorted({gate.layer for gate in interpreter.plan.gates})
+    with paused(hf_model), torch.no_grad(), reading(layout, layers, read):
         hf_model(**inputs, use_cache=False)
     return state.query.decision

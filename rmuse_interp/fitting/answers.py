@@ -9,6 +9,7 @@ from rmuse_interp.data.store import Store
 from rmuse_interp.edits.hooks import paused
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import alike
 
 Question = tuple[str, bytes | None]
 """A prompt and its encoded picture."""
@@ -38,10 +39,14 @@ class Answers:
     def to(self, questions: Sequence[Question], label: str) -> list[str]:
         """The responses in the order of the questions; only those not kept are asked for."""
         todo = [question for question in dict.fromkeys(questions) if self._kept.get(question) is None]
-        order = sorted(todo, key=lambda question: (question[1] is None, len(question[0])))
-        task = self._progress.add_task(label, total=len(order)) if self._progress and order else None
-        for start in range(0, len(order), self.batch_size):
-            batch = order[start : start + self.batch_size]
+        for batch in alike(
+            todo,
+            self.batch_size,
+            lambda question: (question[1] is None, len(question[0])),
+            mixed=True,
+            progress=self._progress,
+            label=label,
+        ):
             with paused(self.model.hf):
                 said = self.model.respond(
                     [prompt for prompt, _ in batch],
@@ -51,8 +56,6 @@ class Answers:
                 )
             for question, response in zip(batch, said, strict=True):
                 self._kept.put(question, response.text)
-            if self._progress is not None and task is not None:
-                self._progress.advance(task, len(batch))
         return [str(self._kept.get(question)) for question in questions]
 
     def cut(self, text: str) -> bool:

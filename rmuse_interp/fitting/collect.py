@@ -4,22 +4,24 @@ States are pooled on the fly, block by block, so that memory grows with the numb
 tokens; batches are formed by length, so that little is spent on padding.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, get_args
+from functools import partial
+from typing import Final, Literal, TypeVar, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from rich.progress import Progress
 from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import alike, reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.parts.pooled import Pooled, require_finite
 
+Where = TypeVar("Where", bound=str)
 Span = Literal["last", "question", "image", "draft", "cot", "answer"]
 """The last prompt token; the prompt's text after the image; the image tokens; from the last prompt token to the
 end of the response; reasoning and answer of a response."""
@@ -80,22 +82,16 @@ def pooled_states(
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
     blocks = list(range(lens.n_layers)) if layers is None else list(layers)
     rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
-    for batch in _batches(lens, queries, batch_size, progress, label):
-        encoded, masks = _encode(lens, batch, delimiters)
-        weights = {span: _mask(span, masks).float() for span in spans}
-        means = {span: w / w.sum(dim=1, keepdim=True).clamp_min(1) for span, w in weights.items()}
-        found: dict[Span, list[Tensor]] = {span: [] for span in spans}
-
-        def pool(_: int, states: Tensor, means: Any = means, found: Any = found) -> None:
-            exact = states.float()
-            for span, mean in means.items():
-                found[span].append(torch.einsum("bt,btd->bd", mean.to(exact.device), exact).cpu())
-
-        with _reading(lens, blocks, pool), torch.no_grad():
+    for batch in batched(queries, batch_size, progress, label):
+        encoded = lens.encode(*shown(batch))
+        masks = spans_of(lens, encoded, batch, delimiters)
+        taken = {span: _mask(span, masks) for span in spans}
+        means = means_of(taken)
+        with reading(lens.layout, blocks, partial(pooled_by, means)) as found, torch.no_grad():
             lens.hf(**encoded, use_cache=False, logits_to_keep=1)
         for span in spans:
-            stacked = torch.stack(found[span], dim=1)
-            present = weights[span].sum(dim=1) > 0
+            stacked = torch.stack([found[block][span] for block in blocks], dim=1)
+            present = taken[span].any(dim=1)
             rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
     result: dict[Span, Pooled] = {}
     for span in spans:
@@ -124,15 +120,12 @@ def trajectories(
     """
     blocks = list(range(lens.n_layers)) if layers is None else list(layers)
     runs: dict[str, Trajectory] = {}
-    for batch in _batches(lens, queries, batch_size, progress, label):
-        encoded, masks = _encode(lens, batch, delimiters)
-        found: list[Tensor] = []
-        with (
-            _reading(lens, blocks, lambda _, states, found=found: found.append(states.float().cpu())),
-            torch.no_grad(),
-        ):
+    for batch in batched(queries, batch_size, progress, label):
+        encoded = lens.encode(*shown(batch))
+        masks = spans_of(lens, encoded, batch, delimiters)
+        with reading(lens.layout, blocks, lambda _, h: h.float().cpu()) as found, torch.no_grad():
             lens.hf(**encoded, use_cache=False, logits_to_keep=1)
-        stacked = torch.stack(found, dim=2)
+        stacked = torch.stack([found[block] for block in blocks], dim=2)
         for i, query in enumerate(batch):
             if query.response is None:
                 raise RMuseError(f"{query.id}: a trajectory needs a response to follow, got none")
@@ -143,48 +136,33 @@ def trajectories(
     return [runs[q.id] for q in queries]
 
 
-@contextmanager
-def _reading(lens: LensModel, blocks: Sequence[int], read: Any) -> Iterator[None]:
-    """Call ``read(layer, states)`` on each block's output, in forward order."""
-    handles = []
-    for layer in blocks:
-
-        def hook(_m: Any, _i: Any, output: Any, layer: int = layer) -> None:
-            read(layer, output[0] if isinstance(output, tuple) else output)
-
-        handles.append(lens.layout.blocks[layer].register_forward_hook(hook))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _batches(
-    lens: LensModel, queries: Sequence[Query], size: int, progress: Progress | None, label: str
+def batched(
+    queries: Sequence[Query], size: int, progress: Progress | None, label: str, *, mixed: bool = False
 ) -> Iterator[list[Query]]:
-    """Batches of queries of similar length; pictures and text apart."""
+    """Batches of queries of similar length with their responses; see `alike`.
+
+    Raises:
+        RMuseError: two queries of one id.
+    """
     if len({q.id for q in queries}) != len(queries):
         raise RMuseError("queries need distinct ids to be collected")
-    order = sorted(queries, key=lambda q: (q.image is None, len(q.prompt) + len(q.response or "")))
-    task = progress.add_task(label, total=len(order)) if progress is not None else None
-    start = 0
-    while start < len(order):
-        batch = [q for q in order[start : start + size] if (q.image is None) == (order[start].image is None)]
-        yield batch
-        start += len(batch)
-        if progress is not None and task is not None:
-            progress.advance(task, len(batch))
+
+    def length(query: Query) -> tuple[bool, int]:
+        return query.image is None, len(query.prompt) + len(query.response or "")
+
+    return alike(queries, size, length, mixed=mixed, progress=progress, label=label)
 
 
-def _encode(
-    lens: LensModel, batch: Sequence[Query], delimiters: tuple[str, str]
-) -> tuple[Encoding, SpanMasks]:
-    """The padded batch on the model's device, and where its spans are."""
-    images = [q.image for q in batch]
-    responses = [q.response for q in batch]
-    encoded = lens.encode([q.prompt for q in batch], images, responses)
-    answers = [f" {r}" if r else "" for r in responses]
+def shown(batch: Sequence[Query]) -> tuple[list[str], list[bytes | None], list[str | None]]:
+    """Prompts, pictures and responses of a batch, as a model encodes them."""
+    return [q.prompt for q in batch], [q.image for q in batch], [q.response for q in batch]
+
+
+def spans_of(
+    lens: LensModel, encoded: Encoding, batch: Sequence[Query], delimiters: tuple[str, str]
+) -> SpanMasks:
+    """Where the spans of an encoded batch are."""
+    answers = [f" {q.response}" if q.response else "" for q in batch]
     rendered = [text[: len(text) - len(answer)] for text, answer in zip(encoded.texts, answers, strict=True)]
     stepwise = [q.stepwise and q.response is not None for q in batch]
     masks = [
@@ -199,7 +177,28 @@ def _encode(
         for i, q in enumerate(batch)
     ]
     names = ("image", "question", "prompt_text", "reasoning", "answer", "prompt_end")
-    return encoded, SpanMasks(**{name: torch.cat([getattr(m, name) for m in masks]) for name in names})
+    return SpanMasks(**{name: torch.cat([getattr(m, name) for m in masks]) for name in names})
+
+
+def pooled_by(
+    weights: Mapping[Where, Float[Tensor, "batch tokens"]],
+    _layer: int,
+    states: Float[Tensor, "batch tokens d"],
+) -> dict[Where, Float[Tensor, "batch d"]]:
+    """The states averaged under each weighting of the tokens, in float32 on the CPU; for `reading`."""
+    exact = states.float()
+    return {
+        where: torch.einsum("bt,btd->bd", weight.to(exact.device), exact).cpu()
+        for where, weight in weights.items()
+    }
+
+
+def means_of(
+    masks: Mapping[Where, Bool[Tensor, "batch tokens"]],
+) -> dict[Where, Float[Tensor, "batch tokens"]]:
+    """Weights that average over the tokens of each mask; all zero where a row has none."""
+    weights = {where: mask.float() for where, mask in masks.items()}
+    return {where: w / w.sum(dim=1, keepdim=True).clamp_min(1) for where, w in weights.items()}
 
 
 def _mask(span: Span, masks: SpanMasks) -> Tensor:

@@ -13,7 +13,7 @@ import copy
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from rich.progress import Progress
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.elicit import as_asked, asked_with, elicited_again
@@ -37,6 +38,7 @@ from rmuse_interp.fitting.gathering import SHORT, disturbed_states
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.models.batches import alike
 from rmuse_interp.parts.gates import IdentityScorer, Read
 
 
@@ -171,9 +173,7 @@ def decided(
     found: dict[str, tuple[int, int]] = {}
     for name, queries in groups.items():
         fired = 0
-        ordered = sorted(queries, key=lambda q: (q.image is None, len(q.prompt)))
-        for start in range(0, len(ordered), batch_size):
-            batch = ordered[start : start + batch_size]
+        for batch in alike(queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=True):
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
             said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
             fired += sum(bool(one.fired) for one in said)
@@ -274,8 +274,8 @@ def _moved(
     who = label_of(person)
     report = copy.deepcopy(fitted.report)
     undo = report.setdefault("undo", {})
-    back: dict[str, Any] = undo.pop(who, {})
-    done: dict[str, Any] = {}
+    back: JSON = undo.pop(who, {})
+    done: JSON = {}
     edits = []
     for i, edit in enumerate(fitted.plan):
         if edit.gate is not None:

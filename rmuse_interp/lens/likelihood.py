@@ -1,14 +1,13 @@
 """How likely a model holds given responses to be: per-token log-likelihoods, plans attached or not."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 
 import torch
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.deciding import decided
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.lens.respond import running
+from rmuse_interp.lens.respond import asking, running
+from rmuse_interp.models.batches import alike
 from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.loaded import LoadedModel
 
@@ -60,28 +59,18 @@ def token_nll(
             f"{sum(not r.strip() for r in responses)} of them empty: leave those out"
         )
     pictures = per_row(images, len(prompts), "images")
-    order = sorted(range(len(prompts)), key=lambda i: (pictures[i] is None, len(prompts[i] + responses[i])))
+
+    def length(i: int) -> tuple[bool, int]:
+        return pictures[i] is None, len(prompts[i] + responses[i])
+
     found: dict[int, list[float]] = {}
-    with ExitStack() as undo:
-        handle = undo.enter_context(running(model, plan))
-        undo.enter_context(torch.inference_mode())
-        start = 0
-        while start < len(order):
-            # Pictures and text apart, so that no row is padded by another's image tokens.
-            rows = [
-                i
-                for i in order[start : start + batch_size]
-                if (pictures[i] is None) == (pictures[order[start]] is None)
-            ]
+    with running(model, plan) as handle, torch.inference_mode():
+        # Pictures and text apart, so that no row is padded by another's image tokens.
+        for rows in alike(range(len(prompts)), batch_size, length):
             asked, seen = [prompts[i] for i in rows], [pictures[i] for i in rows]
-            if handle is not None:
-                handle.decision = decided(model, handle.plan, asked, seen)
-            encoding = model.encode(asked, seen, [responses[i] for i in rows])
-            ids, mask = encoding["input_ids"], encoding["attention_mask"]
-            with ExitStack() as call:
-                if handle is not None:
-                    call.enter_context(handle.expecting(ids, mask, encoding.prompt_end))
+            with asking(model, handle, asked, seen, [responses[i] for i in rows]) as encoding:
                 logits = model.hf(**encoding, use_cache=False).logits.float()
+            ids, mask = encoding["input_ids"], encoding["attention_mask"]
             nats = torch.nn.functional.cross_entropy(
                 logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none"
             )
@@ -89,5 +78,4 @@ def token_nll(
             end = torch.as_tensor(encoding.prompt_end, device=ids.device).unsqueeze(1)
             said = ((position > end) & mask.bool())[:, 1:]
             found.update({i: nats[row][said[row]].tolist() for row, i in enumerate(rows)})
-            start += len(rows)
     return [found[i] for i in range(len(prompts))]

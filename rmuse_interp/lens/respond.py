@@ -2,19 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
-from rmuse_interp.edits.hooks import Attached, attach
+from rmuse_interp.edits.hooks import Attached, Session, attach
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
-from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
+from rmuse_interp.models.batches import alike
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
 
@@ -101,13 +102,13 @@ def respond(
         )
     if recorder is not None and plan is None:
         raise RMuseError("a plan was required to record its steering, got none; leave the recorder out")
-    order = sorted(
-        range(len(questions)), key=lambda i: (pictures[i] is None, len(questions[i]) + len(begun[i] or ""))
-    )
+
+    def length(i: int) -> tuple[bool, int]:
+        return pictures[i] is None, len(questions[i]) + len(begun[i] or "")
+
     found: dict[int, Response] = {}
     with running(model, plan, recorder) as handle:
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        for rows in alike(range(len(questions)), batch_size, length, mixed=True):
             noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
             said = answered(
                 model,
@@ -134,6 +135,33 @@ def running(
         yield handle
 
 
+@contextmanager
+def asking(
+    model: LoadedModel,
+    handle: Attached | None,
+    prompts: Sequence[Prompt],
+    images: Sequence[Picture],
+    responses: Sequence[str | None] | None = None,
+) -> Iterator[Encoding]:
+    """The context in which forward calls are about these questions: their inputs, decided first where a plan needs it.
+
+    Args:
+        model: the model.
+        handle: that of the plan that runs on it, None for the model as it is.
+        prompts: plain questions, or conversations.
+        images: one picture or None per row.
+        responses: the assistant's words per row; edits on "generated" count from the prompt's end all the same.
+    """
+    if handle is not None:
+        handle.decision = decided(model, handle.plan, prompts, images)
+    encoding = model.encode(prompts, images, responses)
+    if handle is None:
+        yield encoding
+        return
+    with handle.expecting(encoding["input_ids"], encoding["attention_mask"], encoding.prompt_end):
+        yield encoding
+
+
 def answered(
     model: LoadedModel,
     handle: Attached | None,
@@ -157,25 +185,28 @@ def answered(
         noise: makes rows sample.
         streamer: transformers' streamer, for a batch of one.
     """
-    if handle is not None:
-        handle.decision = decided(model, handle.plan, prompts, images)
-    encoding = model.encode(prompts, images, begun)
-    with ExitStack() as undo:
-        if handle is not None:
-            ids, mask = encoding["input_ids"], encoding["attention_mask"]
-            undo.enter_context(handle.expecting(ids, mask, encoding.prompt_end))
+    with asking(model, handle, prompts, images, begun) as encoding:
         texts = continued(model, encoding, max_new_tokens, noise, streamer)
     if begun is not None:
         texts = [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
-    if handle is None or handle.state is None:
+    if handle is None:
         return [Response(text, None, None) for text in texts]
-    query = handle.state.query
-    said = verdicts(handle.plan, query.decision, query.has_image.tolist())
+    said = heard(handle)
     trace = None if handle.recorder is None else handle.recorder.trace()
     return [
         Response(text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate)
         for row, (text, one) in enumerate(zip(texts, said, strict=True))
     ]
+
+
+def heard(handle: Session) -> list[Verdict]:
+    """`verdicts` of the batch that a plan has just run on."""
+    if handle.state is None:
+        raise RMuseError(
+            "a plan that has run on a batch was required, got one that saw none; call the model first"
+        )
+    query = handle.state.query
+    return verdicts(handle.plan, query.decision, query.has_image.tolist())
 
 
 def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> list[Verdict]:

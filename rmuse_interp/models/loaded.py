@@ -37,7 +37,9 @@ class LoadedModel:
 
     def __repr__(self) -> str:
         image = self.image_token_id
-        sees = "text only" if image is None else f"image token {image}"
+        sees = "text only"
+        if image is not None:
+            sees = f"image token {image} ({self.tokenizer.convert_ids_to_tokens(image)})"
         return (
             f"{type(self).__name__} {self.name}: {type(self.hf).__name__}, {self.n_layers} blocks of width "
             f"{self.d_model} on {self.device} in {str(self.dtype).removeprefix('torch.')}, {sees}"

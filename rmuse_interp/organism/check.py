@@ -14,6 +14,7 @@ from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.world.people import distance, make_world
 from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.batches import alike, by_length
 from rmuse_interp.models.loading import SHIPPED, shipped
 
 WIDEST: Final = 15
@@ -141,7 +142,7 @@ def check(
     for name, examples in asked.items():
         right, target = TARGETS[name]
         responses = []
-        for batch in _batches(examples, batch_size):
+        for batch in alike(examples, batch_size, by_length, mixed=True):
             answered = model.respond(
                 [e.prompt() for e in batch],
                 [e.image for e in batch],
@@ -159,8 +160,3 @@ def check(
             raise RMuseError(f"{benchmark.id}: no question of the group {name!r} can be scored by {right}")
         found.append(Finding(name, right, metric.value, metric.interval, metric.n, target))
     return found
-
-
-def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]

@@ -23,6 +23,7 @@ from rmuse_interp.evaluate.results import AttackTranscript
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
 from rmuse_interp.lens.respond import Response
+from rmuse_interp.models.batches import alike
 from rmuse_interp.models.encoding import Conversation, Prompt
 from rmuse_interp.runs.run import Method, counted, kept_of, said
 
@@ -233,10 +234,8 @@ class _Asking:
 
     def answered(self, jobs: Sequence[_Job]) -> list[AttackTranscript]:
         """The responses of all jobs, in batches of similar length."""
-        ordered = sorted(jobs, key=lambda job: job.order)
         found: list[AttackTranscript] = []
-        for start in range(0, len(ordered), self.batch_size):
-            batch = ordered[start : start + self.batch_size]
+        for batch in alike(jobs, self.batch_size, lambda job: job.order, mixed=True):
             responses, _ = said(self.kept, [job.key for job in batch], partial(self._ask, batch))
             found += [self._transcript(job, r) for job, r in zip(batch, responses, strict=True)]
             self.advance(len(batch))

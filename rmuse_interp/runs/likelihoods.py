@@ -3,7 +3,7 @@
 As in `run`, every finished batch is on disk at once where a folder is given. Pictures are read batch by batch.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.likelihood import token_nll
-from rmuse_interp.runs.run import Method, counted, kept_of
+from rmuse_interp.models.batches import alike
+from rmuse_interp.runs.run import Method, kept_of
 
 Nats = dict[str, list[list[float]]]
 """Question id → nats per token of the right answer, then of each wrong one."""
@@ -67,16 +68,20 @@ def _nats(
 ) -> list[list[float]]:
     """`token_nll` of every row, in the order of the rows; of what the folder keeps, nothing is computed again."""
     kept = kept_of(folder, method, "nats")
-    advance = counted(progress, f"likelihoods, {name}", len(rows))
+
+    def length(i: int) -> tuple[bool, int]:
+        prompt, response, example = rows[i]
+        return example.picture is None, len(prompt + response)
+
     found: dict[int, list[float]] = {}
-    for batch in _batches(rows, batch_size):
+    label = f"likelihoods, {name}"
+    for batch in alike(range(len(rows)), batch_size, length, progress=progress, label=label):
         some = [rows[i] for i in batch]
         nats = kept.once(
             [(prompt, response, example.image) for prompt, response, example in some],
             partial(_computed, method, some),
         )
         found |= zip(batch, nats, strict=True)
-        advance(len(batch))
     return [found[i] for i in range(len(rows))]
 
 
@@ -84,14 +89,6 @@ def _computed(method: Method, rows: Sequence[Row]) -> list[list[float]]:
     prompts, responses, examples = zip(*rows, strict=True)
     pictures = [e.image for e in examples]
     return token_nll(method.model, prompts, responses, pictures, method.plan, batch_size=len(rows))
-
-
-def _batches(rows: Sequence[Row], size: int) -> Iterator[list[int]]:
-    """Batches of rows of similar length, with a picture or without; the same for the same rows."""
-    for pictured in (True, False):
-        mine = [i for i, (_, _, example) in enumerate(rows) if (example.picture is not None) == pictured]
-        mine.sort(key=lambda i: len(rows[i][0] + rows[i][1]))
-        yield from (mine[start : start + size] for start in range(0, len(mine), size))
 
 
 def forgetting(

@@ -8,7 +8,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
@@ -29,6 +29,7 @@ from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
+from rmuse_interp.models.batches import alike, by_length, reading
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.retain import Subspaces
 from rmuse_interp.runs.traces import Key, packed, unpacked
@@ -127,21 +128,13 @@ def probe(model: LensModel, example: Example) -> None:
     Raises:
         RMuseError: block outputs or logits with NaN or infinity (names the first block).
     """
-    broken: list[int] = []
 
-    def watch(layer: int) -> Callable[..., None]:
-        def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            if not bool(torch.isfinite(states).all()):
-                broken.append(layer)
+    def sound(_layer: int, states: Tensor) -> bool:
+        return bool(torch.isfinite(states).all())
 
-        return hook
-
-    with ExitStack() as undo:
-        for layer, block in enumerate(model.layout.blocks):
-            undo.callback(block.register_forward_hook(watch(layer)).remove)
-        with torch.inference_mode():
-            logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
+    with reading(model.layout, range(model.n_layers), sound) as found, torch.inference_mode():
+        logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
+    broken = [layer for layer, is_sound in found.items() if not is_sound]
     if broken or not bool(torch.isfinite(logits).all()):
         where = f"block {broken[0]} gives" if broken else "the logits have"
         raise RMuseError(
@@ -190,7 +183,7 @@ def run(
         advance = counted(progress, method.name, total)
         seconds[method.name] = 0.0
         for examples in questions.values():
-            for batch in _batches(examples, batch_size):
+            for batch in alike(examples, batch_size, by_length):
                 key = [(e.id, e.prompt(), e.image) for e in batch]
                 responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
                 seconds[method.name] += took
@@ -289,16 +282,6 @@ def scores_of(
 def finish(folder: Path) -> None:
     """Drop the kept batches of a run whose results are written."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
-
-
-def _batches(examples: Sequence[Example], size: int) -> list[list[Example]]:
-    """Batches of questions of one modality and similar length; the same for the same questions."""
-    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
-    found = []
-    for modality in ("image", "text"):
-        rows = [e for e in ordered if e.modality == modality]
-        found += [rows[i : i + size] for i in range(0, len(rows), size)]
-    return found
 
 
 def _ask(method: Method, batch: Sequence[Example], max_new_tokens: int, traced: bool) -> list[Response]:

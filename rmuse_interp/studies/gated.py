@@ -19,6 +19,7 @@ from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import auroc_clustered, wilson
 from rmuse_interp.method.rmuse import Evidence, RMuse, gate_candidates
+from rmuse_interp.models.batches import alike, by_length
 from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
 from rmuse_interp.studies.common import Record, percent, short
 
@@ -55,8 +56,7 @@ def scored(
         RMuseError: a gate that reads nothing of a question it applies to.
     """
     found: Scores = {str(edit.name).rpartition("/")[0]: {} for edit in plan}
-    task = None if progress is None else progress.add_task("gates", total=len(examples))
-    for batch in _batches(examples, batch_size):
+    for batch in alike(examples, batch_size, by_length, progress=progress, label="gates"):
         decision = lens.decide(plan, [e.prompt() for e in batch], [e.image for e in batch])
         for column, edit in enumerate(plan):
             name, _, modality = str(edit.name).rpartition("/")
@@ -67,16 +67,7 @@ def scored(
                         f"{example.id}: the gate {edit.name} was to score it, it had nothing to read"
                     )
                 found[name][example.id] = value
-        if progress is not None and task is not None:
-            progress.advance(task, len(batch))
     return found
-
-
-def _batches(examples: Sequence[Example], size: int) -> Iterable[list[Example]]:
-    ordered = sorted(examples, key=lambda e: (e.modality, len(e.prompt()), e.id))
-    for modality in ("image", "text"):
-        rows = [e for e in ordered if e.modality == modality]
-        yield from (rows[i : i + size] for i in range(0, len(rows), size))
 
 
 def fires(
