@@ -2,14 +2,9 @@
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
-
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.likeness import likeness
@@ -24,14 +19,14 @@ from rmuse_interp.runs.run import Method, choose, finish
 from rmuse_interp.studies.common import (
     Record,
     answered,
-    bars,
     estimate,
     kept,
     of_metric,
     percent,
-    provenance,
+    print_table,
     short,
 )
+from rmuse_interp.studies.fits import World, working
 
 SCHEMA: Final = "rmuse-acceptance/1"
 STEM: Final = "acceptance"
@@ -74,50 +69,31 @@ def run(given: argparse.Namespace) -> Record:
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
-    began = time.monotonic()
     lens = load_model(given.model, device=given.device, dtype=given.dtype)
     gold = load_model(given.gold, device=given.device, dtype=given.dtype) if given.gold else None
     worlds = {(rate, seed): _world(given, rate, seed) for rate in given.forget for seed in given.render_seeds}
     for benchmark in worlds.values():
         check(lens, benchmark)
     rows: list[Record] = []
-    with bars() as progress:
+    first = worlds[given.forget[0], given.render_seeds[0]]
+    targets = TARGETS | (ONE_PHOTOGRAPH if given.photographs == "one" else {})
+    with working(given, lens, first) as world:
         for rate in given.forget:
             cells = [
-                _cell(given, lens, gold if rate == 5 else None, worlds[rate, seed], seed, progress)
+                _cell(replace(world, benchmark=worlds[rate, seed]), gold if rate == 5 else None, seed)
                 for seed in given.render_seeds
             ]
-            targets = TARGETS | (ONE_PHOTOGRAPH if given.photographs == "one" else {})
             for name, found in figures(cells, given.seed).items():
                 sense, target = targets[name]
                 reached = found["value"] <= target if sense == "<=" else found["value"] >= target
-                rows.append(
-                    {
-                        "forget": rate,
-                        "figure": name,
-                        **found,
-                        "sense": sense,
-                        "target": target,
-                        "reached": reached,
-                    }
-                )
+                judged = {"sense": sense, "target": target, "reached": reached}
+                rows.append({"forget": rate, "figure": name, **found, **judged})
     for rate, seed in worlds:
         folder = kept(given, _stem(given, rate, seed))
         finish(folder)
         folder.rmdir()
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            worlds[given.forget[0], given.render_seeds[0]],
-            began,
-            rates=given.forget,
-            render_seeds=given.render_seeds,
-            photographs=given.photographs,
-        ),
-        "rows": rows,
-    }
+    origin = {"rates": given.forget, "render_seeds": given.render_seeds, "photographs": given.photographs}
+    return world.record(SCHEMA, origin, rows=rows)
 
 
 def _stem(given: argparse.Namespace, rate: int, seed: int) -> str:
@@ -160,14 +136,8 @@ class Cell:
         return [(t, before[t.id] - value) for t, value in ours]
 
 
-def _cell(
-    given: argparse.Namespace,
-    lens: LensModel,
-    gold: LensModel | None,
-    benchmark: Benchmark,
-    seed: int,
-    progress: Progress,
-) -> Cell:
+def _cell(world: World, gold: LensModel | None, seed: int) -> Cell:
+    given, lens, benchmark, progress = world.given, world.lens, world.benchmark, world.progress
     questions = choose(benchmark, given.limit, given.seed)
     settings: Record = {"seed": given.seed, "progress": progress}
     evidence = gather(
@@ -285,20 +255,12 @@ def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
 
 def show(record: Record) -> None:
     """Prints the figures beside their targets."""
-    table = Table(title=f"{OURS} against its targets", title_justify="left")
-    for heading in ("forget", "figure", "value", "95 % interval", "target", "n", ""):
-        table.add_column(heading, justify="left" if heading in ("figure", "") else "right")
+    rows = []
     for row in record["rows"]:
         span = "–" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
         mark = "[green]reached[/green]" if row["reached"] else "[red]missed[/red]"
-        sign = {"<=": "≤", ">=": "≥"}[row["sense"]]
-        table.add_row(
-            f"{row['forget']} %",
-            row["figure"],
-            f"{row['value']:.4g}",
-            span,
-            f"{sign} {row['target']:g}",
-            str(row["n"]),
-            mark,
-        )
-    Console().print(table)
+        target = f"{'≤' if row['sense'] == '<=' else '≥'} {row['target']:g}"
+        value = (row["figure"], f"{row['value']:.4g}", span)
+        rows.append((f"{row['forget']} %", *value, target, str(row["n"]), mark))
+    headings = ("forget", "figure", "value", "95 % interval", "target", "n", "")
+    print_table(f"{OURS} against its targets", headings, rows)

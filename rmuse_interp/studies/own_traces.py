@@ -3,9 +3,6 @@
 import argparse
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
 from rmuse_interp.data import SPLITS, Benchmark, Example
 from rmuse_interp.evaluate.metrics import summarise
 from rmuse_interp.evaluate.results import Transcript
@@ -14,7 +11,7 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import Record, answered, estimate, opened, short
+from rmuse_interp.studies.common import Record, answered, estimate, opened, print_table, short
 from rmuse_interp.studies.fits import working
 from rmuse_interp.studies.variants import REPORTED
 
@@ -116,24 +113,16 @@ def _difference(metric: str, pairs: Sequence[tuple[Transcript, float]], seed: in
 
 def show(record: Record) -> None:
     """The figures side by side, and how many differ by more than the margin."""
-    table = Table(title="percent, greedy answers; own − given in points", box=None)
-    for heading in ("split", "metric", "vanilla", *FITS, "difference", "95 %", "n"):
-        table.add_column(heading, justify="left" if heading in ("split", "metric") else "right")
+    rows = []
     for row in record["rows"]:
-        cells = ("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("vanilla", *FITS))
-        apart = row.get("difference")
-        shown = ["", ""]
+        values = ("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("vanilla", *FITS))
+        apart, shown = row.get("difference"), ["", ""]
         if apart is not None:
-            shown = [f"{apart['value']:+.2f}", f"{apart['low']:+.1f} … {apart['high']:+.1f}"]
-        table.add_row(
-            row["split"],
-            row["metric"],
-            *cells,
-            *shown,
-            str(row["n"]),
-            style=None if row.get("within", True) else "bold",
-        )
-    Console(width=max(110, Console().width)).print(table)
+            mark = "" if row["within"] else " *"
+            shown = [f"{apart['value']:+.2f}{mark}", f"{apart['low']:+.1f} … {apart['high']:+.1f}"]
+        rows.append((row["split"], row["metric"], *values, *shown, str(row["n"])))
+    headings = ("split", "metric", "vanilla", *FITS, "difference", "95 %", "n")
+    print_table("percent, greedy answers; own − given in points (*: outside the margin)", headings, rows)
     traces, compared = record["traces"], [row for row in record["rows"] if "within" in row]
     outside = [row for row in compared if not row["within"]]
     print(

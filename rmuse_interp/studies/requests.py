@@ -7,9 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rich.console import Console
-from rich.table import Table
-
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.metrics import Metric, summarise
@@ -22,7 +19,7 @@ from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import BY_PERSON
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import Record, answered, of_metric, short
+from rmuse_interp.studies.common import Record, answered, of_metric, print_table, short
 from rmuse_interp.studies.fits import World, working
 
 SINGLY, AT_ONCE = "one by one", "at once"
@@ -163,28 +160,18 @@ def figure(metric: Metric) -> Record | None:
 
 def show(record: Record) -> None:
     """Both bundles, split by split, and what a request took."""
-    wide = Console(width=max(120, Console().width))
+    headings = ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike")
     for found in record["stages"]:
-        table = Table(title=f"{found['people']} people forgotten, percent", box=None)
-        for heading in ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike"):
-            table.add_column(heading, no_wrap=True)
+        rows = []
         for row in found["splits"]:
-            for name in FIGURES:
-                gap = row["differences"][name]
-                if gap is not None:
-                    sides = (f"{row['figures'][method][name]['value']:.1f}" for method in (SINGLY, AT_ONCE))
-                    interval = f"\\[{gap['low']:+.2f}, {gap['high']:+.2f}]"
-                    mark = " *" if abs(gap["value"]) > MARGIN else ""
-                    alike = f"{row['agreement']['value']:.1f}" if name == "fire_rate" else ""
-                    table.add_row(
-                        row["split"],
-                        str(gap["n"]),
-                        name,
-                        *sides,
-                        f"{gap['value']:+.2f} {interval}{mark}",
-                        alike,
-                    )
-        wide.print(table)
+            gaps = {name: gap for name, gap in row["differences"].items() if gap is not None}
+            for name, gap in gaps.items():
+                sides = (f"{row['figures'][method][name]['value']:.1f}" for method in (SINGLY, AT_ONCE))
+                apart = f"{gap['value']:+.2f} \\[{gap['low']:+.2f}, {gap['high']:+.2f}]"
+                apart += " *" if abs(gap["value"]) > MARGIN else ""
+                alike = f"{row['agreement']['value']:.1f}" if name == "fire_rate" else ""
+                rows.append((row["split"], str(gap["n"]), name, *sides, apart, alike))
+        print_table(f"{found['people']} people forgotten, percent", headings, rows)
     print(f"*: more than {MARGIN:g} point apart")
     for kind in ("forget", "restore"):
         mine = [one for one in record["requests"] if one["request"] == kind]
