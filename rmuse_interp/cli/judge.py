@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from rmuse_interp.data import Benchmark
     from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
-    from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
+    from rmuse_interp.evaluate.judges import Budget, Consultation, Judge, Quote
 
 T = TypeVar("T")
 SHOWN = 20
@@ -89,7 +89,7 @@ def named(
 
 @contextmanager
 def asking(
-    consultation: "Consultation", title: str, estimate: "Estimate", progress: "Progress"
+    consultation: "Consultation", title: str, estimate: "Quote", progress: "Progress"
 ) -> Iterator[None]:
     """A line of a progress bar with tokens and cost while questions are put; the estimate before, the sum behind.
 
