@@ -22,6 +22,8 @@ TRANSCRIPTS: Final = "transcripts.jsonl"
 TRACES: Final = "traces.safetensors"
 ATTACKED: Final = "attacks.jsonl"
 
+Block = dict[str, float | None]
+"""Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where one is not defined."""
 Record = TypeVar("Record", bound="Transcript")
 
 
