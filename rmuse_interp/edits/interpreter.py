@@ -7,7 +7,6 @@ States are values: every step returns a new one.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.fits import require_fit
-from rmuse_interp.edits.inputs import cached, covered, of_prompt, read_call
+from rmuse_interp.edits.inputs import Inputs, cached, covered, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
@@ -60,7 +59,7 @@ class Interpreter:
     def begin(
         self,
         previous: State | None,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         announced: Query | None = None,
         decision: Decision | None = None,
         *,

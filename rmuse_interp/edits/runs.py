@@ -1,15 +1,17 @@
 """`Runs`: the places where an edit or a plan runs, as its own methods."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from rmuse_interp.edits import bridge_hooks, deciding, hooks
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
+from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.parts.part import Part
 
@@ -23,9 +25,16 @@ class Runs(Part):
     def as_sentence(self) -> Sentence:
         """The plan that runs."""
 
-    def attach(self, hf_model: nn.Module, **settings: Any) -> hooks.Attached:
+    def attach(
+        self,
+        hf_model: nn.Module,
+        *,
+        decision: Decision | None = None,
+        layout: Layout | None = None,
+        recorder: Recorder | None = None,
+    ) -> hooks.Attached:
         """Run natively on a Hugging Face model until `.detach()`; see `rmuse_interp.edits.hooks.attach`."""
-        return hooks.attach(hf_model, self.as_sentence(), **settings)
+        return hooks.attach(hf_model, self.as_sentence(), decision=decision, layout=layout, recorder=recorder)
 
     def install(self, lens: Any, **settings: Any) -> Any:
         """Run as a stored nnsight edit of `lens` until `.remove()`; see `LensModel.install`."""
@@ -36,10 +45,14 @@ class Runs(Part):
         bridge: Any,
         prompts: Prompt | Sequence[Prompt] | None = None,
         images: Picture | Sequence[Picture] = None,
-        **settings: Any,
+        *,
+        encoding: Mapping[str, Tensor] | None = None,
+        decision: Decision | None = None,
     ) -> list[bridge_hooks.Hook]:
         """TransformerLens' `(name, function)` pairs for a bridge; see `rmuse_interp.edits.bridge_hooks.fwd_hooks`."""
-        return bridge_hooks.fwd_hooks(self.as_sentence(), bridge, prompts, images, **settings)
+        return bridge_hooks.fwd_hooks(
+            self.as_sentence(), bridge, prompts, images, encoding=encoding, decision=decision
+        )
 
     def decide(
         self,
