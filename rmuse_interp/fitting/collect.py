@@ -54,14 +54,14 @@ class Trajectory:
 def pooled_states(
     lens: LensModel,
     queries: Sequence[Query],
-    spans: Sequence[Span],
+    spans: Sequence[Where],
     *,
     layers: Sequence[int] | None = None,
     delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
     batch_size: int = 32,
     progress: Progress | None = None,
     label: str = "collect",
-) -> dict[Span, Pooled]:
+) -> dict[Where, Pooled]:
     """`φ_l(x; S)` (eq. 4.1) of every query, span and block.
 
     Args:
@@ -81,7 +81,7 @@ def pooled_states(
         if span not in SPANS:
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
     blocks = list(range(lens.n_layers)) if layers is None else list(layers)
-    rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
+    rows: dict[Where, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
         masks = spans_of(lens, encoded, batch, delimiters)
@@ -93,7 +93,7 @@ def pooled_states(
             stacked = torch.stack([found[block][span] for block in blocks], dim=1)
             present = taken[span].any(dim=1)
             rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
-    result: dict[Span, Pooled] = {}
+    result: dict[Where, Pooled] = {}
     for span in spans:
         ids = tuple(q.id for q in queries if q.id in rows[span])
         states = (
@@ -201,7 +201,7 @@ def means_of(
     return {where: w / w.sum(dim=1, keepdim=True).clamp_min(1) for where, w in weights.items()}
 
 
-def _mask(span: Span, masks: SpanMasks) -> Tensor:
+def _mask(span: str, masks: SpanMasks) -> Tensor:
     if span == "last":
         at = torch.zeros_like(masks.answer)
         return at.scatter(1, masks.prompt_end.unsqueeze(1).to(at.device), True)

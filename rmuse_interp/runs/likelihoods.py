@@ -15,7 +15,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.evaluate.fluency import perplexity
 from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
-from rmuse_interp.evaluate.membership import ATTACKS, membership
+from rmuse_interp.evaluate.membership import ATTACKS, Attack, Membership, membership
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
@@ -156,7 +156,7 @@ def forgetting(
     }
 
 
-def _attacked(nats: Nats, people: Mapping[str, str], attack: Any, seed: int) -> Any:
+def _attacked(nats: Nats, people: Mapping[str, str], attack: Attack, seed: int) -> Membership:
     members = {i: right for i, (right, *_) in nats.items()}
     others = {f"{i}#{k}": one for i, (_, *wrong) in nats.items() for k, one in enumerate(wrong)}
     who = {**people, **{i: people[i.rsplit("#", 1)[0]] for i in others}}
