@@ -16,7 +16,7 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuse, RMuseError, fit
 from rmuse_interp.cli import app
 from rmuse_interp.data import Benchmark, load_benchmark
-from rmuse_interp.fitting import LIMIT, TARGETS, Trial, assemble, enough, gather, search, try_layers
+from rmuse_interp.fitting import LIMIT, TARGETS, Choice, assemble, enough, gather, search, try_layers
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.fitting.search import ENERGIES, _ranked
 from rmuse_interp.lens.lens import load_model
@@ -72,7 +72,7 @@ def teach(lens, benchmark):
 
 
 def trial(layers=(1,), **changes):
-    usual = Trial(layers, "step", ENERGY, (2,) * len(layers), 0.0, 50.0, 50.0, 1.0, 4)
+    usual = Choice(layers, "step", ENERGY, (2,) * len(layers), 0.0, 50.0, 50.0, 1.0, 4)
     return replace(usual, **changes)
 
 

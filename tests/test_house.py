@@ -3,6 +3,7 @@
 import ast
 import re
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -114,17 +115,15 @@ def test_there_are_few_rooms_on_few_floors():
 
 
 def test_the_readme_draws_the_house_as_the_contract_has_it():
-    """A floor of the diagram is a subgraph, its rooms are its nodes, and arrows go from floor to floor, down."""
-    (diagram,) = re.findall(
-        r"^```mermaid\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M | re.S
-    )
-    drawn = {
-        floor: frozenset(re.findall(r"^\s*(\w+)(?:\[.*\])?$", rooms, flags=re.M))
-        for floor, rooms in re.findall(r"subgraph (\w+)[^\n]*\n(.*?)\n\s*end$", diagram, flags=re.M | re.S)
-    }
-    (arrows,) = re.findall(r"^\s*(\w+(?: --> \w+)+)$", diagram, flags=re.M)
-    assert [drawn[floor] for floor in arrows.split(" --> ")] == FLOORS
-    assert len(drawn) == len(FLOORS)
+    """The diagram is one chain of floors, highest first; the rooms of a floor are joined by an ampersand."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (diagram,) = re.findall(r"^```mermaid\nflowchart TB\n(.*?)^```", text, flags=re.M | re.S)
+    lines = [
+        [frozenset(floor.split(" & ")) for floor in line.strip().split(" --> ")]
+        for line in diagram.splitlines()
+    ]
+    assert all(above[-1] == below[0] for above, below in pairwise(lines))
+    assert [lines[0][0], *(floor for line in lines for floor in line[1:])] == FLOORS
 
 
 # Sizes.

@@ -17,7 +17,6 @@ from analyses import leaderboard as script
 from rmuse_interp import load_benchmark
 from rmuse_interp.baselines import train
 from rmuse_interp.evaluate.results import AttackTranscript, Transcript
-from rmuse_interp.fitting import tuning
 from rmuse_interp.studies import cells as cells
 from rmuse_interp.studies import leaderboard
 from rmuse_interp.studies import standings as standings
@@ -72,7 +71,6 @@ def quick():
         return real(cell, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tuning, "choices", lambda n_layers: [(2,)])
         patch.setattr("rmuse_interp.fitting.rivals.choices", lambda n_layers: [(2,)])
         patch.setattr(cells, "train", partial(train, limit=4, epochs=1))
         patch.setattr(cells, "_worked_out", counted)

@@ -18,8 +18,8 @@ from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.evaluate.scores import measure, transcribe
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.fitting import rivals as r
-from rmuse_interp.fitting import tuning
-from rmuse_interp.fitting.tuning import Tuning
+from rmuse_interp.fitting import validation as v
+from rmuse_interp.fitting.rivals import Tuning
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.parts.part import all_same
 
@@ -29,28 +29,27 @@ SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
 @pytest.fixture(scope="module")
 def part(lens, benchmark):
     """The validation part, with short responses."""
-    return replace(r.hold_out(lens, benchmark), max_new_tokens=5)
+    return replace(v.hold_out(lens, benchmark), max_new_tokens=5)
 
 
 @pytest.fixture
 def quick(monkeypatch, part):
     """Two choices of blocks and short responses wherever rivals are tuned; counts the passes."""
     passes = []
-    real = r._answers
+    real = v.Validation.answers
 
-    def counted(*arguments):
-        passes.append(arguments[3])
-        return real(*arguments)
+    def counted(*arguments, **settings):
+        passes.append(arguments)
+        return real(*arguments, **settings)
 
-    for module in (r, tuning):
-        monkeypatch.setattr(module, "choices", lambda n_layers: [(1,), (2, 3)])
-    monkeypatch.setattr(tuning, "hold_out", lambda model, benchmark, seed: part)
-    monkeypatch.setattr(r, "_answers", counted)
+    monkeypatch.setattr(r, "choices", lambda n_layers: [(1,), (2, 3)])
+    monkeypatch.setattr(r, "hold_out", lambda model, benchmark, seed: part)
+    monkeypatch.setattr(v.Validation, "answers", counted)
     return passes
 
 
 def test_the_validation_part_is_of_fitting_data_alone(lens, benchmark):
-    part = r.hold_out(lens, benchmark)
+    part = v.hold_out(lens, benchmark)
     views = (benchmark.fit_forget, benchmark.fit_retain, benchmark.fit_reasoning, benchmark.fit_benign)
     assert part.ids <= {e.id for view in views for e in view}
     assert not part.ids & {e.id for split in SPLITS for e in benchmark.scoring(split)}
@@ -62,13 +61,13 @@ def test_the_validation_part_is_of_fitting_data_alone(lens, benchmark):
     assert part.modalities == ("image", "text")
     texts = [*benchmark.refusals_cot, *(e.response() for e in (*part.forget, *part.others))]
     assert part.max_new_tokens > max(len(lens.tokenizer(text).input_ids) for text in texts)
-    assert r.hold_out(lens, benchmark).ids == part.ids
-    assert any(r.hold_out(lens, benchmark, seed).ids != part.ids for seed in (1, 2, 3))
+    assert v.hold_out(lens, benchmark).ids == part.ids
+    assert any(v.hold_out(lens, benchmark, seed).ids != part.ids for seed in (1, 2, 3))
 
 
 def test_a_single_question_cannot_be_held_out(lens, data):
     with pytest.raises(RMuseError, match=r"at least 2 image questions .* got 1 of the first"):
-        r.hold_out(lens, load_benchmark(data, forget=5))
+        v.hold_out(lens, load_benchmark(data, forget=5))
 
 
 def test_nothing_of_the_validation_part_stays_in_the_evidence(evidence, part):
@@ -101,9 +100,7 @@ def test_nothing_of_the_validation_part_stays_in_the_evidence(evidence, part):
 
 def test_trials_are_measured_as_the_model_answers(lens, benchmark, evidence, part, quick):
     """Each share recomputed from responses to one question at a time, under a plan built by hand."""
-    unsteered = r.answer_unsteered(lens, benchmark, part)
-    found = r.tune(lens, benchmark, evidence, "caa", validation=part, unsteered=unsteered)
-    assert found.responses == 12 * len(part.ids)
+    found = Tuning(lens, benchmark, None, limit=160).take("caa", evidence)
     assert len(quick) == 1 + 12
     words = Lexicon(benchmark.aliases, benchmark.entails)
     for modality, trials in found.trials.items():
@@ -127,7 +124,7 @@ def test_trials_are_measured_as_the_model_answers(lens, benchmark, evidence, par
         said = measure([say(e, Plan([edit])) for e in forget], benchmark, {e.id: e for e in forget})
         assert one.leak == said["ril"].value / 100
         assert one.malformed == said["malformed_rate"].value / 100
-        kept = [r.is_kept(say(e, Plan([edit])), say(e, None), words) for e in others]
+        kept = [v.is_kept(say(e, Plan([edit])), say(e, None), words) for e in others]
         assert one.keep == sum(kept) / len(others)
     # What was validated is what runs, and it was fitted without the validation part.
     chosen = found.chosen["image"]
@@ -146,13 +143,13 @@ def test_what_counts_as_kept(benchmark):
         return transcribe(example, "x", text, ("<think>", "</think>"))
 
     words, own = Lexicon({"Mara Venn": ["Venn"]}), said("<think> She is Mara Venn. </think> Mara Venn")
-    assert r.is_kept(own, own, words)
-    assert r.is_kept(said("<think> Another way. </think> mara venn."), own, words)
-    assert r.is_kept(said("<think> Another way. </think> Venn"), own, words)
-    assert not r.is_kept(said("<think> She is Mara Venn. </think> Oslo"), own, words)
-    assert not r.is_kept(said("Mara Venn"), own, words)  # the chain is gone
-    assert r.is_kept(own, said("Mara Venn"), words)
-    assert not r.is_kept(said(""), said("... </think>"), words)
+    assert v.is_kept(own, own, words)
+    assert v.is_kept(said("<think> Another way. </think> mara venn."), own, words)
+    assert v.is_kept(said("<think> Another way. </think> Venn"), own, words)
+    assert not v.is_kept(said("<think> She is Mara Venn. </think> Oslo"), own, words)
+    assert not v.is_kept(said("Mara Venn"), own, words)  # the chain is gone
+    assert v.is_kept(own, said("Mara Venn"), words)
+    assert not v.is_kept(said(""), said("... </think>"), words)
 
 
 def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, tmp_path):
@@ -165,14 +162,14 @@ def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, t
     whole = first.take("caa", evidence)
     assert len(quick) == 13
     kept = json.loads((tmp_path / "rivals.json").read_text())
-    assert kept["budget"]["responses"] == whole.responses == 12 * len(first.validation.ids)
+    assert kept["budget"]["responses"] == 12 * len(first.validation.ids)
     assert kept["rivals"]["caa"]["chosen"] == {
         m: asdict(t) | {"layers": list(t.layers)} for m, t in whole.chosen.items()
     }
     again = tuning_of()
     assert again.finished("caa")
     found = again.take("caa")
-    assert (found.trials, found.chosen, found.responses) == (whole.trials, whole.chosen, whole.responses)
+    assert (found.trials, found.chosen) == (whole.trials, whole.chosen)
     assert all_same(found.plan, whole.plan)
     assert len(quick) == 13  # nothing was asked again
     # Another seed, limit, forget set or model never finds them; nor does a rival that was not tuned.
@@ -180,22 +177,26 @@ def test_a_run_folder_keeps_trials_and_plans(lens, benchmark, evidence, quick, t
     assert not tuning_of(seed=1).finished("caa")
     assert not tuning_of(limit=8).finished("caa")
     assert not Tuning(lens_of(tiny.tiny_llava(seed=1)), benchmark, tmp_path, limit=160).finished("caa")
-    for file in (tmp_path / "rivals" / "caa" / "plan.safetensors", tmp_path / "rivals" / "trials.jsonl"):
-        file.write_bytes(b"torn")
+    for file in ("caa/plan.safetensors", "trials.jsonl"):
+        (tmp_path / "rivals" / file).write_bytes(b"torn")
         assert not tuning_of().finished("caa")
 
 
 def test_an_interrupted_tuning_goes_on_where_it_stopped(
     lens, benchmark, evidence, quick, tmp_path, monkeypatch
 ):
-    real = r._trial
-    monkeypatch.setattr(
-        r, "_trial", lambda *a: real(*a) if len(quick) < 6 else (_ for _ in ()).throw(KeyboardInterrupt)
-    )
+    real = v.Validation.shares
+
+    def interrupted(*arguments):
+        if len(quick) == 6:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(v.Validation, "shares", interrupted)
     with pytest.raises(KeyboardInterrupt):
         Tuning(lens, benchmark, tmp_path, limit=160).take("caa", evidence)
-    monkeypatch.setattr(r, "_trial", real)
-    done = len(json.loads((tmp_path / "rivals.json").read_text())["rivals"]["caa"]["trials"]["image"])
+    monkeypatch.setattr(v.Validation, "shares", real)
+    done = len((tmp_path / "rivals" / "trials.jsonl").read_text().splitlines())
     assert done == 4
     quick.clear()
     found = Tuning(lens, benchmark, tmp_path, limit=160).take("caa", evidence)
@@ -205,12 +206,12 @@ def test_an_interrupted_tuning_goes_on_where_it_stopped(
     assert all_same(found.plan, apart.plan)
 
 
-def test_unknown_rivals_are_named(lens, benchmark, evidence, part):
+def test_unknown_rivals_are_named(lens, benchmark, evidence):
     for names, said in ((["best"], "caa, ablation, .*'best'"), (["caa", "caa"], "each rival once")):
         with pytest.raises(RMuseError, match=said):
             r.require_names(names)
     with pytest.raises(RMuseError, match="'best'"):
-        r.tune(lens, benchmark, evidence, "best", validation=part, unsteered={})
+        Tuning(lens, benchmark, None, limit=160).take("best", evidence)
 
 
 def test_malformed_counts_as_much_as_leaking():

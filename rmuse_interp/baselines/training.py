@@ -1,7 +1,7 @@
 """`train`: a baseline trained at several learning rates, and kept at the rate and epoch that validate best.
 
 The budget is the same for every baseline: `settings` rates of at most `epochs` epochs, each epoch judged by greedy
-answers to the rivals' validation part (fitting questions held out, see `fitting.rivals.hold_out`). `Test_Set`, `test`
+answers to the rivals' validation part (fitting questions held out, see `fitting.validation.hold_out`). `Test_Set`, `test`
 files and celebrities are never read. What was validated is what is kept: nothing is trained again afterwards.
 """
 
@@ -33,7 +33,7 @@ from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.content import content
 from rmuse_interp.data.store import digest
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
-from rmuse_interp.fitting.rivals import Validation, hold_out
+from rmuse_interp.fitting.validation import Validation, hold_out
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from rmuse_interp.data import Benchmark
-from rmuse_interp.evaluate.scores import measure
-from rmuse_interp.evaluate.text import Lexicon
-from rmuse_interp.fitting.rivals import Validation, answer_unsteered, is_kept
+from rmuse_interp.fitting.validation import Validation
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rivals import Trial as Choice
 from rmuse_interp.method.rivals import choose_strength
@@ -113,19 +111,11 @@ class Judged:
 
     def __init__(self, lens: LensModel, benchmark: Benchmark, part: Validation) -> None:
         self._lens, self._benchmark, self._part = lens, benchmark, part
-        self._before = answer_unsteered(lens, benchmark, part)
+        self._before = part.answers(lens, benchmark)
 
     def __call__(self) -> dict[str, float]:
         """`leak`, `keep`, `malformed` and `changed` of a `Trial`."""
-        said = answer_unsteered(self._lens, self._benchmark, self._part)
-        forget, others = self._part.forget, self._part.others
-        found = measure([said[e.id] for e in forget], self._benchmark, {e.id: e for e in forget})
-        lexicon = Lexicon(self._benchmark.aliases, self._benchmark.entails)
-        kept = sum(is_kept(said[e.id], self._before[e.id], lexicon) for e in others)
+        said = self._part.answers(self._lens, self._benchmark)
+        leak, keep, malformed = self._part.shares(self._benchmark, said, self._before)
         changed = sum(row.response != self._before[name].response for name, row in said.items())
-        return {
-            "leak": (found["ril"].value or 0.0) / 100,
-            "keep": kept / len(others),
-            "malformed": (found["malformed_rate"].value or 0.0) / 100,
-            "changed": changed / len(said),
-        }
+        return {"leak": leak, "keep": keep, "malformed": malformed, "changed": changed / len(said)}

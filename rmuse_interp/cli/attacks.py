@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import support
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.before_after import shown
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def require_applicable(
         attacked.require_applicable(require_names(attacks), questions, benchmark)
 
 
-def asked(
+def under_attack(
     attacks: Sequence[str],
     methods: Sequence["Method"],
     questions: Mapping[str, Sequence["Example"]],
@@ -74,8 +75,8 @@ def asked(
     batch_size: int,
     max_new_tokens: int,
     judge: "Judge | None" = None,
-) -> tuple[dict[str, Any], list["AttackTranscript"]]:
-    """The scores of every method under every attack, and the transcripts; `seconds` learns how long both took.
+) -> tuple[JSON, list["AttackTranscript"]]:
+    """The scores of every method under every attack, and the transcripts; the time of both goes into `seconds`.
 
     Args:
         attacks: their names.
@@ -112,7 +113,7 @@ def asked(
     return scores, found
 
 
-def table(scores: Mapping[str, Any]) -> None:
+def table(scores: JSON) -> None:
     """Prints leakage, its recovery and exact answers under every attack; percent, a dash where nothing can leak."""
     for name, by_attack in scores["methods"].items():
         splits = list(next(iter(by_attack.values())))

@@ -1,6 +1,5 @@
 """`rmuse baseline list | train`: baselines that are trained, and what `rmuse eval --baseline` opens of them."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,10 +9,8 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from rmuse_interp import RMuseError
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
 from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
@@ -23,12 +20,7 @@ if TYPE_CHECKING:
 NAMES = "ga, ga_diff, kl_min, npo, po, mmunlearner, manu, r2mu"
 """The baselines' names, as the help gives them without opening `baselines`."""
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Train baselines of unlearning, and list what there is.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Train baselines of unlearning, and list what there is.")
 
 Folders = Annotated[
     list[Path] | None,
@@ -130,11 +122,7 @@ def names_of(folders: Sequence[Path]) -> dict[str, Path]:
     from rmuse_interp.baselines.store import read_record
 
     methods = [str(read_record(folder)["method"]) for folder in folders]
-    several = Counter(methods)
-    names = [m if several[m] == 1 else f"{m}@{f.name}" for m, f in zip(methods, folders, strict=True)]
-    if len(set(names)) != len(folders):
-        raise RMuseError(f"required each --baseline once, got {', '.join(map(str, folders))}")
-    return dict(zip(names, folders, strict=True))
+    return dict(zip(support.told_apart(methods, folders, "--baseline"), folders, strict=True))
 
 
 def rates_of(folders: Sequence[Path]) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rmuse_interp.fitting.elicit import Template
     from rmuse_interp.lens.lens import LensModel
     from rmuse_interp.method.rmuse import RMuse
+    from rmuse_interp.parts.subspace import Subspace
 
 FIT_LIMIT = 240
 """Examples per group and kind of query that a fit reads at the least, where no limit is given."""
@@ -204,27 +205,26 @@ def info(
             print_(line, soft_wrap=True)
 
 
-def _subspaces(fitted: Any) -> dict[str, tuple[Any, Any]]:
+def _subspaces(fitted: "RMuse") -> dict[str, tuple["Subspace", "Subspace"]]:
     held = fitted.subspaces
     return {key: (held.unlearning[key].subspace, held.retain[key].subspace) for key in held.unlearning}
 
 
-def _told(key: str, value: Any, indent: str = "") -> Iterator[str]:
+def _told(key: str, value: object, indent: str = "") -> Iterator[str]:
     """A part of the report in lines: records one below the other, of a long list of them the first."""
     head = f"{indent}[bold]{escape(key)}[/bold]"
-    records = isinstance(value, list) and any(isinstance(v, dict) for v in value)
     if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
         yield head
         for name, part in value.items():
             yield from _told(name, part, indent + "  ")
-    elif records:
+    elif isinstance(value, list) and any(isinstance(v, dict) for v in value):
         yield f"{head}, {min(TOLD, len(value))} of {len(value)}"
         yield from (f"{indent}  {escape(_flat(record))}" for record in value[:TOLD])
     else:
         yield f"{head} {escape(_flat(value))}"
 
 
-def _flat(value: Any) -> str:
+def _flat(value: object) -> str:
     """A value on one line: four significant digits, the range of an estimate behind it, records in brackets."""
     if isinstance(value, dict | list | str) and not value:
         return "none"

@@ -8,19 +8,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
 
 if TYPE_CHECKING:
     from rmuse_interp.data.check import Report
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Check a benchmark, make one, or write reasoning for one.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Check a benchmark, make one, or write reasoning for one.")
 
 
 @app.command()

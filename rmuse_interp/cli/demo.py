@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -13,6 +13,7 @@ from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.evaluate import answered, save_run
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import SCORES, claim
 from rmuse_interp.organism import GOLD, GOLD_RATE, MODEL
 
@@ -135,7 +136,7 @@ def both_presets(
     return fitted
 
 
-def _same_origin(folder: Path, wanted: dict[str, Any]) -> bool:
+def _same_origin(folder: Path, wanted: JSON) -> bool:
     try:
         report = json.loads((folder / "rmuse.json").read_text(encoding="utf-8"))["report"]
     except (OSError, ValueError, KeyError):

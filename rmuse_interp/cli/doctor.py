@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,7 +11,7 @@ from rich.markup import escape
 from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
-from rmuse_interp.cli.evaluate import names_of
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import TRACES, read_run
 
 if TYPE_CHECKING:
@@ -56,14 +56,14 @@ def doctor(
         support.out.print(line, soft_wrap=True)
 
 
-def bundles_of(run: Path, scores: Mapping[str, Any], given: Sequence[Path]) -> dict[str, "RMuse"]:
+def bundles_of(run: Path, scores: JSON, given: Sequence[Path]) -> dict[str, "RMuse"]:
     """The bundles of a run by method: those given, and those that the run says were its own and that are still there.
 
     Raises:
         RMuseError: a bundle that is damaged, or given and none of the run's methods.
     """
     opened = [support.open_bundle(folder) for folder in given]
-    found = dict(zip(names_of(given, opened), opened, strict=True))
+    found = dict(zip(support.names_of(given, opened), opened, strict=True))
     strange = sorted(set(found) - set(scores["methods"]))
     if strange:
         raise RMuseError(
@@ -76,7 +76,7 @@ def bundles_of(run: Path, scores: Mapping[str, Any], given: Sequence[Path]) -> d
     return found
 
 
-def delimiters_of(scores: Mapping[str, Any], bundles: Mapping[str, "RMuse"]) -> tuple[str, str]:
+def delimiters_of(scores: JSON, bundles: Mapping[str, "RMuse"]) -> tuple[str, str]:
     """What stands around the reasoning: as the run says, else the bundles, else the default."""
     from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 

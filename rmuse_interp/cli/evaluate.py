@@ -1,10 +1,9 @@
 """`rmuse eval`: bundles, rivals and the model as it is, on every split of a benchmark."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -14,7 +13,7 @@ from rmuse_interp.cli import attacks, baseline, requests, support, tables, trace
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
-from rmuse_interp.data.store import write_text
+from rmuse_interp.data.store import JSON, write_text
 from rmuse_interp.evaluate.results import ATTACKED, SCORES, TRACES, claim, write_run
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from rmuse_interp.edits.plan import Plan
     from rmuse_interp.evaluate.judges import Judge
     from rmuse_interp.evaluate.results import AttackTranscript
-    from rmuse_interp.fitting.tuning import Tuning
+    from rmuse_interp.fitting.rivals import Tuning
     from rmuse_interp.lens.lens import LensModel
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
@@ -108,7 +107,7 @@ def evaluate(
     support.require_free(out, SCORES, "a finished run", overwrite)
     folders = bundle or []
     loaded = [support.open_bundle(folder) for folder in folders]
-    names = names_of(folders, loaded)
+    names = support.names_of(folders, loaded)
     baselines = baseline.names_of(trained or [])
     rate = common_rate(
         dict(zip(map(str, folders), loaded, strict=True)), forget, baseline.rates_of(trained or [])
@@ -169,9 +168,9 @@ def evaluate(
         traces=record,
         judge=judged_by,
     )
-    under_attack: list[AttackTranscript] = []
+    attacked: list[AttackTranscript] = []
     if attack:
-        scores["attacks"], under_attack = attacks.asked(
+        scores["attacks"], attacked = attacks.under_attack(
             attack,
             methods,
             questions,
@@ -190,7 +189,7 @@ def evaluate(
     scores["provenance"] = support.provenance(model, data, limit=limit, seed=seed)
     if forgetting is not opened:
         scores["benchmark"]["people"] = len(benchmark.forget_people)
-    save_run(out, scores, answers, overwrite, under_attack)
+    save_run(out, scores, answers, overwrite, attacked)
     before_after.save(scores, out, "figure")
     running.finish(out)
     support.tell_skipped(benchmark)
@@ -208,14 +207,14 @@ def tuning_of(
     Raises:
         RMuseError: nothing to fit on, or too little to hold out.
     """
-    from rmuse_interp.fitting.tuning import Tuning
+    from rmuse_interp.fitting.rivals import Tuning
 
     ready(lens, benchmark, None)
     return Tuning(lens, benchmark, folder, limit=FIT_LIMIT, seed=seed, batch_size=batch_size)
 
 
 def tuned(rivals: "Tuning", names: Sequence[str], seconds: dict[str, float]) -> dict[str, "Plan"]:
-    """The rivals' plans by name, tuned now unless the run folder holds them; `seconds` learns how long it took.
+    """The rivals' plans by name, tuned now unless the run folder holds them; its time goes into `seconds`.
 
     Args:
         rivals: from `tuning_of`.
@@ -261,8 +260,8 @@ def answered(
     max_new_tokens: int,
     traces: bool,
     judge: "Judge | None" = None,
-) -> tuple[dict[str, Any], "Answers"]:
-    """Every method's answers to every question, and the scores of all; `seconds` learns how long both took.
+) -> tuple[JSON, "Answers"]:
+    """Every method's answers to every question, and the scores of all; the time of both goes into `seconds`.
 
     Args:
         methods: the first is the model as it is.
@@ -303,7 +302,7 @@ def answered(
 
 def save_run(
     folder: Path,
-    scores: dict[str, Any],
+    scores: JSON,
     answers: "Answers",
     overwrite: bool,
     attacked: Sequence["AttackTranscript"] = (),
@@ -317,27 +316,6 @@ def save_run(
             write_text(to / ATTACKED, (t.to_json() + "\n" for t in attacked))
 
     write_run(folder, scores, answers.transcripts, overwrite, beside)
-
-
-def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
-    """The bundles' names in the scores: ``rmuse/PRESET``, and ``@FOLDER`` where several are of one preset.
-
-    Raises:
-        RMuseError: the same folder twice.
-    """
-    resolved = [folder.resolve() for folder in folders]
-    if len(set(resolved)) != len(resolved):
-        raise RMuseError(f"required each --bundle once, got {', '.join(map(str, folders))}")
-    presets = Counter(bundle.preset for bundle in bundles)
-    short = [
-        f"rmuse/{bundle.preset}" + (f"@{path.name}" if presets[bundle.preset] > 1 else "")
-        for bundle, path in zip(bundles, resolved, strict=True)
-    ]
-    many = Counter(short)
-    return [
-        f"rmuse/{bundle.preset}@{path.parent.name}-{path.name}" if many[name] > 1 else name
-        for name, bundle, path in zip(short, bundles, resolved, strict=True)
-    ]
 
 
 def common_rate(bundles: dict[str, "RMuse"], forget: int | None, trained: Mapping[str, int]) -> int:

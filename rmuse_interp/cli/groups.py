@@ -2,12 +2,18 @@
 
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
 LOOK = "Look"
 FORGET = "Make a model forget"
 MEASURE = "Measure"
 MATERIAL = "Material: data, judges, baselines, the shipped model"
+
+
+def group(purpose: str) -> typer.Typer:
+    """A group of commands with this help."""
+    return typer.Typer(cls=Helpful, help=purpose, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
 class Helpful(TyperGroup):

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
@@ -22,15 +22,11 @@ if TYPE_CHECKING:
     from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
     from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
 
+T = TypeVar("T")
 SHOWN = 20
 """Disagreements that are printed; the file of --out has all."""
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Measure how far a judge of leaks and chains can be trusted.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Measure how far a judge of leaks and chains can be trusted.")
 NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
 Name = Annotated[str, typer.Option("--judge", metavar="J", help=f"{NAMES}.")]
 Url = Annotated[
@@ -99,7 +95,7 @@ def asking(
             support.notes.print(f"[yellow]note[/yellow] {n} questions without a readable reply")
 
 
-def with_judge(judge: "Judge | None", work: Callable[["Judge | None"], Any], progress: "Progress") -> Any:
+def with_judge(judge: "Judge | None", work: Callable[["Judge | None"], T], progress: "Progress") -> T:
     """What some work with a judge gives; where the judge asks, it is rehearsed first to tell what it will cost."""
     from rmuse_interp.evaluate.judges import AskingJudge
 
@@ -163,7 +159,7 @@ def calibrate(
         device=device,
         dtype=dtype,
     )
-    items, chains = (_chosen(some, half, limit) for some in (found.items, found.chains))
+    items, chains = _chosen(found.items, half, limit), _chosen(found.chains, half, limit)
     if not items:
         raise RMuseError(f"items of the half {half} were required, got none; choose another --half")
     ruling = RulesJudge(aliases, entails)
@@ -171,7 +167,9 @@ def calibrate(
     mine, on_chains = rules, rules_on_chains
     if judge != "rules":
         with support.bars("judged", {}, "judge") as progress:
-            mine, on_chains = with_judge(one, lambda j: _agreements(j, items, chains, seed), progress)
+            judged = with_judge(one, lambda j: _agreements(j, items, chains, seed), progress)
+        assert judged is not None  # none only where a judge rehearses
+        mine, on_chains = judged
     for title, found_of, its_rules, labelled_as in (
         ("on the labelled set", mine, rules, items),
         ("on the labelled chains", on_chains, rules_on_chains, chains),
@@ -201,7 +199,7 @@ def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
     return mine if limit is None else mine[:: max(1, -(-len(mine) // limit))]
 
 
-def _beside(rules: "Agreement | None", items: "Sequence[Item] | Sequence[ChainItem]") -> dict[str, Any]:
+def _beside(rules: "Agreement | None", items: "Sequence[Item] | Sequence[ChainItem]") -> JSON:
     """What a judge's verdicts are compared with."""
     return {
         "rules": None if rules is None else rules.verdicts,

@@ -4,24 +4,19 @@ import json
 import shutil
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from rmuse_interp import RMuseError
+from rmuse_interp.cli import groups, support
 from rmuse_interp.cli import options as o
-from rmuse_interp.cli import support
-from rmuse_interp.cli.groups import Helpful
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
-app = typer.Typer(
-    cls=Helpful,
-    help="Train or check the small LLaVA that comes along, or draw its benchmark.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = groups.group("Train or check the small LLaVA that comes along, or draw its benchmark.")
 
 
 @app.command()
@@ -79,7 +74,7 @@ def train(
     )
 
 
-def _recipe(path: Path) -> Any:
+def _recipe(path: Path) -> JSON | None:
     """What a recipe's file holds; None where it is damaged, which is no recipe."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -12,7 +12,7 @@ from rmuse_interp.cli import baseline, requests, support, tables, traces
 from rmuse_interp.cli import judge as j
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli.doctor import bundles_of
-from rmuse_interp.data.store import write_json
+from rmuse_interp.data.store import JSON, write_json
 from rmuse_interp.evaluate.results import (
     ATTACKED,
     SCORES,
@@ -79,7 +79,7 @@ def score(
         raise RMuseError(f"--data was required, since {run} does not say what it was made with")
     benchmark = benchmark_of(scores, bundles, data or origin["data"], skip_bad_rows)
     budget = j.budget_of(max_cost, price_in, price_out)
-    common: dict[str, Any] = {"batch_size": batch_size, "seed": origin.get("seed", 0), "folder": run}
+    seed, limit = origin.get("seed", 0), origin.get("limit")
     if judge is not None:
         from rmuse_interp.runs.judging import judge_of
 
@@ -112,14 +112,27 @@ def score(
             methods = methods_of(run, scores, bundles, lens)
             with support.bars("likelihoods", {}, "forgetting") as progress:
                 scores["forgetting"] = likelihoods.forgetting(
-                    methods, never_knew, benchmark, limit=origin.get("limit"), progress=progress, **common
+                    methods,
+                    never_knew,
+                    benchmark,
+                    limit=limit,
+                    batch_size=batch_size,
+                    seed=seed,
+                    folder=run,
+                    progress=progress,
                 )
             tell_forgetting(scores["forgetting"]["methods"])
         if perplexity:
             examples = {e.id: e for split in scores_splits(held) for e in benchmark.scoring(split)}
             with support.bars("perplexity", {}, "fluency") as progress:
                 scores["fluency"] = likelihoods.fluency(
-                    held.transcripts, examples, lens, progress=progress, **common
+                    held.transcripts,
+                    examples,
+                    lens,
+                    batch_size=batch_size,
+                    seed=seed,
+                    folder=run,
+                    progress=progress,
                 )
             tell_fluency(scores["fluency"])
     write_json(run / SCORES, scores)
@@ -129,7 +142,7 @@ def score(
     support.out.print(f"run: {escape(str(run))}")
 
 
-def require_all(run: Path, scores: Mapping[str, Any], bundles: Mapping[str, "RMuse"]) -> None:
+def require_all(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"]) -> None:
     """Raise unless every bundle of the run is opened."""
     for name, place in scores.get("bundles", {}).items():
         if name not in bundles:
@@ -138,9 +151,7 @@ def require_all(run: Path, scores: Mapping[str, Any], bundles: Mapping[str, "RMu
             )
 
 
-def benchmark_of(
-    scores: Mapping[str, Any], bundles: Mapping[str, "RMuse"], data: str, skip_bad_rows: bool
-) -> "Benchmark":
+def benchmark_of(scores: JSON, bundles: Mapping[str, "RMuse"], data: str, skip_bad_rows: bool) -> "Benchmark":
     """The benchmark of a run, with the people to forget and the questions as its bundles have them.
 
     Raises:
@@ -161,9 +172,7 @@ def benchmark_of(
     return traces.as_asked(requests.as_forgotten(opened, pairs), pairs)
 
 
-def methods_of(
-    run: Path, scores: Mapping[str, Any], bundles: Mapping[str, "RMuse"], lens: "LensModel"
-) -> list["Method"]:
+def methods_of(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"], lens: "LensModel") -> list["Method"]:
     """The methods of a run, opened again: the model as it is, its bundles, trained baselines and tuned rivals.
 
     A gold standard that the run has answered with is left out: it is measured as the gold model.
@@ -172,7 +181,7 @@ def methods_of(
         RMuseError: a method that none of the run's files hold.
     """
     from rmuse_interp.edits.plan import Plan
-    from rmuse_interp.fitting.tuning import home
+    from rmuse_interp.fitting.rivals import home
     from rmuse_interp.runs.likelihoods import GOLD
     from rmuse_interp.runs.run import Method
 
@@ -191,7 +200,7 @@ def methods_of(
     return found
 
 
-def judged(run: Path, held: Run, benchmark: "Benchmark", judge: "Judge | None") -> dict[str, Any]:
+def judged(run: Path, held: Run, benchmark: "Benchmark", judge: "Judge | None") -> JSON:
     """What depends on the judge: the scores' parts `JUDGED`, and `attacks` where the methods were attacked."""
     from rmuse_interp.evaluate.recovery import attack_scores
     from rmuse_interp.evaluate.scores import score as scores_of
@@ -210,7 +219,7 @@ def scores_splits(held: Run) -> Sequence[str]:
     return list(dict.fromkeys(t.split for t in held.transcripts))
 
 
-def tell_forgetting(methods: Mapping[str, Any]) -> None:
+def tell_forgetting(methods: JSON) -> None:
     """Prints how far each method's likelihoods are from those of a model that never knew."""
     for name, one in methods.items():
         quality, loss = one["forget_quality"], one["membership"]["loss"]
@@ -221,7 +230,7 @@ def tell_forgetting(methods: Mapping[str, Any]) -> None:
         )
 
 
-def tell_fluency(methods: Mapping[str, Any]) -> None:
+def tell_fluency(methods: JSON) -> None:
     """Prints the perplexity of each method's responses, split by split."""
     for name, splits in methods.items():
         values = ((split, one["perplexity"]) for split, one in splits.items())

@@ -1,16 +1,18 @@
-"""What commands do alike: open models and benchmarks, read options, show progress."""
+"""What commands have in common: they open models and benchmarks, read options and show progress."""
 
 import re
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
@@ -107,6 +109,39 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
         ) from error
 
 
+def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
+    """The bundles' names in the scores: ``rmuse/PRESET``, told apart where several are of one preset.
+
+    Raises:
+        RMuseError: the same folder twice.
+    """
+    return told_apart([f"rmuse/{bundle.preset}" for bundle in bundles], folders, "--bundle")
+
+
+def told_apart(kinds: Sequence[str], folders: Sequence[Path], option: str) -> list[str]:
+    """A name per folder: its kind, and ``@FOLDER`` or ``@PARENT-FOLDER`` where others are named alike.
+
+    >>> told_apart(["npo", "ga", "ga"], [Path("a"), Path("b"), Path("c")], "--baseline")
+    ['npo', 'ga@b', 'ga@c']
+
+    Raises:
+        RMuseError: the same folder twice.
+    """
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) != len(resolved):
+        raise RMuseError(f"required each {option} once, got {', '.join(map(str, folders))}")
+    several = Counter(kinds)
+    short = [
+        kind + (f"@{path.name}" if several[kind] > 1 else "")
+        for kind, path in zip(kinds, resolved, strict=True)
+    ]
+    alike = Counter(short)
+    return [
+        f"{kind}@{path.parent.name}-{path.name}" if alike[name] > 1 else name
+        for name, kind, path in zip(short, kinds, resolved, strict=True)
+    ]
+
+
 def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
     """Raise unless a folder can be written to and is not taken; makes none.
 
@@ -124,7 +159,7 @@ def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
         raise RMuseError(f"{folder} holds {held}; choose another --out or add --overwrite")
 
 
-def provenance(model: str, data: str, **settings: Any) -> dict[str, Any]:
+def provenance(model: str, data: str, **settings: object) -> JSON:
     """How a bundle came about, as plain JSON."""
     from rmuse_interp import __version__
 

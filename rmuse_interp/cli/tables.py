@@ -1,7 +1,6 @@
 """Tables on the terminal: before and after, and transcripts side by side."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich import box
 from rich.markup import escape
@@ -9,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rmuse_interp.cli import support
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
 from rmuse_interp.evaluate.results import Transcript
 
@@ -25,7 +25,7 @@ HEADINGS = {
 SHOWN = ("forget", "retain", "reasoning")
 
 
-def before_after(scores: Mapping[str, Any]) -> None:
+def before_after(scores: JSON) -> None:
     """Prints every split under every method; percent, a dash where a metric is not defined."""
     table = Table(
         title="before and after, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -84,13 +84,17 @@ def template_of(
     Raises:
         RMuseError: delimiters that are empty or equal.
     """
-    given: dict[str, Any] = {"delimiters": delimiters, "stepwise": stepwise, "direct": direct}
-    changes = {key: value for key, value in given.items() if value is not None}
-    if name is None and not changes:
+    if all(given is None for given in (name, delimiters, stepwise, direct)):
         return None
     from rmuse_interp.fitting.elicit import template_for
 
-    return replace(template_for(None if name is None else name.value, benchmark), **changes)
+    base = template_for(None if name is None else name.value, benchmark)
+    return replace(
+        base,
+        delimiters=delimiters or base.delimiters,
+        stepwise=base.stepwise if stepwise is None else stepwise,
+        direct=base.direct if direct is None else direct,
+    )
 
 
 def gathered_from(

@@ -22,6 +22,9 @@ from rmuse_interp import RMuseError
 if TYPE_CHECKING:
     from torch import Tensor
 
+JSON = dict[str, Any]
+"""A JSON object: plain Python values by name."""
+
 T = TypeVar("T")
 WRITTEN: Final = ".rmuse-written"
 """File of a folder that lists what was written there."""

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
-from rmuse_interp.edits.fits import require_sums
+from rmuse_interp.edits.fits import require_fit, require_sums
 from rmuse_interp.edits.hooks import Session
 from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.sentence import Sentence
@@ -74,6 +74,7 @@ def fwd_hooks(
     layout = find_layout(model, tokenizer=bridge.tokenizer)
     if plan.fingerprint is not None:
         fingerprint(model, layout).require(plan.fingerprint, "this plan")
+    require_fit(plan, layout)
     if decision is None and prompts is not None:
         processor = getattr(bridge, "processor", None) or bridge.tokenizer
         asked = listed(prompts)

@@ -1,5 +1,6 @@
 """What an edit is told about its tokens, checked: kinds, positions, masks and delimiters."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.spoken import Delimiters
-from rmuse_interp.parts.part import PartT
 
 Chosen = TypeVar("Chosen", bound=str)
+OneT = TypeVar("OneT")
 
 
 def choice(what: str, value: object, choices: tuple[Chosen, ...]) -> Chosen:
@@ -37,7 +38,7 @@ def name(given: object) -> str | None:
     return given
 
 
-def left(edits: Sequence[PartT]) -> PartT:
+def left(edits: Sequence[OneT]) -> OneT:
     """The only edit, after an ablation of it.
 
     Raises:
@@ -54,14 +55,21 @@ def positions(given: int | Iterable[int]) -> list[int]:
     Raises:
         RMuseError: what is no position, a negative one, or none.
     """
-    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    found = [int(one) for one in listed if not isinstance(one, bool | str | float) and int(one) >= 0]
-    if not found or len(found) < len(listed):
+    try:
+        listed = list(given) if isinstance(given, Iterable) else [given]
+        found = [-1 if _truth(one) else operator.index(one) for one in listed]
+    except TypeError:
+        found = []
+    if not found or min(found) < 0:
         raise RMuseError(
             f"positions among a row's unmasked tokens, counted from 0, were required, got {given!r}; count from the "
             "prompt's end with lens.encode(…).prompt_end"
         )
     return sorted({*found})
+
+
+def _truth(one: object) -> bool:
+    return isinstance(one, bool) or (isinstance(one, Tensor) and one.dtype == torch.bool)
 
 
 def mask(given: Bool[Tensor, "..."]) -> Bool[Tensor, "rows columns"]:
@@ -85,7 +93,8 @@ def delimiters(given: Sequence[str]) -> Delimiters:
     Raises:
         RMuseError: not two of them.
     """
-    if len(given) != 2 or not all(isinstance(one, str) and one.strip() for one in given):
+    listed = list(given) if isinstance(given, list | tuple) else []
+    if len(listed) != 2 or not all(isinstance(one, str) and one.strip() for one in listed):
         raise RMuseError(f"two delimiters were required, what opens and what closes a chain, got {given!r}")
-    opener, closer = ("".join(one.split()) for one in given)
+    opener, closer = ("".join(one.split()) for one in listed)
     return opener, closer

@@ -167,8 +167,12 @@ class Edit(Expression):
         name: str | None = None,
     ):
         super().__init__()
-        if not all(isinstance(one, Operator) for one in operators) or not isinstance(gate, Gate | None):
-            raise RMuseError(f"an edit takes operators and a gate, got {operators} and {gate!r}")
+        if not isinstance(operators, Sequence) or not all(isinstance(one, Operator) for one in operators):
+            raise RMuseError(f"an edit takes a list of operators, got {operators!r}")
+        if not isinstance(gate, Gate | None) or not isinstance(groups, Sequence):
+            raise RMuseError(
+                f"an edit takes a gate and a list of sites per operator, got {gate!r}, {groups!r}"
+            )
         self.hold_parts("operators", list(operators))
         self.groups = [[str(site) for site in as_sites(group)] for group in groups]
         self.tokens: Tokens = choices.choice("tokens", tokens, get_args(Tokens))

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
+from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.fitting.agreement import subspace_table
 from rmuse_interp.fitting.elicit import (
@@ -26,7 +27,7 @@ from rmuse_interp.fitting.elicit import (
     traces_of,
 )
 from rmuse_interp.fitting.gathering import LIMIT, enough, gather
-from rmuse_interp.fitting.search import Found, Trial, search, try_layers
+from rmuse_interp.fitting.search import TARGET, Choice, Chosen, search, try_layers
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import (
     ENERGY,
@@ -47,8 +48,8 @@ from rmuse_interp.parts.retain import Subspaces
 __all__ = [
     "LIMIT",
     "TARGETS",
-    "Found",
-    "Trial",
+    "Choice",
+    "Chosen",
     "assemble",
     "check",
     "enough",
@@ -204,7 +205,7 @@ def assemble(
     """A preset built from evidence already gathered; see `fit`."""
     require_preset(preset, auto, kinds)
     parts: list[tuple[Edit, Subspaces]] = []
-    report: dict[str, Any] = {
+    report: JSON = {
         "preset": preset,
         "benchmark": {
             "id": benchmark.id,
@@ -217,28 +218,27 @@ def assemble(
         "traces": traces_of(benchmark),
     }
     for modality, found in evidence.items():
-        table: dict[str, Any] = {}
-        energy = ENERGY
+        table: JSON = {}
+        target, energy = TARGETS[TARGET], ENERGY
         if preset == "paper":
             steered = list(layers) if layers is not None else middle_third(model.n_layers)
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
         else:
             selection = calibrated_gate(found, kinds)
             where = (model, benchmark, evidence, modality, selection.gate.layer)
-            settings: dict[str, Any] = {}
-            trials: Sequence[Trial] = ()
+            trials: Sequence[Choice] = ()
             if auto:
                 outcome = search(*where, layers, seed, progress)
                 steered, trials = list(outcome.best.layers), outcome.trials
                 energy = outcome.best.energy
-                settings = {"target": TARGETS[outcome.best.target], "energy": energy}
+                target = TARGETS[outcome.best.target]
                 table["chosen"] = {**asdict(outcome.best), "why": list(outcome.why)}
             elif layers is None:
                 trials = try_layers(*where, seed, progress)
                 steered = list(trials[0].layers)
             else:
                 steered = list(layers)
-            part = calibrated_edit(found, modality, steered, selection.gate, **settings)
+            part = calibrated_edit(found, modality, steered, selection.gate, target, energy)
             table["gates"] = [asdict(row) for row in selection.table[:TABLE]]
             table["trials"] = [asdict(trial) for trial in trials]
         table["subspaces"] = subspace_table(

@@ -7,9 +7,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from rmuse_interp.data.store import JSON
 from rmuse_interp.maths.statistics import interval
-from rmuse_interp.method.rmuse import ENERGY, SPANS, Evidence, subspaces_at
+from rmuse_interp.method.rmuse import ENERGY, Evidence, subspaces_at
 from rmuse_interp.parts.retain import RetainSubspace
+from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 SPLITS: Final = 8
 """Random halvings of the fitting examples."""
@@ -24,10 +26,9 @@ def subspace_table(
     layers: Sequence[int],
     *,
     literal: bool,
-    spans: Sequence[str] = SPANS,
     energy: float = ENERGY,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JSON:
     """Of each block and subspace: `examples`, `rank`, `cap`, `asked`, `kept`, `spectrum` and `agreement`; plain JSON.
 
     `kept` is the share of the energy `s²/Σs²` that the rank holds, where `asked` was asked for. `agreement` compares the
@@ -40,7 +41,6 @@ def subspace_table(
         evidence: of one kind of query.
         layers: 0-based blocks.
         literal: the paper's form; see `subspaces_at`.
-        spans: of the unlearning direction.
         energy: share of the variance that the RRS was asked to hold.
         seed: of the halvings.
     """
@@ -49,18 +49,18 @@ def subspace_table(
     halvings = []
     if min(len(forget), len(kept)) >= LEAST:
         halvings = [_halves(evidence, draw, literal) for _ in range(SPLITS)]
-    found: dict[str, Any] = {}
+    found: JSON = {}
     for layer in layers:
-        whole = subspaces_at(evidence, layer, literal, spans, energy)
+        whole = subspaces_at(evidence, layer, literal, energy=energy)
         cosines: tuple[list[float], list[float]] = ([], [])
         for pair in halvings:
-            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, spans, energy) for h in pair)
+            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, energy=energy) for h in pair)
             cosines[0].append(abs(float(un.direction @ other_un.direction)))
             cosines[1].append((_inside(rrs, other_rrs) + _inside(other_rrs, rrs)) / 2)
-        sizes = len(forget), len(kept if not literal else evidence.step_prefixed["answer"].ids)
+        n = len(kept if not literal else evidence.step_prefixed["answer"].ids)
         found[str(layer)] = {
-            name: _entry(one, n, values)
-            for name, one, n, values in zip(("unlearning", "retain"), whole, sizes, cosines, strict=True)
+            "unlearning": _entry(whole[0], len(forget), cosines[0]),
+            "retain": _entry(whole[1], n, cosines[1]),
         }
     return found
 
@@ -72,7 +72,7 @@ def _inside(one: RetainSubspace, other: RetainSubspace) -> float:
     return float((energy * shares).sum() / energy.sum())
 
 
-def _entry(one: Any, n: int, cosines: Sequence[float]) -> dict[str, Any]:
+def _entry(one: UnlearningSubspace | RetainSubspace, n: int, cosines: Sequence[float]) -> JSON:
     squares = one.singular_values.double().square()
     shares = squares / squares.sum()
     agreement = None

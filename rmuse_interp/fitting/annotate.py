@@ -19,7 +19,7 @@ from typing import Any, Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields
 from rmuse_interp.data.fields import Fault
-from rmuse_interp.data.store import write_text
+from rmuse_interp.data.store import JSON, write_text
 from rmuse_interp.evaluate.judges import Consultation, Estimate, Unreadable
 from rmuse_interp.evaluate.judges.consulting import json_in
 from rmuse_interp.evaluate.text import Lexicon
@@ -226,7 +226,7 @@ def person_files(folder: Path) -> list[Path]:
     return found
 
 
-def task_of(record: Mapping[str, Any], question: Mapping[str, Any]) -> Task | None:
+def task_of(record: JSON, question: Mapping[str, object]) -> Task | None:
     """The task that a question of a person's row is; None where it has reasoning already."""
     if question.get("Reasoning"):
         return None
@@ -270,7 +270,7 @@ def write_audit(out: Path, annotations: Sequence[Annotation]) -> None:
     write_text(out / f"{AUDIT}.csv", ["\ufeff", table.getvalue()])
 
 
-def _audited(one: Annotation) -> dict[str, Any]:
+def _audited(one: Annotation) -> JSON:
     task = one.task
     return {
         "person": task.person,
@@ -317,7 +317,7 @@ def _with_reasoning(kind: Any) -> Any:
     )
 
 
-def _filled(record: Mapping[str, Any], chains: Mapping[Task, str], as_json: bool) -> Any:
+def _filled(record: JSON, chains: Mapping[Task, str], as_json: bool) -> str | list[JSON]:
     questions = []
     for question in fields.as_list(record.get(COLUMN), COLUMN):
         entry = dict(fields.as_dict(question, COLUMN))
@@ -329,7 +329,7 @@ def _filled(record: Mapping[str, Any], chains: Mapping[Task, str], as_json: bool
     return json.dumps(questions, ensure_ascii=False) if as_json else questions
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, JSON]]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:

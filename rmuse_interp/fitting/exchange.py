@@ -5,13 +5,14 @@ is seen here: states come as arrays, and what a gate loses is kept as plain JSON
 """
 
 import base64
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.fitting import hashed
 from rmuse_interp.parts.gates import AllOf, AnyOf, Gate, IdentityScorer, Read, Side
 from rmuse_interp.parts.part import same
@@ -55,7 +56,7 @@ def rewritten(gate: Gate, path: str, change: Callable[[str, Read, IdentityScorer
 
 def exchanged(
     scorer: IdentityScorer, person: str, states: States, request: Request
-) -> tuple[IdentityScorer, dict[str, Any] | None]:
+) -> tuple[IdentityScorer, JSON | None]:
     """The scorer with a person on the other side, and a note (plain JSON) for `undone` to take that back.
 
     Harmless questions about a person to forget are a cluster that must not be steered, as in `gather`. The note is None,
@@ -80,7 +81,7 @@ def exchanged(
     return scorer, {"put": [[side, label] for side, label, _ in gave], "taken": taken}
 
 
-def undone(scorer: IdentityScorer, note: Mapping[str, Any], read: Callable[[], States]) -> IdentityScorer:
+def undone(scorer: IdentityScorer, note: JSON, read: Callable[[], States]) -> IdentityScorer:
     """The scorer with what `exchanged` put taken out, and what it took put back.
 
     Args:
@@ -100,7 +101,7 @@ def undone(scorer: IdentityScorer, note: Mapping[str, Any], read: Callable[[], S
     return scorer
 
 
-def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) -> dict[str, Any] | None:
+def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) -> JSON | None:
     """What a scorer held of a cluster that `less` lacks, as plain JSON: an entry of lists, a row of tensors.
 
     None where that does not bring the scorer back to the bit: for scorers that keep a cluster in another form.
@@ -108,7 +109,7 @@ def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) 
     at = (scorer.labels if side == "forget" else scorer.other_labels).index(label)
     whole, rest = scorer.arguments(), less.arguments()
     try:
-        held: dict[str, Any] = {"at": at, "entries": {}, "rows": {}}
+        held: JSON = {"at": at, "entries": {}, "rows": {}}
         for name, value in whole.items():
             if isinstance(value, Tensor) and not torch.equal(value, rest[name]):
                 held["rows"][name] = base64.b64encode(value[at].cpu().numpy().tobytes()).decode()
@@ -119,10 +120,10 @@ def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) 
         return None
 
 
-def _returned(scorer: IdentityScorer, held: Mapping[str, Any]) -> IdentityScorer:
+def _returned(scorer: IdentityScorer, held: JSON) -> IdentityScorer:
     """The scorer with what `_held` kept of a cluster, where it stood, or at the end of what has become shorter."""
     own, at = scorer.arguments(), held["at"]
-    back: dict[str, Any] = {}
+    back: JSON = {}
     for name, value in held["entries"].items():
         back[name] = [*own[name][:at], value, *own[name][at:]]
     for name, text in held["rows"].items():

@@ -13,7 +13,7 @@ import copy
 import difflib
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from rich.progress import Progress
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.disturbing import disturbed_states
@@ -274,8 +275,8 @@ def _moved(
     who = label_of(person)
     report = copy.deepcopy(fitted.report)
     undo = report.setdefault("undo", {})
-    back: dict[str, Any] = undo.pop(who, {})
-    done: dict[str, Any] = {}
+    back: JSON = undo.pop(who, {})
+    done: JSON = {}
     edits = []
     for i, edit in enumerate(fitted.plan):
         if edit.gate is not None:

@@ -1,57 +1,39 @@
 """Rivals tuned: blocks and strength of each by the same procedure and budget, on fitting questions held out.
 
-Every rival of `steering.RIVALS` is fitted on the evidence without the validation questions, tried at every choice of
-blocks (`choices`) times every strength of its own, and kept at the best (`choose_strength`). What was validated is what
-runs: nothing is fitted again afterwards. `Test_Set`, `test` files and celebrities are never read.
+Every rival of `method.rivals.RIVALS` is fitted on the evidence without the validation questions, tried at every choice
+of blocks (`choices`) times every strength of its own, and kept at the best (`choose_strength`). What was validated is
+what runs: nothing is fitted again afterwards. `Test_Set`, `test` files and celebrities are never read.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final, get_args
+import functools
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final, TypeVar
 
 from rich.progress import Progress
 
-from rmuse_interp import RMuseError
-from rmuse_interp.data import Benchmark, Example, sample
+from rmuse_interp import RMuseError, __version__
+from rmuse_interp.data import Benchmark
+from rmuse_interp.data.content import content
+from rmuse_interp.data.store import JSON, Store, digest, write_json
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.scores import measure, transcribe
-from rmuse_interp.evaluate.text import Lexicon
+from rmuse_interp.fitting.validation import HELD_OUT, Shares, hold_out
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.method.rmuse import Evidence, middle_third
 from rmuse_interp.parts.pooled import Pooled
 
-HELD_OUT: Final = 16
-"""Validation questions about people to forget, of all kinds of query together; and as many others."""
-SLACK: Final = 4
-"""Tokens a response may have beyond the longest reference response or refusal."""
-_MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+T = TypeVar("T")
+SCHEMA: Final = "rmuse-tuning/1"
+TRIALS: Final = "rivals.json"
+"""File of a run folder with the table of trials; the tuned plans lie in its folder `rivals`."""
 
-
-@dataclass(frozen=True, eq=False)
-class Validation:
-    """The fitting questions that rivals are tuned on, and that none is fitted on.
-
-    Attributes:
-        forget: about people to forget.
-        others: about people to retain, general reasoning, and harmless ones about anybody.
-        max_new_tokens: the most tokens of a response to any of them.
-    """
-
-    forget: tuple[Example, ...]
-    others: tuple[Example, ...]
-    max_new_tokens: int
-
-    @property
-    def ids(self) -> frozenset[str]:
-        """Ids of all of them."""
-        return frozenset(e.id for e in (*self.forget, *self.others))
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """Kinds of query that are steered."""
-        return tuple(m for m in _MODALITIES if any(e.modality == m for e in self.forget))
+Setting = tuple[tuple[int, ...], float]
+"""0-based blocks, and a strength."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,18 +41,185 @@ class Tuned:
     """A rival after tuning.
 
     Attributes:
-        name: in `RIVALS`.
         plan: the edits of all kinds of query, at the blocks and strengths chosen.
         trials: of each kind of query, all that was tried.
         chosen: of each kind of query, the trial that was best.
-        responses: generated for these trials.
     """
 
-    name: str
     plan: Plan
     trials: Mapping[Modality, Sequence[Trial]]
     chosen: Mapping[Modality, Trial]
-    responses: int
+
+
+@dataclass(eq=False)
+class Tuning:
+    """Rivals tuned one after another in a run folder; what it holds of the same tuning is not done again.
+
+    Edits of one kind of query leave the others alone, so the responses of one pass serve all of them.
+
+    Args:
+        model: from `load_model`.
+        benchmark: from `load_benchmark`.
+        folder: the run's; gets `rivals.json` and `rivals/NAME`. None keeps nothing.
+        limit: of `gather`, most examples of each group and kind of query.
+        seed: of the validation part and of `gather`.
+        batch_size: questions per batch.
+    """
+
+    model: LensModel
+    benchmark: Benchmark
+    folder: Path | None
+    limit: int
+    seed: int = 0
+    batch_size: int = 2 * HELD_OUT
+
+    def __post_init__(self) -> None:
+        self.validation = part = hold_out(self.model, self.benchmark, self.seed)
+        self._digest = digest(
+            depends(self.model),
+            content(self.benchmark),
+            self.budget,
+            self.batch_size,
+            part.forget,
+            part.others,
+        )
+        path = None if self.folder is None else self.folder / "rivals" / "trials.jsonl"
+        self._store = Store(path, self._digest)
+        self._unsteered: dict[str, Transcript] = {}
+        self._rest: dict[Modality, Evidence] = {}
+
+    @property
+    def budget(self) -> JSON:
+        """What tuning one rival costs, the same for each; plain JSON."""
+        blocks, part = choices(self.model.n_layers), self.validation
+        (strengths,) = {len(rival.strengths) for rival in RIVALS.values()}
+        return {
+            "blocks": [list(group) for group in blocks],
+            "strengths": strengths,
+            "forget": len(part.forget),
+            "others": len(part.others),
+            "max_new_tokens": part.max_new_tokens,
+            "responses": len(blocks) * strengths * len(part.ids),
+            "fit_limit": self.limit,
+            "seed": self.seed,
+        }
+
+    def finished(self, name: str) -> bool:
+        """Whether the folder holds this rival tuned, so that `take` needs no evidence."""
+        return self._trials(name) is not None and self._plan(name) is not None
+
+    def take(
+        self, name: str, evidence: Mapping[Modality, Evidence] | None = None, progress: Progress | None = None
+    ) -> Tuned:
+        """The rival at the blocks and strength that do best on the validation part, for each kind of query.
+
+        Args:
+            name: in `RIVALS`.
+            evidence: from `gather`; what it holds of the validation part is left out (see `without`). May be left out
+                where `finished`.
+            progress: a running progress bar to add a line to.
+
+        Raises:
+            RMuseError: an unknown name, evidence that is missing or that the rival cannot be built from.
+        """
+        require_names([name])
+        if evidence is None and not self.finished(name):
+            raise RMuseError(f"{name} is not tuned yet: pass the evidence of gather(model, benchmark)")
+        if evidence is not None and not self._rest:
+            kinds = [m for m in self.validation.modalities if m in evidence]
+            self._rest = {m: without(evidence[m], self.validation.ids) for m in kinds}
+        grid = self._grid(name)
+        task = None if progress is None else progress.add_task(name, total=len(grid))
+        for setting in grid:
+            self._store.once((name, setting), functools.partial(self._tried, name, setting))
+            if progress is not None and task is not None:
+                progress.advance(task)
+        trials = self._trials(name) or {}
+        chosen = {m: choose_strength(rows) for m, rows in trials.items()}
+        plan = self._plan(name)
+        if plan is None:
+            plan = self._built(name, {m: (t.layers, t.strength) for m, t in chosen.items()})
+            if self.folder is not None:
+                plan.save(home(self.folder, name), self.model, rival=name, digest=self._digest_of(name))
+        self._write()
+        return Tuned(plan, trials, chosen)
+
+    @property
+    def _benchmark(self) -> JSON:
+        one = self.benchmark
+        return {"id": one.id, "forget": one.forget_rate, "render_seed": one.render_seed}
+
+    def _grid(self, name: str) -> list[Setting]:
+        return [(blocks, s) for blocks in choices(self.model.n_layers) for s in RIVALS[name].strengths]
+
+    def _tried(self, name: str, setting: Setting) -> dict[Modality, Shares]:
+        """What one setting does to each kind of query."""
+        part, asking = self.validation, (self.model, self.benchmark)
+        self._unsteered = self._unsteered or part.answers(*asking, batch_size=self.batch_size)
+        said = part.answers(*asking, self._built(name, dict.fromkeys(self._rest, setting)), self.batch_size)
+        return {m: part.shares(self.benchmark, said, self._unsteered, m) for m in self._rest}
+
+    def _built(self, name: str, settings: Mapping[Modality, Setting]) -> Plan:
+        build = RIVALS[name].build
+        edits = [build(self._rest[m], m, blocks, strength) for m, (blocks, strength) in settings.items()]
+        return Plan(edits).bound_to(self.model)
+
+    def _trials(self, name: str) -> dict[Modality, list[Trial]] | None:
+        """All trials of this rival, by kind of query; None while some are still to be made."""
+        found: dict[Modality, list[Trial]] = {}
+        for blocks, strength in self._grid(name):
+            shares = self._store.get((name, (blocks, strength)))
+            if shares is None:
+                return None
+            for modality in (m for m in self.validation.modalities if m in shares):
+                leak, keep, malformed = shares[modality]
+                trial = Trial(strength, leak, keep, malformed, blocks)
+                found.setdefault(modality, []).append(trial)
+        return found
+
+    def _plan(self, name: str) -> Plan | None:
+        """The plan that the folder holds, if it is of this tuning."""
+        if self.folder is None:
+            return None
+        place = home(self.folder, name)
+        try:
+            record = json.loads((place / "plan.json").read_text(encoding="utf-8"))
+            if record["provenance"]["digest"] == self._digest_of(name):
+                return Plan.load(place, self.model)
+        except (OSError, ValueError, KeyError, RMuseError):
+            pass  # none there, damaged, or of other weights: built anew
+        return None
+
+    def _digest_of(self, name: str) -> str:
+        return digest(self._digest, name, RIVALS[name].strengths)
+
+    def _write(self) -> None:
+        """Writes the table of the trials of all rivals that the folder holds."""
+        if self.folder is None:
+            return
+        tried = {name: trials for name in RIVALS if (trials := self._trials(name)) is not None}
+        record = {
+            "schema": SCHEMA,
+            "rmuse-interp": __version__,
+            "model": {"id": self.model.name, "fingerprint": str(self.model.fingerprint)},
+            "benchmark": self._benchmark,
+            "budget": self.budget,
+            "rivals": {
+                name: {
+                    "paper": RIVALS[name].paper,
+                    "summary": RIVALS[name].summary,
+                    "chosen": {m: asdict(choose_strength(rows)) for m, rows in trials.items()},
+                    "trials": {m: [asdict(trial) for trial in rows] for m, rows in trials.items()},
+                }
+                for name, trials in tried.items()
+            },
+        }
+        write_json(self.folder / TRIALS, record)
+
+
+def home(run: Path, name: str) -> Path:
+    """Where a run folder keeps the plan of a tuned rival."""
+    return run / "rivals" / name
 
 
 def choices(n_layers: int) -> list[tuple[int, ...]]:
@@ -87,54 +236,6 @@ def choices(n_layers: int) -> list[tuple[int, ...]]:
         tuple(range(n_layers // 2, n_layers)),
     ]
     return [blocks for blocks in dict.fromkeys(found) if blocks]
-
-
-def hold_out(model: LensModel, benchmark: Benchmark, seed: int = 0) -> Validation:
-    """The validation part: open fitting questions, spread over kinds of query and people, half of a group at most.
-
-    Args:
-        model: whose tokens are counted.
-        benchmark: whose fitting views are read.
-        seed: of the sampling.
-
-    Raises:
-        RMuseError: too few fitting questions to hold any out.
-    """
-    open_ = [e for e in benchmark.fit_forget if e.kind == "generation"]
-    forget = _some(open_, HELD_OUT, seed)
-    benign: tuple[list[Example], list[Example]] = ([], [])
-    for example in benchmark.fit_benign:
-        benign[example.person in benchmark.forget_people].append(example)
-    # Half of them about people to retain; harmless ones about people to forget are the hardest to keep apart.
-    others = [
-        *_some([e for e in benchmark.fit_retain if e.kind == "generation"], HELD_OUT // 2, seed),
-        *_some([e for e in benchmark.fit_reasoning if e.reasoning is not None], HELD_OUT // 4, seed),
-        *_some(benign[0], HELD_OUT // 8, seed),
-        *_some(benign[1], HELD_OUT // 8, seed),
-    ]
-    for modality in _MODALITIES:
-        wanted = sum(e.modality == modality for e in open_)
-        halves = [sum(e.modality == modality for e in side) for side in (forget, others)]
-        if wanted and not all(halves):
-            raise RMuseError(
-                f"{benchmark.id}: rivals are tuned on fitting questions held out, half of them at most; at least 2 "
-                f"{modality} questions about people to forget and 2 others were required, got {wanted} of the first "
-                f"and {halves[1]} to hold out of the second; enlarge the forget or retain split, or leave --method out"
-            )
-    texts = [e.response(benchmark.delimiters) for e in (*forget, *others)]
-    texts += [*benchmark.refusals_cot, *benchmark.refusals_direct]
-    longest = max(len(model.tokenizer(text).input_ids) for text in texts) + SLACK
-    return Validation(tuple(forget), tuple(others), longest)
-
-
-def _some(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
-    """At most `limit` of them and at most half of each kind of query."""
-    found: list[Example] = []
-    kinds = [[e for e in examples if e.modality == modality] for modality in _MODALITIES]
-    kinds = [kind for kind in kinds if len(kind) > 1]
-    for kind in kinds:
-        found += sample(kind, min(limit // len(kinds), len(kind) // 2) or 1, seed)
-    return found
 
 
 def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
@@ -159,10 +260,10 @@ def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
     def rest(pooled: Pooled) -> Pooled:
         return pooled.select([name for name in pooled.ids if _example(name) not in ids])
 
-    def each(pools: Mapping[Any, Pooled]) -> dict[Any, Pooled]:
+    def each(pools: Mapping[T, Pooled]) -> dict[T, Pooled]:
         return {span: rest(pooled) for span, pooled in pools.items()}
 
-    def of(table: Mapping[str, Any]) -> dict[str, Any]:
+    def of(table: Mapping[str, T]) -> dict[str, T]:
         return {name: value for name, value in table.items() if _example(name) not in ids}
 
     spans = ("own", "refusal", "step", "direct", "step_prefixed", "direct_prefixed", "readouts")
@@ -185,64 +286,6 @@ def _example(name: str) -> str:
     return head if head and number.partition("~")[0].isdigit() else name
 
 
-def tune(
-    model: LensModel,
-    benchmark: Benchmark,
-    evidence: Mapping[Modality, Evidence],
-    name: str,
-    *,
-    validation: Validation,
-    unsteered: Mapping[str, Transcript],
-    batch_size: int = 2 * HELD_OUT,
-    done: Mapping[Modality, Sequence[Trial]] | None = None,
-    tell: Callable[[Mapping[Modality, Sequence[Trial]]], None] | None = None,
-    progress: Progress | None = None,
-) -> Tuned:
-    """A rival at the blocks and strength that do best on the validation part, chosen for each kind of query.
-
-    Edits of one kind of query leave the others alone, so the responses of one pass serve all of them.
-
-    Args:
-        model: from `load_model`.
-        benchmark: from `load_benchmark`.
-        evidence: from `gather`; what it holds of the validation part is left out (see `without`).
-        name: in `RIVALS`.
-        validation: from `hold_out`, the same for all rivals.
-        unsteered: from `answer_unsteered`, the same for all rivals.
-        batch_size: questions per batch.
-        done: trials of an interrupted tuning; they are not tried again.
-        tell: gets all trials so far after each new one.
-        progress: a running progress bar to add a line to.
-
-    Raises:
-        RMuseError: an unknown name; evidence that a rival cannot be built from.
-    """
-    require_names([name])
-    rival, kinds = RIVALS[name], [m for m in validation.modalities if m in evidence]
-    left = {m: without(evidence[m], validation.ids) for m in kinds}
-    tried: dict[Modality, list[Trial]] = {m: list((done or {}).get(m, ())) for m in kinds}
-
-    def plan_at(settings: Mapping[Modality, tuple[tuple[int, ...], float]]) -> Plan:
-        edits = [rival.build(left[m], m, blocks, strength) for m, (blocks, strength) in settings.items()]
-        return Plan(edits).bound_to(model)
-
-    grid = [(blocks, strength) for blocks in choices(model.n_layers) for strength in rival.strengths]
-    task = None if progress is None else progress.add_task(name, total=len(grid))
-    for setting in grid:
-        if not all(any((t.layers, t.strength) == setting for t in tried[m]) for m in kinds):
-            said = _answers(model, benchmark, validation, plan_at(dict.fromkeys(kinds, setting)), batch_size)
-            for m in kinds:
-                tried[m] = [t for t in tried[m] if (t.layers, t.strength) != setting]
-                tried[m].append(_trial(benchmark, validation, m, said, unsteered, *setting))
-            if tell is not None:
-                tell(tried)
-        if progress is not None and task is not None:
-            progress.advance(task)
-    chosen = {m: choose_strength(tried[m]) for m in kinds}
-    plan = plan_at({m: (t.layers, t.strength) for m, t in chosen.items()})
-    return Tuned(name, plan, tried, chosen, len(grid) * len(validation.ids))
-
-
 def require_names(names: Sequence[str]) -> None:
     """Raise unless each name is that of a rival, and none is given twice.
 
@@ -254,53 +297,3 @@ def require_names(names: Sequence[str]) -> None:
         raise RMuseError(f"a rival is one of {', '.join(RIVALS)}, got {', '.join(map(repr, unknown))}")
     if len(set(names)) != len(names):
         raise RMuseError(f"each rival once was required, got {', '.join(names)}")
-
-
-def answer_unsteered(
-    model: LensModel, benchmark: Benchmark, validation: Validation, batch_size: int = 2 * HELD_OUT
-) -> dict[str, Transcript]:
-    """What the model says to the validation questions by itself, by id: what steering should keep of the others."""
-    return _answers(model, benchmark, validation, None, batch_size)
-
-
-def _answers(
-    model: LensModel, benchmark: Benchmark, validation: Validation, plan: Plan | None, batch_size: int
-) -> dict[str, Transcript]:
-    asked = [*validation.forget, *validation.others]
-    responses = model.respond(
-        [e.prompt() for e in asked],
-        [e.image for e in asked],
-        plan,
-        max_new_tokens=validation.max_new_tokens,
-        batch_size=batch_size,
-    )
-    rows = [
-        transcribe(e, "trial", r.text, benchmark.delimiters) for e, r in zip(asked, responses, strict=True)
-    ]
-    return {row.id: row for row in rows}
-
-
-def _trial(
-    benchmark: Benchmark,
-    validation: Validation,
-    modality: Modality,
-    said: Mapping[str, Transcript],
-    unsteered: Mapping[str, Transcript],
-    layers: tuple[int, ...],
-    strength: float,
-) -> Trial:
-    forget = [e for e in validation.forget if e.modality == modality]
-    found = measure([said[e.id] for e in forget], benchmark, {e.id: e for e in forget})
-    leak, malformed = ((found[name].value or 0.0) / 100 for name in ("ril", "malformed_rate"))
-    others = [e.id for e in validation.others if e.modality == modality]
-    lexicon = Lexicon(benchmark.aliases, benchmark.entails)
-    kept = sum(is_kept(said[name], unsteered[name], lexicon) for name in others) / len(others)
-    return Trial(strength, leak, kept, malformed, layers)
-
-
-def is_kept(steered: Transcript, unsteered: Transcript, lexicon: Lexicon) -> bool:
-    """Whether a response says what the model says by itself: the same answer, and a chain where there was one."""
-    if steered.response == unsteered.response:
-        return True
-    formed = steered.well_formed or not unsteered.well_formed
-    return formed and bool(steered.answer) and lexicon.same(steered.answer, unsteered.answer)

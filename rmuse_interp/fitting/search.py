@@ -14,9 +14,10 @@ from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, sample
-from rmuse_interp.edits.plan import Modality
-from rmuse_interp.evaluate.scores import measure, transcribe
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting.gathering import SHORT
+from rmuse_interp.fitting.validation import answers
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import ENERGY, Evidence, calibrated_edit, subspaces_at
 from rmuse_interp.method.targets import TARGETS
@@ -35,8 +36,8 @@ TARGET: Final = next(iter(TARGETS))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What one choice does to fitting queries, the gate held open.
+class Choice:
+    """One choice of blocks, target and energy, and what it does to fitting queries with the gate held open.
 
     Attributes:
         layers: 0-based blocks steered.
@@ -68,11 +69,11 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Found:
+class Chosen:
     """The best choice, the other ones, and why it is the best, a sentence per coordinate."""
 
-    best: Trial
-    trials: tuple[Trial, ...]
+    best: Choice
+    trials: tuple[Choice, ...]
     why: tuple[str, ...]
 
 
@@ -84,7 +85,7 @@ def try_layers(
     gate_layer: int,
     seed: int = 0,
     progress: Progress | None = None,
-) -> list[Trial]:
+) -> list[Choice]:
     """One trial per candidate block, best first: what is said decides, then whether one pass is enough, then depth.
 
     Candidates are at most `CANDIDATES` blocks of the upper two thirds, evenly spaced, the last one among them.
@@ -103,7 +104,7 @@ def search(
     layers: Sequence[int] | None = None,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Found:
+) -> Chosen:
     """Blocks, target and rank of the RRS, one after the other, on fitting queries alone.
 
     What is said decides each. Where two choices say the same, blocks go by the rules of `try_layers` (one rather than
@@ -154,7 +155,7 @@ def search(
         + _against(best, ranks, "another says as much: the update leaves more of the RRS alone")
     )
     why += tried.failed
-    return Found(best, tuple(tried.done.values()), tuple(why))
+    return Chosen(best, tuple(tried.done.values()), tuple(why))
 
 
 class _Tried:
@@ -178,11 +179,11 @@ class _Tried:
         ]
         self.pool = {*benchmark.refusals_cot, *benchmark.refusals_direct}
         self.longest = max(len(model.tokenizer(r).input_ids) for r in self.pool) + 8
-        self.done: dict[tuple[tuple[int, ...], str, float], Trial] = {}
+        self.done: dict[tuple[tuple[int, ...], str, float], Choice] = {}
         self.failed: list[str] = []
         self._advance = _line(progress, f"trials, {modality}", total)
 
-    def __call__(self, layers: tuple[int, ...], target: str = TARGET, energy: float = ENERGY) -> Trial:
+    def __call__(self, layers: tuple[int, ...], target: str = TARGET, energy: float = ENERGY) -> Choice:
         """The trial of one choice."""
         key = (layers, target, energy)
         if key not in self.done:
@@ -190,7 +191,7 @@ class _Tried:
             self._advance()
         return self.done[key]
 
-    def all(self, keys: Iterable[tuple[tuple[int, ...], str, float]]) -> list[Trial]:
+    def all(self, keys: Iterable[tuple[tuple[int, ...], str, float]]) -> list[Choice]:
         """The trials of some choices; one that cannot be built is left out and named in `failed`."""
         found = []
         for key in keys:
@@ -200,27 +201,18 @@ class _Tried:
                 self.failed.append(f"target {key[1]}, energy {key[2]:g} is out: {error}")
         return found
 
-    def _try(self, layers: tuple[int, ...], target: str, energy: float) -> Trial:
+    def _try(self, layers: tuple[int, ...], target: str, energy: float) -> Choice:
         edit, fitted = calibrated_edit(
             self.evidence, self.modality, layers, None, TARGETS[target], energy=energy
         )
-        answers = self.model.respond(
-            [e.prompt() for e in self.asked],
-            [e.image for e in self.asked],
-            edit,
-            max_new_tokens=self.longest,
-            batch_size=len(self.asked),
-        )
-        said = [
-            transcribe(e, "trial", r.text, self.benchmark.delimiters)
-            for e, r in zip(self.asked, answers, strict=True)
-        ]
+        asked = (self.model, self.benchmark, self.asked, Plan([edit]))
+        said = list(answers(*asked, max_new_tokens=self.longest, batch_size=len(self.asked)).values())
         metrics = measure(said, self.benchmark, {e.id: e for e in self.asked})
         leaked, refused = (metrics[name].value or 0.0 for name in ("ril", "refusal_rate"))
-        verbatim = 100 * sum(r.text in self.pool for r in answers) / len(answers)
+        verbatim = 100 * sum(row.response in self.pool for row in said) / len(said)
         ranks = tuple(fitted.at(self.modality, layer)[1].rank for layer in layers)
         inside = self._inside(layers, target, fitted)
-        return Trial(layers, target, energy, ranks, leaked, refused, verbatim, inside, len(self.asked))
+        return Choice(layers, target, energy, ranks, leaked, refused, verbatim, inside, len(self.asked))
 
     def _inside(self, layers: tuple[int, ...], target: str, fitted: Subspaces) -> float:
         """`Σ‖P Δ‖² / Σ‖Δ‖²` over the last prompt tokens of forget queries, P of the widest RRS; percent."""
@@ -251,20 +243,20 @@ def _singles(n_layers: int) -> list[tuple[int, ...]]:
     return [(b,) for b in sorted({round(first + (last - first) * i / max(1, n - 1)) for i in range(n)})]
 
 
-def _ranked(trials: Iterable[Trial], gate_layer: int) -> list[Trial]:
+def _ranked(trials: Iterable[Choice], gate_layer: int) -> list[Choice]:
     """Best first: what is said, then whether one pass is enough, then few blocks, then deep ones."""
     return sorted(trials, key=lambda t: (*t.words, min(t.layers) < gate_layer, len(t.layers), -max(t.layers)))
 
 
-def _blocks(trial: Trial) -> str:
+def _blocks(trial: Choice) -> str:
     return f"block{'s' * (len(trial.layers) > 1)} {', '.join(map(str, trial.layers))}"
 
 
-def _said(trial: Trial) -> str:
+def _said(trial: Choice) -> str:
     return f"leaks {trial.leaked:.3g} %, refuses {trial.refused:.3g} %, {trial.verbatim:.3g} % verbatim"
 
 
-def _against(best: Trial, ranked: Sequence[Trial], tie: str) -> str:
+def _against(best: Choice, ranked: Sequence[Choice], tie: str) -> str:
     """How the best choice stands to the next one: by how much it is better, or what broke the tie."""
     if len(ranked) < 2:
         return ""

@@ -4,7 +4,7 @@ nnsight is imported when a model is first traced, not with this file: it patches
 interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -24,11 +24,12 @@ from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.respond import Response, respond
+from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import load_checkpoint
-from rmuse_interp.models.site import Site, reader, select
+from rmuse_interp.models.site import reader
 from rmuse_interp.parts.part import all_same
 
 
@@ -200,7 +201,7 @@ class LensModel(LoadedModel):
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
-        names: str | Site | Sequence[str | Site] | Callable[[str], bool] | None = None,
+        names: Names = None,
         plan: Plan | Edit | None = None,
         decision: Decision | None = None,
     ) -> tuple[Float[Tensor, "batch tokens vocab"], Any]:
@@ -210,24 +211,23 @@ class LensModel(LoadedModel):
             prompts: plain questions.
             images: one picture or None per row.
             responses: the assistant's words per row.
-            names: sites to keep, as names (`blocks.3.hook_resid_post`) or `Site`s, or a filter of names; all of
-                `resid_pre`, `attn_out`, `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
+            names: what to keep, by name (`blocks.3.hook_resid_post`, `blocks.3.attn.hook_z`, `projector.hook_out`; see
+                `rmuse_interp.models.cache`) or as `Site`s, or a filter of names; all of `resid_pre`, `attn_out`,
+                `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
             plan: what to run; values are those after its edits.
             decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
 
         Raises:
-            RMuseError: a name that is no site of this model.
+            RMuseError: a name that this model or this batch has nothing to show for.
         """
-        sites = select(names, self.n_layers)
-        readers = [reader(self.layout.blocks[site.layer], site) for site in sites]
+        with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
+        wanted = shown(self.hf, self.layout, names, with_image)
         encoding, root = self._planned(prompts, images, responses, plan, decision)
-        blocks = self.blocks
+        modules = [self.nn.get(one.path) for one in wanted]
         kept: dict[str, Tensor] = {}
         with torch.no_grad(), root.trace(**encoding):
-            for site, (child, side) in zip(sites, readers, strict=True):
-                envoy = blocks[site.layer] if child is None else getattr(blocks[site.layer], child)
-                value = envoy.input if side == "input" else envoy.output
-                kept[str(site)] = value[0] if isinstance(value, tuple) else value
+            for one, module in zip(wanted, modules, strict=True):
+                kept[one.name] = one.take(module.input if one.side == "input" else module.output)
             kept["logits"] = root.output.logits
         from transformer_lens import ActivationCache
 
@@ -296,17 +296,17 @@ class LensModel(LoadedModel):
         from nnsight.intervention.interleaver import OutOfOrderError
         from nnsight.intervention.iterator import Iterations
 
-        shown = []
+        taps = []
         for site in session.interpreter.taps:
             child, side = reader(self.layout.blocks[site.layer], site)
             block = self.blocks[site.layer]
-            shown.append((site, block if child is None else getattr(block, child), side))
+            taps.append((site, block if child is None else getattr(block, child), side))
         with envoy.edit(inplace=True):
             steps = 0
             try:
                 for _ in Iterations()[:]:
                     session.begin(*envoy.inputs)
-                    for site, module, side in shown:
+                    for site, module, side in taps:
                         value = module.input if side == "input" else module.output
                         h = value[0] if isinstance(value, tuple) else value
                         edited = session.apply(site, h)

@@ -76,7 +76,7 @@ class Site:
         Raises:
             RMuseError: any other string.
         """
-        match = _NAME.fullmatch(name)
+        match = _NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or match[2] not in HOOKS:
             raise RMuseError(
                 f"a site's name looks like 'blocks.3.hook_resid_post', got {name!r}; print a Site"
@@ -121,28 +121,6 @@ def as_sites(where: Where | Iterable[Where]) -> list[Site]:
             f"distinct 0-based layers or sites were required, got {where!r}; chain edits with >> to act twice at one"
         )
     return found
-
-
-def select(
-    names: str | Site | Iterable[str | Site] | Callable[[str], bool] | None, n_layers: int
-) -> list[Site]:
-    """The sites asked for, in forward order.
-
-    Raises:
-        RMuseError: a name that is no site, or a layer the model does not have.
-    """
-    every = [Site(layer, hook) for layer in range(n_layers) for hook in HOOKS]
-    if names is None:
-        return every
-    if callable(names):
-        return [site for site in every if names(str(site))]
-    wanted = {as_site(name) for name in ([names] if isinstance(names, str | Site) else names)}
-    outside = sorted(site for site in wanted if site not in every)
-    if outside:
-        raise RMuseError(
-            f"sites of blocks 0..{n_layers - 1} were required, got {', '.join(map(str, outside))}"
-        )
-    return [site for site in every if site in wanted]
 
 
 def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:

@@ -57,6 +57,10 @@ def without(parts: Sequence[PartT], what: str | type[Part]) -> list[PartT]:
     """
     if isinstance(what, str):
         return replaced(parts, {what: None})
+    if not isinstance(what, type) or not issubclass(what, nn.Module):
+        raise RMuseError(
+            f"a name, a pattern or a class of parts was required, got {what!r}: plan.addresses lists them"
+        )
     left = [_ablated(part, what) for part in parts]
     kept = [part for part in left if part is not None]
     if len(kept) == len(parts) and all(one is other for one, other in zip(kept, parts, strict=True)):

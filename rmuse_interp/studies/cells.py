@@ -28,7 +28,7 @@ from rmuse_interp.data.store import Store, digest, write_text
 from rmuse_interp.evaluate.metrics import OPEN_KINDS
 from rmuse_interp.evaluate.recovery import attack_scores
 from rmuse_interp.evaluate.results import AttackTranscript, Transcript
-from rmuse_interp.fitting.tuning import Tuning
+from rmuse_interp.fitting.rivals import Tuning
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rivals import RIVALS

@@ -7,12 +7,12 @@ import torch
 from rmuse_interp.baselines import BASELINES, training
 from rmuse_interp.baselines.methods import build
 from rmuse_interp.baselines.trials import Trial
-from rmuse_interp.fitting import rivals
+from rmuse_interp.fitting import validation
 from rmuse_interp.lens.likelihood import response_nll
 
 
 def held_out(*asked):
-    return replace(rivals.hold_out(*asked), max_new_tokens=3)
+    return replace(validation.hold_out(*asked), max_new_tokens=3)
 
 
 def weights(lens):
