@@ -18,11 +18,11 @@ from rmuse_interp.diagnostics import (
     subspace_overlap,
     update_share,
 )
-from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import steered
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.studies.updates import applied, in_form, own_protection, protections
 
 D = 24
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
-    from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
+    from rmuse_interp.evaluate.judges import Budget, Consultation, Judge, Quote
 
 T = TypeVar("T")
 SHOWN = 20
@@ -69,7 +69,7 @@ def budget_of(max_cost: float | None, price_in: float | None, price_out: float |
 
 @contextmanager
 def asking(
-    consultation: "Consultation", title: str, estimate: "Estimate", progress: "Progress"
+    consultation: "Consultation", title: str, estimate: "Quote", progress: "Progress"
 ) -> Iterator[None]:
     """A line of a progress bar with tokens and cost while questions are put; the estimate before, the sum behind.
 

@@ -3,22 +3,28 @@
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from jaxtyping import Float
 from rich.progress import Progress
 from torch import Tensor
 
 import rmuse_interp.operators as op
+from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics import UpdateShare, update_share
-from rmuse_interp.diagnostics.protection import Protection, applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.edits.plan import Edit, Plan, Tokens
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.operators import Operator, SlerpToward, Transport
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.studies.common import Record, places, short, steering
+
+Protection = Literal["none", "direction", "rotation"]
+"""Nothing; v̂ cleared of the RRS while h is rotated whole (eq. 4.10); everything inside the RRS complement (D5)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,3 +195,46 @@ def ends(found: Estimate | None) -> tuple[float | None, float | None, float | No
 def pair(null: Any) -> dict[str, float | None]:
     """A null as JSON."""
     return {"mean": short(null.mean), "sd": short(null.sd)}
+
+
+# Forms of protection.
+
+
+def protections(operator: Operator) -> tuple[Protection, ...]:
+    """The forms of protection that an operator can have."""
+    return ("none", "direction", "rotation") if isinstance(operator, SlerpToward) else ("none", "rotation")
+
+
+def own_protection(operator: Operator) -> Protection:
+    """The form of protection that an operator has."""
+    if not isinstance(operator, SlerpToward | Transport) or operator.rrs is None:
+        return "none"
+    return operator.kept
+
+
+def in_form(operator: Operator, protection: Protection, rrs: Subspace) -> Operator:
+    """The operator in another form of protection; itself, where that is its own.
+
+    Raises:
+        RMuseError: a form that this operator does not have.
+    """
+    if protection == own_protection(operator):
+        return operator
+    if protection not in protections(operator):
+        known = ", ".join(protections(operator))
+        raise RMuseError(f"protection of {type(operator).__name__} is one of {known}, got {protection!r}")
+    bare = operator.changed(rrs=None) if isinstance(operator, SlerpToward | Transport) else operator
+    return bare if protection == "none" else bare.keeping(rrs, protection)
+
+
+def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Teacher-forced states of one query after an operator, on the tokens an edit takes; row t is step t.
+
+    Args:
+        operator: what acts.
+        tokens: the edit's choice; `all` and `generated` are the same here, where the prompt is not looked at.
+        h: states from the last prompt token on.
+    """
+    step = torch.arange(len(h), device=h.device)
+    taken = {"prompt_end": step == 0, "prompt": step == 0, "response": step > 0}.get(tokens, step >= 0)
+    return torch.where(taken.unsqueeze(1), operator(h, step), h)
