@@ -19,13 +19,8 @@ from rmuse_interp.runs.run import Method
 
 
 @pytest.fixture(scope="module")
-def lens():
-    return load_model(tiny.tiny_llava())
-
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data")))
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")
