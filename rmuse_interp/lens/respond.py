@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from transformers.generation.streamers import BaseStreamer
+
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.fits import require_any_batch
 from rmuse_interp.edits.hooks import Attached, Session, attach
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.sentence import Sentence
@@ -102,6 +105,8 @@ def respond(
         )
     if recorder is not None and plan is None:
         raise RMuseError("a plan was required to record its steering, got none; leave the recorder out")
+    if plan is not None and len(questions) > 1:
+        require_any_batch(plan)
 
     def length(i: int) -> tuple[bool, int]:
         return pictures[i] is None, len(questions[i]) + len(begun[i] or "")
@@ -171,7 +176,7 @@ def answered(
     *,
     begun: Sequence[str | None] | None = None,
     noise: GumbelNoise | None = None,
-    streamer: object = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[Response]:
     """The responses to one batch, decided first where the plan needs it.
 
