@@ -19,6 +19,7 @@ from rmuse_interp.evaluate.results import require_writable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from rmuse_interp.data import Benchmark
     from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
     from rmuse_interp.evaluate.judges import Budget, Consultation, Judge, Quote
 
@@ -65,6 +66,25 @@ def budget_of(max_cost: float | None, price_in: float | None, price_out: float |
     from rmuse_interp.evaluate.judges import Budget
 
     return Budget(price_in, price_out, max_cost)
+
+
+def named(
+    word: str,
+    benchmark: "Benchmark",
+    budget: "Budget",
+    url: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> "Judge":
+    """The judge of a benchmark's answers that ``--judge`` names.
+
+    Raises:
+        RMuseError: an unknown word, a judge without key, a model that is not there.
+    """
+    from rmuse_interp.runs.judging import judge_of
+
+    aliases, entails = benchmark.aliases, benchmark.entails
+    return judge_of(word, aliases, entails, budget=budget, base_url=url, device=device, dtype=dtype)
 
 
 @contextmanager

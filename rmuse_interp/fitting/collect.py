@@ -56,14 +56,14 @@ class Trajectory:
 def pooled_states(
     lens: LensModel,
     queries: Sequence[Query],
-    spans: Sequence[Span],
+    spans: Sequence[Where],
     *,
     layers: Sequence[int] | None = None,
     delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
     batch_size: int = 32,
     progress: Progress | None = None,
     label: str = "collect",
-) -> dict[Span, Pooled]:
+) -> dict[Where, Pooled]:
     """`φ_l(x; S)` (eq. 4.1) of every query, span and block.
 
     Args:
@@ -83,7 +83,7 @@ def pooled_states(
         if span not in SPANS:
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
     blocks = list(range(lens.n_layers)) if layers is None else list(layers)
-    rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
+    rows: dict[Where, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
         masks = spans_of(lens, encoded, batch, delimiters)
@@ -95,7 +95,7 @@ def pooled_states(
             stacked = torch.stack([found[block][span] for block in blocks], dim=1)
             present = taken[span].any(dim=1)
             rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
-    result: dict[Span, Pooled] = {}
+    result: dict[Where, Pooled] = {}
     for span in spans:
         ids = tuple(q.id for q in queries if q.id in rows[span])
         states = (
@@ -193,7 +193,7 @@ def pooled_by(
 
 
 def _taken(
-    span: Span, call: Slice, prompt_end: Int[Tensor, " batch"], masks: SpanMasks
+    span: str, call: Slice, prompt_end: Int[Tensor, " batch"], masks: SpanMasks
 ) -> Bool[Tensor, "batch tokens"]:
     """The tokens of a span: what a gate reads is what running plans read, the rest is found in the text."""
     if span == "cot":
