@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.tiny import tiny_llava
+from helpers.studies import refused, words
 
 from analyses import ablations, adaptive_vs_fixed, prototype_cap, readme_table, threshold_sweep
 from rmuse_interp import RMuseError
@@ -24,8 +24,7 @@ ANALYSES = {
 
 
 def arguments(data, out, *more):
-    model = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
-    return [*model, "--limit", "3", "--fit-limit", "6", "--max-new-tokens", "6", *more]
+    return [*words(data, out, limit=3, fit_limit=6, max_new_tokens=6), *more]
 
 
 @pytest.fixture(scope="module")
@@ -64,16 +63,11 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, stem, capsys):
     module, more = ANALYSES[stem]
     for change, said in (
         (["--model", "/nowhere"], "does not exist"),
-        (["--forget", "15"], "forget_15"),
+        (["--forget", "20"], "forget_20"),
         (["--limit", "0"], "--limit of at least 1"),
         (["--max-new-tokens", "0"], "--max-new-tokens of at least 1"),
     ):
-        assert module.main([*arguments(data, tmp_path, *more), *change]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("error: ")
-        assert error.count("\n") == 1
-        assert said in error
-        assert not list(tmp_path.iterdir())
+        assert said in refused(module, [*arguments(data, tmp_path, *more), *change], tmp_path, capsys)
 
 
 def test_a_script_starts_anywhere_and_hides_no_package(tmp_path):

@@ -17,6 +17,7 @@ from rmuse_interp.baselines.batches import encode, rows_of
 from rmuse_interp.baselines.journal import UNFINISHED
 from rmuse_interp.baselines.trainables import linear_names
 from rmuse_interp.cli import app
+from rmuse_interp.data import load_benchmark
 from rmuse_interp.evaluate.results import read_run
 
 SMALL = {"limit": 4, "batch_size": 2, "settings": 2, "epochs": 2}
@@ -91,6 +92,17 @@ def test_a_finished_one_is_taken_up_and_no_other(lens, benchmark, trained):
         train("npo", lens, benchmark, trained.folder, **SMALL)
     with pytest.raises(RMuseError, match="holds ga trained in another way"):
         train("ga", lens, benchmark, trained.folder, **{**SMALL, "seed": 1})
+
+
+def test_one_trained_on_other_pictures_is_not_taken_up(lens, trained, tmp_path):
+    """The same people, ids and names of files; only what the photographs show was changed."""
+
+    def repainted(row):
+        return row | {"image": parquet_fixture.picture(99)} if row.get("image") else row
+
+    changed = load_benchmark(parquet_fixture.write_benchmark(tmp_path / "data", repainted), forget=10)
+    with pytest.raises(RMuseError, match="holds ga trained in another way"):
+        train("ga", lens, changed, trained.folder, **SMALL)
 
 
 def test_seeds(lens, benchmark, trained, tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from helpers.commands import done, refused, rmuse
+from helpers.said import METRICS
 from PIL import Image
 
 import rmuse_interp.data.world.draw
@@ -19,24 +20,6 @@ from rmuse_interp.runs import run as running
 from rmuse_interp.runs.traces import read_traces
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-METRICS = {
-    "ril",
-    "ril_explicit",
-    "ril_implicit",
-    "rcr",
-    "classification",
-    "rouge_l",
-    "cloze",
-    "exact",
-    "refusal_rate",
-    "repetition_rate",
-    "malformed_rate",
-    "step_recall",
-    "distinct_bigrams",
-    "n",
-}
 
 
 @pytest.fixture

@@ -2,13 +2,11 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.studies import drawn, refused, words
 from helpers.tiny import tiny_llava
 from sklearn.decomposition import PCA
 
@@ -24,7 +22,6 @@ from rmuse_interp.diagnostics.dynamics import (
 )
 from rmuse_interp.studies import activation_dynamics as analysis
 
-ROOT = Path(__file__).resolve().parent.parent
 D = 12
 
 
@@ -142,8 +139,7 @@ def test_too_few_people_are_counted():
 
 
 def arguments(data, out, *more):
-    where = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
-    return [*where, "--forget", "10", "--limit", "6", "--fit-limit", "6", *more]
+    return [*words(data, out, forget=10, limit=6, fit_limit=6), *more]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +152,7 @@ def results(data, tmp_path_factory):
 def test_rows_cover_presets_kinds_and_blocks(results):
     _, record = results
     origin = record["provenance"]
-    assert record["schema"] == analysis.SCHEMA
+    assert record["schema"] == "rmuse-activation-dynamics/1"
     assert origin["n"] == {"image": {"forget": 4, "retain": 4}, "text": {"forget": 2, "retain": 2}}
     for preset in ("paper", "calibrated"):
         for modality in ("image", "text"):
@@ -220,39 +216,11 @@ def test_mistakes_are_one_line_and_exit_code_2(data, tmp_path, capsys):
         (["--bundle", "/nowhere"], "rmuse.json"),
         (["--limit", "0"], "--limit of at least 1"),
     ):
-        assert script.main(arguments(data, tmp_path, *change)) == 2
-        error = capsys.readouterr().err.strip()
-        assert error.startswith("error: ")
-        assert "\n" not in error
-        assert said in error
-        assert not list(tmp_path.iterdir())
+        assert said in refused(script, arguments(data, tmp_path, *change), tmp_path, capsys)
 
 
 def test_the_figure_is_drawn_from_the_record_alone(results, tmp_path):
     out, record = results
-    code = (
-        "import sys; sys.path.insert(0, 'figures'); import activation_dynamics as figure\n"
-        "print(figure.main(['--results', sys.argv[1], '--out', sys.argv[2]]))\n"
-        "print('torch' in sys.modules, 'rmuse_interp' in sys.modules)"
-    )
-    argv = [sys.executable, "-c", code, str(out), str(tmp_path)]
-    run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.endswith("0\nFalse False\n"), run.stderr
-    assert run.stderr == ""
-    assert (tmp_path / "activation_dynamics.pdf").read_bytes().startswith(b"%PDF")
-    caption = " ".join((tmp_path / "activation_dynamics.txt").read_text().split())
+    (caption,) = drawn("activation_dynamics", out, tmp_path, "activation_dynamics")
     assert "n = image: 4 forget and 4 retain" in caption
     assert record["provenance"]["model"]["fingerprint"] in caption
-
-
-def test_results_of_another_schema_name_the_command_that_makes_new_ones(results, tmp_path):
-    _, record = results
-    (tmp_path / "activation_dynamics.json").write_text(
-        json.dumps(record | {"schema": "rmuse-activation-dynamics/0"})
-    )
-    argv = [sys.executable, "figures/activation_dynamics.py", "--results", str(tmp_path)]
-    run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2
-    assert "required schema 'rmuse-activation-dynamics/1', got 'rmuse-activation-dynamics/0'" in run.stderr
-    assert "run `python analyses/activation_dynamics.py` again" in run.stderr
-    assert [p.name for p in tmp_path.iterdir()] == ["activation_dynamics.json"]

@@ -2,13 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.tiny import tiny_llava
+from helpers.studies import drawn, words
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from analyses import gate_roc as script
@@ -16,8 +13,6 @@ from rmuse_interp import RMuseError
 from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.studies import gate_roc as analysis
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def scores(seed, n_hits=60, n_rest=90, apart=1.5, digits=None):
@@ -116,8 +111,7 @@ def test_scores_without_people_or_that_are_not_finite_are_refused():
 
 
 def arguments(data, out, *more):
-    where = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(out)]
-    return [*where, "--forget", "10", "--limit", "12", "--fit-limit", "6", *more]
+    return [*words(data, out, forget=10, limit=12, fit_limit=6), *more]
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +123,7 @@ def results(data, tmp_path_factory):
 
 def test_every_gate_is_measured_on_its_kind_of_query(results):
     _, record = results
-    assert record["schema"] == analysis.SCHEMA
+    assert record["schema"] == "rmuse-gate-roc/1"
     for modality in ("image", "text"):
         mine = [r for r in record["rows"] if r["modality"] == modality]
         assert mine[0]["gate"] == "paper"
@@ -212,16 +206,6 @@ def test_a_bundle_brings_its_own_gates(results, data, tmp_path, capsys):
 
 def test_the_figure_is_drawn_from_the_record_alone(results, tmp_path):
     out, record = results
-    code = (
-        "import sys; sys.path.insert(0, 'figures'); import gate_roc as figure\n"
-        "print(figure.main(['--results', sys.argv[1], '--out', sys.argv[2]]))\n"
-        "print('torch' in sys.modules, 'rmuse_interp' in sys.modules)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(out), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.stdout.endswith("0\nFalse False\n"), run.stderr
-    assert run.stderr == ""
-    caption = " ".join((tmp_path / "gate_roc.txt").read_text().split())
+    (caption,) = drawn("gate_roc", out, tmp_path, "gate_roc")
     assert f"n = image: {record['rows'][0]['n'][0]} to steer" in caption
     assert record["provenance"]["model"]["fingerprint"] in caption

@@ -1,15 +1,13 @@
 """Leakage by layer end to end: readings are the states they say, second opinions agree, and the record says its rule."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers.parquet_fixture import CITY, NAME, write_benchmark
 from helpers.plans import lens_of, subspace, vector
+from helpers.studies import drawn, refused, words
 from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
@@ -26,8 +24,8 @@ from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.studies import leakage as material
 from rmuse_interp.studies import leakage_by_layer as analysis
+from rmuse_interp.studies.fits import World
 
-ROOT = Path(__file__).resolve().parent.parent
 WORDS = "<think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker"
 
 
@@ -196,23 +194,7 @@ def test_questions_are_chosen_whole_and_their_secrets_are_not_in_them(data):
 
 
 def arguments(data, out, *more):
-    return [
-        "--model",
-        str(tiny_llava()),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--forget",
-        "10",
-        "--fit-limit",
-        "6",
-        "--limit",
-        "6",
-        "--max-new-tokens",
-        "6",
-        *more,
-    ]
+    return [*words(data, out, forget=10, fit_limit=6, limit=6, max_new_tokens=6), *more]
 
 
 @pytest.fixture(scope="module")
@@ -314,41 +296,16 @@ def test_the_summary_says_hidden_or_not(results, capsys):
 
 def test_the_figures_are_drawn_from_the_record_alone(results, tmp_path):
     out, record = results
-    code = (
-        "import sys; sys.path.insert(0, 'figures'); import runpy\n"
-        "sys.argv = ['f', '--results', *sys.argv[1:2], '--out', sys.argv[2]]\n"
-        "try: runpy.run_path('figures/leakage_by_layer.py', run_name='__main__')\n"
-        "except SystemExit as end: print('left with', end.code)\n"
-        "print('torch' in sys.modules, 'rmuse_interp' in sys.modules)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(out), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.stdout.endswith("left with 0\nFalse False\n"), run.stderr
-    for stem in ("leakage_by_layer", "leakage_by_layer_lens"):
-        assert (tmp_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
-        assert (tmp_path / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
-        caption = " ".join((tmp_path / f"{stem}.txt").read_text().split())
+    for caption in drawn("leakage_by_layer", out, tmp_path, "leakage_by_layer", "leakage_by_layer_lens"):
         assert "n = 6 image" in caption
         assert record["provenance"]["model"]["fingerprint"] in caption
-
-
-def test_another_schema_says_which_command_makes_a_new_file(results, tmp_path):
-    _, record = results
-    (tmp_path / "leakage_by_layer.json").write_text(
-        json.dumps({**record, "schema": "rmuse-leakage-by-layer/0"})
-    )
-    argv = [sys.executable, "figures/leakage_by_layer.py", "--results", str(tmp_path)]
-    run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 2
-    assert "python analyses/leakage_by_layer.py" in run.stderr
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (["--model", "/nowhere"], "does not exist"),
-        (["--forget", "15"], "forget_15"),
+        (["--forget", "20"], "forget_20"),
         (["--limit", "2"], "--limit of at least"),
         (["--others", "0"], "--others of at least 1"),
         (["--bundle", "/nowhere"], "rmuse.json"),
@@ -356,18 +313,13 @@ def test_another_schema_says_which_command_makes_a_new_file(results, tmp_path):
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(data, change, said, tmp_path, capsys):
-    assert script.main([*arguments(data, tmp_path), *change]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-    assert not list(tmp_path.iterdir())
+    assert said in refused(script, arguments(data, tmp_path, *change), tmp_path, capsys)
 
 
 def test_one_rendering_is_too_few_and_is_said_before_long_work(tmp_path, monkeypatch, capsys):
     """Without other wordings there is one group of text per person; without Test_Set's pictures, one photograph."""
     monkeypatch.setattr(analysis, "SPLITS", {"forget": ("forget",), "retain": ("retain",)})
-    monkeypatch.setattr(analysis, "presets_of", lambda *_: pytest.fail("long work was begun"))
+    monkeypatch.setattr(World, "presets", lambda *_: pytest.fail("long work was begun"))
     data = write_benchmark(tmp_path / "bench")
     assert script.main(arguments(data, tmp_path / "out")) == 2
     assert "at least 2 groups (photographs or wordings) of each of 2 classes" in capsys.readouterr().err

@@ -68,7 +68,9 @@ def test_world_tokenizer_and_files_are_the_same_in_every_process(folder, tokeniz
         check=True,
     )
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    assert len(files) == len(benchmark.RATES) * 2 + 3 + 6 + 1
+    assert (
+        len(files) == len(benchmark.RATES) * 2 + 3 + 6 + 2
+    )  # with the settings and the list of what was written
     here = [
         repr(WORLD).encode(),
         tokenizer.backend_tokenizer.to_str().encode(),

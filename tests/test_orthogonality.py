@@ -18,11 +18,11 @@ from rmuse_interp.diagnostics import (
     subspace_overlap,
     update_share,
 )
-from rmuse_interp.diagnostics.protection import applied, in_form, own_protection, protections
 from rmuse_interp.diagnostics.steered import steered
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.studies.updates import applied, in_forms
 
 D = 24
 
@@ -184,9 +184,9 @@ def test_every_form_of_protection_does_what_it_says():
     turn = op.SlerpToward(vector(1), FixedFraction(0.6))
     move = op.Transport(drawn(3, 12, D_MODEL).float(), torch.arange(12), window=1)
     for start in (turn, turn.keeping(rrs, "direction"), turn.keeping(rrs), move, move.keeping(rrs)):
-        forms = {name: in_form(start, name, rrs) for name in protections(start)}
-        assert [own_protection(form) for form in forms.values()] == list(forms)
-        assert forms[own_protection(start)] is start
+        forms, own = in_forms(start, rrs)
+        assert [in_forms(form, rrs)[1] for form in forms.values()] == list(forms)
+        assert forms[own] is start
         updates = {name: applied(form, "generated", h) - h for name, form in forms.items()}
         assert rrs.project(updates["rotation"]).abs().max() < 1e-5
         assert rrs.project(updates["none"]).abs().max() > 1e-2
@@ -196,11 +196,10 @@ def test_every_form_of_protection_does_what_it_says():
         # Whatever the form it came from, the operator is the same.
         bare = turn if isinstance(start, op.SlerpToward) else move
         for name, form in forms.items():
-            assert torch.equal(
-                applied(form, "generated", h), applied(in_form(bare, name, rrs), "generated", h)
-            )
-    with pytest.raises(RMuseError, match="is one of none, rotation"):
-        in_form(move, "direction", rrs)
+            again = in_forms(bare, rrs)[0][name]
+            assert torch.equal(applied(form, "generated", h), applied(again, "generated", h))
+    assert list(in_forms(turn, rrs)[0]) == ["none", "direction", "rotation"]
+    assert list(in_forms(move, rrs)[0]) == ["none", "rotation"]
 
 
 def test_an_edit_takes_its_tokens_only():

@@ -2,39 +2,20 @@
 
 import json
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from helpers.parquet_fixture import write_benchmark
+from helpers.studies import drawn, refused, words
 from helpers.tiny import tiny_llava
 
 from analyses import orthogonality as analysis
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-# The analysis and its figure, end to end.
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     data = write_benchmark(tmp_path_factory.mktemp("bench"))
-    argv = [
-        "--model",
-        str(tiny_llava()),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--limit",
-        "3",
-        "--seed",
-        "4",
-    ]
-    assert analysis.main(argv) == 0
+    assert analysis.main(words(data, out, limit=3, seed=4)) == 0
     return out, data, json.loads((out / "orthogonality.json").read_text())
 
 
@@ -98,19 +79,7 @@ def resampled(results, tmp_path_factory):
     """At 10 % two people are to be forgotten: enough to draw them again."""
     _, data, _ = results
     out = tmp_path_factory.mktemp("ten")
-    argv = [
-        "--model",
-        str(tiny_llava()),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--limit",
-        "3",
-        "--forget",
-        "10",
-    ]
-    assert analysis.main([*argv, "--resamples", "20"]) == 0
+    assert analysis.main(words(data, out, limit=3, forget=10, resamples=20)) == 0
     return out, json.loads((out / "orthogonality.json").read_text())
 
 
@@ -134,66 +103,23 @@ def test_resamples_are_told_by_preset_kind_and_block(resampled):
 
 def test_the_figure_shows_resamples_where_there_are_some(resampled, results, tmp_path):
     for (out, *_), there in ((resampled, True), (results, False)):
-        folder = tmp_path / str(there)
-        argv = [sys.executable, "figures/orthogonality.py", "--results", str(out), "--out", str(folder)]
-        run = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        assert (folder / "orthogonality_stability.pdf").exists() is there
+        drawn("orthogonality", out, tmp_path / str(there))
+        assert (tmp_path / str(there) / "orthogonality_stability.pdf").exists() is there
 
 
 def test_the_same_seed_gives_the_same_record(results, tmp_path):
     _, data, record = results
-    argv = [
-        "--model",
-        str(tiny_llava()),
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path),
-        "--limit",
-        "3",
-        "--seed",
-        "4",
-    ]
-    assert analysis.main(argv) == 0
+    assert analysis.main(words(data, tmp_path, limit=3, seed=4)) == 0
     again = json.loads((tmp_path / "orthogonality.json").read_text())
     assert again["geometry"] == record["geometry"]
     assert again["updates"] == record["updates"]
 
 
-def test_the_figure_is_drawn_from_the_record_alone(results, tmp_path):
+def test_the_figures_are_drawn_from_the_record_alone(results, tmp_path):
     out, _, record = results
-    code = (
-        "import runpy, sys; sys.argv = ['f', '--results', sys.argv[1], '--out', sys.argv[2]]\n"
-        "try: runpy.run_path('figures/orthogonality.py', run_name='__main__')\n"
-        "except SystemExit as end: print('left with', end.code)\n"
-        "print('torch' in sys.modules, 'rmuse_interp' in sys.modules)"
-    )
-    script = "import sys; sys.path.insert(0, 'figures');" + code.replace(
-        "import runpy, sys;", "import runpy;"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", script, str(out), str(tmp_path)], cwd=ROOT, capture_output=True, text=True
-    )
-    assert run.stdout.endswith("left with 0\nFalse False\n"), run.stderr
-    for stem in ("orthogonality", "orthogonality_plan"):
-        assert (tmp_path / f"{stem}.pdf").read_bytes().startswith(b"%PDF")
-        assert (tmp_path / f"{stem}.png").read_bytes().startswith(b"\x89PNG")
-        caption = " ".join((tmp_path / f"{stem}.txt").read_text().split())
+    for caption in drawn("orthogonality", out, tmp_path, "orthogonality", "orthogonality_plan"):
         assert "n = 1 image and 3 text" in caption
         assert record["provenance"]["model"]["fingerprint"] in caption
-
-
-def test_a_figure_without_results_says_what_to_run(tmp_path):
-    run = subprocess.run(
-        [sys.executable, "figures/orthogonality.py", "--results", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1
-    assert "python analyses/orthogonality.py" in run.stderr
 
 
 @pytest.mark.parametrize(
@@ -201,20 +127,14 @@ def test_a_figure_without_results_says_what_to_run(tmp_path):
     [
         (["--model", "/nowhere"], "does not exist"),
         (["--data", "/nowhere"], "no such folder"),
-        (["--forget", "15"], "forget_15"),
+        (["--forget", "20"], "forget_20"),
         (["--limit", "0"], "--limit of at least 1"),
         (["--bundle", "/nowhere"], "rmuse.json"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(results, change, said, tmp_path, capsys):
     _, data, _ = results
-    argv = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(tmp_path), *change]
-    assert analysis.main(argv) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert said in error
-    assert not list(tmp_path.iterdir())
+    assert said in refused(analysis, [*words(data, tmp_path), *change], tmp_path, capsys)
 
 
 def test_a_bundle_is_measured_as_it_is(results, tmp_path, capsys):
@@ -223,8 +143,7 @@ def test_a_bundle_is_measured_as_it_is(results, tmp_path, capsys):
     _, data, record = results
     lens = load_model(str(tiny_llava()))
     fit(lens, load_benchmark(data), "calibrated", seed=4).save(tmp_path / "bundle")
-    argv = ["--model", str(tiny_llava()), "--data", str(data), "--out", str(tmp_path), "--seed", "4"]
-    argv += ["--bundle", str(tmp_path / "bundle")]
+    argv = words(data, tmp_path, seed=4, bundle=tmp_path / "bundle")
     assert analysis.main(argv) == 0
     mine = json.loads((tmp_path / "orthogonality.json").read_text())
     blocks = mine["provenance"]["layers"]["calibrated"]

@@ -15,6 +15,7 @@ from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.runs.run import Method, choose, run
 from rmuse_interp.studies import ablations, acceptance, common, fits, prototype_cap
 from rmuse_interp.studies.gated import composed, fires, probes, scored
+from rmuse_interp.studies.variants import operators_of
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +52,9 @@ def test_evidence_comes_back_from_the_folder_as_it_was(world, tmp_path, monkeypa
     lens, benchmark, evidence, _ = world
     given = argparse.Namespace(fits=tmp_path, fit_limit=6, batch_size=32, seed=0)
     monkeypatch.setattr(fits, "gather", lambda *_args, **_settings: evidence)
-    fits.evidence_of(given, lens, benchmark)
+    assert fits.World(given, lens, benchmark).evidence
     monkeypatch.delattr(fits, "gather")
-    found = fits.evidence_of(given, lens, benchmark)
+    found = fits.World(given, lens, benchmark).evidence
     (kept,) = tmp_path.rglob("evidence.*")
     assert kept.suffix == ".safetensors"  # which runs no code when it is read
 
@@ -120,33 +121,33 @@ def test_each_ablation_removes_what_it_names_and_nothing_else(world):
     lens, benchmark, evidence, fitted = world
     begins = {m: ablations.answer_begins(lens, benchmark, one.refusals) for m, one in evidence.items()}
     assert all(any(b.values()) for b in begins.values())
-    found = [
-        *ablations.of_paper(fitted["paper"], evidence, benchmark.prefixes[0]),
-        *ablations.of_calibrated(fitted["calibrated"], evidence, begins),
-    ]
-    plans = {(v.preset, v.ablation): v.plan for v in found}
+    found = {
+        "paper": ablations.of_paper(fitted["paper"], evidence, benchmark.prefixes[0]),
+        "calibrated": ablations.of_calibrated(fitted["calibrated"], evidence, begins),
+    }
+    plans = {(preset, name): plan for preset, edited in found.items() for name, _, plan in edited}
     assert len(plans) == 12
-    assert len({v.plan.describe() + str(v.name) for v in found}) == 12
+    assert all(len({edit for _, edit, _ in edited}) == 6 for edited in found.values())
     for (preset, ablation), plan in plans.items():
         full = plans[preset, "full"]
         assert [e.modality for e in plan] == [e.modality for e in full]
         assert [e.layers for e in plan] == [e.layers for e in full]
         kept = [None if e.gate is None else e.gate.describe() for e in plan]
         assert kept == ([None, None] if ablation == "w/o gate" else [e.gate.describe() for e in full])
-    for operator in common.operators_of(plans["paper", "w/o RRS"]).values():
+    for operator in operators_of(plans["paper", "w/o RRS"]).values():
         assert operator.rrs is None
-    for operator in common.operators_of(plans["paper", "w/o ACS"]).values():
+    for operator in operators_of(plans["paper", "w/o ACS"]).values():
         assert operator.angle.describe() == "λ = 0.5"
         assert operator.rrs is not None
         assert operator.kept == "direction"
-    for operator in common.operators_of(plans["calibrated", "w/o RRS"]).values():
+    for operator in operators_of(plans["calibrated", "w/o RRS"]).values():
         assert operator.rrs is None
-    for operator in common.operators_of(plans["calibrated", "full"]).values():
+    for operator in operators_of(plans["calibrated", "full"]).values():
         assert (operator.rrs is not None, operator.kept) == (True, "rotation")
-    for operator in common.operators_of(plans["calibrated", "w/o ACS"]).values():
+    for operator in operators_of(plans["calibrated", "w/o ACS"]).values():
         assert operator.fraction == 0.5
     counts = [
-        sum(len(o.points) for o in common.operators_of(plans["calibrated", name]).values())
+        sum(len(o.points) for o in operators_of(plans["calibrated", name]).values())
         for name in ("full", "w/o reasoning span", "w/o answer span")
     ]
     assert counts[0] == counts[1] + counts[2]

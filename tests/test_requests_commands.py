@@ -7,6 +7,7 @@ import pytest
 from helpers import tiny
 from helpers.commands import done, refused
 from helpers.requests import clusters, fits_by_kind, leaf
+from helpers.studies import words
 
 import rmuse_interp as rm
 from analyses import requests as analysis
@@ -107,27 +108,9 @@ def test_a_fit_by_person_takes_requests_for_certain(lens, benchmark, evidence):
 
 
 def test_one_by_one_beside_at_once(data, tmp_path, capsys):
-    given = [
-        "--model",
-        tiny.tiny_llava(),
-        "--data",
-        data,
-        "--out",
-        tmp_path,
-        "--people",
-        3,
-        "--restore",
-        2,
-        "--limit",
-        6,
-        "--fit-limit",
-        6,
-        "--max-new-tokens",
-        4,
-        "--layers",
-        3,
-    ]
-    assert analysis.main([str(word) for word in given]) == 0
+    sizes = {"people": 3, "restore": 2, "limit": 6, "fit_limit": 6, "max_new_tokens": 4, "layers": 3}
+    given = words(data, tmp_path, **sizes)
+    assert analysis.main(given) == 0
     record = json.loads((tmp_path / "requests.json").read_text())
     assert record["schema"] == "rmuse-requests/1"
     assert [one["request"] for one in record["requests"]] == ["forget", "forget", "restore", "restore"]
@@ -151,5 +134,5 @@ def test_one_by_one_beside_at_once(data, tmp_path, capsys):
     assert not (tmp_path / ".requests").exists()
     assert "restore: 2 requests" in capsys.readouterr().out
     for wrong in (("--people", "4"), ("--people", "3", "--restore", "3")):
-        assert analysis.main([*[str(word) for word in given], *wrong]) == 2
+        assert analysis.main([*given, *wrong]) == 2
         assert "--people from 1 to 3" in capsys.readouterr().err

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from helpers.parquet_fixture import write_benchmark
+from helpers.said import METRICS
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
@@ -20,7 +21,7 @@ from rmuse_interp.evaluate.results import (
     read_transcripts,
     write_run,
 )
-from rmuse_interp.evaluate.scores import METRICS, gate_auroc, score, transcribe
+from rmuse_interp.evaluate.scores import gate_auroc, score, transcribe
 
 THINK = ("<think>", "</think>")
 
@@ -59,7 +60,7 @@ def test_scores_have_the_schema(benchmark, transcripts):
     for blocks in found["methods"].values():
         assert tuple(blocks) == SPLITS
         for block in blocks.values():
-            assert set(block) == {*METRICS, "n"}
+            assert set(block) == METRICS
     assert set(found["gate"]) == {"rmuse/calibrated"}
     assert set(found["gate"]["rmuse/calibrated"]) == {"auroc", "fire_rate", "by_modality"}
 

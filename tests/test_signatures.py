@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.said import said
 from typer.testing import CliRunner
 
 from rmuse_interp import load_benchmark, load_model
@@ -123,6 +124,17 @@ def test_steering_the_answer_alone_leaks_in_the_chain(bench):
     assert evidence(leak, "steered answers whose chain alone").low > 0.05
     assert evidence(leak, "tokens steered").value < 0.9
     assert "generated" in leak.setting
+
+
+@pytest.mark.parametrize(
+    ("chain", "leaks"), [("She lives in Oslo.", True), ("She does not live in Oslo.", False)]
+)
+def test_a_fact_that_the_chain_denies_is_no_leak(chain, leaks):
+    said_so = [
+        said(f"<think> {chain} </think> I cannot say.", i, attributes={"city": "Oslo"}) for i in range(20)
+    ]
+    leak = diagnose(Case("rmuse", [replace(t, fired=True) for t in said_so]))[0]
+    assert evidence(leak, "steered answers whose chain alone").value == float(leaks)
 
 
 def test_the_literal_method_collapses(bench):

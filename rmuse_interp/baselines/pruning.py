@@ -5,9 +5,9 @@ measures of its activations count alike (arXiv 2502.15910): mean absolute value,
 variance, root mean square.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Float
@@ -76,8 +76,8 @@ def _activations(
     found: list[list[Tensor]] = [[] for _ in range(lens.n_layers)]
     said: Tensor | None = None
 
-    def keeper(layer: int) -> Any:
-        def keep(_module: nn.Module, inputs: Any) -> None:
+    def keeper(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             found[layer].append(inputs[0].detach()[said].float().cpu())
 
         return keep

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rmuse_interp import RMuseError, __version__
-from rmuse_interp.baselines.trainables import require_peft
-from rmuse_interp.data.store import digest, digest_of_file, write_json, write_tensors
+from rmuse_interp.baselines.trainables import AdapterConfig, require_peft
+from rmuse_interp.data.store import JSON, digest, digest_of_file, write_json, write_tensors
 from rmuse_interp.lens.lens import LensModel
 
 SCHEMA: Final = "rmuse-baseline/1"
@@ -25,7 +25,7 @@ WEIGHTS: Final = "weights.safetensors"
 
 
 def write_baseline(
-    folder: Path, state: Mapping[str, Tensor], config: Any | None, record: Mapping[str, Any]
+    folder: Path, state: Mapping[str, Tensor], config: AdapterConfig | None, record: JSON
 ) -> None:
     """Writes what training changed, then the record that marks the baseline finished.
 
@@ -45,7 +45,7 @@ def write_baseline(
     write_json(folder / RECORD, whole)
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> JSON:
     """The record of a finished baseline.
 
     Raises:
@@ -105,7 +105,7 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
     return model
 
 
-def merged(lens: LensModel, state: Mapping[str, Tensor], config: Any, name: str) -> LensModel:
+def merged(lens: LensModel, state: Mapping[str, Tensor], config: AdapterConfig, name: str) -> LensModel:
     """A copy of the model with adapters merged in.
 
     Args:

@@ -3,9 +3,10 @@
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, runtime_checkable
+from types import ModuleType
+from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ class Rank:
 RANK: Final = Rank()
 
 
-def require_peft() -> Any:
+def require_peft() -> ModuleType:
     """The package `peft`.
 
     Raises:
@@ -42,13 +43,21 @@ def require_peft() -> Any:
 
 
 @runtime_checkable
+class AdapterConfig(Protocol):
+    """peft's configuration of adapters."""
+
+    def save_pretrained(self, save_directory: str) -> None:
+        """Write it into a folder."""
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """What a baseline trains, put on a model in place."""
 
     def parameters(self) -> list[nn.Parameter]:
         """What the optimiser moves."""
 
-    def original(self) -> Any:
+    def original(self) -> AbstractContextManager[None]:
         """A context in which the model is the one that training began from."""
 
     def state(self) -> dict[str, Tensor]:
@@ -128,13 +137,14 @@ class LowRank:
             parameter.requires_grad_(self._trained[name])
 
 
-def adapter_config(lens: LensModel, rank: Rank) -> Any:
+def adapter_config(lens: LensModel, rank: Rank) -> AdapterConfig:
     """peft's configuration of the adapters; the layers are named by a pattern, as short as it can be."""
     inner = {name.split(".", lens.layout.path.count(".") + 2)[-1] for name in linear_names(lens)}
     pattern = rf"{re.escape(lens.layout.path)}\.\d+\.({'|'.join(map(re.escape, sorted(inner)))})"
-    return require_peft().LoraConfig(
+    found: AdapterConfig = require_peft().LoraConfig(
         r=rank.r, lora_alpha=rank.alpha, lora_dropout=rank.dropout, target_modules=pattern, bias="none"
     )
+    return found
 
 
 class Weights:

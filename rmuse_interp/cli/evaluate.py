@@ -117,23 +117,10 @@ def evaluate(
     forgetting = requests.as_forgotten(opened, bundles)
     benchmark = traces.as_asked(forgetting, bundles)
     from rmuse_interp.evaluate import before_after
-    from rmuse_interp.runs import judging
     from rmuse_interp.runs import run as running
 
     budget = j.budget_of(max_cost, price_in, price_out)
-    judged_by = (
-        None
-        if judge == "rules"
-        else judging.judge_of(
-            judge,
-            benchmark.aliases,
-            benchmark.entails,
-            budget=budget,
-            base_url=judge_url,
-            device=device,
-            dtype=dtype,
-        )
-    )
+    judged_by = None if judge == "rules" else j.named(judge, benchmark, budget, judge_url, device, dtype)
     questions = running.choose(benchmark, limit, seed)
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)

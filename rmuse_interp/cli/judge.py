@@ -19,8 +19,9 @@ from rmuse_interp.evaluate.results import require_writable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from rmuse_interp.data import Benchmark
     from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
-    from rmuse_interp.evaluate.judges import Budget, Consultation, Estimate, Judge
+    from rmuse_interp.evaluate.judges import Budget, Consultation, Judge, Quote
 
 T = TypeVar("T")
 SHOWN = 20
@@ -67,9 +68,28 @@ def budget_of(max_cost: float | None, price_in: float | None, price_out: float |
     return Budget(price_in, price_out, max_cost)
 
 
+def named(
+    word: str,
+    benchmark: "Benchmark",
+    budget: "Budget",
+    url: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> "Judge":
+    """The judge of a benchmark's answers that ``--judge`` names.
+
+    Raises:
+        RMuseError: an unknown word, a judge without key, a model that is not there.
+    """
+    from rmuse_interp.runs.judging import judge_of
+
+    aliases, entails = benchmark.aliases, benchmark.entails
+    return judge_of(word, aliases, entails, budget=budget, base_url=url, device=device, dtype=dtype)
+
+
 @contextmanager
 def asking(
-    consultation: "Consultation", title: str, estimate: "Estimate", progress: "Progress"
+    consultation: "Consultation", title: str, estimate: "Quote", progress: "Progress"
 ) -> Iterator[None]:
     """A line of a progress bar with tokens and cost while questions are put; the estimate before, the sum behind.
 

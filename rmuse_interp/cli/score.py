@@ -81,17 +81,7 @@ def score(
     budget = j.budget_of(max_cost, price_in, price_out)
     seed, limit = origin.get("seed", 0), origin.get("limit")
     if judge is not None:
-        from rmuse_interp.runs.judging import judge_of
-
-        other = judge_of(
-            judge,
-            benchmark.aliases,
-            benchmark.entails,
-            budget=budget,
-            base_url=judge_url,
-            device=device,
-            dtype=dtype,
-        )
+        other = j.named(judge, benchmark, budget, judge_url, device, dtype)
         if other.name == scores["judge"]:
             raise RMuseError(f"another judge than that of the run was required, got {judge}")
         with support.bars("scored", {}, "score") as progress:

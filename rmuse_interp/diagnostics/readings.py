@@ -24,7 +24,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.fitting.collect import Query, batched, means_of, pooled_by, shown, spans_of
+from rmuse_interp.fitting.collect import Query, batched, pooled_by, shown, spans_of
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import asking, heard, running
 from rmuse_interp.models.batches import reading
@@ -138,8 +138,8 @@ def read_out(
                     for i, (text, query) in enumerate(zip(encoded.texts, batch, strict=True))
                 ]
                 taken = _taken(spans, torch.tensor(first), mask)
-                means = means_of({place: taken[place] for place in places})
-                with reading(lens.layout, every, partial(pooled_by, means)) as found:
+                masks = {place: taken[place] for place in places}
+                with reading(lens.layout, every, partial(pooled_by, masks)) as found:
                     lens.hf(**encoded, use_cache=False, logits_to_keep=1)
             if handle is not None:
                 fired |= {query.id: one.fired for query, one in zip(batch, heard(handle), strict=True)}

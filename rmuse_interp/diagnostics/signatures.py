@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 
 from rmuse_interp.diagnostics.findings import Case, Figure, Finding
+from rmuse_interp.evaluate.assertions import told
 from rmuse_interp.evaluate.metrics import OPEN_KINDS, leakable
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import TO_STEER
@@ -56,9 +57,11 @@ def reasoning_leakage(case: Case) -> Finding:
         values = leakable(t, lexicon) if t.split in TO_STEER and t.kind in OPEN_KINDS else {}
         if values:
             rows.append(t)
-            told = any(lexicon.states(t.answer, v) for v in values.values()) and t.answer != ""
-            answers += told
-            leaks += not told and any(lexicon.states(t.reasoning or t.response, v) for v in values.values())
+            answered = any(told(t.answer, v, lexicon) for v in values.values())
+            answers += answered
+            leaks += not answered and any(
+                told(t.reasoning or t.response, v, lexicon) for v in values.values()
+            )
     rate = wilson(leaks, len(rows))
     evidence = [
         Figure.of("steered answers whose chain alone tells a fact", rate),

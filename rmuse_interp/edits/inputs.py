@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
@@ -72,6 +72,20 @@ def covered(readout: str, call: Slice, prompt_end: Int[Tensor, " batch"]) -> Boo
     # Text after the last image token: no image token may follow within the prompt.
     ahead = (prompt & call.image).flip(1).cumsum(dim=1).flip(1)
     return prompt & ~call.special & (ahead == 0)
+
+
+def mean_over(
+    h: Float[Tensor, "batch tokens d"], cover: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch d"]:
+    """What these tokens add to the mean of a read-out, float32: fitting and running both read by this.
+
+    Args:
+        h: states.
+        cover: the tokens that the read-out averages, see `covered`.
+        count: how many they are in all; more than `cover` holds where a prefill comes in chunks.
+    """
+    share = cover.float() / count.clamp_min(1).unsqueeze(1)
+    return torch.einsum("bt,btd->bd", share, torch.where(cover.unsqueeze(-1), h.float(), 0.0))
 
 
 def announce(

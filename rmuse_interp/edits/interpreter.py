@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.fits import require_fit
-from rmuse_interp.edits.inputs import cached, covered, of_prompt, read_call
+from rmuse_interp.edits.inputs import cached, covered, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
@@ -263,28 +263,28 @@ class Interpreter:
         """The state after `gate` has read this call's share of its read-out, and decided the rows that are complete."""
         query, call = state.query, state.call
         cover = covered(gate.readout, call, query.prompt_end)
-        share = torch.where(cover.unsqueeze(-1), h.float(), 0.0).sum(dim=1)
+        count = cover.sum(dim=1)
+        expected = None
+        if state.announced is not None and gate.readout != "draft":
+            expected = state.announced.repeated(len(count)).readable[gate.readout].to(count.device)
+        share = mean_over(h, cover, count if expected is None else expected)
         before = state.readings.get(index)
         restart = torch.zeros_like(query.has_image)
         if gate.readout == "question" and before is not None:
             restart = (call.image & call.real).any(dim=1)
         if before is None:
-            reading = Reading(share, cover.sum(dim=1))
+            reading = Reading(share, count)
         else:
             keep = ~restart
-            reading = Reading(
-                before.total * keep.unsqueeze(-1) + share, before.count * keep + cover.sum(dim=1)
-            )
+            reading = Reading(before.mean * keep.unsqueeze(-1) + share, before.count * keep + count)
         ended = (call.real & (call.position >= query.prompt_end.unsqueeze(-1))).any(dim=1)
         ready = ended & ~query.decision.known[:, index]
-        if state.announced is not None and gate.readout != "draft":
-            expected = state.announced.repeated(len(ready)).readable[gate.readout].to(ready.device)
-            if bool((ready & (reading.count != expected)).any()):
-                raise RMuseError(
-                    f"the gate reads {gate.readout!r} tokens that an earlier call has put into the cache: pass the whole "
-                    "conversation without a cache, or decide first with plan.decide(...)"
-                )
-        mean = reading.total / reading.count.clamp_min(1).unsqueeze(-1)
+        if expected is not None and bool((ready & (reading.count != expected)).any()):
+            raise RMuseError(
+                f"the gate reads {gate.readout!r} tokens that an earlier call has put into the cache: pass the whole "
+                "conversation without a cache, or decide first with plan.decide(...)"
+            )
+        mean = reading.mean
         score = gate.score(mean).float()
         # Nothing to read (an image read-out of a text query): the gate stays closed.
         score = torch.where(reading.count > 0, score, -torch.inf)

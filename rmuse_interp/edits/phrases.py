@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Final, Protocol, runtime_checkable
 
-from rmuse_interp.edits.sentence import Modality, Per, Tokens
+from rmuse_interp.data.example import Modality
+from rmuse_interp.edits.sentence import Per, Tokens
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import Part

@@ -17,11 +17,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.example import Modality as Modality
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 from rmuse_interp.edits import bundle, choices, phrases
 from rmuse_interp.edits.runs import Runs
 from rmuse_interp.edits.sentence import Explanation, Kept, Per
-from rmuse_interp.edits.sentence import Modality as Modality
 from rmuse_interp.edits.sentence import Tokens as Tokens
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.models.loaded import LoadedModel

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from rmuse_interp.data.example import Modality
 from rmuse_interp.edits.spoken import Delimiters
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.models.site import Site
@@ -31,8 +32,6 @@ Tokens = Literal[
 """`generated`: positions ≥ prompt_end; `response`: > it; `prompt`: ≤ it, behind images, special tokens before it aside;
 `all`: all but image tokens and padding; `image`: the prompt's image tokens; `chain`, `answer`: the response between its
 delimiters and behind them; `positions`, `mask`: those that the edit lists."""
-Modality = Literal["image", "text"]
-"""Rows with an image, or without one."""
 Kept = Literal["direction", "rotation"]
 """What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
 Per = Literal["query", "token"]

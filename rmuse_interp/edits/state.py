@@ -171,9 +171,9 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A gate's read-out under way: the sum of the states read so far and their number, per row."""
+    """A gate's read-out under way, per row: what the tokens read so far add to its mean, and their number."""
 
-    total: Float[Tensor, "batch d"]
+    mean: Float[Tensor, "batch d"]
     count: Int[Tensor, " batch"]
 
 

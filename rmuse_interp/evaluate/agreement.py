@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from einops import einsum, reduce
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
 from rmuse_interp.maths.statistics import Estimate, bootstrap, clustered
 
@@ -127,7 +128,7 @@ class Agreement:
     by_kind: dict[str, tuple[int, int]]
     verdicts: dict[str, str | None]
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> JSON:
         """Plain JSON of all of it."""
         return {
             "judge": self.judge,

@@ -1,12 +1,13 @@
-"""Whether a text tells a value or denies it: a value is told where it stands undenied at least once.
+"""Whether a text gives a value away: it tells it, undenied at least once, or says what implies it.
 
 Rules for English, on clauses. What they don't understand counts as told, so that a leak is missed by no doubt of theirs.
 """
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
-from rmuse_interp.evaluate.text import contains, listed, normalise, occurrences, stems
+from rmuse_interp.evaluate.text import Lexicon, contains, listed, normalise, occurrences, stems
 
 _CLAUSES: Final = re.compile(
     r"[.;:!?,](?=\s|$)|[()\n—–]|(?<!nothing )(?<!anything )(?<!anywhere )(?<!anyone )\bbut\b"
@@ -53,6 +54,35 @@ _RELATIVE: Final = re.compile(
 )
 _ALSO_VERBS: Final = frozenset(listed("judge nurse pilot duck parrot badger cook tailor butcher"))
 _BEFORE_VERBS: Final = r"\b(?:to|should|would|could|can|cannot|will|must|not|never|don['’]t|i|we|you|they)\s+"
+
+
+def told(text: str, value: str, lexicon: Lexicon) -> bool:
+    """Whether some form of a value stands in a text, undenied."""
+    return any(tells(text, form) for form in lexicon.forms(value))
+
+
+def implied(text: str, value: str, question: str, lexicon: Lexicon) -> bool:
+    """Whether a text holds what entails a value, undenied, or a sum that makes it, and its question did not say that."""
+    asked, forms = normalise(question), lexicon.forms(value)
+    if forms & set(sums(normalise(text))) and not forms & set(sums(asked)):
+        return True
+    return any(
+        not contains(asked, term) and (tells(text, term) or hints(text, term))
+        for term in lexicon.implied_by(value)
+    )
+
+
+def sums(text: str) -> Iterator[str]:
+    """The years that a normalised text gives without naming them.
+
+    >>> list(sums("born 2 years after 1982")), list(sums("year before 1985")), list(sums("turned 40 in 2024"))
+    (['1984'], ['1984'], ['1984'])
+    """
+    for many, way, year in re.findall(r"(?:(\d+) years?|\byear) (after|before) (\d{4})\b", text):
+        yield str(int(year) + int(many or 1) * (1 if way == "after" else -1))
+    turning = r"\b(?:turn(?:ed|s)?|became|becomes|celebrated \w+) (\d{1,3})(?: years old)? in (\d{4})\b"
+    for age, year in re.findall(turning, text):
+        yield str(int(year) - int(age))
 
 
 def tells(text: str, form: str) -> bool:

@@ -1,17 +1,16 @@
 """Before and after: a run's ``scores.json`` as a table and as bars. Reads plain JSON; needs no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import SCHEMA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Scores = Mapping[str, Any]
 
 FORGOTTEN: Final = ("forget", "test")
 KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
@@ -32,7 +31,7 @@ _SPARE: Final = ("#009E73", "#CC79A7", "#56B4E9", "#F0E442")
 _HATCHES: Final = ("", "//////", "......", "xxxxxx", "------")
 
 
-def read_scores(path: Path) -> dict[str, Any]:
+def read_scores(path: Path) -> JSON:
     """The scores a file holds.
 
     Raises:
@@ -48,19 +47,19 @@ def read_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def methods_of(scores: Scores) -> list[str]:
+def methods_of(scores: JSON) -> list[str]:
     """The methods of a run: the unsteered models first, then by name."""
     names = list(scores["methods"])
     rest = sorted(set(names) - set(ORDER), key=lambda name: (not name.startswith("rmuse/paper"), name))
     return [name for name in ORDER if name in names] + rest
 
 
-def splits_of(scores: Scores) -> list[str]:
+def splits_of(scores: JSON) -> list[str]:
     """The splits in which some method has answered something, people to forget first."""
     return [s for s in (*FORGOTTEN, *KEPT) if any(m.get(s, {}).get("n") for m in scores["methods"].values())]
 
 
-def rows(scores: Scores) -> list[tuple[str, str, dict[str, float | None]]]:
+def rows(scores: JSON) -> list[tuple[str, str, dict[str, float | None]]]:
     """(split, method, metrics and ``fired``) in reading order; ``fired`` is the gate's firing rate in percent."""
     found = []
     for split in splits_of(scores):
@@ -81,7 +80,7 @@ def shown(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def markdown(scores: Scores) -> str:
+def markdown(scores: JSON) -> str:
     """The table of ``README.md``: what should fall, what should stay, and how well the gate tells them apart."""
     names = methods_of(scores)
     lines: list[tuple[str, Sequence[float | None]]] = []
@@ -116,7 +115,7 @@ def look(name: str, names: Sequence[str]) -> tuple[str, str]:
     return _SPARE[place], _HATCHES[min(turn, len(_HATCHES) - 1)]
 
 
-def draw(scores: Scores) -> "Figure":
+def draw(scores: JSON) -> "Figure":
     """Leakage where it should fall and exact answers where they should stay: bars with 95 % intervals.
 
     Returns:
@@ -202,7 +201,7 @@ def draw(scores: Scores) -> "Figure":
     return figure
 
 
-def caption(scores: Scores) -> str:
+def caption(scores: JSON) -> str:
     """What the figure shows, with n of every bar."""
     counts: dict[str, set[int]] = {}
     for metric, splits in (("ril", FORGOTTEN), ("exact", KEPT)):
@@ -223,7 +222,7 @@ def caption(scores: Scores) -> str:
     )
 
 
-def save(scores: Scores, folder: Path, stem: str = "demo") -> list[Path]:
+def save(scores: JSON, folder: Path, stem: str = "demo") -> list[Path]:
     """The figure as PNG and PDF; the same scores give the same bytes.
 
     Returns:

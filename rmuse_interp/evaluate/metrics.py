@@ -11,7 +11,7 @@ from typing import Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
-from rmuse_interp.evaluate.assertions import tells
+from rmuse_interp.evaluate.assertions import told
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import (
@@ -169,7 +169,7 @@ def leakage(
 ) -> Leakage:
     """Reasoning information leakage over free questions that touch at least one leakable attribute.
 
-    Explicit, by rule whoever the judge is: a form of a value stands in the chain, undenied (`assertions.tells`).
+    Explicit, by rule whoever the judge is: a form of a value stands in the chain, undenied (`assertions.told`).
     Implicit: a value stands there or, says the judge, is implied there. A response that is not well formed is scanned
     whole, a bare answer too. A question without an explicit leak on which the judge has no verdict is left out of RIL and
     its implicit part, and counted as ``unjudged``.
@@ -179,7 +179,7 @@ def leakage(
         values = leakable(t, lexicon)
         if values:
             text = scanned(t)
-            named = any(tells(text, form) for value in values.values() for form in lexicon.forms(value))
+            named = any(told(text, value, lexicon) for value in values.values())
             if not named:
                 for key, value in values.items():
                     cases.append(LeakCase(text, t.prompt, key, value))

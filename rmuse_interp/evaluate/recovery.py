@@ -3,18 +3,18 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.attacks import ATTACKS
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
-from rmuse_interp.evaluate.results import AttackTranscript, Transcript
+from rmuse_interp.evaluate.results import AttackTranscript, Block, Transcript
+from rmuse_interp.evaluate.scores import TO_STEER, rounded
 from rmuse_interp.evaluate.text import Lexicon
 
-FORGOTTEN: Final = ("forget", "test")
-"""Splits whose largest RIL is a method's `worst`; any other is a control."""
 NO_ATTACK: Final = "none"
 _PLACES: Final = {name: place for place, name in enumerate(ATTACKS)}
 
@@ -25,7 +25,7 @@ def attack_scores(
     benchmark: Benchmark,
     judge: Judge | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JSON:
     """Leakage and its recovery, per method, attack and split.
 
     A question counts once, whatever its variants and samples: as the most leaking of them for leakage, as their mean for
@@ -44,7 +44,7 @@ def attack_scores(
         ``methods`` (NAME → ATTACK → SPLIT → ``{ril, recovery, exact, refusal, malformed, without, responses,
         not_applicable}``; ``ril``: ``{value, explicit, implicit, n, low, high, unjudged}``, ``recovery``: ``{value, low,
         high, n}``, ``without``: ``{ril, exact, refusal, malformed}``, in percent, None where nothing can leak), and
-        ``worst`` (NAME → ``{ril, attack, split, low, high, n}`` over the splits `FORGOTTEN`, no attack included; None
+        ``worst`` (NAME → ``{ril, attack, split, low, high, n}`` over the splits `TO_STEER`, no attack included; None
         where no attack was scored there). ``not_applicable``: open questions of the split that the attack has no variant
         of.
 
@@ -57,8 +57,8 @@ def attack_scores(
     )
     for t in attacked:
         groups[t.method][t.attack][t.split].append(t)
-    methods: dict[str, Any] = {}
-    worst: dict[str, Any] = {}
+    methods: dict[str, dict[str, dict[str, JSON]]] = {}
+    worst: dict[str, JSON | None] = {}
     for name, by_attack in groups.items():
         splits = [split for split in SPLITS if any(split in by_split for by_split in by_attack.values())]
         # Theirs first, then attacks of one's own: the order of the transcripts is no matter.
@@ -84,7 +84,7 @@ class _Reading:
         self.plain = {(t.method, t.split, t.id): t for t in plain if t.kind in m.OPEN_KINDS}
         self.references = {e.id: e for split in {t.split for t in plain} for e in benchmark.scoring(split)}
 
-    def block(self, method: str, rows: Sequence[AttackTranscript], split: str) -> dict[str, Any]:
+    def block(self, method: str, rows: Sequence[AttackTranscript], split: str) -> JSON:
         """The scores of one method, attack and split."""
         asked = [key[2] for key in self.plain if key[:2] == (method, split)]
         by_id: dict[str, list[AttackTranscript]] = defaultdict(list)
@@ -108,14 +108,14 @@ class _Reading:
         recovery = m.summarise("recovery", gained, self.seed)
         return {
             "ril": _leak(under),
-            "recovery": {"value": _round(recovery.value), **_interval(recovery), "n": recovery.n},
+            "recovery": {"value": rounded(recovery.value), **_interval(recovery), "n": recovery.n},
             **self._shares(rows),
-            "without": {"ril": _round(without.ril.value), **self._shares(before)},
+            "without": {"ril": rounded(without.ril.value), **self._shares(before)},
             "responses": len(rows),
             "not_applicable": len(asked) - len(by_id),
         }
 
-    def unattacked(self, method: str, splits: Iterable[str]) -> dict[str, Any]:
+    def unattacked(self, method: str, splits: Iterable[str]) -> dict[str, JSON]:
         """The leakage of the plain responses, as `block` has it."""
         rows = {split: [t for key, t in self.plain.items() if key[:2] == (method, split)] for split in splits}
         return {split: {"ril": _leak(self._leakage(found))} for split, found in rows.items()}
@@ -172,26 +172,26 @@ def _mean_of_means(rows: Sequence[tuple[str, bool]]) -> float | None:
         by_id[i].append(value)
     if not by_id:
         return None
-    return _round(100.0 * sum(sum(found) / len(found) for found in by_id.values()) / len(by_id))
+    return rounded(100.0 * sum(sum(found) / len(found) for found in by_id.values()) / len(by_id))
 
 
-def _leak(found: m.Leakage) -> dict[str, Any]:
+def _leak(found: m.Leakage) -> JSON:
     return {
-        "value": _round(found.ril.value),
-        "explicit": _round(found.explicit.value),
-        "implicit": _round(found.implicit.value),
+        "value": rounded(found.ril.value),
+        "explicit": rounded(found.explicit.value),
+        "implicit": rounded(found.implicit.value),
         **_interval(found.ril),
         "n": found.ril.n,
         "unjudged": found.ril.unjudged,
     }
 
 
-def _interval(found: m.Metric) -> dict[str, float | None]:
+def _interval(found: m.Metric) -> Block:
     low, high = found.interval or (None, None)
-    return {"low": _round(low), "high": _round(high)}
+    return {"low": rounded(low), "high": rounded(high)}
 
 
-def _worst(by_attack: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
+def _worst(by_attack: Mapping[str, Mapping[str, JSON]]) -> JSON | None:
     """The largest RIL on the people to forget; of equal ones the first."""
     found = [
         {
@@ -204,10 +204,6 @@ def _worst(by_attack: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
         }
         for attack, by_split in by_attack.items()
         for split, block in by_split.items()
-        if split in FORGOTTEN and block["ril"]["value"] is not None
+        if split in TO_STEER and block["ril"]["value"] is not None
     ]
     return max(found, key=lambda one: one["ril"], default=None)
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None else round(float(value), 6)

@@ -8,13 +8,13 @@ they are, the run is finished.
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import write_json, write_text
+from rmuse_interp.data.store import JSON, write_json, write_text
 
 SCHEMA: Final = "rmuse-scores/1"
 SCORES: Final = "scores.json"
@@ -22,6 +22,8 @@ TRANSCRIPTS: Final = "transcripts.jsonl"
 TRACES: Final = "traces.safetensors"
 ATTACKED: Final = "attacks.jsonl"
 
+Block = dict[str, float | None]
+"""Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where one is not defined."""
 Record = TypeVar("Record", bound="Transcript")
 
 
@@ -114,7 +116,7 @@ class AttackTranscript(Transcript):
 class Run:
     """A finished run: its scores (schema ``rmuse-scores/1``) and transcripts."""
 
-    scores: dict[str, Any]
+    scores: JSON
     transcripts: list[Transcript]
 
 
@@ -153,7 +155,7 @@ def require_writable(folder: Path) -> None:
 
 def write_run(
     folder: Path,
-    scores: Mapping[str, Any],
+    scores: JSON,
     transcripts: Iterable[Transcript],
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,

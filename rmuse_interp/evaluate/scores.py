@@ -3,34 +3,20 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.benchmark import SPLITS, Benchmark
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
-from rmuse_interp.evaluate.results import SCHEMA, Transcript
+from rmuse_interp.evaluate.results import SCHEMA, Block, Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.maths.statistics import auroc
 
-METRICS: Final = (
-    "ril",
-    "ril_explicit",
-    "ril_implicit",
-    "rcr",
-    "classification",
-    "rouge_l",
-    "cloze",
-    "exact",
-    "refusal_rate",
-    "repetition_rate",
-    "malformed_rate",
-    "step_recall",
-    "distinct_bigrams",
-)
 TO_STEER: Final = frozenset({"forget", "test"})
 """Splits about people to forget: the positives of the gate. RCR is not defined there."""
 NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign"})
@@ -114,7 +100,7 @@ def score(
     seconds: Mapping[str, float] | None = None,
     judge: Judge | None = None,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> JSON:
     """The scores of a run, in the schema of ``scores.json``.
 
     Args:
@@ -145,11 +131,11 @@ def score(
     def plain(rows: Sequence[Transcript]) -> dict[str, m.Metric]:
         return measure(rows, benchmark, references, judge, seed)
 
-    methods: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
-    apart: dict[str, Any] = {}
-    unread: dict[str, Any] = {}
-    gate: dict[str, Any] = {}
+    methods: dict[str, dict[str, Block]] = {}
+    intervals: dict[str, dict[str, dict[str, Block]]] = {}
+    apart: dict[str, dict[str, dict[str, Block]]] = {}
+    unread: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+    gate: dict[str, JSON] = {}
     for name in sorted(groups):
         methods[name], intervals[name], apart[name], unread[name] = {}, {}, {}, {}
         for split in SPLITS:
@@ -157,14 +143,14 @@ def score(
             found = plain(rows)
             methods[name][split] = _block(found, len(rows))
             intervals[name][split] = {
-                k: {"low": _round(i[0]), "high": _round(i[1]), "n": found[k].n}
-                for k in METRICS
-                if (i := found[k].interval) is not None
+                k: {"low": rounded(i[0]), "high": rounded(i[1]), "n": one.n}
+                for k, one in found.items()
+                if (i := one.interval) is not None
             }
             unread[name][split] = {
                 k: {"parse_failures": one.parse_failures, "unjudged": one.unjudged}
-                for k in METRICS
-                if (one := found[k]).parse_failures or one.unjudged
+                for k, one in found.items()
+                if one.parse_failures or one.unjudged
             }
             if rows:
                 apart[name][split] = {
@@ -185,7 +171,7 @@ def score(
         },
         "methods": methods,
         "gate": gate,
-        "seconds": {k: _round(v) for k, v in (seconds or {}).items()},
+        "seconds": {k: rounded(v) for k, v in (seconds or {}).items()},
         "by_modality": apart,
         "intervals": intervals,
         "unread": unread,
@@ -193,28 +179,28 @@ def score(
     }
 
 
-def _block(found: Mapping[str, m.Metric], n: int) -> dict[str, Any]:
-    return {**{k: _round(found[k].value) for k in METRICS}, "n": n}
+def _block(found: Mapping[str, m.Metric], n: int) -> Block:
+    return {**{k: rounded(one.value) for k, one in found.items()}, "n": n}
 
 
-def _round(value: float | None) -> float | None:
+def rounded(value: float | None) -> float | None:
     """Six decimals: enough for any use, and no noise of summation order in the file."""
     return None if value is None else round(float(value), 6)
 
 
-def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> dict[str, Any]:
+def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> JSON:
     """AUROC, firing rates and thresholds of one method's gate."""
     fire_rate = {}
     for split in SPLITS:
         decided = [t.fired for t in rows if t.split == split and t.fired is not None]
-        fire_rate[split] = _round(100.0 * sum(decided) / len(decided)) if decided else None
+        fire_rate[split] = rounded(100.0 * sum(decided) / len(decided)) if decided else None
     parts = {k: [t for t in rows if t.modality == k] for k in ("image", "text")}
     return {
-        "auroc": _round(gate_auroc(rows)),
+        "auroc": rounded(gate_auroc(rows)),
         "fire_rate": fire_rate,
         "by_modality": {
             k: {
-                "auroc": _round(gate_auroc(part)),
+                "auroc": rounded(gate_auroc(part)),
                 "threshold": float(thresholds[k]) if k in thresholds else None,
             }
             for k, part in parts.items()

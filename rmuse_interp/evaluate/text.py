@@ -4,7 +4,12 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.scoring import Score
 
 
 def listed(words: str) -> tuple[str, ...]:
@@ -267,7 +272,7 @@ class _WordTokenizer:
 
 
 @lru_cache(maxsize=1)
-def _scorer() -> Any:
+def _scorer() -> "RougeScorer":
     from rouge_score import rouge_scorer
 
     return rouge_scorer.RougeScorer(["rougeL"], tokenizer=_WordTokenizer())
@@ -278,7 +283,7 @@ ROUGE_WORDS: Final = 2000
 
 
 @lru_cache(maxsize=65536)
-def _rouge(reference: str, candidate: str) -> Any:
+def _rouge(reference: str, candidate: str) -> "Score | None":
     if not reference.strip() or not candidate.strip():
         return None
     short = (" ".join(text.split()[:ROUGE_WORDS]) for text in (reference, candidate))
@@ -315,7 +320,7 @@ def sentences(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def _stemmer() -> Any:
+def _stemmer() -> "PorterStemmer":
     from nltk.stem.porter import PorterStemmer  # what rouge-score stems with
 
     return PorterStemmer()

@@ -20,7 +20,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import fields
 from rmuse_interp.data.fields import Fault
 from rmuse_interp.data.store import JSON, write_text
-from rmuse_interp.evaluate.judges import Consultation, Estimate, Unreadable
+from rmuse_interp.evaluate.judges import Consultation, Quote, Unreadable
 from rmuse_interp.evaluate.judges.consulting import json_in
 from rmuse_interp.evaluate.text import Lexicon
 
@@ -152,7 +152,7 @@ def fault_of(task: Task, steps: Sequence[tuple[str, str]]) -> str:
     return ""
 
 
-def estimate(tasks: Sequence[Task], consultation: Consultation) -> Estimate:
+def estimate(tasks: Sequence[Task], consultation: Consultation) -> Quote:
     """What one round takes: every chain written and checked once."""
     asked = [_to_write(Annotation(task)) for task in tasks]
     asked += [CHECK.format(**task.words(chain=_CHAIN_GUESS)) for task in tasks]

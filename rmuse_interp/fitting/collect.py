@@ -16,6 +16,8 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
+from rmuse_interp.edits.inputs import covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.state import Slice
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.batches import alike, reading
 from rmuse_interp.models.encoding import Encoding
@@ -54,14 +56,14 @@ class Trajectory:
 def pooled_states(
     lens: LensModel,
     queries: Sequence[Query],
-    spans: Sequence[Span],
+    spans: Sequence[Where],
     *,
     layers: Sequence[int] | None = None,
     delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
     batch_size: int = 32,
     progress: Progress | None = None,
     label: str = "collect",
-) -> dict[Span, Pooled]:
+) -> dict[Where, Pooled]:
     """`φ_l(x; S)` (eq. 4.1) of every query, span and block.
 
     Args:
@@ -81,19 +83,19 @@ def pooled_states(
         if span not in SPANS:
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
     blocks = list(range(lens.n_layers)) if layers is None else list(layers)
-    rows: dict[Span, dict[str, Tensor]] = {span: {} for span in spans}
+    rows: dict[Where, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
         masks = spans_of(lens, encoded, batch, delimiters)
-        taken = {span: _mask(span, masks) for span in spans}
-        means = means_of(taken)
-        with reading(lens.layout, blocks, partial(pooled_by, means)) as found, torch.no_grad():
+        call = of_prompt(read_call(encoded, lens.layout.vocabulary), encoded.prompt_end)
+        taken = {span: _taken(span, call, encoded.prompt_end, masks) for span in spans}
+        with reading(lens.layout, blocks, partial(pooled_by, taken)) as found, torch.no_grad():
             lens.hf(**encoded, use_cache=False, logits_to_keep=1)
         for span in spans:
             stacked = torch.stack([found[block][span] for block in blocks], dim=1)
             present = taken[span].any(dim=1)
             rows[span].update({q.id: stacked[i] for i, q in enumerate(batch) if bool(present[i])})
-    result: dict[Span, Pooled] = {}
+    result: dict[Where, Pooled] = {}
     for span in spans:
         ids = tuple(q.id for q in queries if q.id in rows[span])
         states = (
@@ -181,36 +183,19 @@ def spans_of(
 
 
 def pooled_by(
-    weights: Mapping[Where, Float[Tensor, "batch tokens"]],
+    masks: Mapping[Where, Bool[Tensor, "batch tokens"]],
     _layer: int,
     states: Float[Tensor, "batch tokens d"],
 ) -> dict[Where, Float[Tensor, "batch d"]]:
-    """The states averaged under each weighting of the tokens, in float32 on the CPU; for `reading`."""
-    exact = states.float()
-    return {
-        where: torch.einsum("bt,btd->bd", weight.to(exact.device), exact).cpu()
-        for where, weight in weights.items()
-    }
+    """The mean of the states over the tokens of each mask, in float32 on the CPU; for `reading`."""
+    here = {where: mask.to(states.device) for where, mask in masks.items()}
+    return {where: mean_over(states, mask, mask.sum(dim=1)).cpu() for where, mask in here.items()}
 
 
-def means_of(
-    masks: Mapping[Where, Bool[Tensor, "batch tokens"]],
-) -> dict[Where, Float[Tensor, "batch tokens"]]:
-    """Weights that average over the tokens of each mask; all zero where a row has none."""
-    weights = {where: mask.float() for where, mask in masks.items()}
-    return {where: w / w.sum(dim=1, keepdim=True).clamp_min(1) for where, w in weights.items()}
-
-
-def _mask(span: Span, masks: SpanMasks) -> Tensor:
-    if span == "last":
-        at = torch.zeros_like(masks.answer)
-        return at.scatter(1, masks.prompt_end.unsqueeze(1).to(at.device), True)
-    if span == "draft":
-        columns = torch.arange(masks.answer.shape[1], device=masks.answer.device)
-        return columns >= masks.prompt_end.unsqueeze(1).to(columns.device)  # padding is on the left
-    return {
-        "question": masks.prompt_text,
-        "image": masks.image,
-        "cot": masks.reasoning,
-        "answer": masks.answer,
-    }[span]
+def _taken(
+    span: str, call: Slice, prompt_end: Int[Tensor, " batch"], masks: SpanMasks
+) -> Bool[Tensor, "batch tokens"]:
+    """The tokens of a span: what a gate reads is what running plans read, the rest is found in the text."""
+    if span == "cot":
+        return masks.reasoning
+    return masks.answer if span == "answer" else covered(span, call, prompt_end)

@@ -6,17 +6,17 @@ reasoning and for the answer alone; what lacks a span is left out and counted.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.spans import split_response
-from rmuse_interp.data.store import cache_folder
+from rmuse_interp.data.store import JSON, cache_folder
 from rmuse_interp.data.template import TEMPLATES, Form, Reason, Template, TemplateName, fault
 from rmuse_interp.data.views import Own, Restated, as_asked, restated
 from rmuse_interp.fitting.answers import Answers
@@ -98,7 +98,7 @@ class Elicited:
         """Number of questions put to the model."""
         return len(self.kept) + len(self.dropped)
 
-    def record(self) -> dict[str, Any]:
+    def record(self) -> JSON:
         """Template and counts as plain JSON; without ids, which name people."""
         return dict(self.benchmark.record)
 
@@ -209,7 +209,7 @@ def elicit(
 def elicited_again(
     model: LensModel,
     benchmark: Benchmark,
-    report: Mapping[str, Any],
+    report: JSON,
     examples: Sequence[Example],
     *,
     cache: Path | None = None,
@@ -241,7 +241,7 @@ def elicited_again(
     ).benchmark
 
 
-def traces_of(benchmark: Benchmark) -> dict[str, Any]:
+def traces_of(benchmark: Benchmark) -> JSON:
     """Whose traces a benchmark holds and how it is asked, for a bundle's report; plain JSON."""
     if isinstance(benchmark, Own):
         return dict(benchmark.record)
@@ -249,7 +249,7 @@ def traces_of(benchmark: Benchmark) -> dict[str, Any]:
     return {"source": "given", **put}
 
 
-def asked_with(report: Mapping[str, Any]) -> Template | None:
+def asked_with(report: JSON) -> Template | None:
     """The template that a bundle expects questions to be put with; None for a benchmark's own words."""
     record = report.get("traces", {}).get("template")
     return None if record is None else Template.of_record(record)

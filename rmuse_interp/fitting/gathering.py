@@ -2,9 +2,9 @@
 
 import hashlib
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypedDict
 
 import torch
 from rich.progress import Progress
@@ -12,17 +12,15 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.data.attacks.photographs import disturbed
 from rmuse_interp.data.spans import parse_response
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.metrics import RefusalPool
-from rmuse_interp.fitting.collect import Query, Span, pooled_states, trajectories
+from rmuse_interp.fitting.collect import Query, Where, pooled_states, trajectories
+from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.lens.quantised import roundable, rounding
 from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.parts.gates import Readout
 from rmuse_interp.parts.pooled import Pooled
-
-PooledT = TypeVar("PooledT")
 
 LIMIT: Final = 160
 """Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
@@ -31,14 +29,9 @@ EACH: Final = 12
 TRAJECTORIES: Final = 32
 """Most refusals followed token by token, per kind of query and form (stepwise, direct): the prototypes of
 `calibrated` are their states."""
-READOUTS: Final[tuple[Span, ...]] = ("last", "question", "draft")
+READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
 """What gates may read. Never the image tokens alone: they come before the question and can't know what is asked about a
 person."""
-ROUNDED: Final = 0.08
-"""Share of the gate's queries that it is shown with rounded weights as well. More was no better on the organism."""
-CHANGED: Final = (0.5, 0.15)
-"""Shares of the gate's queries about people to forget, and of all others, that it is shown with the photograph changed
-as well. A person missed leaks, so theirs are more. Chosen on portraits of other seeds than those that are scored."""
 SHORT: Final = frozenset({"classification", "cloze"})
 """Kinds of question that are answered without reasoning."""
 
@@ -76,6 +69,16 @@ def gather(
     return found
 
 
+class _Gated(TypedDict):
+    """What gates are fitted on: the fields of `Evidence` of these names."""
+
+    readouts: dict[Readout, Pooled]
+    prefixed: Pooled
+    forget: dict[str, str]
+    others: dict[str, str]
+    people: dict[str, str]
+
+
 class _Gatherer:
     """The passes over one kind of query."""
 
@@ -92,8 +95,8 @@ class _Gatherer:
     ) -> None:
         self.model, self.benchmark, self.modality, self.limit = model, benchmark, modality, limit
         self.seed, self.photographs = seed, photographs
-        self.settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-        self._read: dict[Span, dict[tuple[Any, ...], Tensor]] = {span: {} for span in READOUTS}
+        self.batch_size, self.progress = batch_size, progress
+        self._read: dict[Readout, dict[tuple[object, ...], Tensor]] = {span: {} for span in READOUTS}
         self.forget = self._some(benchmark.fit_forget, {"generation"})
         self.people = self._some(benchmark.fit_retain, {"generation"})
         self.reasoning = [
@@ -130,7 +133,8 @@ class _Gatherer:
             spoken,
             delimiters=benchmark.delimiters,
             label=f"refusals, {self.modality}",
-            **self.settings,
+            batch_size=self.batch_size,
+            progress=self.progress,
         )
         return Evidence(
             own=self._responses(self.forget, "own responses", for_gates=True),
@@ -178,7 +182,7 @@ class _Gatherer:
             [q.prompt for q in refusing],
             [q.image for q in refusing],
             max_new_tokens=longest,
-            batch_size=self.settings["batch_size"],
+            batch_size=self.batch_size,
         )
         found = []
         for query, response in zip(refusing, said, strict=True):
@@ -188,18 +192,19 @@ class _Gatherer:
             found.append(replace(query, response=response.text) if own else query)
         return found
 
-    def _pool(self, queries: list[Query], label: str, readouts: Sequence[Span] = ()) -> Any:
-        spans: tuple[Span, ...] = ("cot", "answer") if all(q.stepwise for q in queries) else ("answer",)
+    def _pool(self, queries: list[Query], label: str, readouts: Sequence[str] = ()) -> dict[str, Pooled]:
+        spans: tuple[str, ...] = ("cot", "answer") if all(q.stepwise for q in queries) else ("answer",)
         return self._states(queries, (*spans, *readouts), label)
 
-    def _states(self, queries: list[Query], spans: Sequence[Span], label: str) -> Any:
+    def _states(self, queries: list[Query], spans: Sequence[Where], label: str) -> dict[Where, Pooled]:
         return pooled_states(
             self.model,
             queries,
             spans,
             delimiters=self.benchmark.delimiters,
             label=f"{label}, {self.modality}",
-            **self.settings,
+            batch_size=self.batch_size,
+            progress=self.progress,
         )
 
     def _responses(
@@ -210,7 +215,7 @@ class _Gatherer:
         direct: bool = False,
         prefix: str = "",
         for_gates: bool = False,
-    ) -> Any:
+    ) -> dict[str, Pooled]:
         """Pooled states of the reference responses; prefixed ones keep q as it is (`g ⊕ q`).
 
         `for_gates`: what gates read is kept from the same pass, for `_gate` to find.
@@ -236,10 +241,10 @@ class _Gatherer:
             self._read[span] |= {text_of[i]: state for i, state in found}
         return pooled
 
-    def _read_out(self, queries: list[Query]) -> dict[Span, Pooled]:
+    def _read_out(self, queries: list[Query]) -> dict[Readout, Pooled]:
         """What gates read of the queries; a text that was read before is not read again."""
         rest = self._states([q for q in queries if _text(q) not in self._read["last"]], READOUTS, "prompts")
-        found: dict[Span, Pooled] = {}
+        found: dict[Readout, Pooled] = {}
         for span in READOUTS:
             known = self._read[span]
             states = dict(zip(rest[span].ids, rest[span].states, strict=True))
@@ -248,7 +253,7 @@ class _Gatherer:
             found[span] = Pooled(torch.stack([states[i] for i in ids]), ids, rest[span].layers, span)
         return found
 
-    def _gate(self) -> dict[str, Any]:
+    def _gate(self) -> _Gated:
         """Prompt states of what must and must not be steered, in every form that questions take.
 
         A forget person's further photographs (Benign's `train` files hold some) are asked about as well: a gate that
@@ -340,42 +345,9 @@ class _Gatherer:
         return found
 
 
-def _text(query: Query) -> tuple[Any, ...]:
+def _text(query: Query) -> tuple[object, ...]:
     """All that the states of a query depend on."""
     return query.prompt, query.image, query.response, query.stepwise
-
-
-def disturbed_states(
-    model: LensModel,
-    queries: Sequence[Query],
-    forget: Collection[str],
-    seed: int,
-    read: Callable[[list[Query], str], PooledT],
-) -> list[PooledT]:
-    """What is read of some of the queries as they might come in use: their weights rounded, their photograph changed.
-
-    A person's states scatter by that too, and a gate that has seen how does not take the scatter for another person.
-    Which queries they are, and what becomes of their photograph, follows from the seed and a query's id alone.
-
-    Args:
-        model: whose weights are rounded to 4 bits while they are read; afterwards they are what they were.
-        queries: with their ids; those disturbed have `~` and how behind theirs.
-        forget: the ids of those about people to forget.
-        seed: of the choice.
-        read: from queries and a label to states.
-    """
-    found = []
-    drawn = [(q, random.Random(f"{seed}/{q.id}").random()) for q in queries]
-    rounded = [replace(q, id=f"{q.id}~rounded") for q, at in drawn if at < ROUNDED]
-    if rounded and roundable(model):
-        with rounding(model, 4):
-            found.append(read(rounded, "rounded weights"))
-    changed = [
-        replace(q, id=f"{q.id}~changed", image=disturbed(q.image, random.Random(f"{seed}/{q.id}/photograph")))
-        for q, at in drawn
-        if q.image is not None and at < CHANGED[q.id not in forget]
-    ]
-    return [*found, read(changed, "changed photographs")] if changed else found
 
 
 def _own(twin: str) -> str:

@@ -5,9 +5,10 @@ interpreter's exception hook. Beartype goes first, or that import fails (nnsight
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
-from rmuse_interp.lens.installed import Installed
 from rmuse_interp.lens.respond import Response, respond
 from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
@@ -67,7 +67,7 @@ class LensModel(LoadedModel):
 
     def __init__(self, hf_model: Any, processor: Any, layout: Layout, name: str):
         super().__init__(hf_model, processor, layout, name)
-        self._installed: list[Installed] = []
+        self._installed: "list[Installed]" = []
 
     @cached_property
     def cfg(self) -> SimpleNamespace:
@@ -236,7 +236,7 @@ class LensModel(LoadedModel):
 
     def install(
         self, plan: Plan | Edit, *, decision: Decision | None = None, recorder: Recorder | None = None
-    ) -> Installed:
+    ) -> "Installed":
         """The plan as a stored nnsight edit, run in every trace and generation until `.remove()`; see `Installed`."""
         return Installed(self, self._checked(plan), decision, recorder)
 
@@ -331,3 +331,49 @@ class LensModel(LoadedModel):
         with native.paused(self.hf):
             require_sums(expression, self.hf, self.layout)
         return expression
+
+
+class Installed:
+    """The handle of a plan stored as an nnsight edit: `remove` (or leave the ``with`` block) and it is gone.
+
+    Args:
+        lens: the model.
+        plan: what runs in each of its traces and generations. Those begun by name (`lens.trace`, `lens.generate`,
+            `lens.run_with_cache`) decide about their prompts first where the plan needs it.
+        decision: what `plan.decide` gave, for the batches that follow; traces of `lens.nn` itself, which are shown no
+            prompts, need it for two-pass plans.
+        recorder: keeps a trace of its steering.
+
+    Raises:
+        RMuseError: a plan that runs on the model already, or layers it does not have.
+    """
+
+    def __init__(
+        self, lens: LensModel, plan: Plan, decision: Decision | None = None, recorder: Recorder | None = None
+    ):
+        lens._require_new(plan)
+        self.lens = lens
+        self.plan = plan
+        self.session = native.Session(plan.to(lens.device), lens.layout, decision, recorder)
+        self._undo = ExitStack()
+        self._undo.enter_context(native.listening(lens.hf, self.session))
+        self.mediator = lens._store(lens.nn, self.session)
+        lens._installed.append(self)
+        self._undo.callback(self._forget)
+
+    def remove(self) -> None:
+        """Take the edit off the model again; a second call does nothing."""
+        self._undo.close()
+
+    def _forget(self) -> None:
+        # nnsight has no public way to drop one stored edit (`clear_edits` drops all).
+        self.lens.nn._edits[:] = [edit for edit in self.lens.nn._edits if edit is not self.mediator]
+        self.lens._installed.remove(self)
+
+    def __enter__(self) -> "Installed":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from transformers.generation.streamers import BaseStreamer
+
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
 from rmuse_interp.edits.hooks import Attached, Session, attach
@@ -171,7 +173,7 @@ def answered(
     *,
     begun: Sequence[str | None] | None = None,
     noise: GumbelNoise | None = None,
-    streamer: object = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[Response]:
     """The responses to one batch, decided first where the plan needs it.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
 
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.trace import Recorder
@@ -38,7 +39,7 @@ def stream(
         return answered(model, handle, [prompt], [image], max_new_tokens, streamer=words)[0]
 
 
-class _Words:
+class _Words(BaseStreamer):
     """transformers' streamer: new ids in, whole words out; delimiters stay, special tokens do not."""
 
     def __init__(self, model: LoadedModel, write: Callable[[str], None]) -> None:

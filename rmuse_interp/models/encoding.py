@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import BatchFeature
 
 from rmuse_interp import RMuseError
 
-Picture = Any
+Picture = Image.Image | bytes | str | Path | None
 """A PIL image, encoded bytes, a path, or None."""
 
 
@@ -100,9 +101,9 @@ class Encoder:
             image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
             said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
             return "\n".join([said[0].replace(": ", f": {image}", 1), *said[1:], "ASSISTANT:"])
-        messages: list[dict[str, Any]] = []
+        messages: list[dict[str, object]] = []
         for role, words in turns:
-            content: Any = words
+            content: object = words
             if self.sees:
                 picture = [{"type": "image"}] * (with_image and not messages)
                 content = [*picture, {"type": "text", "text": words}]
@@ -137,7 +138,7 @@ class Encoder:
         heads = [self.render(q, item is not None) for q, item in zip(rows, loaded, strict=True)]
         texts = [head if not r else f"{head} {r}" for head, r in zip(heads, given, strict=True)]
         begin = self.tokenizer.bos_token
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "padding": True,
             "return_tensors": "pt",
             "add_special_tokens": not (begin and heads[0].startswith(begin)),
@@ -177,7 +178,7 @@ class Encoder:
         ).strip()
 
 
-def per_row(items: Any, rows: int, what: str) -> list[Any]:
+def per_row(items: object, rows: int, what: str) -> list[Any]:
     """One item per row, None for each where there are none.
 
     Raises:
@@ -193,9 +194,7 @@ def per_row(items: Any, rows: int, what: str) -> list[Any]:
     return listed
 
 
-def _picture(item: Picture, row: int) -> Any:
-    from PIL import Image, UnidentifiedImageError
-
+def _picture(item: Picture, row: int) -> Image.Image | None:
     if item is None or isinstance(item, Image.Image):
         return None if item is None else item.convert("RGB")
     source = io.BytesIO(item) if isinstance(item, bytes) else Path(item)

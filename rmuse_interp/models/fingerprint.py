@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from torch import nn
 
@@ -36,11 +36,11 @@ class Fingerprint:
         shape = f"{self.n_layers}x{self.d_model}x{self.vocabulary}"
         return f"{self.architecture}:{shape}:{self.weights or 'unknown'}"
 
-    def as_record(self) -> dict[str, Any]:
+    def as_record(self) -> dict[str, str | int]:
         """The fingerprint as plain JSON."""
         return asdict(self)
 
-    def differences(self, record: Mapping[str, Any]) -> list[str]:
+    def differences(self, record: Mapping[str, object]) -> list[str]:
         """What differs from a saved record, one phrase each; weights count only where both are known."""
         found = []
         for name, own in self.as_record().items():
@@ -49,8 +49,8 @@ class Fingerprint:
                 found.append(f"{name} {other} there, {own} here")
         return found
 
-    def require(self, record: Mapping[str, Any] | None, what: str) -> None:
-        """Nothing, or the error that `what` belongs to another model.
+    def require(self, record: Mapping[str, object] | None, what: str) -> None:
+        """Raise unless `what` belongs to this model.
 
         Raises:
             RMuseError: naming what differs.

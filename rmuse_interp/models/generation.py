@@ -1,8 +1,8 @@
 """The one generation loop: what a model goes on to say behind an encoding, as text."""
 
-from typing import Any
-
 import torch
+from transformers import LogitsProcessor
+from transformers.generation.streamers import BaseStreamer
 
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.loaded import LoadedModel
@@ -21,7 +21,11 @@ def silent(model: LoadedModel) -> frozenset[int]:
 
 
 def continued(
-    model: LoadedModel, encoding: Encoding, max_new_tokens: int, noise: Any = None, streamer: Any = None
+    model: LoadedModel,
+    encoding: Encoding,
+    max_new_tokens: int,
+    noise: LogitsProcessor | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[str]:
     """The words that come behind each row, greedily; every row stops at its own end.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data.store import cache_folder
 from rmuse_interp.evaluate.judges import (
-    Asked,
+    Answerer,
     AskingJudge,
     Budget,
     Consultation,
@@ -54,7 +54,7 @@ def asked_of(
     device: str | None = None,
     dtype: str | None = None,
     max_tokens: int = 512,
-) -> Asked:
+) -> Answerer:
     """Whom a word names: ``openai:MODEL`` or ``local:PATH``.
 
     Raises:

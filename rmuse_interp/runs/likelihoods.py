@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.fluency import perplexity
 from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
-from rmuse_interp.evaluate.membership import ATTACKS, membership
+from rmuse_interp.evaluate.membership import ATTACKS, Attack, Membership, membership
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
@@ -101,7 +102,7 @@ def forgetting(
     seed: int = 0,
     folder: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JSON:
     """Forget quality and membership inference of each method on the open questions about the people to forget.
 
     Wrong answers are other people's answers to the same question, retained people's too. Members are the right answers,
@@ -156,7 +157,7 @@ def forgetting(
     }
 
 
-def _attacked(nats: Nats, people: Mapping[str, str], attack: Any, seed: int) -> Any:
+def _attacked(nats: Nats, people: Mapping[str, str], attack: Attack, seed: int) -> Membership:
     members = {i: right for i, (right, *_) in nats.items()}
     others = {f"{i}#{k}": one for i, (_, *wrong) in nats.items() for k, one in enumerate(wrong)}
     who = {**people, **{i: people[i.rsplit("#", 1)[0]] for i in others}}
@@ -172,7 +173,7 @@ def fluency(
     seed: int = 0,
     folder: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> JSON:
     """Perplexity of each method's responses by split, under the model that no plan runs on.
 
     Args:
@@ -188,7 +189,7 @@ def fluency(
     asked = [(t.prompt, t.response, examples[t.id]) for t in said]
     found = _nats(Method("responses", model), asked, "responses", batch_size, folder, progress)
     nats = {(t.method, t.id): row for t, row in zip(said, found, strict=True)}
-    scores: dict[str, Any] = {}
+    scores: JSON = {}
     for method, split in sorted({(t.method, t.split) for t in transcripts}):
         rows = [t for t in transcripts if (t.method, t.split) == (method, split)]
         metric = perplexity(rows, {t.id: nats[method, t.id] for t in rows if (method, t.id) in nats}, seed)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from rich.progress import Progress
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
-from rmuse_interp.data.store import Store
+from rmuse_interp.data.store import JSON, Store
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.evaluate.judges import Judge
@@ -239,7 +239,7 @@ def scores_of(
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
     judge: Judge | None = None,
-) -> dict[str, Any]:
+) -> JSON:
     """The scores of a run (schema ``rmuse-scores/1``).
 
     Gates are compared by their margins, so a gate's ``threshold`` is 0 there; its own threshold and scale stand

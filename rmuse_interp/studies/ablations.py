@@ -1,51 +1,32 @@
 """Ablations of both presets as edits of their plans."""
 
 import argparse
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
-from rmuse_interp.data import SPLITS, Benchmark, Example, sample
+from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.spans import span_masks
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.lens.lens import LensModel
-from rmuse_interp.method.rmuse import PRESETS, SPANS, Evidence, RMuse, calibrated_edit, paper_edit
+from rmuse_interp.method.rmuse import SPANS, Evidence, RMuse, calibrated_edit, paper_edit
 from rmuse_interp.parts.angle import FixedFraction
-from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    operators_of,
-    provenance,
-    rows_of,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.runs.run import choose
+from rmuse_interp.studies.common import Record
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Variant, operators_of, study, tabulate
 
-SCHEMA = "rmuse-ablations/1"
-STEM = "ablations"
+COLUMNS = (
+    *(("test", name) for name in ("ril", "refusal_rate", "malformed_rate", "classification")),
+    *(("retain_test", name) for name in ("exact", "malformed_rate", "fire_rate")),
+    ("reasoning", "exact"),
+)
 LEFT_OUT = {"cot": "w/o reasoning span", "answer": "w/o answer span"}
 
 
-@dataclass(frozen=True, eq=False)
-class Variant:
-    """One edit of a preset's plan: its name in the paper's table, the edit in words, and the plan."""
-
-    preset: str
-    ablation: str
-    edit: str
-    plan: Plan
-
-    @property
-    def name(self) -> str:
-        """Of the method in the rows."""
-        return f"{self.preset}/{self.ablation.replace('w/o ', 'without ').replace(' ', '-')}"
+Edited = tuple[str, str, Plan]
+"""An ablation's name in the paper's table, the edit in words, and the plan."""
 
 
 def run(given: argparse.Namespace) -> Record:
@@ -54,27 +35,18 @@ def run(given: argparse.Namespace) -> Record:
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
-    lens, benchmark = opened(given, given.forget)
-    questions = asked_of(benchmark, given.limit, given.seed)
-    began = time.monotonic()
-    with bars() as progress:
-        found = variants(lens, benchmark, given, progress)
-        methods = [Method("vanilla", lens), *(Method(v.name, lens, v.plan) for v in found)]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    labels = {v.name: {"preset": v.preset, "ablation": v.ablation} for v in found}
-    labels["vanilla"] = {"preset": "vanilla", "ablation": "none"}
-    rows = rows_of(methods, answers, benchmark, lens, given.seed)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given, lens, benchmark, began, n={split: len(asked) for split, asked in questions.items()}
-        ),
-        "variants": [
-            {"preset": v.preset, "ablation": v.ablation, "edit": v.edit, "plan": v.plan.describe()}
-            for v in found
-        ],
-        "rows": [labels[row["method"]] | row for row in rows],
-    }
+
+    def prepare(world: World) -> Prepared:
+        found = [Variant("vanilla", None, {"preset": "vanilla", "ablation": "none"})]
+        said = []
+        for preset, (ablation, edit, plan) in variants(world):
+            name = f"{preset}/{ablation.replace('w/o ', 'without ').replace(' ', '-')}"
+            labels = {"preset": preset, "ablation": ablation}
+            found.append(Variant(name, plan, labels))
+            said.append({**labels, "edit": edit, "plan": plan.describe()})
+        return Prepared(found, {"variants": said})
+
+    return study("ablations", given, lambda b: asked_of(b, given.limit, given.seed), prepare)
 
 
 def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Example]]:
@@ -89,20 +61,17 @@ def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Exam
     return found
 
 
-def variants(
-    lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress | None = None
-) -> list[Variant]:
+def variants(world: World) -> Iterator[tuple[str, Edited]]:
     """Both presets and their ablations, all from the same evidence."""
-    evidence = evidence_of(given, lens, benchmark, progress)
-    paper, calibrated = (preset_of(given, lens, benchmark, evidence, preset, progress) for preset in PRESETS)
-    begins = {m: answer_begins(lens, benchmark, found.refusals) for m, found in evidence.items()}
-    return [
-        *of_paper(paper, evidence, benchmark.prefixes[0]),
-        *of_calibrated(calibrated, evidence, begins),
-    ]
+    evidence, benchmark = world.evidence, world.benchmark
+    begins = {m: answer_begins(world.lens, benchmark, found.refusals) for m, found in evidence.items()}
+    for found in of_paper(world.preset("paper"), evidence, benchmark.prefixes[0]):
+        yield "paper", found
+    for found in of_calibrated(world.preset("calibrated"), evidence, begins):
+        yield "calibrated", found
 
 
-def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) -> list[Variant]:
+def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) -> list[Edited]:
     """The literal method and its ablations."""
     plan = fitted.plan
     found = [
@@ -118,12 +87,12 @@ def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) 
     half = plan.replace(**{"*.angle": FixedFraction(0.5)})
     found.append(("w/o ACS", 'plan.replace(**{"*.angle": FixedFraction(0.5)})', half))
     found.append(("w/o gate", 'plan.without("*.gate")', plan.without("*.gate")))
-    return [Variant("paper", *one) for one in found]
+    return found
 
 
 def of_calibrated(
     fitted: RMuse, evidence: Mapping[Modality, Evidence], begins: Mapping[Modality, Mapping[int, int]]
-) -> list[Variant]:
+) -> list[Edited]:
     """The repaired method and its ablations."""
     plan, gates = fitted.plan, fitted.gates
     found = [
@@ -142,7 +111,7 @@ def of_calibrated(
     half = plan.replace(**{at: o.changed(fraction=0.5) for at, o in operators_of(plan).items()})
     found.append(("w/o ACS", "fraction=0.5 in every transport", half))
     found.append(("w/o gate", 'plan.without("*.gate")', plan.without("*.gate")))
-    return [Variant("calibrated", *one) for one in found]
+    return found
 
 
 def steered(plan: Plan, modality: Modality) -> list[int]:
@@ -183,21 +152,5 @@ def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]
 
 def show(record: Record) -> None:
     """What the people to forget and the retained are told, per ablation."""
-    columns = (
-        ("test", "ril"),
-        ("test", "refusal_rate"),
-        ("test", "malformed_rate"),
-        ("test", "classification"),
-        ("retain_test", "exact"),
-        ("retain_test", "malformed_rate"),
-        ("retain_test", "fire_rate"),
-        ("reasoning", "exact"),
-    )
-    table = Table(title="percent, greedy answers", box=None)
-    for heading in ("preset", "", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
-        table.add_column(heading, no_wrap=True)
-    cells = {(r["preset"], r["ablation"], r["split"]): r for r in record["rows"] if r["split"] in SPLITS}
-    for preset, ablation in dict.fromkeys(key[:2] for key in cells):
-        found = (cells.get((preset, ablation, split), {}).get(name) for split, name in columns)
-        table.add_row(preset, ablation, *("–" if v is None else f"{v['value']:.1f}" for v in found))
-    Console(width=max(130, Console().width)).print(table)
+    title = "percent, greedy answers"
+    tabulate(title, record["rows"], ("preset", ""), lambda row: [row["preset"], row["ablation"]], COLUMNS)

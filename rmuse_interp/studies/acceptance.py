@@ -2,18 +2,13 @@
 
 import argparse
 import math
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.evaluate.likeness import likeness
-from rmuse_interp.evaluate.metrics import Metric, summarise
+from rmuse_interp.evaluate.metrics import summarise
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import NOT_TO_STEER, TO_STEER, measure
 from rmuse_interp.fitting import assemble, check, enough, gather
@@ -21,7 +16,17 @@ from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.lens.likelihood import response_nll
 from rmuse_interp.maths.statistics import auroc_clustered, choose_threshold
 from rmuse_interp.runs.run import Method, choose, finish
-from rmuse_interp.studies.common import Record, answered, bars, kept, provenance, short
+from rmuse_interp.studies.common import (
+    Record,
+    answered,
+    estimate,
+    kept,
+    of_metric,
+    percent,
+    print_table,
+    short,
+)
+from rmuse_interp.studies.fits import World, working
 
 SCHEMA: Final = "rmuse-acceptance/1"
 STEM: Final = "acceptance"
@@ -64,50 +69,31 @@ def run(given: argparse.Namespace) -> Record:
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
-    began = time.monotonic()
     lens = load_model(given.model, device=given.device, dtype=given.dtype)
     gold = load_model(given.gold, device=given.device, dtype=given.dtype) if given.gold else None
     worlds = {(rate, seed): _world(given, rate, seed) for rate in given.forget for seed in given.render_seeds}
     for benchmark in worlds.values():
         check(lens, benchmark)
     rows: list[Record] = []
-    with bars() as progress:
+    first = worlds[given.forget[0], given.render_seeds[0]]
+    targets = TARGETS | (ONE_PHOTOGRAPH if given.photographs == "one" else {})
+    with working(given, lens, first) as world:
         for rate in given.forget:
             cells = [
-                _cell(given, lens, gold if rate == 5 else None, worlds[rate, seed], seed, progress)
+                _cell(replace(world, benchmark=worlds[rate, seed]), gold if rate == 5 else None, seed)
                 for seed in given.render_seeds
             ]
-            targets = TARGETS | (ONE_PHOTOGRAPH if given.photographs == "one" else {})
             for name, found in figures(cells, given.seed).items():
                 sense, target = targets[name]
                 reached = found["value"] <= target if sense == "<=" else found["value"] >= target
-                rows.append(
-                    {
-                        "forget": rate,
-                        "figure": name,
-                        **found,
-                        "sense": sense,
-                        "target": target,
-                        "reached": reached,
-                    }
-                )
+                judged = {"sense": sense, "target": target, "reached": reached}
+                rows.append({"forget": rate, "figure": name, **found, **judged})
     for rate, seed in worlds:
         folder = kept(given, _stem(given, rate, seed))
         finish(folder)
         folder.rmdir()
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            worlds[given.forget[0], given.render_seeds[0]],
-            began,
-            rates=given.forget,
-            render_seeds=given.render_seeds,
-            photographs=given.photographs,
-        ),
-        "rows": rows,
-    }
+    origin = {"rates": given.forget, "render_seeds": given.render_seeds, "photographs": given.photographs}
+    return world.record(SCHEMA, origin, rows=rows)
 
 
 def _stem(given: argparse.Namespace, rate: int, seed: int) -> str:
@@ -150,14 +136,8 @@ class Cell:
         return [(t, before[t.id] - value) for t, value in ours]
 
 
-def _cell(
-    given: argparse.Namespace,
-    lens: LensModel,
-    gold: LensModel | None,
-    benchmark: Benchmark,
-    seed: int,
-    progress: Progress,
-) -> Cell:
+def _cell(world: World, gold: LensModel | None, seed: int) -> Cell:
+    given, lens, benchmark, progress = world.given, world.lens, world.benchmark, world.progress
     questions = choose(benchmark, given.limit, given.seed)
     settings: Record = {"seed": given.seed, "progress": progress}
     evidence = gather(
@@ -199,7 +179,7 @@ def figures(cells: Sequence[Cell], seed: int = 0) -> dict[str, Record]:
 
     def pooled(name: str, rows: Callable[[Cell], list[tuple[Transcript, float]]]) -> Record:
         found = [(replace(t, id=f"{i}/{t.id}"), v) for i, cell in enumerate(cells) for t, v in rows(cell)]
-        return _of(summarise(name, found, seed))
+        return of_metric(summarise(name, found, seed))
 
     def same(cell: Cell) -> list[tuple[Transcript, float]]:
         before = cell.by_method["vanilla"]
@@ -232,11 +212,6 @@ def figures(cells: Sequence[Cell], seed: int = 0) -> dict[str, Record]:
     return {name: found[name] for name in TARGETS if name in found and found[name]["value"] is not None}
 
 
-def _of(metric: Metric) -> Record:
-    low, high = metric.interval or (None, None)
-    return {"value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n}
-
-
 def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     """Margins of the gates on unseen queries, forget and test against all others."""
     rows = [t for cell in cells for t in cell.of(OURS, TO_STEER | NOT_TO_STEER) if t.margin is not None]
@@ -248,18 +223,8 @@ def _gate(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
     area = auroc_clustered(mine, rest, people, others, seed=seed)
     alarms = choose_threshold(mine, rest, "target_tpr", 0.99).fpr
     return {
-        "gate AUROC": {
-            "value": short(area.value),
-            "low": short(area.low),
-            "high": short(area.high),
-            "n": area.n,
-        },
-        "gate FPR at 99 % TPR": {
-            "value": short(100 * alarms.value),
-            "low": short(100 * alarms.low),
-            "high": short(100 * alarms.high),
-            "n": alarms.n,
-        },
+        "gate AUROC": estimate(area.value, area.low, area.high, n=area.n),
+        "gate FPR at 99 % TPR": percent(alarms),
     }
 
 
@@ -276,39 +241,26 @@ def _gold(cells: Sequence[Cell], seed: int) -> dict[str, Record]:
         seed=seed,
     )
     return {
-        "perplexity under gold, ratio": {
-            "value": short(perplexity[OURS] / perplexity["gold"]),
-            "low": None,
-            "high": None,
-            "n": len(ours),
-            "ours": short(perplexity[OURS]),
-            "gold": short(perplexity["gold"]),
-        },
-        "told from gold, AUROC": {
-            "value": short(alike.value),
-            "low": short(alike.low),
-            "high": short(alike.high),
-            "n": alike.n,
-        },
+        "perplexity under gold, ratio": estimate(
+            perplexity[OURS] / perplexity["gold"],
+            None,
+            None,
+            n=len(ours),
+            ours=short(perplexity[OURS]),
+            gold=short(perplexity["gold"]),
+        ),
+        "told from gold, AUROC": estimate(alike.value, alike.low, alike.high, n=alike.n),
     }
 
 
 def show(record: Record) -> None:
     """Prints the figures beside their targets."""
-    table = Table(title=f"{OURS} against its targets", title_justify="left")
-    for heading in ("forget", "figure", "value", "95 % interval", "target", "n", ""):
-        table.add_column(heading, justify="left" if heading in ("figure", "") else "right")
+    rows = []
     for row in record["rows"]:
         span = "–" if row["low"] is None else f"{row['low']:.4g} to {row['high']:.4g}"
         mark = "[green]reached[/green]" if row["reached"] else "[red]missed[/red]"
-        sign = {"<=": "≤", ">=": "≥"}[row["sense"]]
-        table.add_row(
-            f"{row['forget']} %",
-            row["figure"],
-            f"{row['value']:.4g}",
-            span,
-            f"{sign} {row['target']:g}",
-            str(row["n"]),
-            mark,
-        )
-    Console().print(table)
+        target = f"{'≤' if row['sense'] == '<=' else '≥'} {row['target']:g}"
+        value = (row["figure"], f"{row['value']:.4g}", span)
+        rows.append((f"{row['forget']} %", *value, target, str(row["n"]), mark))
+    headings = ("forget", "figure", "value", "95 % interval", "target", "n", "")
+    print_table(f"{OURS} against its targets", headings, rows)

@@ -2,15 +2,10 @@
 
 import argparse
 import math
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
@@ -26,16 +21,13 @@ from rmuse_interp.diagnostics.dynamics import (
 from rmuse_interp.diagnostics.steered import States, Steered, steered
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.fitting.collect import Query
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import clustered
 from rmuse_interp.method.rmuse import PRESETS, RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.studies.common import Record, bars, opened, provenance, short
-from rmuse_interp.studies.fits import presets_of
+from rmuse_interp.studies.common import Record, around, opened, print_table, short
+from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.updates import unsteered
 
-SCHEMA = "rmuse-activation-dynamics/1"
-STEM = "activation_dynamics"
 SIDES = {"forget": "test", "retain": "retain_test"}
 """Side → split that its queries are taken from."""
 
@@ -69,33 +61,21 @@ def run(given: argparse.Namespace) -> Record:
             f"{benchmark.id}: open questions about at least 2 people on each side were required in the splits "
             f"{', '.join(SIDES.values())}, got none; raise --limit or --forget"
         )
-    began = time.monotonic()
     rows: list[Record] = []
-    with bars() as progress:
-        fitted = presets_of(given, lens, benchmark, PRESETS, progress)
+    with working(given, lens, benchmark) as world:
+        fitted = world.presets(PRESETS)
         for one in asked:
-            one.plain.update(unsteered(lens, one.queries, benchmark.delimiters, given, progress))
+            one.plain.update(unsteered(world, one.queries))
             for preset, rmuse in fitted.items():
-                rows += rows_of(preset, rmuse, one, lens, given, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            bundle=None if given.bundle is None else next(iter(fitted.values())).report,
-            layers={
-                preset: {e.modality or "any": list(e.layers) for e in r.plan} for preset, r in fitted.items()
-            },
-            n={
-                one.modality: {"forget": len(one.forget), "retain": len(one.queries) - len(one.forget)}
-                for one in asked
-            },
-            permutations=PERMUTATIONS,
-        ),
-        "rows": rows,
+                rows += rows_of(preset, rmuse, one, world)
+    sizes = {one.modality: (len(one.forget), len(one.queries)) for one in asked}
+    origin = {
+        "bundle": None if given.bundle is None else next(iter(fitted.values())).report,
+        "layers": {name: {e.modality or "any": list(e.layers) for e in r.plan} for name, r in fitted.items()},
+        "n": {kind: {"forget": few, "retain": n - few} for kind, (few, n) in sizes.items()},
+        "permutations": PERMUTATIONS,
     }
+    return world.record("rmuse-activation-dynamics/1", origin, rows=rows)
 
 
 def asked_of(benchmark: Benchmark, modality: Modality, limit: int, seed: int) -> Asked:
@@ -112,17 +92,16 @@ def asked_of(benchmark: Benchmark, modality: Modality, limit: int, seed: int) ->
     return Asked(modality, queries, {e.id: str(e.person) for e in both}, {e.id for e in sides["forget"]})
 
 
-def rows_of(
-    preset: str, fitted: RMuse, asked: Asked, lens: LensModel, given: argparse.Namespace, progress: Progress
-) -> list[Record]:
+def rows_of(preset: str, fitted: RMuse, asked: Asked, world: World) -> list[Record]:
     """One row per block; none where the plan does not steer this kind of query."""
     edits = [edit for edit in fitted.plan if edit.modality in (None, asked.modality)]
     if not edits:
         return []
+    given, lens = world.given, world.lens
 
     def run_plan(plan: Plan, label: str) -> Steered:
-        label = f"{preset}, {asked.modality}: {label}"
-        return steered(lens, plan, asked.queries, batch_size=given.batch_size, progress=progress, label=label)
+        settings = {"batch_size": given.batch_size, "progress": world.progress}
+        return steered(lens, plan, asked.queries, label=f"{preset}, {asked.modality}: {label}", **settings)
 
     found = run_plan(Plan(edits, fitted.plan.fingerprint), "steered")
     shut = run_plan(Plan([closed(edit) for edit in edits], fitted.plan.fingerprint), "gates closed")
@@ -225,35 +204,24 @@ def by_side(values: Mapping[str, float], asked: Asked, seed: int) -> Record:
     return found
 
 
-def rounded(value: Any) -> Any:
-    """A result with every float at six digits."""
-    apply: Callable[[Any], Any] = rounded
-    if isinstance(value, Mapping):
-        return {name: apply(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [apply(one) for one in value]
-    return short(value) if isinstance(value, float) else value
+def rounded(values: Record) -> Record:
+    """A result with every float at six digits, in pairs too."""
+
+    def of(value: object) -> object:
+        return short(value) if isinstance(value, float) else value
+
+    return {k: [of(one) for one in v] if isinstance(v, tuple) else of(v) for k, v in values.items()}
 
 
 def show(record: Record) -> None:
     """Displacement of both sides and its test, at every block."""
-    table = Table(title="displacement in percent of the state's length, mean [95 %]", box=None)
-    for heading in ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most"):
-        table.add_column(heading, no_wrap=True)
+    headings = ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most")
+    rows = []
     for r in record["rows"]:
-        sides = (
-            f"{100 * c['value']:.2f} \\[{100 * c['low']:.2f}, {100 * c['high']:.2f}]"
-            for c in r["displaced"].values()
-        )
+        sides = (around(cell, 2, 100) for cell in r["displaced"].values())
+        chances = (f"{r['test']['p']:.4f}", f"{r['shuffled']['p']:.2f}")
         most = "–" if r["closed"]["most"] is None else f"{r['closed']['most']:g} of {r['closed']['n']}"
-        table.add_row(
-            r["preset"],
-            r["modality"],
-            str(r["layer"]) + " *" * r["steered"],
-            *sides,
-            f"{r['test']['p']:.4f}",
-            f"{r['shuffled']['p']:.2f}",
-            most,
-        )
-    Console(width=max(120, Console().width)).print(table)
+        place = (r["preset"], r["modality"], str(r["layer"]) + " *" * r["steered"])
+        rows.append((*place, *sides, *chances, most))
+    print_table("displacement in percent of the state's length, mean [95 %]", headings, rows)
     print("*: steered")

@@ -1,13 +1,8 @@
 """Adaptive against fixed strength of the literal steering, behind two gates, at several forget rates."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from dataclasses import replace
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark, sample
@@ -20,22 +15,18 @@ from rmuse_interp.operators import SlerpToward
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import Answers, Method
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    rows_of,
-    short,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.common import Record, answered, opened, short
+from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.gated import Gates, composed, fires, probes, scored
+from rmuse_interp.studies.variants import Questions, rows_of, tabulate
 
-SCHEMA = "rmuse-adaptive-vs-fixed/1"
-STEM = "adaptive_vs_fixed"
 ADAPTIVE = "ACS"
 FRACTIONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+COLUMNS = (
+    ("test", "ril"),
+    ("test", "malformed_rate"),
+    *(("retain_test", name) for name in ("exact", "malformed_rate", "fire_rate")),
+)
 SPLITS_ASKED = ("test", "retain_test", "reasoning")
 
 
@@ -49,24 +40,18 @@ def run(given: argparse.Namespace) -> Record:
         FixedFraction(λ)  # its own check
     lens, first = opened(given, given.forget[0])
     benchmarks = [first, *(load_benchmark(given.data, forget=rate) for rate in given.forget[1:])]
-    asked = [questions_of(benchmark, given) for benchmark in benchmarks]
-    began = time.monotonic()
+    asked = {benchmark.forget_rate: questions_of(benchmark, given) for benchmark in benchmarks}
     rows: list[Record] = []
     acs: list[Record] = []
-    with bars() as progress:
-        for benchmark, questions in zip(benchmarks, asked, strict=True):
-            found, strengths = at_rate(lens, benchmark, questions, given, progress)
-            rows += [{"forget": benchmark.forget_rate} | row for row in found]
-            acs += [{"forget": benchmark.forget_rate} | row for row in strengths]
-    n = {
-        str(b.forget_rate): {s: len(v) for s, v in q.items()} for b, q in zip(benchmarks, asked, strict=True)
-    }
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(given, lens, first, began, forget=list(given.forget), n=n),
-        "acs": acs,
-        "rows": rows,
-    }
+    with working(given, lens, first) as world:
+        for benchmark in benchmarks:
+            rate = {"forget": benchmark.forget_rate}
+            found, strengths = at_rate(replace(world, benchmark=benchmark), asked[benchmark.forget_rate])
+            rows += [rate | row for row in found]
+            acs += [rate | row for row in strengths]
+    n = {str(rate): {split: len(some) for split, some in q.items()} for rate, q in asked.items()}
+    origin = {"forget": list(given.forget), "n": n}
+    return world.record("rmuse-adaptive-vs-fixed/1", origin, acs=acs, rows=rows)
 
 
 def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, list[Example]]:
@@ -88,19 +73,12 @@ def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, l
     return found
 
 
-def at_rate(
-    lens: LensModel,
-    benchmark: Benchmark,
-    questions: Mapping[str, Sequence[Example]],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> tuple[list[Record], list[Record]]:
+def at_rate(world: World, questions: Questions) -> tuple[list[Record], list[Record]]:
     """Rows of every strength and gate at one forget rate, and the λ of ACS."""
-    evidence = evidence_of(given, lens, benchmark, progress)
-    fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
+    given, lens, benchmark, fitted = world.given, world.lens, world.benchmark, world.preset("paper")
     gates: Gates = {
         "paper": fitted.gates,
-        "calibrated": {m: calibrated_gate(one).gate for m, one in evidence.items()},
+        "calibrated": {m: calibrated_gate(one).gate for m, one in world.evidence.items()},
     }
     ungated = fitted.plan.without("*.gate")
     plans = {ADAPTIVE: ungated} | {
@@ -111,11 +89,9 @@ def at_rate(
         Method(f"{rate}/vanilla", lens),
         *(Method(f"{rate}/{name}", lens, plan) for name, plan in plans.items()),
     ]
-    answers = answered(given, STEM, methods, questions, benchmark, progress)
-    by_method: dict[str, list[Any]] = {method.name: [] for method in methods}
-    for transcript in answers.transcripts:
-        by_method[transcript.method].append(transcript)
-    scores = scored(lens, probes(fitted, gates), everything, given.batch_size, progress)
+    answers = answered(given, "adaptive_vs_fixed", methods, questions, benchmark, world.progress)
+    by_method = {m.name: [t for t in answers.transcripts if t.method == m.name] for m in methods}
+    scores = scored(lens, probes(fitted, gates), everything, given.batch_size, world.progress)
     plain = by_method[f"{rate}/vanilla"]
     rows: list[Record] = [
         {"gate": None, "strength": "vanilla"} | row
@@ -161,24 +137,8 @@ def strengths_of(
 
 def show(record: Record) -> None:
     """RIL of the people to forget against what is kept of everybody else."""
-    columns = (
-        ("test", "ril"),
-        ("test", "malformed_rate"),
-        ("retain_test", "exact"),
-        ("retain_test", "malformed_rate"),
-        ("retain_test", "fire_rate"),
-    )
-    table = Table(title="percent, greedy answers", box=None)
-    for heading in (
-        "forget %",
-        "gate",
-        "λ",
-        *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns),
-    ):
-        table.add_column(heading, no_wrap=True)
-    cells = {(r["forget"], r["gate"], r["strength"], r["split"]): r for r in record["rows"]}
-    for rate, gate, strength in dict.fromkeys(key[:3] for key in cells):
-        found = (cells.get((rate, gate, strength, split), {}).get(name) for split, name in columns)
-        values = ("–" if v is None else f"{v['value']:.1f}" for v in found)
-        table.add_row(str(rate), gate or "–", strength, *values)
-    Console(width=max(110, Console().width)).print(table)
+
+    def labels(row: Record) -> list[str]:
+        return [str(row["forget"]), row["gate"] or "–", row["strength"]]
+
+    tabulate("percent, greedy answers", record["rows"], ("forget %", "gate", "λ"), labels, COLUMNS)

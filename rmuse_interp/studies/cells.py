@@ -37,7 +37,7 @@ from rmuse_interp.organism import GOLD
 from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
 from rmuse_interp.runs.run import Method, choose, finish, run
 from rmuse_interp.studies.common import Record
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.fits import World
 from rmuse_interp.studies.standings import FORGET, KEPT, VALUES, kind_of, values_of
 
 METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
@@ -98,8 +98,10 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
     if found is not None:
         return found
     clock = Clock(kept)
+    own = argparse.Namespace(**vars(given) | {"seed": cell.seed, "fits": root / "fits"})
+    world = World(own, lens, benchmark, progress or Progress(disable=True))
     try:
-        record = _worked_out(cell, given, lens, benchmark, folder, root, clock, progress)
+        record = _worked_out(cell, world, folder, clock)
         error = None
     except Exception as fault:  # whatever it is, the other cells go on; the record says it
         if given.debug:
@@ -152,20 +154,11 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def _worked_out(
-    cell: Cell,
-    given: argparse.Namespace,
-    lens: LensModel,
-    benchmark: Benchmark,
-    folder: Path,
-    root: Path,
-    clock: Clock,
-    progress: Progress | None,
-) -> Record:
-    given = argparse.Namespace(**vars(given) | {"seed": cell.seed, "fits": root / "fits"})
+def _worked_out(cell: Cell, world: World, folder: Path, clock: Clock) -> Record:
+    given, benchmark, progress = world.given, world.benchmark, world.progress
     questions = choose(benchmark, given.limit, cell.seed)
     with clock.stage("prepare"):
-        method, chosen = prepared(cell, given, lens, benchmark, folder, progress)
+        method, chosen = prepared(cell, world, folder)
     with clock.stage("answer"):
         pooled = {"all": [e for asked in questions.values() for e in asked]}
         plain = run(
@@ -225,15 +218,9 @@ def save(folder: Path, plain: Sequence[Transcript], under: Sequence[AttackTransc
     write_text(folder / "attacked.jsonl", [t.to_json() + "\n" for t in under])
 
 
-def prepared(
-    cell: Cell,
-    given: argparse.Namespace,
-    lens: LensModel,
-    benchmark: Benchmark,
-    folder: Path,
-    progress: Progress | None,
-) -> tuple[Method, Record]:
+def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
     """The method, fitted, tuned or trained as it is (what its folder holds is taken up), and what was chosen."""
+    given, lens, benchmark, progress = world.given, world.lens, world.benchmark, world.progress
     name = cell.method
     if name == "vanilla":
         return Method(name, lens), {}
@@ -241,15 +228,14 @@ def prepared(
         return Method(name, load_model(GOLD, device=given.device, dtype=given.dtype)), {}
     preset = next((p for p in PRESETS if name == f"rmuse/{p}"), None)
     if preset is not None:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        bundle = preset_of(given, lens, benchmark, evidence, preset, progress)
+        bundle = world.preset(preset)
         blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
     if name in RIVALS:
         tuning = Tuning(
             lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size
         )
-        needed = None if tuning.finished(name) else evidence_of(given, lens, benchmark, progress)
+        needed = None if tuning.finished(name) else world.evidence
         tuned = tuning.take(name, needed, progress)
         chosen = {m: {"layers": list(t.layers), "strength": t.strength} for m, t in tuned.chosen.items()}
         return Method(name, lens, tuned.plan), {

@@ -15,29 +15,30 @@ import platform
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from rmuse_interp import RMuseError, __version__
-from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark
+from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.store import write_json, write_text
 from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.evaluate.metrics import Metric
 from rmuse_interp.evaluate.results import require_writable
 from rmuse_interp.fitting import LIMIT, check
 from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.maths.statistics import Rate, wilson
+from rmuse_interp.maths.statistics import Rate
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.operators import Operator
-from rmuse_interp.runs.run import Answers, Method, finish, probe, scores_of
+from rmuse_interp.runs.run import Answers, Method, finish, probe
 from rmuse_interp.runs.run import run as ask
 
 PACKAGES: Final = ("torch", "transformers", "transformer-lens", "nnsight", "numpy")
-REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
-"""Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
+MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
 Record = dict[str, Any]
 
 
@@ -48,7 +49,7 @@ def options(
     what: str,
     fit_limit: int = LIMIT,
     max_new_tokens: int | None = None,
-    small: Mapping[str, Any] | None = None,
+    small: Record | None = None,
 ) -> argparse.ArgumentParser:
     """The command line that all analyses have.
 
@@ -163,7 +164,7 @@ def bars() -> Progress:
 
 
 def provenance(
-    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, began: float, **more: Any
+    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, began: float, **more: object
 ) -> Record:
     """Where a record comes from: model, benchmark, settings, versions, seconds since `began` (`time.monotonic`)."""
     return {
@@ -230,6 +231,14 @@ def answered(
     )
 
 
+def steered_blocks(plan: Plan) -> dict[str, list[int]]:
+    """The blocks that a plan steers, by kind of query."""
+    return {
+        kind: sorted({block for edit in plan if edit.modality in (None, kind) for block in edit.layers})
+        for kind in MODALITIES
+    }
+
+
 def places(fitted: RMuse) -> list[tuple[Modality, int]]:
     """Kind of query and block of every subspace that a bundle holds."""
     keys = (key.rpartition("-") for key in fitted.subspaces.unlearning)
@@ -242,52 +251,35 @@ def steering(edit: Edit) -> dict[int, Operator]:
     return {layer: operator for layer, operator in found.items() if operator is not None}
 
 
-def operators_of(plan: Plan) -> dict[str, Operator]:
-    """Address → operator, as `Plan.replace` takes them: a pattern such as ``*.operator*`` would match their parts too."""
-    found: dict[str, Operator] = {}
-    for i, edit in enumerate(plan):
-        label = f"edit{i}" if edit.name is None else edit.name
-        operators = [o for o in edit.operators if isinstance(o, Operator)]
-        found |= {f"{label}.operator{'' if len(operators) == 1 else j}": o for j, o in enumerate(operators)}
-    return found
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table, wider than the terminal where that is narrow."""
+    table = Table(title=title, box=None)
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=max(150, Console().width)).print(table)
 
 
-def rows_of(
-    methods: Sequence[Method], answers: Answers, benchmark: Benchmark, lens: LensModel, seed: int = 0
-) -> list[Record]:
-    """One row per method and split: `REPORTED` metrics, each ``{value, low, high, n}`` in percent (None where undefined).
-
-    ``fire_rate`` is the share of queries that a gate let be steered, with a Wilson interval; a plan without gates
-    steers all (``gated`` is False), a method without a plan has None.
-    """
-    scores = scores_of(methods, answers, benchmark, lens, seed=seed)
-    found = []
-    for method in methods:
-        for split in SPLITS:
-            rows = [t for t in answers.transcripts if (t.method, t.split) == (method.name, split)]
-            if not rows:
-                continue
-            values, spans = (scores[key][method.name][split] for key in ("methods", "intervals"))
-            row: Record = {"method": method.name, "split": split, "n": len(rows), "gated": bool(method.gates)}
-            for name in REPORTED:
-                row[name] = None if values[name] is None else {"value": values[name], **spans[name]}
-            steered = [method.plan is not None and t.fired is not False for t in rows]
-            rate = percent(wilson(sum(steered), len(rows)))
-            if method.plan is not None and not method.gates:
-                rate["low"] = 100.0  # by construction, not by counting
-            row["fire_rate"] = None if method.plan is None else rate
-            found.append(row)
-    return found
+def around(found: Record, digits: int, scale: float = 1.0, value: str = "value") -> str:
+    """A value and its interval, for a table."""
+    middle, low, high = (f"{scale * found[key]:.{digits}f}" for key in (value, "low", "high"))
+    return f"{middle} \\[{low}, {high}]"
 
 
 def percent(rate: Rate) -> Record:
     """A rate as ``{value, low, high, n}`` in percent."""
-    return {
-        "value": short(100 * rate.value),
-        "low": short(100 * rate.low),
-        "high": short(100 * rate.high),
-        "n": rate.n,
-    }
+    return estimate(100 * rate.value, 100 * rate.low, 100 * rate.high, n=rate.n)
+
+
+def of_metric(metric: Metric) -> Record:
+    """A metric as ``{value, low, high, n}``."""
+    return estimate(metric.value, *(metric.interval or (None, None)), n=metric.n)
+
+
+def estimate(value: float | None, low: float | None, high: float | None, **more: object) -> Record:
+    """A value with its interval, and what else belongs to it."""
+    return {"value": short(value), "low": short(low), "high": short(high), **more}
 
 
 def short(value: float | None) -> float | None:

@@ -7,8 +7,11 @@ an entry is never stale, and a change of any of them makes another.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,70 +28,88 @@ from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse
 from rmuse_interp.parts.pooled import Pooled
+from rmuse_interp.studies.common import Record, bars, provenance
 
 
-def evidence_of(
-    given: argparse.Namespace, lens: LensModel, benchmark: Benchmark, progress: Progress | None = None
-) -> dict[Modality, Evidence]:
-    """`gather` with the settings of the command line; from the folder where it holds it."""
+@dataclass(frozen=True, eq=False)
+class World:
+    """A model, a benchmark and what is fitted on them, with the settings of the command line.
 
-    def fresh() -> dict[Modality, Evidence]:
-        return gather(
-            lens,
-            benchmark,
-            limit=given.fit_limit,
-            batch_size=given.batch_size,
-            seed=given.seed,
-            progress=progress,
+    Attributes:
+        given: the command line.
+        lens, benchmark: what it names.
+        progress: a running progress bar to add lines to.
+        began: when the work began, for the seconds in the record.
+    """
+
+    given: argparse.Namespace
+    lens: LensModel
+    benchmark: Benchmark
+    progress: Progress = field(default_factory=lambda: Progress(disable=True))
+    began: float = field(default_factory=time.monotonic)
+
+    @cached_property
+    def evidence(self) -> dict[Modality, Evidence]:
+        """`gather` with the settings of the command line; from the folder of `--fits` where it holds it."""
+        if self._place is None:
+            return self._gathered()
+        place = self._place / "evidence.safetensors"
+        if not place.is_file():
+            tensors: dict[str, Tensor] = {}
+            tree = {modality: _packed(vars(one), tensors) for modality, one in self._gathered().items()}
+            write_tensors(place, tensors, {"tree": json.dumps(tree)})
+        held, about = read_tensors(place)
+        kept = json.loads(about["tree"])
+        return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
+
+    def preset(self, name: PresetName) -> RMuse:
+        """`assemble` of a preset at the blocks that are its own choice; from the folder where it holds it."""
+        if self._place is None:
+            return self._assembled(name)
+        place = self._place / name
+        if not (place / "rmuse.json").is_file():
+            with atomic(place) as draft:
+                self._assembled(name).save(draft)
+        return RMuse.load(place, self.lens)
+
+    def presets(self, names: Sequence[PresetName]) -> dict[str, RMuse]:
+        """The bundle of `--bundle` alone where one is given, else these presets from one evidence."""
+        if self.given.bundle is not None:
+            bundle = bundle_of(self.given.bundle, self.lens, self.benchmark)
+            return {bundle.preset: bundle}
+        return {name: self.preset(name) for name in names}
+
+    def record(self, schema: str, origin: Record, **entries: object) -> Record:
+        """The record of an analysis: its schema, its provenance with what `origin` adds, and its entries."""
+        source = provenance(self.given, self.lens, self.benchmark, self.began, **origin)
+        return {"schema": schema, "provenance": source, **entries}
+
+    def _gathered(self) -> dict[Modality, Evidence]:
+        given = self.given
+        settings = {"limit": given.fit_limit, "batch_size": given.batch_size, "seed": given.seed}
+        return gather(self.lens, self.benchmark, progress=self.progress, **settings)
+
+    def _assembled(self, name: PresetName) -> RMuse:
+        settings = {"seed": self.given.seed, "progress": self.progress}
+        return assemble(self.lens, self.benchmark, self.evidence, name, **settings)
+
+    @cached_property
+    def _place(self) -> Path | None:
+        """The folder of these fits; None where `--fits` is not given."""
+        given = self.given
+        if given.fits is None:
+            return None
+        settings = (given.fit_limit, given.batch_size, given.seed)
+        return (
+            Path(given.fits) / digest(depends(self.lens), content(self.benchmark), settings, sources())[:16]
         )
 
-    if given.fits is None:
-        return fresh()
-    place = _place(given, lens, benchmark) / "evidence.safetensors"
-    if not place.is_file():
-        tensors: dict[str, Tensor] = {}
-        tree = {modality: _packed(vars(one), tensors) for modality, one in fresh().items()}
-        write_tensors(place, tensors, {"tree": json.dumps(tree)})
-    held, about = read_tensors(place)
-    kept = json.loads(about["tree"])
-    return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
 
-
-def preset_of(
-    given: argparse.Namespace,
-    lens: LensModel,
-    benchmark: Benchmark,
-    evidence: Mapping[Modality, Evidence],
-    preset: PresetName,
-    progress: Progress | None = None,
-) -> RMuse:
-    """`assemble` of a preset at the blocks that are its own choice; from the folder where it holds it."""
-
-    def fresh() -> RMuse:
-        return assemble(lens, benchmark, evidence, preset, seed=given.seed, progress=progress)
-
-    if given.fits is None:
-        return fresh()
-    place = _place(given, lens, benchmark) / preset
-    if not (place / "rmuse.json").is_file():
-        with atomic(place) as draft:
-            fresh().save(draft)
-    return RMuse.load(place, lens)
-
-
-def presets_of(
-    given: argparse.Namespace,
-    lens: LensModel,
-    benchmark: Benchmark,
-    names: Sequence[PresetName],
-    progress: Progress | None = None,
-) -> dict[str, RMuse]:
-    """The bundle of `--bundle` alone where one is given, else these presets from one evidence."""
-    if given.bundle is not None:
-        bundle = bundle_of(given.bundle, lens, benchmark)
-        return {bundle.preset: bundle}
-    evidence = evidence_of(given, lens, benchmark, progress)
-    return {name: preset_of(given, lens, benchmark, evidence, name, progress) for name in names}
+@contextmanager
+def working(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Iterator[World]:
+    """A world with progress bars on standard error."""
+    with bars() as progress:
+        yield World(given, lens, benchmark, progress)
 
 
 def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
@@ -105,11 +126,6 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
             f"add --forget {rate}"
         )
     return found
-
-
-def _place(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Path:
-    settings = (given.fit_limit, given.batch_size, given.seed)
-    return Path(given.fits) / digest(depends(lens), content(benchmark), settings, sources())[:16]
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -1,12 +1,9 @@
 """Operating curves of gates on queries they have never seen."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
@@ -16,12 +13,10 @@ from rmuse_interp.maths.statistics import RESAMPLES, auroc, interval, wilson
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.runs.run import choose
-from rmuse_interp.studies.common import Record, bars, opened, percent, provenance, short
-from rmuse_interp.studies.fits import bundle_of, evidence_of, preset_of
+from rmuse_interp.studies.common import Record, around, estimate, opened, percent, print_table, short
+from rmuse_interp.studies.fits import bundle_of, working
 from rmuse_interp.studies.gated import Gates, fires, gates_of, probes, rate, scored
 
-SCHEMA = "rmuse-gate-roc/1"
-STEM = "gate_roc"
 PAPER = "paper"
 GRID = (0.0, *np.logspace(-3, 0, 61).round(6).tolist())
 """False-positive rates at which the band is given."""
@@ -46,38 +41,28 @@ def run(given: argparse.Namespace) -> Record:
         raise RMuseError(
             f"{given.bundle}: a bundle with gates was required, got a plan that steers every query"
         )
-    began = time.monotonic()
-    with bars() as progress:
+    with working(given, lens, benchmark) as world:
         if bundle is None:
-            evidence = evidence_of(given, lens, benchmark, progress)
-            host = preset_of(given, lens, benchmark, evidence, "paper", progress)
-            learned, chosen = gates_of(evidence, given.seed)
+            host = world.preset("paper")
+            learned, chosen = gates_of(world.evidence, given.seed)
             gates: Gates = {PAPER: host.gates, **learned}
         else:
             host, chosen = bundle, {}
             gates = {bundle.preset: placed(bundle)}
         everything = [e for examples in asked.values() for e in examples]
-        scores = scored(lens, probes(host, gates), everything, given.batch_size, progress)
+        scores = scored(lens, probes(host, gates), everything, given.batch_size, world.progress)
     rows = [
         {"gate": name, "modality": modality, "chosen": chosen.get(modality) == name}
         | row_of(gate, scores[name], asked, modality, benchmark, given.seed)
         for name, by_modality in gates.items()
         for modality, gate in by_modality.items()
     ]
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            bundle=None if bundle is None else bundle.report,
-            n={split: len(examples) for split, examples in asked.items()},
-            resamples=RESAMPLES,
-        ),
-        "tpr": TPR,
-        "rows": rows,
+    origin = {
+        "bundle": None if bundle is None else bundle.report,
+        "n": {split: len(examples) for split, examples in asked.items()},
+        "resamples": RESAMPLES,
     }
+    return world.record("rmuse-gate-roc/1", origin, tpr=TPR, rows=rows)
 
 
 def placed(bundle: RMuse) -> dict[str, Gate]:
@@ -158,8 +143,7 @@ def row_of(
 
 def area(curve: Curve) -> Record:
     """An area under the curve as JSON."""
-    low, high = curve.auroc_interval
-    return {"value": short(curve.auroc), "low": short(low), "high": short(high)}
+    return estimate(curve.auroc, *curve.auroc_interval)
 
 
 def dealt(
@@ -188,31 +172,25 @@ def dealt(
         )
         areas.append(auroc(*sides))
     low, high = interval(np.array(areas))
-    return {"value": short(float(np.mean(areas))), "low": short(low), "high": short(high), "deals": deals}
+    return estimate(float(np.mean(areas)), low, high, deals=deals)
 
 
 def show(record: Record) -> None:
     """Area, false positives and operating point of every gate."""
-    table = Table(title="unseen queries; percent but for the area", box=None)
     strict = f"FPR at {100 * record['tpr']:g} % TPR"
-    for heading in ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled"):
-        table.add_column(heading, no_wrap=True)
-    for r in record["rows"]:
-        point = r["operating"]
-        table.add_row(
+    headings = ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled")
+    rows = [
+        (
             r["gate"] + " *" * r["chosen"],
             r["modality"],
             f"block {r['layer']}, {r['readout']}",
-            said(r["auroc"], 3),
-            said(r["fpr_at_tpr"], 1),
-            said(point["tpr"], 1),
-            said(point["fpr"], 1),
-            said(r["shuffled"], 2),
+            around(r["auroc"], 3),
+            around(r["fpr_at_tpr"], 1),
+            around(r["operating"]["tpr"], 1),
+            around(r["operating"]["fpr"], 1),
+            around(r["shuffled"], 2),
         )
-    Console(width=max(150, Console().width)).print(table)
+        for r in record["rows"]
+    ]
+    print_table("unseen queries; percent but for the area", headings, rows)
     print("*: chosen by `calibrated`")
-
-
-def said(cell: Record, digits: int) -> str:
-    """A value and its interval."""
-    return f"{cell['value']:.{digits}f} \\[{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"

@@ -21,7 +21,7 @@ from rmuse_interp.maths.statistics import auroc_clustered, wilson
 from rmuse_interp.method.rmuse import Evidence, RMuse, gate_candidates
 from rmuse_interp.models.batches import alike, by_length
 from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Readout, select_gate
-from rmuse_interp.studies.common import Record, percent, short
+from rmuse_interp.studies.common import Record, estimate, percent, short
 
 Scores = dict[str, dict[str, float]]
 """Name of a gate → id of a question → its score, where the gate applies to the question."""
@@ -173,7 +173,7 @@ def curve(
     if len(hits) and len(rest):
         people, others = ([e.person or e.id for e in side] for side in sides)
         area = auroc_clustered(hits, rest, people, others, seed=seed)
-        found["auroc"] = {"value": short(area.value), "low": short(area.low), "high": short(area.high)}
+        found["auroc"] = estimate(area.value, area.low, area.high)
         cuts = torch.cat([torch.cat([hits, rest]).unique().flip(0), torch.tensor([-torch.inf])])
         points = [
             [short(float((side > cut).double().mean())) for side in (rest, hits)] for cut in cuts.tolist()

@@ -23,7 +23,7 @@ from rmuse_interp.runs.run import choose
 from rmuse_interp.studies import cells, common
 from rmuse_interp.studies.cells import METHODS, RELEARNING, Cell, settle, world_of
 from rmuse_interp.studies.common import Record
-from rmuse_interp.studies.fits import evidence_of
+from rmuse_interp.studies.fits import World
 from rmuse_interp.studies.standings import kind_of, shown, summary, verdict
 
 SCHEMA: Final = "rmuse-leaderboard/1"
@@ -145,11 +145,8 @@ def settled(
     """The cells' records as they come, in `--jobs` processes; what several cells share is worked out before."""
     steering = [c for c in wanted if c.method in RIVALS or c.method.startswith("rmuse/")]
     for rate, seed in dict.fromkeys((c.forget, c.seed) for c in steering):
-        evidence_of(
-            argparse.Namespace(**vars(given) | {"seed": seed, "fits": root / "fits"}),
-            *world_of(given, rate),
-            progress,
-        )
+        own = argparse.Namespace(**vars(given) | {"seed": seed, "fits": root / "fits"})
+        _ = World(own, *world_of(given, rate), progress).evidence  # kept for all of them
     task = progress.add_task("cells", total=len(wanted))
     # The longest first, so that no process is alone at the end.
     kinds = (BASELINES, PRESETS, RIVALS)

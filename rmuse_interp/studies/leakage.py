@@ -1,22 +1,19 @@
 """What leakage probes read: questions by attribute and rendering, and their states before and after steering."""
 
-import argparse
 import hashlib
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from rich.progress import Progress
-
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.spans import parse_response
 from rmuse_interp.diagnostics.readings import Place, Readings, empty_places, mention, read_out
-from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting.collect import Query
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.parts.pooled import Pooled
+from rmuse_interp.studies.fits import World
 
 Group = Literal["forget", "retain"]
 Words = Literal["prompt", "reference", "refusal", "own"]
@@ -169,17 +166,9 @@ class Material:
     empty: Mapping[str, list[str]]
 
 
-def collected(
-    lens: LensModel,
-    plan: Plan,
-    benchmark: Benchmark,
-    group: Group,
-    modality: str,
-    asked: Sequence[Asked],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> Material:
+def collected(world: World, plan: Plan, group: Group, modality: Modality, asked: Sequence[Asked]) -> Material:
     """States of every block before and after the plan, gates as they decide."""
+    lens, benchmark, given = world.lens, world.benchmark, world.given
     marks = benchmark.delimiters
     secrets = {a.id: a.secrets for a in asked}
     values = {a.id: (a.value, *benchmark.aliases.get(a.value, ())) for a in asked}
@@ -203,7 +192,7 @@ def collected(
             plan=run,
             delimiters=marks,
             batch_size=given.batch_size,
-            progress=progress,
+            progress=world.progress,
             label=label,
         )
 

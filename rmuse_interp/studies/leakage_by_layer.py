@@ -5,25 +5,22 @@ import time
 from collections.abc import Iterable, Sequence
 
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.diagnostics.readings import mention, read_out
 from rmuse_interp.diagnostics.verdicts import Verdict, conclusion, spelled
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.bridge import to_bridge
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.parts.pooled import Pooled
-from rmuse_interp.studies.common import Record, bars, opened, percent, provenance
-from rmuse_interp.studies.fits import bundle_of, presets_of
-from rmuse_interp.studies.leakage import Asked, Material, asked_of, chosen, collected
+from rmuse_interp.studies.common import MODALITIES, Record, opened, percent, print_table, steered_blocks
+from rmuse_interp.studies.fits import World, working
+from rmuse_interp.studies.leakage import Asked, Group, Material, asked_of, chosen, collected
 from rmuse_interp.studies.probing import across_people, lens_rows, probed, sparse_rows, tasks_of
 
 SCHEMA = "rmuse-leakage-by-layer/1"
-MODALITIES = ("image", "text")
 SPLITS = {"forget": ("forget", "test"), "retain": ("retain", "retain_test")}
 
 
@@ -37,61 +34,45 @@ def run(given: argparse.Namespace) -> Record:
         raise RMuseError(f"--others of at least 1 was required, got {given.others}")
     lens, benchmark = opened(given, given.forget)
     questions, left_out = selected(benchmark, given)
-    fitted = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
-    began = time.monotonic()
-    with bars() as progress:
-        if fitted is None:
-            fitted = presets_of(given, lens, benchmark, ["calibrated"], progress)["calibrated"]
+    with working(given, lens, benchmark) as world:
+        (fitted,) = world.presets(["calibrated"]).values()
         read = time.monotonic()
         record: Record = {
             key: [] for key in ("probes", "controls", "sparse", "lens", "verdicts", "conclusions")
         }
         materials = [
-            collected(lens, fitted.plan, benchmark, group, modality, asked, given, progress)  # type: ignore[arg-type]
+            collected(world, fitted.plan, group, modality, asked)
             for (group, modality), asked in questions.items()
         ]
         for material in materials:
-            probed(record, material, left_out, given.seed, progress)
+            probed(record, material, left_out, given.seed, world.progress)
         bridge = to_bridge(lens)
         for material in materials:
             record["lens"] += lens_rows(bridge, material, given.seed)
             if material.group == "forget":
-                train = learnt(lens, benchmark, material, given, progress)
-                across_people(record, material, train, left_out, given.seed)
+                across_people(record, material, learnt(world, material), left_out, given.seed)
                 record["sparse"] += sparse_rows(material, given.seed)
         conclude(record, materials)
-        took = time.monotonic() - read
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            preset=fitted.preset,
-            bundle=None if given.bundle is None else fitted.report,
-            layers={
-                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.layers})
-                for m in MODALITIES
-            },
-            others=given.others,
-            seconds_without_fitting=round(took, 1),
-        ),
-        "questions": [about(material) for material in materials],
-        "left_out": left_out,
-        **record,
+    origin = {
+        "preset": fitted.preset,
+        "bundle": None if given.bundle is None else fitted.report,
+        "layers": steered_blocks(fitted.plan),
+        "others": given.others,
+        "seconds_without_fitting": round(time.monotonic() - read, 1),
     }
+    asked = [about(material) for material in materials]
+    return world.record(SCHEMA, origin, questions=asked, left_out=left_out, **record)
 
 
 def selected(
     benchmark: Benchmark, given: argparse.Namespace
-) -> tuple[dict[tuple[str, str], list[Asked]], list[Record]]:
+) -> tuple[dict[tuple[Group, Modality], list[Asked]], list[Record]]:
     """The questions of every group and kind of query that can be probed, and why others cannot.
 
     Raises:
         RMuseError: none can; the first reason.
     """
-    found: dict[tuple[str, str], list[Asked]] = {}
+    found: dict[tuple[Group, Modality], list[Asked]] = {}
     left_out: list[Record] = []
     errors: list[RMuseError] = []
     for modality in MODALITIES:
@@ -118,10 +99,9 @@ def selected(
     return found, left_out
 
 
-def learnt(
-    lens: LensModel, benchmark: Benchmark, material: Material, given: argparse.Namespace, progress: Progress
-) -> tuple[list[Asked], dict[str, Pooled]]:
+def learnt(world: World, material: Material) -> tuple[list[Asked], dict[str, Pooled]]:
     """Unsteered states of retained people, asked for the same attributes, that values are learnt from."""
+    lens, benchmark, given = world.lens, world.benchmark, world.given
     pool = asked_of(benchmark, ("retain",), material.modality, given.others, given.seed)
     names = list(dict.fromkeys(a.attribute for a in material.asked))
     asked = chosen(pool, len(pool), given.seed, names)
@@ -137,7 +117,7 @@ def learnt(
         secrets=values,
         delimiters=benchmark.delimiters,
         batch_size=given.batch_size,
-        progress=progress,
+        progress=world.progress,
         label=f"{material.modality}: others",
     )
     return asked, {str(place): states for place, states in found.states.items()}
@@ -220,39 +200,20 @@ def about(material: Material) -> Record:
 
 def show(record: Record) -> None:
     """Where what can be read, then what was concluded."""
-    table = Table(title="accuracy of linear probes at the last block (%), chance in brackets", box=None)
-    headings = (
-        "group",
-        "queries",
-        "target",
-        "held out",
-        "place",
-        "words",
-        "before",
-        "after, same probe",
-        "after, trained anew",
-        "verdict",
-        "hidden from",
-        "read anew at",
-    )
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
+    names = "group, queries, target, held out, place, words, before, after (same probe), after (trained anew)"
     key = ("group", "modality", "target", "held_out", "place", "words")
     last = record["provenance"]["n_layers"] - 1
+    rows = []
     for v in record["verdicts"]:
         mine = [r for r in record["probes"] if all(r[k] == v[k] for k in key) and r["layer"] == last]
         cells = {r["side"]: f"{100 * r['accuracy']:.0f} \\[{100 * r['chance']:.0f}]" for r in mine}
-        table.add_row(
-            *(v[k] for k in key),
-            *(cells.get(side, "–") for side in ("before", "moved", "after")),
-            v["kind"],
-            "–" if v["hidden_from"] is None else str(v["hidden_from"]),
-            spelled(v["after"]) or "–",
-        )
-    console = Console(width=max(150, Console().width))
-    console.print(table)
+        sides = (cells.get(side, "–") for side in ("before", "moved", "after"))
+        hidden = "–" if v["hidden_from"] is None else str(v["hidden_from"])
+        rows.append((*(v[k] for k in key), *sides, v["kind"], hidden, spelled(v["after"]) or "–"))
+    headings = (*names.split(", "), "verdict", "hidden from", "read anew at")
+    print_table("accuracy of linear probes at the last block (%), chance in brackets", headings, rows)
     for line in lines(record):
-        console.print(line, highlight=False)
+        Console(width=max(150, Console().width)).print(line, highlight=False)
 
 
 def lines(record: Record) -> Iterable[str]:

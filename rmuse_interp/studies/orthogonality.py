@@ -2,13 +2,9 @@
 
 import argparse
 import math
-import time
 from collections.abc import Mapping, Sequence
 
 from jaxtyping import Float
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from rmuse_interp import RMuseError
@@ -18,14 +14,12 @@ from rmuse_interp.diagnostics.stability import Side, sides_at, stability
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting import check
 from rmuse_interp.fitting.collect import Query
-from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
-from rmuse_interp.studies.common import Record, bars, places, provenance, short
-from rmuse_interp.studies.fits import bundle_of, evidence_of, preset_of
+from rmuse_interp.studies.common import MODALITIES, Record, around, places, print_table, short, steered_blocks
+from rmuse_interp.studies.fits import World, bundle_of, working
 from rmuse_interp.studies.updates import Case, pair, unsteered, updates_of
 
-SCHEMA = "rmuse-orthogonality/2"
-STEM = "orthogonality"
 RANGE = (0.025, 0.5, 0.975)
 
 
@@ -37,8 +31,8 @@ def run(given: argparse.Namespace) -> Record:
     """
     own = None if given.bundle is None else RMuse.load(given.bundle).report.get("benchmark", {}).get("forget")
     benchmark = load_benchmark(given.data, forget=int(given.forget or own or 5))
-    queries = {
-        kind: reasoning_queries(benchmark, kind, given.limit, given.seed) for kind in ("image", "text")
+    queries: dict[Modality, list[Query]] = {
+        kind: reasoning_queries(benchmark, kind, given.limit, given.seed) for kind in MODALITIES
     }
     if not any(queries.values()):
         raise RMuseError(
@@ -48,12 +42,10 @@ def run(given: argparse.Namespace) -> Record:
     bundle = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
     if bundle is None:
         check(lens, benchmark)
-    began = time.monotonic()
-    with bars() as progress:
+    with working(given, lens, benchmark) as world:
         if bundle is None:
-            evidence = evidence_of(given, lens, benchmark, progress)
-            cases = fitted(lens, benchmark, evidence, given, progress)
-            stable, missing = resampled(cases, evidence, given, progress)
+            cases = fitted(world)
+            stable, missing = resampled(world, cases)
         else:
             cases, stable = [Case(bundle.preset, bundle, bundle)], []
             missing = {
@@ -62,41 +54,27 @@ def run(given: argparse.Namespace) -> Record:
         geometry = [row for case in cases for row in geometry_of(case)]
         updates: list[Record] = []
         for modality, asked in queries.items():
-            plain = unsteered(lens, asked, benchmark.delimiters, given, progress) if asked else {}
+            plain = unsteered(world, asked) if asked else {}
             for case in cases if asked else []:
-                updates += updates_of(case, modality, lens, asked, plain, given, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            bundle=None if bundle is None else bundle.report,
-            layers={case.preset: steered_blocks(case.fitted.plan) for case in cases},
-            fit_limit=None if bundle else given.fit_limit,
-            n={kind: len(asked) for kind, asked in queries.items()},
-            resamples=None if bundle else given.resamples,
-        ),
-        "geometry": geometry,
-        "stability": stable,
-        "not_resampled": missing,
-        "updates": updates,
+                updates += updates_of(world, case, modality, asked, plain)
+    origin = {
+        "bundle": None if bundle is None else bundle.report,
+        "layers": {case.preset: steered_blocks(case.fitted.plan) for case in cases},
+        "fit_limit": None if bundle else given.fit_limit,
+        "n": {kind: len(asked) for kind, asked in queries.items()},
+        "resamples": None if bundle else given.resamples,
     }
+    found = {"geometry": geometry, "stability": stable, "not_resampled": missing, "updates": updates}
+    return world.record("rmuse-orthogonality/2", origin, **found)
 
 
-def fitted(
-    lens: LensModel,
-    benchmark: Benchmark,
-    evidence: Mapping[Modality, Evidence],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> list[Case]:
+def fitted(world: World) -> list[Case]:
     """Both presets, from the same evidence."""
     cases = []
+    n_layers, prefix = world.lens.n_layers, world.benchmark.prefixes[0]
     for preset in PRESETS:
-        own = preset_of(given, lens, benchmark, evidence, preset, progress)
-        cases.append(Case(preset, everywhere(own, evidence, lens.n_layers, benchmark.prefixes[0]), own))
+        own = world.preset(preset)
+        cases.append(Case(preset, everywhere(own, world.evidence, n_layers, prefix), own))
     return cases
 
 
@@ -111,12 +89,6 @@ def everywhere(own: RMuse, evidence: Mapping[Modality, Evidence], n_layers: int,
     ]
     found = together(parts, own.report)
     return RMuse(Plan(list(found.plan), own.plan.fingerprint), found.subspaces, own.report)
-
-
-def steered_blocks(plan: Plan) -> dict[str, list[int]]:
-    """The blocks a plan steers, by kind of query."""
-    kinds = ("image", "text")
-    return {k: sorted({b for e in plan if e.modality in (None, k) for b in e.layers}) for k in kinds}
 
 
 def reasoning_queries(benchmark: Benchmark, modality: str, limit: int, seed: int) -> list[Query]:
@@ -162,25 +134,20 @@ def geometry_of(case: Case) -> list[Record]:
     return rows
 
 
-def resampled(
-    cases: Sequence[Case],
-    evidence: Mapping[Modality, Evidence],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> tuple[list[Record], dict[str, str]]:
+def resampled(world: World, cases: Sequence[Case]) -> tuple[list[Record], dict[str, str]]:
     """Ranges over resamples at every block that was fitted, and kind of query → why it has none."""
     rows: list[Record] = []
     missing: dict[str, str] = {}
     keys = [(case, place) for case in cases for place in places(case.everywhere)]
-    task = progress.add_task("resamples", total=len(keys))
+    task = world.progress.add_task("resamples", total=len(keys))
     for case, (modality, layer) in keys:
         try:
-            sides = sides_at(evidence[modality], layer, literal=case.preset == "paper")
+            sides = sides_at(world.evidence[modality], layer, literal=case.preset == "paper")
         except RMuseError as error:  # a single example of this kind
             missing[modality] = str(error)
         else:
-            rows.append(stability_of(case, modality, layer, *sides, given))
-        progress.advance(task)
+            rows.append(stability_of(case, modality, layer, *sides, world.given))
+        world.progress.advance(task)
     return rows, missing
 
 
@@ -219,42 +186,26 @@ def reach(values: Float[Tensor, " resamples"]) -> Record:
 
 def show(record: Record) -> None:
     """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
-    table = Table(
-        title="percent of the update inside the RRS, held-out reasoning, gate forced open", box=None
-    )
-    for heading in ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires"):
-        table.add_column(heading, no_wrap=True)
     rows = [r for r in record["updates"] if r["run"] == "plan" and r["measure"] == "update"]
     key = ("preset", "modality", "layer", "protection")
     gated = {tuple(r[k] for k in key): r for r in rows if r["gate"] == "gated"}
+    lines = []
     for r in (row for row in rows if row["gate"] == "open"):
         through = gated[tuple(r[k] for k in key)]
-        share, low, high = (percent(r[k]) for k in ("share", "low", "high"))
-        table.add_row(
-            *(str(r[k]) for k in key[:3]),
-            r["protection"] + " *" * r["own"],
-            f"{share} \\[{low}, {high}]",
-            percent(r["null"]["mean"]),
-            f"{through['n_updated']} of {through['n']}",
-        )
-    Console(width=max(100, Console().width)).print(table)
+        share = "–" if r["share"] is None else around(r, 2, 100, "share")
+        fires = f"{through['n_updated']} of {through['n']}"
+        form = r["protection"] + " *" * r["own"]
+        lines.append((*(str(r[k]) for k in key[:3]), form, share, f"{100 * r['null']['mean']:.2f}", fires))
+    headings = ("preset", "queries", "block", "protection", "inside [95 %]", "chance", "gate fires")
+    print_table("percent of the update inside the RRS, held-out reasoning, gate forced open", headings, lines)
     print("*: the form of protection the plan has")
     for kind, why in record["not_resampled"].items():
         print(f"stability, {kind}: {why}")
-    moved = Table(
-        title="degrees between a fit on resampled people and the fit on all, median [95 %]", box=None
-    )
-    kinds = ("unlearning", "direction", "rrs")
-    for heading in ("preset", "queries", "block", "U_un", "v_un", "U_rrs"):
-        moved.add_column(heading, no_wrap=True)
+    angles = {"U_un": "unlearning", "v_un": "direction", "U_rrs": "rrs"}
+    moved = []
     for r in record["stability"]:
-        cells = (r[f"{kind}_angle_degrees"] for kind in kinds)
-        said = (f"{c['median']:.0f} \\[{c['low']:.0f}, {c['high']:.0f}]" for c in cells)
-        moved.add_row(r["preset"], r["modality"], str(r["layer"]), *said)
-    if record["stability"]:
-        Console(width=max(100, Console().width)).print(moved)
-
-
-def percent(share: float | None) -> str:
-    """A share for the table."""
-    return "–" if share is None else f"{100 * share:.2f}"
+        cells = (around(r[f"{kind}_angle_degrees"], 0, value="median") for kind in angles.values())
+        moved.append((r["preset"], r["modality"], str(r["layer"]), *cells))
+    if moved:
+        title = "degrees between a fit on resampled people and the fit on all, median [95 %]"
+        print_table(title, ("preset", "queries", "block", *angles), moved)

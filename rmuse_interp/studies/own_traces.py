@@ -1,11 +1,7 @@
 """R-MUSE fitted on the benchmark's own traces and on the model's, compared question by question."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
-
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp.data import SPLITS, Benchmark, Example
 from rmuse_interp.evaluate.metrics import summarise
@@ -15,18 +11,10 @@ from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.fitting.elicit import MAX_NEW_TOKENS, as_asked, elicit, template_for
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import (
-    REPORTED,
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    short,
-)
+from rmuse_interp.studies.common import Record, answered, estimate, opened, print_table, short
+from rmuse_interp.studies.fits import working
+from rmuse_interp.studies.variants import REPORTED
 
-SCHEMA = "rmuse-own-traces/1"
-STEM = "own_traces"
 FITS = ("given", "own")
 MARGIN = 1.0
 """Points within which two figures agree."""
@@ -42,9 +30,8 @@ def run(given: argparse.Namespace) -> Record:
     template = template_for(None, loaded)
     benchmark = as_asked(loaded, template)
     questions = choose(benchmark, given.limit, given.seed)
-    began = time.monotonic()
-    with bars() as progress:
-        settings: Record = {"seed": given.seed, "progress": progress}
+    with working(given, lens, benchmark) as world:
+        settings: Record = {"seed": given.seed, "progress": world.progress}
         reading: Record = settings | {"limit": given.fit_limit, "batch_size": given.batch_size}
         found = elicit(lens, loaded, template=template, max_new_tokens=MAX_NEW_TOKENS, **reading)
         fits = {
@@ -52,22 +39,16 @@ def run(given: argparse.Namespace) -> Record:
             for name, source in zip(FITS, (benchmark, found.benchmark), strict=True)
         }
         methods = [Method("vanilla", lens), *(Method(name, lens, fit.plan) for name, fit in fits.items())]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            max_new_tokens=given.max_new_tokens,
-            n={split: len(asked) for split, asked in questions.items()},
-        ),
-        "margin": MARGIN,
-        "traces": found.record(),
-        "fits": {name: chosen(fit) for name, fit in fits.items()},
-        "rows": rows_of(answers.transcripts, questions, benchmark, given.seed),
-    }
+        answers = answered(given, "own_traces", methods, questions, benchmark, world.progress)
+    n = {split: len(asked) for split, asked in questions.items()}
+    return world.record(
+        "rmuse-own-traces/1",
+        {"max_new_tokens": given.max_new_tokens, "n": n},
+        margin=MARGIN,
+        traces=found.record(),
+        fits={name: chosen(fit) for name, fit in fits.items()},
+        rows=rows_of(answers.transcripts, questions, benchmark, given.seed),
+    )
 
 
 def chosen(fitted: RMuse) -> Record:
@@ -126,34 +107,22 @@ def _difference(metric: str, pairs: Sequence[tuple[Transcript, float]], seed: in
     mean = summarise(metric, pairs, seed)
     assert mean.value is not None
     assert mean.interval is not None
-    low, high = mean.interval
-    return {
-        "difference": {"value": short(mean.value), "low": short(low), "high": short(high)},
-        "n": mean.n,
-        "within": abs(mean.value) <= MARGIN,
-    }
+    within = abs(mean.value) <= MARGIN
+    return {"difference": estimate(mean.value, *mean.interval), "n": mean.n, "within": within}
 
 
 def show(record: Record) -> None:
     """The figures side by side, and how many differ by more than the margin."""
-    table = Table(title="percent, greedy answers; own − given in points", box=None)
-    for heading in ("split", "metric", "vanilla", *FITS, "difference", "95 %", "n"):
-        table.add_column(heading, justify="left" if heading in ("split", "metric") else "right")
+    rows = []
     for row in record["rows"]:
-        cells = ("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("vanilla", *FITS))
-        apart = row.get("difference")
-        shown = ["", ""]
+        values = ("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("vanilla", *FITS))
+        apart, shown = row.get("difference"), ["", ""]
         if apart is not None:
-            shown = [f"{apart['value']:+.2f}", f"{apart['low']:+.1f} … {apart['high']:+.1f}"]
-        table.add_row(
-            row["split"],
-            row["metric"],
-            *cells,
-            *shown,
-            str(row["n"]),
-            style=None if row.get("within", True) else "bold",
-        )
-    Console(width=max(110, Console().width)).print(table)
+            mark = "" if row["within"] else " *"
+            shown = [f"{apart['value']:+.2f}{mark}", f"{apart['low']:+.1f} … {apart['high']:+.1f}"]
+        rows.append((row["split"], row["metric"], *values, *shown, str(row["n"])))
+    headings = ("split", "metric", "vanilla", *FITS, "difference", "95 %", "n")
+    print_table("percent, greedy answers; own − given in points (*: outside the margin)", headings, rows)
     traces, compared = record["traces"], [row for row in record["rows"] if "within" in row]
     outside = [row for row in compared if not row["within"]]
     print(

@@ -8,7 +8,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from rich.progress import Progress
 
@@ -18,6 +17,7 @@ from rmuse_interp.data.content import content
 from rmuse_interp.data.prompts import generation_prompt
 from rmuse_interp.data.store import digest, sources
 from rmuse_interp.data.views import restated
+from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.judges import RulesJudge
 from rmuse_interp.evaluate.metrics import Metric
 from rmuse_interp.evaluate.results import Transcript
@@ -26,11 +26,11 @@ from rmuse_interp.fitting import assemble, check, enough, gather, traced
 from rmuse_interp.fitting.elicit import TEMPLATES, Template, Traces, as_asked, asked_with
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.method.rmuse import PRESETS, RMuse
+from rmuse_interp.method.rmuse import PRESETS, Evidence, PresetName, RMuse
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 from rmuse_interp.studies import common
-from rmuse_interp.studies.common import Record, short
+from rmuse_interp.studies.common import Record, of_metric
 from rmuse_interp.studies.paper import COLUMNS, METRICS, PAPER, markdown
 
 SCHEMA = "rmuse-paper-table/1"
@@ -107,7 +107,7 @@ def run(given: argparse.Namespace) -> Record:
                     if name in bundles:
                         fitted = RMuse.load(bundles[name][0], lens)
                     elif name != METHODS[0]:
-                        fitted = fits(name.removeprefix("rmuse/"))
+                        fitted = fits(next(p for p in PRESETS if name == f"rmuse/{p}"))
                     method = Method(name, lens, None if fitted is None else fitted.plan)
                     rows = rows_of(given, method, asked[rate], rate, progress)
                 except Exception as error:  # whatever it is, the other cells are not lost by it
@@ -232,14 +232,14 @@ def _stepwise(template: Template | None) -> Template | None:
 
 def fits_at(
     given: argparse.Namespace, lens: LensModel, asked: Questions, rate: int, progress: Progress
-) -> Callable[[str], RMuse]:
+) -> Callable[[PresetName], RMuse]:
     """Preset → its bundle at one rate, from the folder where it holds it; all presets are of one evidence."""
     benchmark, folder = asked.benchmark, given.out / STEM
     limit = enough(benchmark, given.fit_limit)
     settings = {"limit": limit, "batch_size": given.batch_size, "seed": given.seed}
 
     @functools.cache
-    def evidence() -> tuple[Benchmark, Any]:
+    def evidence() -> tuple[Benchmark, dict[Modality, Evidence]]:
         traces: Traces = "given" if benchmark.has_reasoning else "composed"
         check(lens, benchmark, traces=traces)
         own = traced(
@@ -265,7 +265,7 @@ def fits_at(
             "of": digest(depends(lens), content(benchmark), sources()),
         }
 
-    def fitted(preset: Any) -> RMuse:
+    def fitted(preset: PresetName) -> RMuse:
         place = folder / "bundles" / f"{rate}-{preset}"
         try:
             kept = RMuse.load(place, lens)
@@ -327,15 +327,8 @@ def _rows(
 
 
 def _value(metric: Metric) -> Record:
-    low, high = metric.interval or (None, None)
-    return {
-        "value": short(metric.value),
-        "low": short(low),
-        "high": short(high),
-        "n": metric.n,
-        "parse_failures": metric.parse_failures,
-        "unjudged": metric.unjudged,
-    }
+    more = {"parse_failures": metric.parse_failures, "unjudged": metric.unjudged}
+    return of_metric(metric) | more
 
 
 def _fit(bundle: RMuse) -> Record:

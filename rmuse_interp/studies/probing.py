@@ -24,7 +24,7 @@ from rmuse_interp.diagnostics.probes import (
 from rmuse_interp.diagnostics.verdicts import judge
 from rmuse_interp.maths.statistics import Estimate, clustered, wilson
 from rmuse_interp.parts.pooled import Pooled
-from rmuse_interp.studies.common import Record, percent, short
+from rmuse_interp.studies.common import Record, estimate, percent, short
 from rmuse_interp.studies.leakage import Asked, Cell, Material
 
 TARGETS: Final = ("identity", "attribute")
@@ -291,4 +291,4 @@ def as_row(found: Score) -> Record:
 
 def interval_row(found: Estimate) -> Record:
     """A value with its 95 % interval as JSON."""
-    return {"value": short(found.value), "low": short(found.low), "high": short(found.high)}
+    return estimate(found.value, found.low, found.high)

@@ -1,30 +1,23 @@
 """The calibrated plan with fewer refusal prototypes."""
 
 import argparse
-import time
-
-from rich.console import Console
-from rich.table import Table
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data import Benchmark
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.operators import Transport
-from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    operators_of,
-    provenance,
-    rows_of,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.runs.run import choose
+from rmuse_interp.studies.common import Record
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Questions, Variant, operators_of, study, tabulate
 
-SCHEMA = "rmuse-prototype-cap/1"
-STEM = "prototype_cap"
 CAPS = (8, 16, 32, 64, 128, 256, 512)
 SPLITS_ASKED = ("forget", "test", "retain_test")
+COLUMNS = (
+    ("forget", "ril"),
+    *(("test", name) for name in ("ril", "refusal_rate", "malformed_rate", "repetition_rate")),
+    ("retain_test", "exact"),
+)
 
 
 def run(given: argparse.Namespace) -> Record:
@@ -35,34 +28,23 @@ def run(given: argparse.Namespace) -> Record:
     """
     if min(given.caps) < 1:
         raise RMuseError(f"--caps of at least 1 were required, got {min(given.caps)}")
-    lens, benchmark = opened(given, given.forget)
-    questions = {s: v for s, v in choose(benchmark, given.limit, given.seed).items() if s in given.splits}
-    began = time.monotonic()
-    with bars() as progress:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        plan = preset_of(given, lens, benchmark, evidence, "calibrated", progress).plan
+
+    def asked(benchmark: Benchmark) -> Questions:
+        found = choose(benchmark, given.limit, given.seed)
+        return {split: some for split, some in found.items() if split in given.splits}
+
+    def prepare(world: World) -> Prepared:
+        plan = world.preset("calibrated").plan
         most = max(counts(plan).values())
-        plans = {cap: capped(plan, cap, given.seed) for cap in sorted(set(given.caps)) if cap < most}
-        # 0 stands for no cap: a key in JSON that sorts and draws apart.
-        plans[0] = plan
-        methods = [
-            Method("vanilla", lens),
-            *(Method(f"cap-{cap or 'all'}", lens, p) for cap, p in plans.items()),
-        ]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    labels: dict[str, Record] = {"vanilla": {"cap": None, "kept": None}}
-    for cap, some in plans.items():
-        labels[f"cap-{cap or 'all'}"] = {"cap": cap or "all", "kept": counts(some)}
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given, lens, benchmark, began, n={split: len(asked) for split, asked in questions.items()}
-        ),
-        "prototypes": counts(plan),
-        "rows": [
-            labels[row["method"]] | row for row in rows_of(methods, answers, benchmark, lens, given.seed)
-        ],
-    }
+        plans: dict[int | str, Plan] = {
+            cap: capped(plan, cap, given.seed) for cap in sorted(set(given.caps)) if cap < most
+        }
+        plans["all"] = plan
+        found = [Variant(f"cap-{cap}", one, {"cap": cap, "kept": counts(one)}) for cap, one in plans.items()]
+        vanilla = Variant("vanilla", None, {"cap": None, "kept": None})
+        return Prepared([vanilla, *found], {"prototypes": counts(plan)})
+
+    return study("prototype_cap", given, asked, prepare)
 
 
 def transports(plan: Plan) -> dict[str, Transport]:
@@ -89,23 +71,9 @@ def capped(plan: Plan, cap: int, seed: int = 0) -> Plan:
 
 def show(record: Record) -> None:
     """What is said to questions about the people to forget, per cap."""
-    columns = (
-        ("forget", "ril"),
-        ("test", "ril"),
-        ("test", "refusal_rate"),
-        ("test", "malformed_rate"),
-        ("test", "repetition_rate"),
-        ("retain_test", "exact"),
-    )
-    table = Table(title="percent, greedy answers", box=None)
-    for heading in ("cap", "kept", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
-        table.add_column(heading, no_wrap=True)
-    cells = {(str(r["cap"]), r["split"]): r for r in record["rows"]}
-    kept = {
-        str(r["cap"]): ", ".join(map(str, dict.fromkeys((r["kept"] or {}).values()))) for r in record["rows"]
-    }
-    for cap in kept:
-        found = (cells.get((cap, split), {}).get(name) for split, name in columns)
-        values = ("–" if v is None else f"{v['value']:.1f}" for v in found)
-        table.add_row("vanilla" if cap == "None" else cap, kept[cap] or "–", *values)
-    Console(width=max(110, Console().width)).print(table)
+
+    def labels(row: Record) -> list[str]:
+        kept = dict.fromkeys((row["kept"] or {}).values())
+        return [str(row["cap"] or "vanilla"), ", ".join(map(str, kept)) or "–"]
+
+    tabulate("percent, greedy answers", record["rows"], ("cap", "kept"), labels, COLUMNS)

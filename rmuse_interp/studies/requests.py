@@ -5,10 +5,7 @@ import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
+from dataclasses import replace
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, load_benchmark
@@ -18,14 +15,13 @@ from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.fitting import check, fit
 from rmuse_interp.fitting.exchange import label_of
 from rmuse_interp.fitting.requests import check_request, decided, forget_people, restore_people
-from rmuse_interp.lens.lens import LensModel, load_model
+from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import BY_PERSON
 from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import Record, answered, bars, provenance, short
+from rmuse_interp.studies.common import Record, answered, of_metric, print_table, short
+from rmuse_interp.studies.fits import World, working
 
-SCHEMA = "rmuse-requests/1"
-STEM = "requests"
 SINGLY, AT_ONCE = "one by one", "at once"
 FIGURES = ("ril", "exact", "refusal_rate", "fire_rate")
 MARGIN = 1.0
@@ -50,34 +46,24 @@ def run(given: argparse.Namespace) -> Record:
     restored = sorted(random.Random(given.seed).sample(people, given.restore))
     lens = load_model(given.model, device=given.device, dtype=given.dtype)
     check(lens, benchmark, given.layers)
-    began = time.monotonic()
     requests: list[Record] = []
     stages: list[Record] = []
-    with bars() as progress:
-        bundle = fitted(lens, benchmark, given, progress)
+    with working(given, lens, benchmark) as world:
+        bundle = fitted(world)
         check_request(bundle, benchmark, people[first:], "forget")
         for kind, some in (("forget", people[first:]), ("restore", restored)):
-            bundle = requested(bundle, lens, benchmark, kind, some, given, requests, progress)
+            bundle = requested(world, bundle, kind, some, requests)
             gone = restored if kind == "restore" else []
-            view = benchmark.forgetting(set(people) - set(gone))
-            at_once = fitted(lens, view, given, progress)
-            stages.append(stage(lens, view, {SINGLY: bundle, AT_ONCE: at_once}, gone, given, progress))
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            max_new_tokens=given.max_new_tokens,
-            fitted_first=first,
-            people=given.people,
-            restored=given.restore,
-            layers=given.layers,
-        ),
-        "requests": requests,
-        "stages": stages,
+            seen = replace(world, benchmark=benchmark.forgetting(set(people) - set(gone)))
+            stages.append(stage(seen, {SINGLY: bundle, AT_ONCE: fitted(seen)}, gone))
+    origin = {
+        "max_new_tokens": given.max_new_tokens,
+        "fitted_first": first,
+        "people": given.people,
+        "restored": given.restore,
+        "layers": given.layers,
     }
+    return world.record("rmuse-requests/1", origin, requests=requests, stages=stages)
 
 
 def in_order(benchmark: Benchmark) -> list[str]:
@@ -90,56 +76,36 @@ def in_order(benchmark: Benchmark) -> list[str]:
     return [*found, *(p for p in benchmark.people if p not in found)]
 
 
-def fitted(lens: LensModel, benchmark: Benchmark, given: argparse.Namespace, progress: Progress) -> RMuse:
+def fitted(world: World) -> RMuse:
     """`calibrated` on the people that the benchmark has to forget, with gates that know them one by one."""
-    return fit(
-        lens,
-        benchmark,
-        layers=given.layers,
-        kinds=BY_PERSON,
-        limit=given.fit_limit,
-        batch_size=given.batch_size,
-        seed=given.seed,
-        progress=progress,
-    )
+    given = world.given
+    settings = {"limit": given.fit_limit, "batch_size": given.batch_size, "seed": given.seed}
+    steered, progress = given.layers, world.progress
+    return fit(world.lens, world.benchmark, layers=steered, kinds=BY_PERSON, progress=progress, **settings)
 
 
-def requested(
-    bundle: RMuse,
-    lens: LensModel,
-    benchmark: Benchmark,
-    kind: str,
-    people: Sequence[str],
-    given: argparse.Namespace,
-    log: list[Record],
-    progress: Progress,
-) -> RMuse:
+def requested(world: World, bundle: RMuse, kind: str, people: Sequence[str], log: list[Record]) -> RMuse:
     """The bundle after one request per person, each written to a folder as a user's would be; the log gets a row each."""
     call = forget_people if kind == "forget" else restore_people
-    task = progress.add_task(kind, total=len(people))
+    task = world.progress.add_task(kind, total=len(people))
+    lens, benchmark, batch_size = world.lens, world.benchmark, world.given.batch_size
     with tempfile.TemporaryDirectory() as folder:
         for person in people:
             began, worked = time.monotonic(), time.process_time()
-            bundle = call(bundle, lens, benchmark, [person], batch_size=given.batch_size)
+            bundle = call(bundle, lens, benchmark, [person], batch_size=batch_size)
             bundle.save(folder)
             took = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - worked}
-            counts = decided(bundle, lens, benchmark, person, batch_size=given.batch_size)
+            counts = decided(bundle, lens, benchmark, person, batch_size=batch_size)
             fires = {name: {"fired": fired, "n": n} for name, (fired, n) in counts.items()}
             times = {name: short(value) for name, value in took.items()}
             log.append({"request": kind, "person": label_of(person), **times, **fires})
-            progress.advance(task)
+            world.progress.advance(task)
     return bundle
 
 
-def stage(
-    lens: LensModel,
-    view: Benchmark,
-    bundles: Mapping[str, RMuse],
-    restored: Sequence[str],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> Record:
+def stage(world: World, bundles: Mapping[str, RMuse], restored: Sequence[str]) -> Record:
     """Both bundles on the same questions, split by split."""
+    given, lens, view = world.given, world.lens, world.benchmark
     questions = choose(view, given.limit, given.seed)
     if restored:
         again = [e for e in view.scoring("retain_test") if e.person in restored]
@@ -147,7 +113,7 @@ def stage(
     every = {e.id: e for examples in questions.values() for e in examples}
     methods = [Method(name, lens, bundle.plan) for name, bundle in bundles.items()]
     asked = {"all": list(every.values())}
-    answers = answered(given, STEM, methods, asked, view, progress)
+    answers = answered(given, "requests", methods, asked, view, world.progress)
     said = {name: {t.id: t for t in answers.transcripts if t.method == name} for name in bundles}
     rows: list[Record] = []
     for split, examples in questions.items():
@@ -189,34 +155,23 @@ def figure(metric: Metric) -> Record | None:
     """A metric as ``{value, low, high, n}`` in percent; None where it is defined on no question."""
     if metric.value is None or metric.interval is None:
         return None
-    low, high = metric.interval
-    return {"value": short(metric.value), "low": short(low), "high": short(high), "n": metric.n}
+    return of_metric(metric)
 
 
 def show(record: Record) -> None:
     """Both bundles, split by split, and what a request took."""
-    wide = Console(width=max(120, Console().width))
+    headings = ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike")
     for found in record["stages"]:
-        table = Table(title=f"{found['people']} people forgotten, percent", box=None)
-        for heading in ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike"):
-            table.add_column(heading, no_wrap=True)
+        rows = []
         for row in found["splits"]:
-            for name in FIGURES:
-                gap = row["differences"][name]
-                if gap is not None:
-                    sides = (f"{row['figures'][method][name]['value']:.1f}" for method in (SINGLY, AT_ONCE))
-                    interval = f"\\[{gap['low']:+.2f}, {gap['high']:+.2f}]"
-                    mark = " *" if abs(gap["value"]) > MARGIN else ""
-                    alike = f"{row['agreement']['value']:.1f}" if name == "fire_rate" else ""
-                    table.add_row(
-                        row["split"],
-                        str(gap["n"]),
-                        name,
-                        *sides,
-                        f"{gap['value']:+.2f} {interval}{mark}",
-                        alike,
-                    )
-        wide.print(table)
+            gaps = {name: gap for name, gap in row["differences"].items() if gap is not None}
+            for name, gap in gaps.items():
+                sides = (f"{row['figures'][method][name]['value']:.1f}" for method in (SINGLY, AT_ONCE))
+                apart = f"{gap['value']:+.2f} \\[{gap['low']:+.2f}, {gap['high']:+.2f}]"
+                apart += " *" if abs(gap["value"]) > MARGIN else ""
+                alike = f"{row['agreement']['value']:.1f}" if name == "fire_rate" else ""
+                rows.append((row["split"], str(gap["n"]), name, *sides, apart, alike))
+        print_table(f"{found['people']} people forgotten, percent", headings, rows)
     print(f"*: more than {MARGIN:g} point apart")
     for kind in ("forget", "restore"):
         mine = [one for one in record["requests"] if one["request"] == kind]

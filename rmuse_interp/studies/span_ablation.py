@@ -1,36 +1,32 @@
 """Unlearning subspaces fitted on one span at a time: their geometry, and what each of them steers to."""
 
 import argparse
-import time
 from collections.abc import Mapping
 from itertools import combinations
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
+from rmuse_interp.data import Benchmark
 from rmuse_interp.diagnostics import subspace_overlap
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.method.rmuse import CAP, ENERGY, Evidence, RMuse, subspaces_at
 from rmuse_interp.method.targets import acs
 from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
-from rmuse_interp.runs.run import Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    rows_of,
-    short,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.runs.run import choose
+from rmuse_interp.studies.common import Record, short
+from rmuse_interp.studies.fits import World
+from rmuse_interp.studies.variants import Prepared, Questions, Variant, study, tabulate
 
-SCHEMA = "rmuse-span-ablation/1"
-STEM = "span_ablation"
+COLUMNS = (
+    ("forget", "ril"),
+    *(("test", name) for name in ("ril", "exact", "refusal_rate", "malformed_rate")),
+    ("retain", "exact"),
+    ("retain_test", "exact"),
+    ("retain_test", "malformed_rate"),
+)
 SPANS = ("prompt_end", "reasoning", "answer", "hybrid")
 SPLITS = ("forget", "test", "retain", "retain_test")
 _OF_RESPONSE = {"reasoning": ("cot",), "answer": ("answer",), "hybrid": ("cot", "answer")}
@@ -42,33 +38,25 @@ def run(given: argparse.Namespace) -> Record:
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
-    lens, benchmark = opened(given, given.forget)
-    questions = {s: rows for s, rows in choose(benchmark, given.limit, given.seed).items() if s in SPLITS}
-    began = time.monotonic()
-    with bars() as progress:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        fitted = preset_of(given, lens, benchmark, evidence, "calibrated", progress)
+
+    def asked(benchmark: Benchmark) -> Questions:
+        found = choose(benchmark, given.limit, given.seed)
+        return {split: some for split, some in found.items() if split in SPLITS}
+
+    def prepare(world: World) -> Prepared:
+        evidence, fitted = world.evidence, world.preset("calibrated")
         subspaces = by_span(evidence)
         plans = variants(fitted, evidence, subspaces, given.seed)
-        methods = [Method("vanilla", lens), *(Method(name, lens, plan) for name, plan in plans.items())]
-        answers = answered(given, STEM, methods, questions, benchmark, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            n={split: len(asked) for split, asked in questions.items()},
-            n_fitted={m: {s: fitted_on(found, s) for s in SPANS} for m, found in evidence.items()},
-            layers={str(edit.modality): edit.layers for edit in fitted.plan},
-        ),
-        "geometry": geometry_of(subspaces),
-        "variants": [{"span": name, "plan": plan.describe()} for name, plan in plans.items()],
-        "rows": [
-            {"span": row["method"], **row} for row in rows_of(methods, answers, benchmark, lens, given.seed)
-        ],
-    }
+        said = [{"span": name, "plan": plan.describe()} for name, plan in plans.items()]
+        origin = {
+            "n_fitted": {m: {s: fitted_on(found, s) for s in SPANS} for m, found in evidence.items()},
+            "layers": {str(edit.modality): edit.layers for edit in fitted.plan},
+        }
+        every: dict[str, Plan | None] = {"vanilla": None, **plans}
+        found = [Variant(name, plan, {"span": name}) for name, plan in every.items()]
+        return Prepared(found, {"geometry": geometry_of(subspaces), "variants": said}, origin)
+
+    return study("span_ablation", given, asked, prepare)
 
 
 Fitted = dict[tuple[Modality, int, str], UnlearningSubspace]
@@ -178,21 +166,5 @@ def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
 
 def show(record: Record) -> None:
     """What steering toward each span's direction does."""
-    columns = (
-        ("forget", "ril"),
-        ("test", "ril"),
-        ("test", "exact"),
-        ("test", "refusal_rate"),
-        ("test", "malformed_rate"),
-        ("retain", "exact"),
-        ("retain_test", "exact"),
-        ("retain_test", "malformed_rate"),
-    )
-    table = Table(title="percent, greedy answers; gate and blocks of calibrated", box=None)
-    for heading in ("U_un from", *(f"{split}\n{name.removesuffix('_rate')}" for split, name in columns)):
-        table.add_column(heading, no_wrap=True)
-    cells = {(r["span"], r["split"]): r for r in record["rows"]}
-    for span in dict.fromkeys(r["span"] for r in record["rows"]):
-        found = (cells.get((span, split), {}).get(name) for split, name in columns)
-        table.add_row(span, *("–" if v is None else f"{v['value']:.1f}" for v in found))
-    Console(width=max(110, Console().width)).print(table)
+    title = "percent, greedy answers; gate and blocks of calibrated"
+    tabulate(title, record["rows"], ["U_un from"], lambda row: [row["span"]], COLUMNS)

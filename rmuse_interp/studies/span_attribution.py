@@ -6,10 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.diagnostics.attribution import WAYS, Attribution, agreement, attribute, by_span
@@ -21,13 +17,18 @@ from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
-from rmuse_interp.studies.common import Record, bars, opened, provenance, short
-from rmuse_interp.studies.fits import bundle_of, presets_of
+from rmuse_interp.studies.common import (
+    MODALITIES,
+    Record,
+    estimate,
+    opened,
+    print_table,
+    short,
+    steered_blocks,
+)
+from rmuse_interp.studies.fits import World, working
 
-SCHEMA = "rmuse-span-attribution/1"
-STEM = "span_attribution"
 GROUPS = {"forget": "test", "retain": "retain_test"}
-MODALITIES = ("image", "text")
 SPANS = (*SOURCES, "here")
 
 
@@ -51,58 +52,40 @@ def run(given: argparse.Namespace) -> Record:
         group: find_leaks(lens, [s for e in examples for s in stated(e, benchmark)], benchmark.delimiters)
         for group, examples in asked.items()
     }
-    fitted = None if given.bundle is None else bundle_of(given.bundle, lens, benchmark)
-    began = time.monotonic()
-    with bars() as progress:
-        if fitted is None:
-            fitted = presets_of(given, lens, benchmark, ["calibrated"], progress)["calibrated"]
+    with working(given, lens, benchmark) as world:
+        (fitted,) = world.presets(["calibrated"]).values()
         read = time.monotonic()
-        found = explained(lens, fitted.plan, benchmark, asked, leaks, others, given, progress)
+        found = explained(world, fitted.plan, asked, leaks, others)
         took = time.monotonic() - read
-    steered = {group: sum(one.steered for one in sides["after"]) for group, sides in found.items()}
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            preset=fitted.preset,
-            bundle=None if given.bundle is None else fitted.report,
-            layers={
-                m: sorted({b for e in fitted.plan if e.modality in (None, m) for b in e.layers})
-                for m in MODALITIES
-            },
-            n={group: len(examples) for group, examples in asked.items()},
-            gradients=given.gradients,
-            reference={m: len(rows) for m, rows in others.items()},
-            steered=steered,
-            tolerance=TOLERANCE,
-            seconds_without_fitting=round(took, 1),
-        ),
-        "missing": {group: one.missing for group, one in leaks.items()},
-        "empty": {group: empty(one.leaks) for group, one in leaks.items()},
-        "incomplete": [
+    origin = {
+        "preset": fitted.preset,
+        "bundle": None if given.bundle is None else fitted.report,
+        "layers": steered_blocks(fitted.plan),
+        "n": {group: len(examples) for group, examples in asked.items()},
+        "gradients": given.gradients,
+        "reference": {m: len(rows) for m, rows in others.items()},
+        "steered": {group: sum(one.steered for one in sides["after"]) for group, sides in found.items()},
+        "tolerance": TOLERANCE,
+        "seconds_without_fitting": round(took, 1),
+    }
+    each = [
+        (group, side, one) for group, sides in found.items() for side, rows in sides.items() for one in rows
+    ]
+    together = [(group, side, rows) for group, sides in found.items() for side, rows in sides.items()]
+    return world.record(
+        "rmuse-span-attribution/1",
+        origin,
+        missing={group: one.missing for group, one in leaks.items()},
+        empty={group: empty(one.leaks) for group, one in leaks.items()},
+        incomplete=[
             {"group": group, "side": side, **named(one.leak)}
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for one in rows
+            for group, side, one in each
             if one.gradients is not None and not one.gradients.complete
         ],
-        "leaks": [
-            row_of(lens, group, side, one)
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for one in rows
-        ],
-        "means": [row for key, rows in grouped(found) for row in means_of(key, rows, given.seed)],
-        "agreement": [
-            row
-            for group, sides in found.items()
-            for side, rows in sides.items()
-            for row in agreements(group, side, rows, given.seed)
-        ],
-    }
+        leaks=[row_of(lens, *one) for one in each],
+        means=[row for key, rows in grouped(found) for row in means_of(key, rows, given.seed)],
+        agreement=[row for one in together for row in agreements(*one, given.seed)],
+    )
 
 
 def chosen(
@@ -183,16 +166,14 @@ def is_name(attribute: str) -> bool:
 
 
 def explained(
-    lens: LensModel,
+    world: World,
     plan: Plan,
-    benchmark: Benchmark,
     asked: Mapping[str, Sequence[Example]],
     leaks: Mapping[str, Found],
     others: Mapping[str, Sequence[Example]],
-    given: argparse.Namespace,
-    progress: Progress,
 ) -> dict[str, dict[str, list[Attribution]]]:
     """The attributions of all leaks, by group and side."""
+    lens, benchmark, given, progress = world.lens, world.benchmark, world.given, world.progress
 
     def averages(steering: Plan | None, label: str) -> dict[str, Reference]:
         return {
@@ -339,37 +320,30 @@ def figures(mean: Estimate | None) -> Record:
     if mean is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = (mean.low, mean.high) if mean.clusters > 1 else (None, None)
-    return {"value": short(mean.value), "low": short(low), "high": short(high), "n": mean.n}
+    return estimate(mean.value, low, high, n=mean.n)
 
 
 def show(record: Record) -> None:
     """Mean attributions, and how far the ways agree."""
-    table = Table(
-        title="mean attribution to each span: nats (gradients, knockout), logits (direct)", box=None
-    )
-    for heading in ("group", "query", "what", "part", "way", "side", *SPANS):
-        table.add_column(heading, no_wrap=True)
+    names = ("group", "modality", "what", "part", "way", "side")
     cells: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in record["means"]:
-        key = tuple(row[k] for k in ("group", "modality", "what", "part", "way", "side"))
-        cells.setdefault(key, {})[row["span"]] = row
-    for key, spans in cells.items():
-        if any(row["n"] for row in spans.values()):
-            table.add_row(
-                *key, *("–" if spans[s]["value"] is None else f"{spans[s]['value']:.1f}" for s in SPANS)
-            )
-    console = Console(width=max(130, Console().width))
-    console.print(table)
+        cells.setdefault(tuple(row[k] for k in names), {})[row["span"]] = row
+    rows = [
+        (*key, *("–" if spans[s]["value"] is None else f"{spans[s]['value']:.1f}" for s in SPANS))
+        for key, spans in cells.items()
+        if any(row["n"] for row in spans.values())
+    ]
+    title = "mean attribution to each span: nats (gradients, knockout), logits (direct)"
+    print_table(title, (*names, *SPANS), rows)
     for row in record["agreement"]:
         rho, top = row["correlation"], row["top"]
         if top["n"]:
             said = "–" if rho["value"] is None else f"{rho['value']:.2f}"
             said += "" if rho["low"] is None else f" [{rho['low']:.2f}, {rho['high']:.2f}]"
-            console.print(
+            print(
                 f"{row['group']}, {row['side']}: {row['first']} and {row['second']}: rank correlation {said} "
                 f"(n = {rho['n']}), same largest span {100 * top['value']:.0f} % (chance {100 * row['chance']:.0f} %)"
             )
     if record["incomplete"]:
-        console.print(
-            f"gradients that do not add up within {100 * TOLERANCE:g} %: {len(record['incomplete'])}"
-        )
+        print(f"gradients that do not add up within {100 * TOLERANCE:g} %: {len(record['incomplete'])}")

@@ -3,15 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-
 from rmuse_interp.baselines import BASELINES
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import measure
 from rmuse_interp.method.rivals import RIVALS
-from rmuse_interp.studies.common import Record, short
+from rmuse_interp.studies.common import Record, of_metric, print_table, short
 
 FORGET: Final = ("forget", "test")
 KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
@@ -39,12 +36,7 @@ def values_of(
         splits: measure([t for t in transcripts if t.split in splits], benchmark, references, seed=seed)
         for splits in dict.fromkeys(splits for _, splits in wanted.values())
     }
-    values = {}
-    for key, (metric, splits) in wanted.items():
-        one = measured[splits][metric]
-        low, high = one.interval or (None, None)
-        values[key] = {"value": short(one.value), "low": short(low), "high": short(high), "n": one.n}
-    return values
+    return {key: of_metric(measured[splits][metric]) for key, (metric, splits) in wanted.items()}
 
 
 def kind_of(method: str) -> str:
@@ -210,19 +202,14 @@ def _last(value: float | None) -> float:
 
 def show(record: Record) -> None:
     """The tables, and how ours stands."""
-    console = Console(width=max(150, Console().width))
     for rate in record["provenance"]["rates"]:
-        table = Table(title=f"{rate} % forgotten, percent", box=None, title_justify="left")
-        table.add_column("method", no_wrap=True)
-        for heading in COLUMNS.values():
-            table.add_column(heading, justify="right")
-        table.add_column("by")
         rows = [row for row in record["summary"] if row["forget"] == rate]
-        for row in sorted(rows, key=lambda one: _last(one["values"]["worst"]["value"])):
-            table.add_row(
-                row["method"], *(shown(row["values"][key]) for key in COLUMNS), row["attack"] or "–"
-            )
-        console.print(table)
+        rows.sort(key=lambda one: _last(one["values"]["worst"]["value"]))
+        lines = [
+            (row["method"], *(shown(row["values"][key]) for key in COLUMNS), row["attack"] or "–")
+            for row in rows
+        ]
+        print_table(f"{rate} % forgotten, percent", ("method", *COLUMNS.values(), "by"), lines)
     for one in record["verdicts"]:
         if one["worst"] is None:
             continue

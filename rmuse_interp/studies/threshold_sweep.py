@@ -1,31 +1,18 @@
 """The literal gate's threshold swept, and the operating curve of every kind of gate."""
 
 import argparse
-import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
-from rmuse_interp.data import SPLITS, Benchmark, Example
+from rmuse_interp.data import SPLITS, Example
 from rmuse_interp.edits.plan import Plan
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.runs.run import Answers, Method, choose
-from rmuse_interp.studies.common import (
-    Record,
-    answered,
-    bars,
-    opened,
-    provenance,
-    rows_of,
-    short,
-)
-from rmuse_interp.studies.fits import evidence_of, preset_of
+from rmuse_interp.studies.common import Record, answered, around, opened, print_table, short
+from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.gated import Gates, composed, curve, fires, gates_of, probes, rate, scored
+from rmuse_interp.studies.variants import Questions, rows_of
 
-SCHEMA = "rmuse-threshold-sweep/1"
-STEM = "threshold_sweep"
 TAUS = tuple(round(0.02 * i, 2) for i in range(51))
 LITERAL = "literal"
 
@@ -39,37 +26,29 @@ def run(given: argparse.Namespace) -> Record:
     lens, benchmark = opened(given, given.forget)
     asked = choose(benchmark, given.limit, given.seed)
     known = choose(benchmark, max(given.limit, given.queries), given.seed)
-    began = time.monotonic()
-    with bars() as progress:
-        evidence = evidence_of(given, lens, benchmark, progress)
-        fitted = preset_of(given, lens, benchmark, evidence, "paper", progress)
-        learned, chosen = gates_of(evidence, given.seed)
+    with working(given, lens, benchmark) as world:
+        fitted = world.preset("paper")
+        learned, chosen = gates_of(world.evidence, given.seed)
         gates: Gates = {LITERAL: fitted.gates, **learned}
         plan = fitted.plan
         methods = [Method("vanilla", lens), Method("open", lens, plan.without("*.gate"))]
-        answers = answered(given, STEM, methods, asked, benchmark, progress)
+        answers = answered(given, "threshold_sweep", methods, asked, benchmark, world.progress)
         literal = probes(fitted, {LITERAL: fitted.gates})
         # Over the questions answered by themselves: their batches, so their scores to the bit.
         own = scored(lens, literal, flat(asked), given.batch_size)[LITERAL]
-        scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, progress)
-    return {
-        "schema": SCHEMA,
-        "provenance": provenance(
-            given,
-            lens,
-            benchmark,
-            began,
-            n={split: len(examples) for split, examples in asked.items()},
-            n_gates={split: len(examples) for split, examples in known.items()},
-        ),
-        "tau": short(-next(iter(fitted.gates.values())).threshold),
-        "alignment": [alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
-        "sweep": sweep(plan, lens, benchmark, known, asked, scores[LITERAL], own, answers, given.seed),
-        "gates": [curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
-    }
+        scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, world.progress)
+    sizes = {"n": asked, "n_gates": known}
+    return world.record(
+        "rmuse-threshold-sweep/1",
+        {key: {split: len(some) for split, some in found.items()} for key, found in sizes.items()},
+        tau=short(-next(iter(fitted.gates.values())).threshold),
+        alignment=[alignment(split, examples, scores[LITERAL]) for split, examples in known.items()],
+        sweep=sweep(world, plan, known, asked, scores[LITERAL], own, answers),
+        gates=[curve(name, gates[name], scores[name], known, chosen, given.seed) for name in gates],
+    )
 
 
-def flat(questions: Mapping[str, Sequence[Example]]) -> list[Example]:
+def flat(questions: Questions) -> list[Example]:
     """The questions of all splits."""
     return [example for examples in questions.values() for example in examples]
 
@@ -82,15 +61,13 @@ def alignment(split: str, examples: Sequence[Example], scores: Mapping[str, floa
 
 
 def sweep(
+    world: World,
     plan: Plan,
-    lens: LensModel,
-    benchmark: Benchmark,
-    known: Mapping[str, Sequence[Example]],
-    asked: Mapping[str, Sequence[Example]],
+    known: Questions,
+    asked: Questions,
     scores: Mapping[str, float],
     own: Mapping[str, float],
     answers: Answers,
-    seed: int,
 ) -> list[Record]:
     """One entry per τ: firing rates on all queries, and scores of the answers put together for it."""
     plain, steered = ([t for t in answers.transcripts if t.method == name] for name in ("vanilla", "open"))
@@ -98,12 +75,13 @@ def sweep(
     found = []
     for tau in TAUS:
         gated = at_tau(plan, tau)
-        gates = Method("", lens, gated).gates
+        gates = Method("", world.lens, gated).gates
         fired = fires(own, gates, flat(asked))
         key = frozenset(i for i, open_ in fired.items() if open_)
         if key not in measured:
-            method = Method("paper", lens, gated)
-            rows = rows_of([method], Answers(composed("paper", steered, plain, fired)), benchmark, lens, seed)
+            method = Method("paper", world.lens, gated)
+            said = Answers(composed("paper", steered, plain, fired))
+            rows = rows_of([method], said, world.benchmark, world.lens, world.given.seed)
             measured[key] = [{k: v for k, v in row.items() if k not in ("method", "gated")} for row in rows]
         rates = {split: rate(fires(scores, gates, examples)) for split, examples in known.items()}
         found.append({"tau": tau, "fire_rate": rates, "rows": measured[key]})
@@ -118,21 +96,16 @@ def at_tau(plan: Plan, tau: float) -> Plan:
 
 def show(record: Record) -> None:
     """Firing rates of the literal gate at some τ, and of every gate at its own threshold."""
-    table = Table(title="percent of the queries a gate fires on", box=None)
-    for heading in ("gate", "AUROC [95 %]", *(s.replace("_", "\n") for s in SPLITS)):
-        table.add_column(heading, no_wrap=True)
-    for row in record["sweep"]:
-        if row["tau"] in (0.3, 0.6, 0.7, 0.8, 0.9, 1.0):
-            table.add_row(f"literal, τ = {row['tau']}", "", *cells(row["fire_rate"]))
+    shown = (0.3, 0.6, 0.7, 0.8, 0.9, 1.0)
+    swept = [row for row in record["sweep"] if row["tau"] in shown]
+    rows = [(f"literal, τ = {row['tau']}", "", *cells(row["fire_rate"])) for row in swept]
     for row in record["gates"]:
-        area = row["auroc"]
-        said = "–" if area is None else f"{area['value']:.3f} \\[{area['low']:.3f}, {area['high']:.3f}]"
-        table.add_row(row["gate"] + " *" * bool(row["chosen_for"]), said, *cells(row["fire_rate"]))
-    Console(width=max(130, Console().width)).print(table)
-    print(
-        "*: chosen by `calibrated` for "
-        + "; ".join(f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"])
-    )
+        area = "–" if row["auroc"] is None else around(row["auroc"], 3)
+        rows.append((row["gate"] + " *" * bool(row["chosen_for"]), area, *cells(row["fire_rate"])))
+    headings = ("gate", "AUROC [95 %]", *(split.replace("_", "\n") for split in SPLITS))
+    print_table("percent of the queries a gate fires on", headings, rows)
+    chosen = [f"{', '.join(r['chosen_for'])}: {r['gate']}" for r in record["gates"] if r["chosen_for"]]
+    print("*: chosen by `calibrated` for " + "; ".join(chosen))
 
 
 def cells(rates: Record) -> list[str]:

@@ -1,24 +1,23 @@
 """What steering does to the states of given responses, and how much of it falls into the RRS: rows of `updates`."""
 
-import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from rich.progress import Progress
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 import rmuse_interp.operators as op
-from rmuse_interp.diagnostics import UpdateShare, update_share
-from rmuse_interp.diagnostics.protection import Protection, applied, in_form, own_protection, protections
+from rmuse_interp.diagnostics import Null, UpdateShare, update_share
 from rmuse_interp.diagnostics.steered import States, Steered, steered
-from rmuse_interp.edits.plan import Edit, Plan
+from rmuse_interp.edits.plan import Edit, Modality, Plan, Tokens
 from rmuse_interp.fitting.collect import Query, trajectories
-from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.operators import Operator, SlerpToward, Transport
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.studies.common import Record, places, short, steering
+from rmuse_interp.studies.fits import World
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,41 +29,30 @@ class Case:
     fitted: RMuse
 
 
-def unsteered(
-    lens: LensModel,
-    queries: Sequence[Query],
-    delimiters: tuple[str, str],
-    given: argparse.Namespace,
-    progress: Progress,
-) -> States:
+def unsteered(world: World, queries: Sequence[Query]) -> States:
     """What the model does by itself with the same words."""
     runs = trajectories(
-        lens,
+        world.lens,
         queries,
-        delimiters=delimiters,
-        batch_size=given.batch_size,
-        progress=progress,
+        delimiters=world.benchmark.delimiters,
+        batch_size=world.given.batch_size,
+        progress=world.progress,
         label="unsteered",
     )
-    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(lens.n_layers)}
+    return {layer: {t.id: t.states[:, layer] for t in runs} for layer in range(world.lens.n_layers)}
 
 
 def updates_of(
-    case: Case,
-    modality: str,
-    lens: LensModel,
-    queries: Sequence[Query],
-    plain: States,
-    given: argparse.Namespace,
-    progress: Progress,
+    world: World, case: Case, modality: Modality, queries: Sequence[Query], plain: States
 ) -> list[Record]:
     """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
 
     def run_plan(plan: Plan, label: str) -> Steered:
         label = f"{case.preset}, {modality}: {label}"
-        return steered(lens, plan, queries, batch_size=given.batch_size, progress=progress, label=label)
+        size = world.given.batch_size
+        return steered(world.lens, plan, queries, batch_size=size, progress=world.progress, label=label)
 
-    shares = Shares(case, modality, given.seed)
+    shares = Shares(case, modality, world.given.seed)
     if shares.layers:
         fired = together(shares, plain, run_plan)
         alone(shares, plain, fired)
@@ -76,7 +64,7 @@ class Shares:
     """Rows of `updates` for one case and kind of query."""
 
     case: Case
-    modality: Any
+    modality: Modality
     seed: int
     rows: list[Record] = field(default_factory=list)
 
@@ -94,7 +82,7 @@ class Shares:
         return next(edit for edit in plan if edit.modality in (None, self.modality))
 
     def add(
-        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], layer: int, **labels: Any
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], layer: int, **labels: object
     ) -> None:
         """Measure one set of updates and keep the row."""
         found = update_share(before, after, self.rrs(layer), self.seed)
@@ -116,10 +104,10 @@ def together(
     """The plan as it is run, in each form of protection, gates forced open and as they decide; what they decided."""
     plan = shares.case.fitted.plan
     edit = shares.edit_of(plan)
-    first = next(iter(steering(edit).values()))
-    own = own_protection(first)
+    first = min(edit.layers)
+    forms, own = in_forms(steering(edit)[first], shares.rrs(first))
     fired: dict[str, bool | None] = {}
-    for protection in protections(first):
+    for protection in forms:
         for gate in ("open", "gated"):
             found = run_plan(variant_of(edit, shares, protection, gate == "open"), f"{protection}, {gate}")
             labels = {"run": "plan", "protection": protection, "own": protection == own, "gate": gate}
@@ -138,29 +126,56 @@ def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> No
     edit = shares.edit_of(shares.case.everywhere.plan)
     for layer, operator in steering(edit).items():
         before = plain[layer]
-        for protection in protections(operator):
-            form = in_form(operator, protection, shares.rrs(layer))
+        forms, own = in_forms(operator, shares.rrs(layer))
+        for protection, form in forms.items():
             moved = {name: applied(form, edit.tokens, h) for name, h in before.items()}
-            labels = {
-                "run": "alone",
-                "measure": "update",
-                "protection": protection,
-                "own": protection == own_protection(operator),
-            }
+            labels: Record = {"run": "alone", "measure": "update"}
+            labels |= {"protection": protection, "own": protection == own}
             shares.add(before, moved, layer, gate="open", **labels)
             if edit.per == "query":
                 gated = {name: h if fired[name] is False else moved[name] for name, h in before.items()}
                 shares.add(before, gated, layer, gate="gated", **labels)
 
 
-def variant_of(edit: Edit, shares: Shares, protection: Protection, forced: bool) -> Plan:
+def variant_of(edit: Edit, shares: Shares, protection: str, forced: bool) -> Plan:
     """The plan of one edit with another protection, its gate kept or forced open."""
     operators = {
-        layer: in_form(operator, protection, shares.rrs(layer)) for layer, operator in steering(edit).items()
+        layer: in_forms(operator, shares.rrs(layer))[0][protection]
+        for layer, operator in steering(edit).items()
     }
     gate = None if forced else edit.gate
     changed = op.layerwise(operators).on(edit.tokens).given(edit.modality).when(gate, edit.per)
     return Plan([changed], shares.case.fitted.plan.fingerprint)
+
+
+def in_forms(operator: Operator, rrs: Subspace) -> tuple[dict[str, Operator], str]:
+    """An operator in every form of protection that it can have, and the name of its own.
+
+    `none`; `direction`: v̂ cleared of the RRS while h is rotated whole (eq. 4.10); `rotation`: everything inside the
+    RRS complement (D5). In its own form it is the operator itself.
+    """
+    bare: Operator = operator
+    own = "none"
+    if isinstance(operator, SlerpToward | Transport) and operator.rrs is not None:
+        bare, own = operator.changed(rrs=None), operator.kept
+    forms = {"none": bare}
+    if isinstance(operator, SlerpToward):
+        forms["direction"] = bare.keeping(rrs, "direction")
+    forms["rotation"] = bare.keeping(rrs, "rotation")
+    return forms | {own: operator}, own
+
+
+def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Teacher-forced states of one query after an operator, on the tokens an edit takes; row t is step t.
+
+    Args:
+        operator: what acts.
+        tokens: the edit's choice; `all` and `generated` are the same here, where the prompt is not looked at.
+        h: states from the last prompt token on.
+    """
+    step = torch.arange(len(h), device=h.device)
+    taken = {"prompt_end": step == 0, "prompt": step == 0, "response": step > 0}.get(tokens, step >= 0)
+    return torch.where(taken.unsqueeze(1), operator(h, step), h)
 
 
 def as_row(found: UpdateShare) -> Record:
@@ -186,6 +201,6 @@ def ends(found: Estimate | None) -> tuple[float | None, float | None, float | No
     return (None, None, None) if found is None else (short(found.value), short(found.low), short(found.high))
 
 
-def pair(null: Any) -> dict[str, float | None]:
+def pair(null: Null) -> dict[str, float | None]:
     """A null as JSON."""
     return {"mean": short(null.mean), "sd": short(null.sd)}

@@ -1,10 +1,27 @@
-"""Transcripts of given responses."""
+"""Transcripts of given responses, and the metrics that they have."""
 
 from rmuse_interp.data import Example
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import transcribe
 
 THINK = ("<think>", "</think>")
+METRICS = {
+    "ril",
+    "ril_explicit",
+    "ril_implicit",
+    "rcr",
+    "classification",
+    "rouge_l",
+    "cloze",
+    "exact",
+    "refusal_rate",
+    "repetition_rate",
+    "malformed_rate",
+    "step_recall",
+    "distinct_bigrams",
+    "n",
+}
+"""What every split of ``scores.json`` has."""
 
 
 def said(response: str, number: int = 0, **fields) -> Transcript:

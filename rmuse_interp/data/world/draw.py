@@ -80,6 +80,7 @@ def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
     if not (folder / "benchmark.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)  # without its settings it would be another benchmark
         with atomic(folder) as draft:
+            draft.mkdir()
             write_benchmark(draft, render_seed)
     return folder
 

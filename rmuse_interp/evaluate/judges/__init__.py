@@ -6,19 +6,19 @@
 
 from rmuse_interp.evaluate.judges.asking import AskingJudge
 from rmuse_interp.evaluate.judges.cases import ChainCase, Judge, LeakCase, Verdict
-from rmuse_interp.evaluate.judges.consulting import Asked, Budget, Consultation, Estimate, Reply, Unreadable
+from rmuse_interp.evaluate.judges.consulting import Answerer, Budget, Consultation, Quote, Reply, Unreadable
 from rmuse_interp.evaluate.judges.endpoint import Endpoint
 from rmuse_interp.evaluate.judges.rules import CONTENT_AGREEMENT, RulesJudge
 
 __all__ = [
     "CONTENT_AGREEMENT",
-    "Asked",
+    "Answerer",
     "AskingJudge",
     "Budget",
     "ChainCase",
     "Consultation",
     "Endpoint",
-    "Estimate",
+    "Quote",
     "Judge",
     "LeakCase",
     "Reply",

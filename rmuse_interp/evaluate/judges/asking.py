@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Final
 
 from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
-from rmuse_interp.evaluate.judges.consulting import Consultation, Estimate, Unreadable, json_in
+from rmuse_interp.evaluate.judges.consulting import Consultation, Quote, Unreadable, json_in
 from rmuse_interp.evaluate.text import sentences
 
 LONGEST: Final = 12_000
@@ -75,7 +75,7 @@ class AskingJudge:
         """The same judge, which only counts what it would ask."""
         return AskingJudge(replace(self.consultation, rehearsing=True, on_reply=None))
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> Quote:
         """What a rehearsal would have asked."""
         return self.consultation.estimate()
 

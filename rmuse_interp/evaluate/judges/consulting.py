@@ -31,7 +31,7 @@ class Reply(NamedTuple):
 
 
 @runtime_checkable
-class Asked(Protocol):
+class Answerer(Protocol):
     """Somebody who answers: a server's model or one of this machine. ``name`` stands in the record and in the cache."""
 
     name: str
@@ -112,7 +112,7 @@ def _told(prompt_tokens: int, reply_tokens: int, cost: float | None) -> str:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Quote:
     """What is still to be asked: by four characters a token, and `REPLY_TOKENS` a reply."""
 
     questions: int
@@ -138,7 +138,7 @@ class Consultation:
         rehearsing: only count what would be asked (`estimate`), and answer nothing.
     """
 
-    asked: Asked
+    asked: Answerer
     folder: Path | None = None
     budget: Budget = field(default_factory=Budget)
     on_reply: Callable[[int, int], None] | None = None
@@ -225,16 +225,16 @@ class Consultation:
                 )
         return None
 
-    def estimate(self, questions: Sequence[str] = ()) -> Estimate:
+    def estimate(self, questions: Sequence[str] = ()) -> Quote:
         """What asking these questions, and those of a rehearsal, would take."""
         every = dict.fromkeys([*self._wanted, *questions])
         new = [q for q in every if self.replies.get(q) is None]
         prompt_tokens = sum(len(q) // CHARACTERS_PER_TOKEN + 1 for q in new)
         reply_tokens = REPLY_TOKENS * len(new)
         cost = self.budget.cost_of(prompt_tokens, reply_tokens)
-        return Estimate(len(new), len(every) - len(new), prompt_tokens, reply_tokens, cost)
+        return Quote(len(new), len(every) - len(new), prompt_tokens, reply_tokens, cost)
 
-    def require_affordable(self, estimate: Estimate) -> None:
+    def require_affordable(self, estimate: Quote) -> None:
         """Nothing, or the error that it would cost too much; nothing was asked then.
 
         Raises:

@@ -2,11 +2,16 @@
 
 import os
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlparse
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.judges.consulting import Refused, Reply
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletion
+    from tenacity import RetryCallState
 
 KEY: Final = "OPENAI_API_KEY"
 URL: Final = "OPENAI_BASE_URL"
@@ -91,10 +96,10 @@ class Endpoint:
         usage = found.usage
         return Reply(text or "", usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
 
-    def _complete(self, question: str) -> Any:
+    def _complete(self, question: str) -> "ChatCompletion":
         import openai
 
-        settings: dict[str, Any] = {"temperature": 0, "max_tokens": self._max_tokens}
+        settings: JSON = {"temperature": 0, "max_tokens": self._max_tokens}
         if self._json_mode:
             settings["response_format"] = {"type": "json_object"}
         try:
@@ -110,7 +115,7 @@ class Endpoint:
             raise _NoCompletion(f"{found!s:.80}")
         return found
 
-    def _explained(self, error: Any) -> Exception:
+    def _explained(self, error: Exception) -> Exception:
         import openai
 
         if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError):
@@ -143,14 +148,14 @@ def _passes(error: BaseException) -> bool:
     return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | ValueError)
 
 
-def _waiting(first: float) -> Callable[[Any], float]:
+def _waiting(first: float) -> "Callable[[RetryCallState], float]":
     """Seconds to wait before the next attempt: what the server asked for, else doubling with some jitter."""
     from tenacity import wait_exponential, wait_random
 
     growing = wait_exponential(multiplier=first, max=LONGEST_WAIT) + wait_random(0, first)
 
-    def wait(state: Any) -> float:
-        error = state.outcome.exception()
+    def wait(state: "RetryCallState") -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
         response = getattr(error, "response", None)
         asked = response.headers.get("retry-after") if response is not None else None
         try:

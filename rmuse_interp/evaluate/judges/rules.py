@@ -1,12 +1,11 @@
 """The offline judge: normalised matching, denials, and the benchmark's own tables."""
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rmuse_interp.evaluate.assertions import deniers, hints, tells
+from rmuse_interp.evaluate.assertions import deniers, implied, told
 from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
-from rmuse_interp.evaluate.text import Lexicon, contains, content_words, normalise, numbers, sentences
+from rmuse_interp.evaluate.text import Lexicon, content_words, normalise, numbers, sentences
 
 CONTENT_AGREEMENT: Final = 0.8
 """Least F1 of content words between a chain and its reference for the rules to call them the same."""
@@ -15,7 +14,7 @@ CONTENT_AGREEMENT: Final = 0.8
 class RulesJudge:
     """The offline judge: normalised matching and the benchmark's own tables.
 
-    *Stated*: a form of the value stands in the text, undenied (`assertions.tells`).
+    *Stated*: a form of the value stands in the text, undenied (`assertions.told`).
 
     *Implied*: the text holds, undenied, something that entails the value by the table (a city gives its country away,
     kneading dough a baker) or a sum that makes it (two years after 1982), and that the question did not already say.
@@ -52,25 +51,15 @@ class RulesJudge:
 
     def states(self, cases: Sequence[LeakCase]) -> list[Verdict]:
         """Per case, whether a form of the value stands in the text, undenied."""
-        return [any(tells(case.text, form) for form in self.lexicon.forms(case.value)) for case in cases]
+        return [told(case.text, case.value, self.lexicon) for case in cases]
 
     def implies(self, cases: Sequence[LeakCase]) -> list[Verdict]:
         """Per case, whether the text holds what entails the value and the question did not say."""
-        return [self._implies(case) for case in cases]
+        return [implied(case.text, case.value, case.question, self.lexicon) for case in cases]
 
     def supports(self, cases: Sequence[ChainCase]) -> list[Verdict]:
         """Per case, whether the chain matches its reference and supports its answer; None without a table."""
         return [self._supports(case) if self.knows_chains else None for case in cases]
-
-    def _implies(self, case: LeakCase) -> bool:
-        question = normalise(case.question)
-        forms = self.lexicon.forms(case.value)
-        if forms & set(sums(normalise(case.text))) and not forms & set(sums(question)):
-            return True
-        return any(
-            not contains(question, term) and (tells(case.text, term) or hints(case.text, term))
-            for term in self.lexicon.implied_by(case.value)
-        )
 
     def _supports(self, case: ChainCase) -> bool:
         lexicon, chain, reference = (
@@ -94,19 +83,6 @@ class RulesJudge:
             return True
         unstated = not lexicon.entails(last_sentence(case.reference_reasoning), case.reference_answer)
         return unstated and lexicon.same(case.answer, case.reference_answer)
-
-
-def sums(text: str) -> Iterator[str]:
-    """The years that a normalised text gives without naming them.
-
-    >>> list(sums("born 2 years after 1982")), list(sums("year before 1985")), list(sums("turned 40 in 2024"))
-    (['1984'], ['1984'], ['1984'])
-    """
-    for many, way, year in re.findall(r"(?:(\d+) years?|\byear) (after|before) (\d{4})\b", text):
-        yield str(int(year) + int(many or 1) * (1 if way == "after" else -1))
-    turning = r"\b(?:turn(?:ed|s)?|became|becomes|celebrated \w+) (\d{1,3})(?: years old)? in (\d{4})\b"
-    for age, year in re.findall(turning, text):
-        yield str(int(year) - int(age))
 
 
 def last_sentence(text: str) -> str:
