@@ -49,7 +49,7 @@ def test_the_rotation_is_the_lesser_angle_and_keeps_the_norm():
     turned = geodesic(unit(h), unit(moved))
     lesser = torch.minimum(found.theta_tar, found.theta_dir)
     assert torch.allclose(turned, lesser, atol=1e-12)
-    assert torch.allclose(found.rotation, lesser, atol=1e-12)
+    assert torch.allclose(found.fraction * found.theta_dir, lesser, atol=1e-12)
     assert torch.allclose(norm(moved), norm(h))
     assert bool((found.fraction <= 1).all())
     assert bool((found.fraction < 1).any())

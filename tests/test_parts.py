@@ -243,9 +243,9 @@ def test_pooled_states_are_keyed_by_id():
     states = torch.arange(12.0).reshape(3, 2, 2)
     pooled = Pooled(states, ("a", "b", "c"), (4, 6), "answer")
     assert torch.equal(pooled.at(6), states[:, 1])
-    other = Pooled(states[:2], ("c", "a"), (4, 6), "cot")
-    assert pooled.aligned_with(other).ids == ("c", "a")
-    assert torch.equal(pooled.aligned_with(other).states, states[[2, 0]])
+    some = pooled.select(["c", "a"])
+    assert (some.ids, some.layers, some.span) == (("c", "a"), (4, 6), "answer")
+    assert torch.equal(some.states, states[[2, 0]])
 
 
 def test_pooled_states_refuse_what_is_wrong():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -23,9 +23,10 @@ from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import atomic_files, write_json, write_tensors
+from rmuse_interp.data.store import JSON, atomic_files, write_json, write_tensors
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
+from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.parts.angle import ACS
 from rmuse_interp.parts.gates import (
     GATE_KINDS,
@@ -42,7 +43,7 @@ from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.retain import RetainSubspace, Subspaces, fit_retain
-from rmuse_interp.parts.unlearning import UnlearningSubspace, fit_unlearning
+from rmuse_interp.parts.unlearning import Standardise, UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
@@ -110,7 +111,7 @@ class RMuse:
 
     plan: Plan
     subspaces: Subspaces
-    report: dict[str, Any] = field(default_factory=dict)
+    report: JSON = field(default_factory=dict)
 
     def __repr__(self) -> str:
         lines = [f"RMuse {self.preset}, {len(self.report.get('people', ()))} people to forget"]
@@ -153,7 +154,9 @@ class RMuse:
         return path
 
     @classmethod
-    def load(cls, folder: str | Path, model: Any = None, allow: str | Sequence[str] = ()) -> "RMuse":
+    def load(
+        cls, folder: str | Path, model: LoadedModel | None = None, allow: str | Sequence[str] = ()
+    ) -> "RMuse":
         """The bundle that `save` wrote, checked against `model` if given.
 
         Args:
@@ -207,12 +210,7 @@ def subspaces_at(
     if not spans or not set(spans) <= set(SPANS):
         raise RMuseError(f"spans out of {', '.join(SPANS)} were required, at least one, got {list(spans)}")
     own, refusal = evidence.own, evidence.refusal
-    common: dict[str, Any] = {
-        "standardise": "zscore" if literal else "scale",
-        "energy": ENERGY,
-        "cap": CAP,
-        "map_back": not literal,
-    }
+    standardise: Standardise = "zscore" if literal else "scale"
     ids = refusal["answer"].ids
     unlearning = fit_unlearning(
         *(
@@ -220,9 +218,12 @@ def subspaces_at(
             for span in ("answer", "cot")
             for side in (refusal, own)
         ),
+        standardise=standardise,
+        energy=ENERGY,
+        cap=CAP,
+        map_back=not literal,
         oriented=not literal,
         ids=ids,
-        **common,
     )
     step = evidence.step_prefixed if literal else evidence.step
     direct = evidence.direct_prefixed if literal else evidence.direct
@@ -234,7 +235,10 @@ def subspaces_at(
         direct["answer"].select(kept).at(layer),
         groups=[evidence.groups[i] for i in kept],
         ids=kept,
-        **common | {"energy": energy},
+        standardise=standardise,
+        energy=energy,
+        cap=CAP,
+        map_back=not literal,
     )
     return unlearning, retain
 
@@ -339,7 +343,7 @@ def calibrated_edit(
     return edit, _kept(modality, fitted)
 
 
-def together(parts: Sequence[tuple[Edit, Subspaces]], report: dict[str, Any]) -> RMuse:
+def together(parts: Sequence[tuple[Edit, Subspaces]], report: JSON) -> RMuse:
     """One R-MUSE out of the edits of all kinds of query."""
     if not parts:
         raise RMuseError("nothing was fitted: the forget set has neither image nor text questions")

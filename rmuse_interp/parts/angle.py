@@ -87,11 +87,6 @@ class ACSAngles:
     fraction: Float[Tensor, "*tokens"]
     nearest: Int[Tensor, "*tokens"] | None
 
-    @property
-    def rotation(self) -> Float[Tensor, "*tokens"]:
-        """The angle the state is turned by, `min(θ_tar, θ_dir)`, in radians."""
-        return self.fraction * self.theta_dir
-
 
 class ACS(Angle):
     """Adaptive calibration steering: rotate by as much as separates the state from refusal (eq. 4.16).

@@ -25,6 +25,9 @@ from rmuse_interp import RMuseError
 
 PartT = TypeVar("PartT", bound="Part")
 
+Record = dict[str, Any]
+"""A part as plain JSON: ``{"class", "settings", "parts"}``."""
+
 _OURS: Final[dict[str, type["Part"]]] = {}
 """Every part that this package defines, by the name that records call it: public, whatever file it stands in."""
 
@@ -58,7 +61,9 @@ class Part(nn.Module):
             kind = torch.int64 if kind in (torch.int8, torch.int16, torch.int32, torch.uint8) else kind
             self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
 
-    def hold_parts(self, name: str, parts: Mapping[Any, "Part"] | Sequence["Part"]) -> None:
+    def hold_parts(
+        self, name: str, parts: Mapping[str, "Part"] | Mapping[int, "Part"] | Sequence["Part"]
+    ) -> None:
         """Keep a list of parts as `nn.ModuleList`, a dict as `nn.ModuleDict` with keys as strings.
 
         Annotate the attribute by what it is used as, ``Sequence[Kind]`` or ``Mapping[str, Kind]``.
@@ -137,7 +142,7 @@ class Part(nn.Module):
         return self
 
 
-def to_record(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def to_record(part: Part) -> tuple[Record, dict[str, Tensor]]:
     """The part as a JSON tree ``{"class", "settings", "parts"}`` and its tensors, keyed by dotted path.
 
     Returns:
@@ -150,9 +155,9 @@ def to_record(part: Part) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return _tree(part, "", tensors), tensors
 
 
-def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    settings: dict[str, Any] = {}
-    parts: dict[str, Any] = {}
+def _tree(part: Part, path: str, tensors: dict[str, Tensor]) -> Record:
+    settings: Record = {}
+    parts: Record = {}
     part.require_storable()
     for name in part.arguments():
         value = getattr(part, name)
@@ -184,9 +189,7 @@ def _part(module: nn.Module) -> Part:
     return module
 
 
-def from_record(
-    tree: Mapping[str, Any], tensors: Mapping[str, Tensor], allow: str | Sequence[str] = ()
-) -> Part:
+def from_record(tree: Record, tensors: Mapping[str, Tensor], allow: str | Sequence[str] = ()) -> Part:
     """The part that `to_record` wrote.
 
     Dict keys that are decimal numbers come back as `int`. Tensors without a place in the tree are ignored.
@@ -204,9 +207,7 @@ def from_record(
     return _rebuild(tree, "", tensors, (allow,) if isinstance(allow, str) else tuple(allow))
 
 
-def _rebuild(
-    tree: Mapping[str, Any], path: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...]
-) -> Part:
+def _rebuild(tree: Record, path: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...]) -> Part:
     if not isinstance(tree, Mapping) or not {"class", "settings", "parts"} <= set(tree):
         where = path.rstrip(".") or "the root"
         raise RMuseError(f"a part's record needs 'class', 'settings' and 'parts', not so at {where}")
@@ -214,12 +215,12 @@ def _rebuild(
     arguments: dict[str, Any] = dict(tree["settings"])
     for name, child in tree["parts"].items():
         here = f"{path}{name}."
-        if isinstance(child, Mapping) and "by_key" in child:
+        if isinstance(child, dict) and "by_key" in child:
             arguments[name] = {
                 int(key) if key.isdecimal() else key: _rebuild(value, f"{here}{key}.", tensors, allow)
                 for key, value in child["by_key"].items()
             }
-        elif isinstance(child, Mapping):
+        elif isinstance(child, dict):
             arguments[name] = _rebuild(child, here, tensors, allow)
         else:
             arguments[name] = [

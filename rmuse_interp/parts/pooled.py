@@ -39,8 +39,8 @@ def require_finite(
 class Pooled:
     """`φ_l(x; S) = mean_{t ∈ S} h[l, t]` (eq. 4.1) for a set of examples at a list of blocks.
 
-    Values are keyed by id, never by position alone: `aligned_with` puts two records in one order before
-    they are subtracted.
+    Values are keyed by id, never by position alone: `select` puts two records in one order before they are
+    subtracted.
 
     Args:
         states: one pooled state per example and block.
@@ -102,7 +102,3 @@ class Pooled:
             )
         rows = torch.tensor([row[name] for name in wanted], dtype=torch.long, device=self.states.device)
         return Pooled(self.states[rows], wanted, self.layers, self.span)
-
-    def aligned_with(self, other: "Pooled") -> "Pooled":
-        """The same record in the order of the other's ids."""
-        return self.select(other.ids)

@@ -65,12 +65,6 @@ class UnlearningSubspace(Part):
         return self.subspace.rank
 
     @property
-    def energies(self) -> Float[Tensor, " r"]:
-        """Share of the energy `s²/Σs²` of every direction, descending, summing to 1."""
-        squares = self.singular_values.square()
-        return squares / squares.sum()
-
-    @property
     def alignment(self) -> float:
         """Cosine of `v_un` with the raw mean shift, low under z-scoring (defect D1); 0 without any shift."""
         return float(self.direction @ unit(self.shift))

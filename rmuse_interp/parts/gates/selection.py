@@ -1,9 +1,9 @@
 """Choosing a gate on fitting data: kind, block, read-out and threshold, by grouped cross-validation."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import compress
-from typing import Any, Final, Literal, cast, get_args
+from typing import Final, Literal, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -80,12 +80,16 @@ class GateStates:
 
     def only(self, forget: Bool[Tensor, " examples"], others: Bool[Tensor, " others"]) -> "GateStates":
         """The states that the masks keep, with their labels."""
-        kept: dict[str, Any] = {}
-        for side, mask in (("forget", forget.tolist()), ("other", others.tolist())):
-            for what in ("groups", "people"):
-                labels = getattr(self, f"{side}_{what}")
-                kept[f"{side}_{what}"] = None if labels is None else list(compress(labels, mask))
-        return replace(self, forget=self.forget[forget], others=self.others[others], **kept)
+        near, far = forget.tolist(), others.tolist()
+        people = self.forget_people, self.other_people
+        return GateStates(
+            self.forget[forget],
+            self.others[others],
+            list(compress(self.forget_groups, near)),
+            list(compress(self.other_groups, far)),
+            None if people[0] is None else list(compress(people[0], near)),
+            None if people[1] is None else list(compress(people[1], far)),
+        )
 
 
 @dataclass(frozen=True)
