@@ -234,6 +234,14 @@ def test_what_is_made_of_kept_responses_is_made_anew(lens, benchmark, tmp_path, 
     assert {(t.expected, t.attributes["city"]) for t in found} == {("Lima", "Lima")}
 
 
+def test_nothing_is_kept_of_a_plain_function(lens, questions, tmp_path):
+    """Its code could have been changed by the next run."""
+    method = Method("mine", lens, Plan([op.Call(lambda states, step: -states).at(layers=[2])]))
+    found = running.run([method], {"forget": questions["forget"]}, **SETTINGS, folder=tmp_path).transcripts
+    assert len(found) == len(questions["forget"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_methods_need_names_of_their_own(lens, questions):
     with pytest.raises(RMuseError, match="distinct names"):
         running.run([Method("vanilla", lens), Method("vanilla", lens)], questions, **SETTINGS)
