@@ -139,7 +139,7 @@ def test_an_analysis_is_its_options_and_one_call():
 def test_types_are_told_and_formatting_is_left_to_the_formatter():
     """Lines with `Any`, with `type: ignore` and with `fmt: skip`: few, where a library says no more."""
     lines = [line for path in SOURCES.values() for line in path.read_text(encoding="utf-8").splitlines()]
-    assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= 250
+    assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= 120
     assert sum("type: ignore" in line for line in lines) <= 10
     assert sum("fmt: skip" in line for line in lines) <= 40
 

@@ -6,7 +6,6 @@ decided, and every steered token keeps the prototype that it was moved to.
 """
 
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
     """
     calls: dict[op.Operator, list[Call]] = {}
 
-    def look(operator: op.Operator, args: tuple[Any, ...]) -> None:
+    def look(operator: op.Operator, args: Call) -> None:
         calls.setdefault(operator, []).append((args[0], args[1]))
 
     with ExitStack() as undo, torch.no_grad():
