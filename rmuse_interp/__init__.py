@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rmuse_interp.models.site import Site
     from rmuse_interp.parts.subspace import Subspace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Edit",
     "Plan",

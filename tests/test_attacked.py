@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
-from helpers import parquet_fixture, tiny
+from helpers import tiny
 from typer.testing import CliRunner
 
 import rmuse_interp.operators as op
@@ -27,13 +27,8 @@ NAMES = ["paraphrase", "named", "blur", "zerothink", "prefix", "two-turn"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def benchmark(folder):
-    return load_benchmark(folder)
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")
@@ -300,14 +295,14 @@ def test_what_cannot_be_attacked_is_said_before_any_work(lens, benchmark, questi
         quantised(lens, 3)
 
 
-def test_the_command_line_attacks_scores_and_keeps_the_transcripts(folder, tmp_path):
+def test_the_command_line_attacks_scores_and_keeps_the_transcripts(data, tmp_path):
     out = tmp_path / "run"
     words = [
         "eval",
         "--model",
         tiny.tiny_llava(),
         "--data",
-        folder,
+        data,
         "--limit",
         3,
         "--max-new-tokens",

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from helpers import parquet_fixture
 from PIL import Image
 
 from rmuse_interp import RMuseError
@@ -20,8 +19,8 @@ from rmuse_interp.evaluate.text import normalise
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data")))
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")

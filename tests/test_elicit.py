@@ -15,7 +15,6 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, fit
 from rmuse_interp.data import load_benchmark, sample
 from rmuse_interp.data.spans import split_response
-from rmuse_interp.edits.hooks import attach
 from rmuse_interp.fitting import gather
 from rmuse_interp.fitting.elicit import TEMPLATES, Reason, Template, elicit, fault, fitting_questions
 from rmuse_interp.lens.lens import load_model
@@ -161,7 +160,7 @@ def test_attached_plans_do_not_act(organism, world, few, tmp_path):
     plan = op.Add(vector).at(layers=[1]).on("generated")
     asked = [e.prompt() for e in text]
     free = organism.respond(asked, max_new_tokens=96)
-    with attach(organism.hf, plan):
+    with plan.attach(organism.hf):
         assert organism.respond(asked, max_new_tokens=96) != free
         found = elicit(organism, world, examples=text, cache=tmp_path, max_new_tokens=96)
     own = {e.id: e for view in VIEWS for e in getattr(found.benchmark, view)}

@@ -139,8 +139,8 @@ def test_an_analysis_is_its_options_and_one_call():
 def test_types_are_told_and_formatting_is_left_to_the_formatter():
     """Lines with `Any`, with `type: ignore` and with `fmt: skip`: few, where a library says no more."""
     lines = [line for path in SOURCES.values() for line in path.read_text(encoding="utf-8").splitlines()]
-    assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= 320
-    assert sum("type: ignore" in line for line in lines) <= 12
+    assert sum(bool(re.search(r"\bAny\b", line)) for line in lines) <= 250
+    assert sum("type: ignore" in line for line in lines) <= 10
     assert sum("fmt: skip" in line for line in lines) <= 40
 
 
@@ -186,3 +186,24 @@ def modes_of(tree: ast.AST) -> set[str]:
         node for node in ast.walk(tree) if isinstance(node, ast.Call) and "open" in ast.unparse(node.func)
     ]
     return {ast.unparse(one) for node in found for one in [*node.args, *(k.value for k in node.keywords)]}
+
+
+def test_batches_of_like_length_are_formed_in_one_place():
+    """Whoever asks a model many questions takes `models.batches.alike`; nothing else slices rows by a batch's size."""
+    slicing = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) == "range"
+        and len(node.args) == 3
+        and ast.unparse(node.args[2]).endswith(("size", "_rows"))
+    }
+    # Training shuffles its rows; quadrature has nodes and no rows of questions.
+    assert slicing == {"models/batches.py", "baselines/batches.py", "diagnostics/gradients.py"}
+    assert len(callers("alike")) >= 5
+
+
+def test_outputs_of_modules_are_read_in_one_place():
+    """Where a module's outputs are read or changed, `models.site` places the hook."""
+    assert callers("register_forward_hook") == {"models/site.py"}

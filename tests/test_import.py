@@ -43,7 +43,7 @@ def test_the_check_itself_can_fail():
 
 
 def test_public_names_and_version():
-    assert rmuse_interp.__version__ == "0.1.0"
+    assert rmuse_interp.__version__ == "0.2.0"
     assert set(rmuse_interp.__all__) <= set(dir(rmuse_interp))
     assert rmuse_interp.Subspace.__module__ == "rmuse_interp.parts.subspace"
     with pytest.raises(AttributeError, match="nothing_here"):

@@ -23,11 +23,6 @@ METHODS = ("vanilla", "rmuse/calibrated", "caa", "ga")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def asked(data, tmp_path_factory):
     out = tmp_path_factory.mktemp("results")
     attacks, methods = "prefix,4-bit,relearning", ",".join(METHODS)

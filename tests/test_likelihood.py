@@ -4,12 +4,10 @@ import random
 
 import pytest
 import torch
-from helpers import parquet_fixture
 from helpers.plans import gated_plan, lens_of, questions
 from helpers.tiny import tiny_llava
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data import load_benchmark
 from rmuse_interp.evaluate.likeness import likeness
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import transcribe
@@ -59,13 +57,6 @@ def test_responses_without_words_are_refused():
     lens = lens_of(tiny_llava())
     with pytest.raises(RMuseError, match="1 of them empty"):
         response_nll(lens, ["Who?", "Where?"], ["Me.", " "])
-
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(
-        parquet_fixture.write_benchmark(tmp_path_factory.mktemp("likely") / "data"), forget=10
-    )
 
 
 @pytest.fixture

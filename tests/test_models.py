@@ -17,8 +17,10 @@ from rmuse_interp import RMuseError, Site, load_model
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.respond import verdicts
+from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.models.fingerprint import Fingerprint
 from rmuse_interp.models.layout import find_layout
+from rmuse_interp.parts.retain import Subspaces
 
 # -- loading ------------------------------------------------------------------------------------------------------
 
@@ -41,6 +43,16 @@ def test_a_loaded_model_says_what_it_is():
         "image token 3 (<image>)"
     )
     assert repr(lens_of(tiny_llama())).endswith("in float32, text only")
+
+
+def test_a_bundle_says_what_it_is():
+    plan = gated_plan()
+    lines = repr(RMuse(plan, Subspaces({}, {}), {"preset": "calibrated", "people": ["a", "b"]})).split("\n")
+    assert lines == [
+        "RMuse calibrated, 2 people to forget",
+        f"all queries: steered at blocks 1, 2, if {plan[0].gate.describe()}",
+        "text queries: steered at blocks 2",
+    ]
 
 
 def test_a_text_model_is_found_too():

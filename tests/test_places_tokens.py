@@ -18,6 +18,7 @@ from rmuse_interp import RMuseError, Site
 from rmuse_interp.data.spans import span_masks
 from rmuse_interp.edits.bridge_hooks import fwd_hooks
 from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.models.layout import find_layout
 from rmuse_interp.models.site import HOOKS
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -251,12 +252,16 @@ def test_chunks_of_a_prompt_are_edited_as_the_whole_under_a_gate_at_its_end_too(
     }
     inputs = lens.encode(PROMPTS, PICTURES)
     runs = {}
+    with gated.attach(lens.hf):  # decides by itself about what `generate` is given
+        found = lens.hf.generate(**inputs, **settings, prefill_chunk_size=size)
+    alone = torch.stack(found.logits, dim=1)
     for name, plan, more in (("plain", as_plan(edit), {}), ("gated", gated, {"decision": decision})):
         for chunk in (None, size):
             with plan.attach(lens.hf, **more):
                 found = lens.hf.generate(**inputs, **settings, prefill_chunk_size=chunk)
             runs[name, chunk] = torch.stack(found.logits, dim=1)
         torch.testing.assert_close(runs[name, None], runs[name, size], **CLOSE)
+    torch.testing.assert_close(alone, runs["gated", None], **CLOSE)
     fired = decision.fired[:, 0]
     untouched = torch.stack(lens.hf.generate(**inputs, **settings).logits, dim=1)
     torch.testing.assert_close(runs["gated", size][fired], runs["plain", size][fired], **CLOSE)
@@ -316,6 +321,21 @@ def test_masks_of_another_batch_are_refused():
             lens.hf(**lens.encode([*PROMPTS, "Who?"], [*PICTURES, None]))
         with pytest.raises(RMuseError, match="a mask of the 2 × "):
             lens.hf(**lens.encode([PROMPTS[0] * 3] * 2, PICTURES))
+    with pytest.raises(RMuseError, match=r"use lens\.generate"):
+        lens.respond(PROMPTS, PICTURES, edit)
+    one = lens.encode(PROMPTS[0], PICTURES[0])["input_ids"] == lens.image_token_id
+    alone = lens.respond(PROMPTS[0], PICTURES[0], edit.on(mask=one), max_new_tokens=4)
+    assert alone == lens.respond(PROMPTS[0], PICTURES[0], edit.on("image"), max_new_tokens=4)
+
+
+def test_spans_need_a_tokenizer():
+    lens = lens_of(tiny_llava())
+    bare = type(lens.hf).from_pretrained(lens.name)  # opened by hand: no tokenizer has been seen
+    edit = op.Add(vector(3)).at(2).on("chain")
+    with pytest.raises(RMuseError, match="needs the tokenizer"):
+        edit.attach(bare)
+    edit.attach(bare, layout=find_layout(bare, tokenizer=lens.tokenizer)).detach()
+    edit.attach(lens.hf).detach()
 
 
 def test_a_gate_that_reads_what_its_own_block_edits_change_is_not_single_pass():

@@ -9,7 +9,8 @@ import torch
 from helpers.plans import gated_plan, lens_of, questions, vector
 from helpers.tiny import tiny_llama, tiny_llava
 
-from rmuse_interp import Plan, RMuseError
+import rmuse_interp.operators as op
+from rmuse_interp import Plan, RMuseError, Site
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.operators import Add
 from rmuse_interp.parts.part import all_same
@@ -117,3 +118,22 @@ def test_shared_gates_and_operators_survive(tmp_path):
     both = plan[0].named("first") >> plan[0].on("response").named("second")
     both.save(tmp_path)
     assert all_same(Plan.load(tmp_path), both)
+
+
+def test_where_an_edit_acts_survives_too(tmp_path):
+    add = op.Add(vector(3))
+    plan = add.at([Site(1, "mlp_out"), 2]).on(positions=[3, 1]) >> add.at("blocks.3.hook_resid_pre").on(
+        mask=torch.tensor([[True, False], [False, True]])
+    )
+    plan = (
+        plan
+        >> add.at(3).on("answer", delimiters=("Reasoning:", "Answer:"))
+        >> op.Set(torch.ones(2, 32)).at(1)
+    )
+    plan.save(tmp_path)
+    again = Plan.load(tmp_path)
+    assert all_same(again, plan)
+    assert [edit.sites for edit in again] == [edit.sites for edit in plan]
+    assert again[2].delimiters == ("Reasoning:", "Answer:")
+    assert torch.equal(again[1].mask, plan[1].mask)
+    assert not all_same(again, plan.replace(edit0=add.at(2)))

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from helpers import parquet_fixture
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
@@ -21,8 +20,8 @@ BROKEN = "<think> of of of of of of"
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data")))
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")

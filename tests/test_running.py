@@ -19,13 +19,8 @@ from rmuse_interp.runs.run import Method
 
 
 @pytest.fixture(scope="module")
-def lens():
-    return load_model(tiny.tiny_llava())
-
-
-@pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(parquet_fixture.write_benchmark(tmp_path_factory.mktemp("data")))
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +232,14 @@ def test_what_is_made_of_kept_responses_is_made_anew(lens, benchmark, tmp_path, 
     mended = [e.changed(answer="Lima", attributes={"city": "Lima"}) for e in some]
     found = running.run([method], {"forget": mended}, **SETTINGS, folder=tmp_path).transcripts
     assert {(t.expected, t.attributes["city"]) for t in found} == {("Lima", "Lima")}
+
+
+def test_nothing_is_kept_of_a_plain_function(lens, questions, tmp_path):
+    """Its code could have been changed by the next run."""
+    method = Method("mine", lens, Plan([op.Call(lambda states, step: -states).at(layers=[2])]))
+    found = running.run([method], {"forget": questions["forget"]}, **SETTINGS, folder=tmp_path).transcripts
+    assert len(found) == len(questions["forget"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_methods_need_names_of_their_own(lens, questions):

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 
 import pytest
-from helpers.parquet_fixture import write_benchmark
 from helpers.said import METRICS
 
 from rmuse_interp import RMuseError
@@ -27,8 +26,8 @@ THINK = ("<think>", "</think>")
 
 
 @pytest.fixture(scope="module")
-def benchmark(tmp_path_factory):
-    return load_benchmark(write_benchmark(tmp_path_factory.mktemp("bench")))
+def benchmark(data):
+    return load_benchmark(data)
 
 
 @pytest.fixture(scope="module")

@@ -148,24 +148,12 @@ def test_too_little_to_resample_is_said():
 
 
 @pytest.mark.parametrize("literal", [True, False])
-def test_sides_are_what_the_presets_are_fitted_on(tiny_evidence, literal):
-    for evidence in tiny_evidence.values():
-        unlearning, retain = subspaces_at(evidence, 2, literal)
-        forget, kept = sides_at(evidence, 2, literal)
+def test_sides_are_what_the_presets_are_fitted_on(evidence, literal):
+    for one in evidence.values():
+        unlearning, retain = subspaces_at(one, 2, literal)
+        forget, kept = sides_at(one, 2, literal)
         found = refit(unlearning, retain, forget, kept)
         for mine, whole in ((found.unlearning, unlearning.subspace), (found.retain, retain.subspace)):
             assert torch.allclose(mine @ mine.mT, (whole.basis @ whole.basis.mT).double(), atol=1e-4)
         assert len(set(forget.clusters)) == 2  # the people of the 10 % benchmark
         assert set(kept.groups) == {"generation", "reasoning"}
-
-
-@pytest.fixture(scope="module")
-def tiny_evidence(tmp_path_factory):
-    from helpers.parquet_fixture import write_benchmark
-    from helpers.tiny import tiny_llava
-
-    from rmuse_interp import load_benchmark, load_model
-    from rmuse_interp.fitting import gather
-
-    data = write_benchmark(tmp_path_factory.mktemp("bench"))
-    return gather(load_model(str(tiny_llava())), load_benchmark(data, forget=10), limit=6)

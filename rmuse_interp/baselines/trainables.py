@@ -96,14 +96,13 @@ class LowRank:
 
     Args:
         lens: the model; it is changed in place until `undo`.
-        rank: settings.
         seed: of the drawn halves (the others begin at 0, so that nothing is changed yet).
     """
 
-    def __init__(self, lens: LensModel, rank: Rank = RANK, seed: int = 0) -> None:
+    def __init__(self, lens: LensModel, seed: int = 0) -> None:
         self._hf, self._package = lens.hf, require_peft()
         self._trained = {name: p.requires_grad for name, p in lens.hf.named_parameters()}
-        self.config = adapter_config(lens, rank)
+        self.config = adapter_config(lens)
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", FutureWarning
@@ -137,12 +136,12 @@ class LowRank:
             parameter.requires_grad_(self._trained[name])
 
 
-def adapter_config(lens: LensModel, rank: Rank) -> AdapterConfig:
+def adapter_config(lens: LensModel) -> AdapterConfig:
     """peft's configuration of the adapters; the layers are named by a pattern, as short as it can be."""
     inner = {name.split(".", lens.layout.path.count(".") + 2)[-1] for name in linear_names(lens)}
     pattern = rf"{re.escape(lens.layout.path)}\.\d+\.({'|'.join(map(re.escape, sorted(inner)))})"
     found: AdapterConfig = require_peft().LoraConfig(
-        r=rank.r, lora_alpha=rank.alpha, lora_dropout=rank.dropout, target_modules=pattern, bias="none"
+        r=RANK.r, lora_alpha=RANK.alpha, lora_dropout=RANK.dropout, target_modules=pattern, bias="none"
     )
     return found
 

@@ -152,7 +152,7 @@ def train(
         },
         "versions": versions(),
     }
-    config = adapter_config(lens, RANK) if baseline.trains == "adapters" else None
+    config = adapter_config(lens) if baseline.trains == "adapters" else None
     write_baseline(home, journal.best_state(), config, record)
     journal.close()
     return Trained(name, home, chosen, tuple(trials), seconds)

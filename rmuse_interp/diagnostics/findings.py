@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -124,6 +124,6 @@ def cases(
     return found
 
 
-def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+def to_json(findings: Sequence[Finding]) -> list[dict[str, object]]:
     """The findings as plain JSON."""
     return [asdict(finding) for finding in findings]

@@ -16,6 +16,7 @@ from rmuse_interp.diagnostics.leaks import Leak
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.site import Site
 
 Call = tuple[Tensor, Tensor]
 """States that an operator was handed, [n, d], and their steps, [n]."""
@@ -45,15 +46,15 @@ def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
         lens.hf(**leak.placed.inputs, use_cache=False, logits_to_keep=1)
     edits = []
     for edit in plan:
-        steer: dict[int, op.Operator] = {}
-        for layer in edit.layers:
-            acting = edit.operator_at(layer)
+        steer: dict[Site, op.Operator] = {}
+        for site in edit.sites:
+            acting = edit.operator_at(site)
             assert acting is not None
             # An operator that serves several blocks is called in their order.
             own = calls.get(acting)
-            steer[layer] = chosen(acting, *own.pop(0)) if own else acting
-        changed = op.layerwise(steer).on(edit.tokens).given(edit.modality).when(edit.gate, edit.per)
-        edits.append(changed if edit.name is None else changed.named(edit.name))
+            steer[site] = chosen(acting, *own.pop(0)) if own else acting
+        placed = op.layerwise(steer)
+        edits.append(edit.changed(operators=list(placed.operators), groups=placed.groups))
     return Plan(edits, plan.fingerprint)
 
 

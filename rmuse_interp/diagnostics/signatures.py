@@ -20,6 +20,8 @@ from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.evaluate.text import Lexicon, has_loop
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.method.rmuse import RMuse
+from rmuse_interp.parts.retain import RetainSubspace
+from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 LEAKS: Final = 0.05
 """Share of steered answers whose chain alone tells a fact, beyond which reasoning leaks."""
@@ -245,8 +247,12 @@ def rank_starved(case: Case) -> Finding:
     if case.bundle is None:
         return _unchecked("rank starved", case, BUNDLE)
     evidence, starved = [], False
-    for kind, held in (("U_un", case.bundle.subspaces.unlearning), ("U_rrs", case.bundle.subspaces.retain)):
-        for key, one in held.items():  # type: ignore[operator,union-attr]
+    fitted: dict[str, Mapping[str, UnlearningSubspace | RetainSubspace]] = {
+        "U_un": case.bundle.subspaces.unlearning,
+        "U_rrs": case.bundle.subspaces.retain,
+    }
+    for kind, held in fitted.items():
+        for key, one in held.items():
             squares = one.singular_values.double().square()
             kept = float(squares[: one.rank].sum() / squares.sum())
             capped = one.cap is not None and one.rank >= one.cap and kept < one.energy

@@ -162,10 +162,23 @@ def stability(
     for place, row in enumerate(rows):
         angles[place, : len(row["angles"])] = row["angles"]
     d = whole.retain.shape[0]
-    names = ("kernel", "share", "ranks", "unlearning_angle", "direction_angle", "retain_angle")
-    columns = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
-    chance = tuple(math.acos(math.sqrt(basis.shape[1] / d)) for basis in (whole.unlearning, whole.retain))
-    return Stability(angles=angles, chance=chance, **columns)  # type: ignore[arg-type]
+    unlearning_chance, retain_chance = (
+        math.acos(math.sqrt(basis.shape[1] / d)) for basis in (whole.unlearning, whole.retain)
+    )
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+    return Stability(
+        angles=angles,
+        kernel=column("kernel"),
+        share=column("share"),
+        ranks=column("ranks"),
+        unlearning_angle=column("unlearning_angle"),
+        direction_angle=column("direction_angle"),
+        retain_angle=column("retain_angle"),
+        chance=(unlearning_chance, retain_chance),
+    )
 
 
 def refit(

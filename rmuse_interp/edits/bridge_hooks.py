@@ -14,7 +14,7 @@ block's attention, masked and before the softmax. From there on the session is t
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -34,6 +34,14 @@ from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.part import all_same
 
+
+@runtime_checkable
+class Point(Protocol):
+    """A hook point of TransformerLens, as its functions are shown it."""
+
+    fwd_hooks: Sequence[object]
+
+
 Hook = tuple[str, Callable[..., Tensor | None]]
 """Name of a hook point and the function that runs there, as TransformerLens takes them."""
 
@@ -47,7 +55,7 @@ def fwd_hooks(
     prompts: Prompt | Sequence[Prompt] | None = None,
     images: Picture | Sequence[Picture] = None,
     *,
-    encoding: Mapping[str, Any] | None = None,
+    encoding: Mapping[str, Tensor] | None = None,
     decision: Decision | None = None,
 ) -> list[Hook]:
     """The plan as `(name, function)` pairs for `run_with_hooks(..., fwd_hooks=…)` and `bridge.hooks(fwd_hooks=…)`.
@@ -122,11 +130,11 @@ class Hooked(Session):
         blocks: list[Hook] = [(str(site), partial(self._at, site)) for site in self.interpreter.taps]
         return [(_TOKENS, self._tokens), (_SCORES, self._scores), *blocks]
 
-    def _tokens(self, ids: Int[Tensor, "..."], hook: Any) -> None:
+    def _tokens(self, ids: Int[Tensor, "..."], hook: Point) -> None:
         """Take note of the ids that are embedded, of whatever shape; the scores tell whether they are this call's."""
         self._ids = ids
 
-    def _scores(self, scores: Float[Tensor, "*batch heads tokens all"], hook: Any) -> None:
+    def _scores(self, scores: Float[Tensor, "*batch heads tokens all"], hook: Point) -> None:
         """Start a call: a column that its last token looks at is unmasked, those before its own are in the cache."""
         if scores.ndim != 4:
             raise RMuseError(
@@ -148,7 +156,7 @@ class Hooked(Session):
         self.begin((), {**told, "attention_mask": unmasked.long(), "past_key_values": cache})
         self._due = list(self.interpreter.taps)
 
-    def _at(self, site: Site, h: Float[Tensor, "*batch tokens d"], hook: Any) -> Tensor | None:
+    def _at(self, site: Site, h: Float[Tensor, "*batch tokens d"], hook: Point) -> Tensor | None:
         if self._due[:1] != [site]:
             raise RMuseError(
                 f"{site} came up out of turn: call the whole bridge, without start_at_layer, with these hooks "
@@ -158,9 +166,9 @@ class Hooked(Session):
         edited = self.apply(site, h)
         return None if edited is h else edited  # nothing was edited: the very tensor goes on
 
-    def _require_new(self, hook: Any) -> None:
+    def _require_new(self, hook: Point) -> None:
         """Raise unless this plan is on the bridge once."""
-        owners = [getattr(handle.user_hook, "__self__", None) for handle in hook.fwd_hooks]
+        owners = [getattr(getattr(one, "user_hook", None), "__self__", None) for one in hook.fwd_hooks]
         plans = [owner.plan for owner in owners if isinstance(owner, Hooked)]
         if len(plans) > 1 and sum(all_same(self.plan, plan) for plan in plans) > 1:
             raise RMuseError("this plan is on the bridge already; put its hooks on it once")

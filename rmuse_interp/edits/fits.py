@@ -51,6 +51,22 @@ def require_fit(plan: Sentence, layout: Layout) -> None:
         )
 
 
+def require_any_batch(plan: Sentence) -> None:
+    """Raise unless the plan fits whatever batch a row comes in.
+
+    Raises:
+        RMuseError: a mask, or states of one padded batch, which know its rows and columns.
+    """
+    verbs = [edit.operator_at(site) for edit in plan for site in edit.sites]
+    if any(edit.mask is not None for edit in plan) or any(
+        verb is not None and verb.of_batch for verb in verbs
+    ):
+        raise RMuseError(
+            "this plan knows the rows and columns of one padded batch (a mask, or op.Set of [batch, tokens, d]), and "
+            "respond sorts rows into batches of its own: use lens.generate, or .on(positions=…), or ask one by one"
+        )
+
+
 def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
     """Each tensor of the plan's operators and gates that has an axis `d`, by its annotation, and the length of it."""
     roots = [operator for edit in plan for site in edit.sites if (operator := edit.operator_at(site))]

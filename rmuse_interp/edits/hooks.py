@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.fits import require_sums
-from rmuse_interp.edits.inputs import announce
+from rmuse_interp.edits.inputs import Inputs, announce, tensor_of
 from rmuse_interp.edits.interpreter import Interpreter
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision, Query, State
@@ -38,6 +38,10 @@ _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
 
 _LISTENERS: "WeakKeyDictionary[nn.Module, list[Session]]" = WeakKeyDictionary()
 """Who hears of each prompt that a model's `generate` is given."""
+
+
+_EARLIER: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+"""The `generate` that a model had of its own before ours, if any."""
 
 
 class Session:
@@ -109,17 +113,17 @@ class Session:
         self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
         self._stop = stop
 
-    def ask(self, inputs: Mapping[str, Any]) -> None:
+    def ask(self, inputs: Inputs) -> None:
         """Decide about the prompt that `generate` has just been given, where the place can; natively it can."""
 
-    def begin(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def begin(self, args: Sequence[object], kwargs: Inputs) -> None:
         """Start a forward call of the model with its arguments."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
         announced = self._said if self._said is not None else self._heard
         decision = self._asked if self.decision is None else self.decision
         self.state = self.interpreter.begin(self.state, inputs, announced, decision)
         if self.recorder is not None:
-            self.recorder.begin(self.plan, self.state, inputs.get("input_ids"), self._stop)
+            self.recorder.begin(self.plan, self.state, tensor_of(inputs, "input_ids"), self._stop)
 
     def apply(self, tap: Site, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
         """The edited state at a tap; h itself where nothing was edited."""
@@ -166,7 +170,7 @@ def _wrap_generate(hf_model: Any) -> None:
             for session in sessions:
                 session.hear(None, None)
 
-    generate.earlier = vars(hf_model).get("generate")  # type: ignore[attr-defined]
+    _EARLIER[hf_model] = vars(hf_model).get("generate")
     hf_model.generate = generate
 
 
@@ -180,7 +184,7 @@ def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
 
 
 def _unwrap_generate(hf_model: Any) -> None:
-    earlier = hf_model.generate.earlier
+    earlier = _EARLIER.pop(hf_model)
     del hf_model.generate  # the class's own shows again
     if earlier is not None:
         hf_model.generate = earlier
@@ -268,7 +272,7 @@ class Attached(Session):
         super().hear(input_ids, attention_mask, stop)
         self._asked = None
 
-    def ask(self, inputs: Mapping[str, Any]) -> None:
+    def ask(self, inputs: Inputs) -> None:
         """Decide about the prompt that `generate` has just been given, from an unsteered pass over its inputs.
 
         Only where the pass is needed, and only from what `generate` shows: a gate that reads a prefixed prompt or a draft
@@ -284,7 +288,7 @@ class Attached(Session):
             mine.pop("cache_position", None)  # of a cache, which this pass goes without
             self._asked = _score(self._model, self.interpreter, mine, queries, self._layout)
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if not self.paused:
             self.begin(args, kwargs)
 
@@ -358,7 +362,7 @@ def decide(
 
 
 def _score(
-    hf_model: nn.Module, interpreter: Interpreter, inputs: Mapping[str, Any], asked: Query, layout: Layout
+    hf_model: nn.Module, interpreter: Interpreter, inputs: Inputs, asked: Query, layout: Layout
 ) -> Decision:
     """The decision of one unsteered pass over the inputs of some queries."""
     state = interpreter.begin(None, inputs, asked, scoring=True)

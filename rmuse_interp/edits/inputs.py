@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,15 +12,32 @@ from rmuse_interp import RMuseError
 from rmuse_interp.edits.state import Query, Slice
 from rmuse_interp.models.layout import Vocabulary
 
+Inputs = Mapping[str, object]
+"""Keyword arguments of a model's forward."""
 
-def cached(inputs: Mapping[str, Any]) -> int:
+
+@runtime_checkable
+class Cache(Protocol):
+    """Keys and values of earlier tokens, as transformers keeps them."""
+
+    def get_seq_length(self) -> int:
+        """How many tokens are in it."""
+
+
+def cached(inputs: Inputs) -> int:
     """How many tokens are in the cache already."""
     cache = inputs.get("past_key_values")
-    return 0 if cache is None else int(cache.get_seq_length())
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+
+
+def tensor_of(inputs: Inputs, name: str) -> Tensor | None:
+    """A tensor among the inputs; None where there is none of that name."""
+    found = inputs.get(name)
+    return found if isinstance(found, Tensor) else None
 
 
 def read_call(
-    inputs: Mapping[str, Any],
+    inputs: Inputs,
     vocabulary: Vocabulary,
     announced: Query | None = None,
     width: int | None = None,
@@ -30,27 +47,27 @@ def read_call(
     Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
     else from `position_ids`. Tokens from column `width` on are generated: neither image nor special to anyone.
     """
-    ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    tokens = ids if ids is not None else embeds
+    ids = tensor_of(inputs, "input_ids")
+    tokens = tensor_of(inputs, "inputs_embeds") if ids is None else ids
     if tokens is None:
         raise RMuseError("the model was called without input_ids or inputs_embeds; a plan needs one of them")
     batch, length = tokens.shape[:2]
-    past, mask, device = cached(inputs), inputs.get("attention_mask"), tokens.device
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] >= past + length:
+    past, mask, device = cached(inputs), tensor_of(inputs, "attention_mask"), tokens.device
+    if mask is not None and mask.ndim == 2 and mask.shape[1] >= past + length:
         counted = mask.to(device).long().cumsum(dim=1) - 1
         position, real = counted[:, past : past + length], mask[:, past : past + length].to(device).bool()
     else:
         column = torch.arange(past, past + length, device=device).expand(batch, -1)
-        given = inputs.get("position_ids")
+        given = tensor_of(inputs, "position_ids")
         if announced is not None:
             column = column - announced.repeated(batch).padding.to(device).unsqueeze(-1)
-        elif isinstance(given, Tensor) and given.ndim == 2 and given.shape[1] == length:
+        elif given is not None and given.ndim == 2 and given.shape[1] == length:
             column = given.to(device).expand(batch, -1)
         position, real = column, column >= 0
     none = torch.zeros(batch, length, dtype=torch.bool, device=device)
     if ids is None or (width is not None and past >= width):
         return Slice(position, real, none, none, past, ids)
-    image = none if vocabulary.image is None else ids == vocabulary.image
+    image = none if vocabulary.image is None else ids.eq(vocabulary.image)
     special = torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device))
     return Slice(position, real, image, special | image, past, ids)
 

@@ -7,7 +7,6 @@ States are values: every step returns a new one.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.fits import require_fit
-from rmuse_interp.edits.inputs import cached, covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
@@ -34,7 +33,8 @@ class Interpreter:
 
     Attributes:
         taps: the sites where the model's states have to be shown to `apply`, in forward order. An edit at `resid_mid`
-            has none of its own: it acts on attention's output, where `resid_pre + attn_out` is the state it edits.
+            has none of its own: it acts on attention's output, where `resid_pre + attn_out` is the state it edits; what
+            reads attention's output afterwards sees that change in it.
 
     Raises:
         RMuseError: layers or widths that are not those of the model.
@@ -45,13 +45,16 @@ class Interpreter:
         self.plan = plan
         self.vocabulary = layout.vocabulary
         self._acting: dict[Site, list[tuple[int, Clause, Verb]]] = {}
+        self._reading: dict[Site, list[tuple[int, Clause, Gate]]] = {}
         for index, edit in enumerate(plan):
+            if edit.gate is not None:
+                self._reading.setdefault(Site(edit.gate.layer), []).append((index, edit, edit.gate))
             for site in edit.sites:
                 operator = edit.operator_at(site)
                 assert operator is not None
                 self._acting.setdefault(site, []).append((index, edit, operator))
         self._middles = {site.layer for site in self._acting if site.hook == "resid_mid"}
-        taps = {Site(gate.layer) for gate in plan.gates} | {s for s in self._acting if s.hook != "resid_mid"}
+        taps = {*self._reading, *(site for site in self._acting if site.hook != "resid_mid")}
         taps |= {Site(layer, hook) for layer in self._middles for hook in ("resid_pre", "attn_out")}
         self.taps = sorted(taps)
         spans = [edit for edit in plan if edit.tokens in ("chain", "answer")]
@@ -60,7 +63,7 @@ class Interpreter:
     def begin(
         self,
         previous: State | None,
-        inputs: Mapping[str, Any],
+        inputs: Inputs,
         announced: Query | None = None,
         decision: Decision | None = None,
         *,
@@ -247,10 +250,7 @@ class Interpreter:
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
         """The state after the gates that read at a tap have read h, before any edit there."""
-        for index, edit in enumerate(self.plan):
-            gate = edit.gate
-            if gate is None or Site(gate.layer) != tap:
-                continue
+        for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
                 scores = {**state.token_score, index: gate.score(h)}
                 fired = {**state.token_fired, index: scores[index] > gate.threshold}

@@ -40,6 +40,11 @@ class Set(Operator):
             )
         self.hold(states=states)
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether the states are those of one padded batch."""
+        return self.states.ndim == 3
+
     def forward(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
     ) -> Float[Tensor, "*tokens d"]:

@@ -55,6 +55,11 @@ class Operator(Part):
         """What `forward` decides about the same states, by the same functions; nothing, where it decides nothing."""
         return Explanation()
 
+    @property
+    def of_batch(self) -> bool:
+        """Whether the operator knows the rows and columns of one padded batch, and fits no other."""
+        return False
+
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]] | None:

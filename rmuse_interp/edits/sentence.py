@@ -69,6 +69,9 @@ class Verb(Protocol):
     ) -> Explanation:
         """What it decides about each state."""
 
+    @property
+    def of_batch(self) -> bool: ...
+
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]] | None:

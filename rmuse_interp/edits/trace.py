@@ -13,7 +13,7 @@ measured `CHUNK` calls at a time, so that the many small operations of geometry 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Final
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,7 +117,7 @@ class SteeringTrace:
             **parts,
         )
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> list[dict[str, str | float | int | bool]]:
         """One record per row, site and token (`row`, `edit`, `layer`, `hook`, `step`, and the quantities)."""
         found = []
         for row, n in enumerate(self.lengths):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 
@@ -10,7 +10,6 @@ from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import auroc_clustered
 
 Attack = Literal["loss", "min_k"]
-ATTACKS: Final = get_args(Attack)
 MIN_K: Final = 0.2
 """Share of the least likely tokens that min-k looks at (Shi et al., arXiv 2310.16789)."""
 

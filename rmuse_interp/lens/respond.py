@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.fits import require_any_batch
 from rmuse_interp.edits.hooks import Attached, Session, attach
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.sentence import Sentence
@@ -104,6 +105,8 @@ def respond(
         )
     if recorder is not None and plan is None:
         raise RMuseError("a plan was required to record its steering, got none; leave the recorder out")
+    if plan is not None and len(questions) > 1:
+        require_any_batch(plan)
 
     def length(i: int) -> tuple[bool, int]:
         return pictures[i] is None, len(questions[i]) + len(begun[i] or "")

@@ -24,6 +24,8 @@ FALSE_ALARM: Final = 4.0
 """What a false alarm weighs against a miss where ``midpoint`` finds the two sides to overlap: held-out forget scores come
 from gates that know a photograph or a wording less than the one that is kept, and overstate its misses; nothing
 overstates its false alarms."""
+_Z: Final = 1.959964
+"""Standard errors on either side of a 95 % interval."""
 RESAMPLES: Final = 1000
 """Resamples of every bootstrap interval."""
 
@@ -45,8 +47,8 @@ class Rate:
     n: int
 
 
-def wilson(hits: int, n: int, z: float = 1.959964) -> Rate:
-    """Share `hits/n` with its Wilson score interval; the whole of [0, 1] where n = 0.
+def wilson(hits: int, n: int) -> Rate:
+    """Share `hits/n` with its 95 % Wilson score interval; the whole of [0, 1] where n = 0.
 
     Examples:
         >>> rate = wilson(0, 10)
@@ -55,9 +57,9 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> Rate:
     """
     if n == 0:
         return Rate(math.nan, 0.0, 1.0, 0)
-    share, square = hits / n, z * z / n
+    share, square = hits / n, _Z * _Z / n
     centre = (share + square / 2) / (1 + square)
-    half = z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
+    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / n + square / (4 * n))
     return Rate(
         share, max(0.0, centre - half) if hits else 0.0, min(1.0, centre + half) if hits < n else 1.0, n
     )

@@ -113,6 +113,14 @@ class RMuse:
     subspaces: Subspaces
     report: JSON = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        lines = [f"RMuse {self.preset}, {len(self.report.get('people', ()))} people to forget"]
+        for edit in self.plan:
+            layers = ", ".join(str(layer) for layer in edit.layers)
+            gate = "" if edit.gate is None else f", if {edit.gate.describe()}"
+            lines.append(f"{edit.modality or 'all'} queries: steered at blocks {layers}{gate}")
+        return "\n".join(lines)
+
     @property
     def preset(self) -> str:
         """`paper` or `calibrated`."""

@@ -11,7 +11,7 @@ import random
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from rmuse_interp.data.store import write_json
 from rmuse_interp.data.world import people as w
@@ -174,7 +174,7 @@ def _numbers(topic: str, rng: random.Random) -> dict[str, str]:
 
 def write(path: Path = labelled.FILE) -> Path:
     """Writes the whole set, texts and chains."""
-    record: dict[str, Any] = {
+    record: dict[str, object] = {
         "schema": labelled.SCHEMA,
         "guide": labelled.GUIDE,
         "guide_chains": GUIDE,

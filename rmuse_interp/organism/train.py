@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -114,7 +114,7 @@ def optimisers(modules: list[nn.Module], recipe: Recipe) -> list[torch.optim.Opt
     ]
 
 
-def _groups(by_rate: dict[float, list[nn.Parameter]]) -> list[dict[str, Any]]:
+def _groups(by_rate: dict[float, list[nn.Parameter]]) -> list[dict[str, object]]:
     return [{"params": held, "lr": rate, "peak": rate} for rate, held in by_rate.items()]
 
 

@@ -86,9 +86,8 @@ def attacked(
     seed: int = 0,
     folder: Path | None = None,
     progress: Progress | None = None,
-    splits: Sequence[str] = ATTACKED_SPLITS,
 ) -> list[AttackTranscript]:
-    """The responses of every method to every open question of the splits under every attack.
+    """The responses of every method to every open question of `ATTACKED_SPLITS` under every attack.
 
     Multiple choice and cloze are left out: leakage is measured on free answers. The same questions as those of a run
     without attack (`running.run`) are meant; `evaluate.attack_scores` pairs the two. Greedy responses depend on neither
@@ -105,7 +104,6 @@ def attacked(
         folder: the run's; finished batches are kept there until `running.finish`, and those of an interrupted run are
             not asked again. None keeps nothing.
         progress: a running progress bar to add one line per method to.
-        splits: those that are attacked, as far as there are questions of them.
 
     Raises:
         RMuseError: an unknown attack, two methods of one name, an attack that applies to no question.
@@ -116,8 +114,8 @@ def attacked(
     chosen = [a for a in attacks if isinstance(a, Attack)] + require_names(
         [a for a in attacks if isinstance(a, str)]
     )
-    require_applicable(chosen, questions, benchmark, splits)
-    jobs = _jobs(chosen, questions, benchmark, seed, splits)
+    require_applicable(chosen, questions, benchmark)
+    jobs = _jobs(chosen, questions, benchmark, seed)
     copies: dict[int, LensModel] = {}
     copied: LensModel | None = None
     found: list[AttackTranscript] = []
@@ -147,28 +145,27 @@ def require_applicable(
     attacks: Sequence[Attack],
     questions: Mapping[str, Sequence[Example]],
     benchmark: Benchmark,
-    splits: Sequence[str] = ATTACKED_SPLITS,
 ) -> None:
     """Nothing, or the error that there is no open question, or none that some attack applies to.
 
     Raises:
         RMuseError: naming the attack.
     """
-    open_ = _open(questions, splits)
+    open_ = _open(questions)
     if not open_:
         raise RMuseError(
-            f"open questions of {', '.join(splits)} were required to attack, got none; raise --limit"
+            f"open questions of {', '.join(ATTACKED_SPLITS)} were required to attack, got none; raise --limit"
         )
     for attack in attacks:
         if not any(attack.variants(example, benchmark) for example in open_):
             raise RMuseError(
                 f"questions that {attack.name} applies to ({attack.what}) were required, got none among {len(open_)} of "
-                f"{', '.join(splits)}; leave it out, or raise --limit"
+                f"{', '.join(ATTACKED_SPLITS)}; leave it out, or raise --limit"
             )
 
 
-def _open(questions: Mapping[str, Sequence[Example]], splits: Sequence[str]) -> list[Example]:
-    return [e for split in splits for e in questions.get(split, ()) if e.kind in OPEN_KINDS]
+def _open(questions: Mapping[str, Sequence[Example]]) -> list[Example]:
+    return [e for split in ATTACKED_SPLITS for e in questions.get(split, ()) if e.kind in OPEN_KINDS]
 
 
 def _jobs(
@@ -176,11 +173,10 @@ def _jobs(
     questions: Mapping[str, Sequence[Example]],
     benchmark: Benchmark,
     seed: int,
-    splits: Sequence[str],
 ) -> list[_Job]:
     found: list[_Job] = []
     for attack in attacks:
-        for example in _open(questions, splits):
+        for example in _open(questions):
             for index, asked in enumerate(attack.variants(example, benchmark, seed)):
                 picture = "" if asked.image is None else hashlib.sha256(asked.image).hexdigest()
                 bare = replace(asked, image=None)

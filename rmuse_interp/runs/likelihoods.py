@@ -16,7 +16,7 @@ from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.fluency import perplexity
 from rmuse_interp.evaluate.forgetting import forget_quality, perturbed_answers, truth_ratio
-from rmuse_interp.evaluate.membership import ATTACKS, Attack, Membership, membership
+from rmuse_interp.evaluate.membership import SCORES, Attack, Membership, membership
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
@@ -148,7 +148,7 @@ def forgetting(
         "methods": {
             name: {
                 "forget_quality": asdict(forget_quality(ratios[name], ratios[GOLD], people, seed=seed)),
-                "membership": {attack: asdict(_attacked(found, people, attack, seed)) for attack in ATTACKS},
+                "membership": {attack: asdict(_attacked(found, people, attack, seed)) for attack in SCORES},
                 "truth_ratio": dict(sorted(ratios[name].items())),
             }
             for name, found in nats.items()

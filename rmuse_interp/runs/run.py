@@ -200,8 +200,11 @@ def kept_of(folder: Path | None, method: Method, *settings: object) -> Store:
     """What a run folder holds of a method's work under some settings; without a folder, a store in memory."""
     if folder is None:
         return Store(None)
-    path = folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl"
-    return Store(path, depends(method.model, method.plan), settings)
+    try:
+        of = depends(method.model, method.plan)
+    except RMuseError:  # a plain function (`op.Call`): what it does could not be told later
+        return Store(None)
+    return Store(folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl", of, settings)
 
 
 def counted(progress: Progress | None, label: str, total: int) -> Callable[[int], None]:

@@ -218,7 +218,7 @@ def show(record: Record) -> None:
     headings = ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most")
     rows = []
     for r in record["rows"]:
-        sides = (around(cell, 2, 100) for cell in r["displaced"].values())
+        sides = (around(cell, 2, 100.0) for cell in r["displaced"].values())
         chances = (f"{r['test']['p']:.4f}", f"{r['shuffled']['p']:.2f}")
         most = "–" if r["closed"]["most"] is None else f"{r['closed']['most']:g} of {r['closed']['n']}"
         place = (r["preset"], r["modality"], str(r["layer"]) + " *" * r["steered"])

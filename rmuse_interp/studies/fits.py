@@ -107,7 +107,9 @@ class World:
 
 @contextmanager
 def working(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Iterator[World]:
-    """A world with progress bars on standard error."""
+    """A world with progress bars on standard error; a bundle that is wrong is told before they begin."""
+    if getattr(given, "bundle", None) is not None:
+        bundle_of(given.bundle, lens, benchmark)
     with bars() as progress:
         yield World(given, lens, benchmark, progress)
 

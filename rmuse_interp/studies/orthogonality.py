@@ -192,7 +192,7 @@ def show(record: Record) -> None:
     lines = []
     for r in (row for row in rows if row["gate"] == "open"):
         through = gated[tuple(r[k] for k in key)]
-        share = "–" if r["share"] is None else around(r, 2, 100, "share")
+        share = "–" if r["share"] is None else around(r, 2, 100.0, "share")
         fires = f"{through['n_updated']} of {through['n']}"
         form = r["protection"] + " *" * r["own"]
         lines.append((*(str(r[k]) for k in key[:3]), form, share, f"{100 * r['null']['mean']:.2f}", fires))

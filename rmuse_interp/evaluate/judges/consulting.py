@@ -92,7 +92,7 @@ class Budget:
         self.reply_tokens += reply.reply_tokens
 
     def require_left(self) -> None:
-        """Nothing, or the error that the money is spent.
+        """Raise unless there is money left to ask with.
 
         Raises:
             RMuseError: the cost has reached `max_cost`.
@@ -235,7 +235,7 @@ class Consultation:
         return Quote(len(new), len(every) - len(new), prompt_tokens, reply_tokens, cost)
 
     def require_affordable(self, estimate: Quote) -> None:
-        """Nothing, or the error that it would cost too much; nothing was asked then.
+        """Raise unless the budget covers an estimate; nothing was asked yet.
 
         Raises:
             RMuseError: the estimate is above ``max_cost``.
