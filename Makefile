@@ -3,6 +3,7 @@
 #   make demo                                                          from nothing to a before/after table
 #   make setup TORCH_INDEX=https://download.pytorch.org/whl/cpu        a smaller download where there is no GPU
 #   make test PYTEST="-k gates -n 0"                                   some tests only
+#   make test PYTEST="-n 2 --cov=rmuse_interp"                         with the lines that no test runs
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
