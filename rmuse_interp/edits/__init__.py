@@ -1,4 +1,4 @@
-"""The verbs and the sentence: operators, edits and plans, and what runs them.
+"""Operators, edits and plans, and the code that runs them.
 
 All operators are imported here, so that a record may name any of them.
 """

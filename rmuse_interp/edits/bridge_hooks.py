@@ -1,4 +1,4 @@
-"""The fourth place: a plan as the hooks of a TransformerLens `TransformerBridge`, and the bridge of a loaded model.
+"""Run a plan as hooks of a TransformerLens `TransformerBridge`.
 
     bridge = to_bridge(lens)
     hooks = plan.fwd_hooks(bridge)
@@ -6,9 +6,9 @@
     with bridge.hooks(fwd_hooks=hooks):
         logits, cache = bridge.run_with_cache(ids, attention_mask=mask)
 
-Hooks are shown tensors and never the arguments of the call, so what a plan must know of them is read off two more hook
-points: the token ids where they are embedded, and the mask and the length of the cache in the scores of the first
-block's attention, masked and before the softmax. From there on the session is the same as in every other place.
+Hooks see tensors but not the arguments of the call, so two more hook points supply what a plan needs: the token ids
+come from the embedding, the mask and the cache length from the first block's attention scores (masked, before the
+softmax). Everything after that is shared with the other places where plans run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,13 +37,13 @@ from rmuse_interp.parts.part import all_same
 
 @runtime_checkable
 class Point(Protocol):
-    """A hook point of TransformerLens, as its functions are shown it."""
+    """A TransformerLens hook point, as passed to hook functions."""
 
     fwd_hooks: Sequence[object]
 
 
 Hook = tuple[str, Callable[..., Tensor | None]]
-"""Name of a hook point and the function that runs there, as TransformerLens takes them."""
+"""Name of a hook point and the function that runs there, in TransformerLens' format."""
 
 _TOKENS: Final = "embed.hook_in"
 _SCORES: Final = "blocks.0.attn.hook_attn_scores"
@@ -60,23 +60,24 @@ def fwd_hooks(
 ) -> list[Hook]:
     """The plan as `(name, function)` pairs for `run_with_hooks(..., fwd_hooks=…)` and `bridge.hooks(fwd_hooks=…)`.
 
-    The list serves any number of calls, one after another: each is decided anew, and decode steps on a cache go on
-    with what was decided. TransformerLens puts the functions on and takes them off again.
+    The list can be used for any number of successive calls: each is decided anew, and decode steps on a cache keep the
+    decision. TransformerLens installs and removes the functions.
 
     Args:
-        plan: what to run.
-        bridge: the bridge whose hooks these are to be.
-        prompts: the questions that the calls will be about, plain or conversations: a plan that needs it decides about
-            them first, in passes of the bridge. They are to be encoded as `lens.encode` does.
+        plan: the plan to run.
+        bridge: the bridge to hook.
+        prompts: the questions of the coming calls, plain or conversations: a two-pass plan first decides about them,
+            in passes of the bridge. The calls must encode them as `lens.encode` does.
         images: one picture or None per prompt.
-        encoding: `input_ids`, `attention_mask` and, as `lens.encode` gives it, `prompt_end` of the queries, where the
-            calls do not tell: given responses, a prefilled assistant's turn, prompts in chunks, generation without a
-            cache. All calls are then about these queries. The prompt ends at the last unmasked token where absent.
-        decision: what `plan.decide` gave, for the batches that follow, in place of `prompts`.
+        encoding: `input_ids`, `attention_mask` and `prompt_end` of the queries, as `lens.encode` returns them, for
+            calls that do not show where the prompt ends: given responses, a prefilled assistant's turn, prompts in
+            chunks, generation without a cache. All calls are then about these queries. Without `prompt_end`, the prompt
+            ends at the last unmasked token.
+        decision: result of `plan.decide` for the coming batches, instead of `prompts`.
 
     Raises:
-        RMuseError: a two-pass plan without prompts or a decision, layers or hook points that the bridge does not have, a
-            plan that was fitted on another model.
+        RMuseError: a two-pass plan without prompts or a decision, layers or hook points missing from the bridge, or a
+            plan fitted on another model.
     """
     model = bridge.original_model
     layout = find_layout(model, tokenizer=bridge.tokenizer)
@@ -109,13 +110,13 @@ def fwd_hooks(
 
 
 class Hooked(Session):
-    """A plan on the hook points of a bridge: reads what each call is about, then acts on the blocks' outputs.
+    """A plan on the hook points of a bridge: reads each call's tokens, then edits the blocks' outputs.
 
     Args:
         plan: the plan.
-        layout: where the bridged model keeps its blocks, and its vocabulary.
-        decision: what the gates said in a pass of their own.
-        window: how many tokens the first block's attention looks back at; None for all of them.
+        layout: paths of the bridged model's blocks, and its vocabulary.
+        decision: the gates' decision from a separate pass, or None.
+        window: attention window of the first block, in tokens; None for unlimited.
     """
 
     def __init__(self, plan: Sentence, layout: Layout, decision: Decision | None, window: int | None):
@@ -126,16 +127,16 @@ class Hooked(Session):
 
     @property
     def hooks(self) -> list[Hook]:
-        """The functions, each with the name of its hook point."""
+        """The hook functions, each with the name of its hook point."""
         blocks: list[Hook] = [(str(site), partial(self._at, site)) for site in self.interpreter.taps]
         return [(_TOKENS, self._tokens), (_SCORES, self._scores), *blocks]
 
     def _tokens(self, ids: Int[Tensor, "..."], hook: Point) -> None:
-        """Take note of the ids that are embedded, of whatever shape; the scores tell whether they are this call's."""
+        """Store the embedded ids, of any shape; `_scores` checks that they belong to this call."""
         self._ids = ids
 
     def _scores(self, scores: Float[Tensor, "*batch heads tokens all"], hook: Point) -> None:
-        """Start a call: a column that its last token looks at is unmasked, those before its own are in the cache."""
+        """Start a call: columns its last token attends to are unmasked, columns before its own are in the cache."""
         if scores.ndim != 4:
             raise RMuseError(
                 f"attention scores with a batch axis were required, got {tuple(scores.shape)}; leave out remove_batch_dim"
@@ -150,7 +151,7 @@ class Hooked(Session):
         ids, self._ids = self._ids, None
         fits = ids is not None and ids.shape == (batch, length)
         told = {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
-        # Half of it: the mask is added to the scores, and in float16 a score can lift the lowest number there is.
+        # Half the minimum: the mask is added to the scores, and in float16 a score can raise the lowest number.
         unmasked = scores[:, 0, -1] > torch.finfo(scores.dtype).min / 2
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
         self.begin((), {**told, "attention_mask": unmasked.long(), "past_key_values": cache})
@@ -164,10 +165,10 @@ class Hooked(Session):
             )
         self._due.pop(0)
         edited = self.apply(site, h)
-        return None if edited is h else edited  # nothing was edited: the very tensor goes on
+        return None if edited is h else edited  # nothing was edited: pass on the same tensor
 
     def _require_new(self, hook: Point) -> None:
-        """Raise unless this plan is on the bridge once."""
+        """Raise `RMuseError` if this plan's hooks are on the bridge more than once."""
         owners = [getattr(getattr(one, "user_hook", None), "__self__", None) for one in hook.fwd_hooks]
         plans = [owner.plan for owner in owners if isinstance(owner, Hooked)]
         if len(plans) > 1 and sum(all_same(self.plan, plan) for plan in plans) > 1:

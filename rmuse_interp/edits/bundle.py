@@ -1,4 +1,4 @@
-"""Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and where it belongs. No pickle."""
+"""Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and its model. No pickle."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -26,18 +26,18 @@ def save(
     model: LoadedModel | None = None,
     provenance: Mapping[str, object] | None = None,
 ) -> Path:
-    """Write a plan into a folder (made if need be), with the fingerprint of `model` or the one it carries.
+    """Save a plan to a folder (created if needed), with the fingerprint of `model` or the plan's own.
 
     Args:
-        plan: what to save.
+        plan: the plan to save.
         edits: its edits.
-        fingerprint: record of the model it is known to belong to, if any.
-        folder: where; an earlier plan there is replaced.
+        fingerprint: record of the model it belongs to, if known.
+        folder: target folder; an earlier plan there is replaced.
         model: the model it was fitted on.
-        provenance: plain JSON to keep beside it; names of people have no place there.
+        provenance: plain JSON to store with it; must not contain names of people.
 
     Raises:
-        RMuseError: a plan that holds a plain function.
+        RMuseError: the plan contains a plain function, which cannot be saved.
     """
     known = fingerprint if model is None else model.fingerprint.as_record()
     tree, tensors = to_record(plan)
@@ -60,19 +60,19 @@ def save(
 
 
 def load(folder: str | Path, model: LoadedModel | None = None, allow: str | Sequence[str] = ()) -> Part:
-    """The plan that `save` wrote.
+    """Load a plan written by `save`.
 
     Args:
-        folder: the bundle.
+        folder: folder of the bundle.
         model: the model to run it on; checked against the bundle's fingerprint and layers.
-        allow: modules, by their exact names, whose own operators, gates and other parts may be loaded beside those
-            of rmuse_interp. They get imported: name only modules that you trust.
+        allow: exact names of modules whose operators, gates and other parts may be loaded besides those of
+            rmuse_interp. These modules are imported: name only modules that you trust.
 
     Returns:
-        The part that stands there; `Plan.load` makes sure that it is a plan.
+        The saved part; `Plan.load` checks that it is a plan.
 
     Raises:
-        RMuseError: no bundle there, a damaged or foreign one, or another model than it was fitted on.
+        RMuseError: no bundle there, a damaged or unknown one, or one fitted on another model.
     """
     path = Path(folder)
     for name in ("plan.json", "plan.safetensors"):

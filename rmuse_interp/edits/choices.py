@@ -1,4 +1,4 @@
-"""What an edit is told about its tokens, checked: kinds, positions, masks and delimiters."""
+"""Check the arguments of an edit: names, kinds of tokens, positions, masks and delimiters."""
 
 import operator
 from collections.abc import Iterable, Sequence
@@ -16,10 +16,10 @@ OneT = TypeVar("OneT")
 
 
 def choice(what: str, value: object, choices: tuple[Chosen, ...]) -> Chosen:
-    """The one of the choices that a value is.
+    """Return the choice equal to `value`.
 
     Raises:
-        RMuseError: none of them.
+        RMuseError: `value` is not among the choices.
     """
     for one in choices:
         if isinstance(value, str) and one == value:
@@ -28,10 +28,10 @@ def choice(what: str, value: object, choices: tuple[Chosen, ...]) -> Chosen:
 
 
 def name(given: object) -> str | None:
-    """A name, or None.
+    """Return `given`, a name or None.
 
     Raises:
-        RMuseError: anything else.
+        RMuseError: `given` is neither.
     """
     if given is not None and (not isinstance(given, str) or not given):
         raise RMuseError(f"a name or None was required, got {given!r}")
@@ -39,10 +39,10 @@ def name(given: object) -> str | None:
 
 
 def left(edits: Sequence[OneT]) -> OneT:
-    """The only edit, after an ablation of it.
+    """Return the single edit that remains after parts of it were removed.
 
     Raises:
-        RMuseError: there is nothing left.
+        RMuseError: nothing is left.
     """
     if not edits:
         raise RMuseError("nothing would be left of the edit: leave it out of its plan, with plan.without(…)")
@@ -50,10 +50,10 @@ def left(edits: Sequence[OneT]) -> OneT:
 
 
 def positions(given: int | Iterable[int]) -> list[int]:
-    """Distinct positions, ascending.
+    """Return the distinct positions, ascending.
 
     Raises:
-        RMuseError: what is no position, a negative one, or none.
+        RMuseError: no positions, a negative one, or a value that is not an integer.
     """
     try:
         listed = list(given) if isinstance(given, Iterable) else [given]
@@ -73,10 +73,10 @@ def _truth(one: object) -> bool:
 
 
 def mask(given: Bool[Tensor, "..."]) -> Bool[Tensor, "rows columns"]:
-    """A mask of rows and columns; one of columns alone stands for every row.
+    """Return the mask as [rows, columns]; a [columns] mask becomes one row, for all rows.
 
     Raises:
-        RMuseError: no boolean tensor, or one of more axes.
+        RMuseError: not a boolean tensor of one or two axes.
     """
     if not isinstance(given, Tensor) or given.dtype != torch.bool or given.ndim not in (1, 2):
         shown = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
@@ -88,10 +88,10 @@ def mask(given: Bool[Tensor, "..."]) -> Bool[Tensor, "rows columns"]:
 
 
 def delimiters(given: Sequence[str]) -> Delimiters:
-    """Opener and closer, without their blanks.
+    """Return the opening and the closing delimiter, without whitespace.
 
     Raises:
-        RMuseError: not two of them.
+        RMuseError: not exactly two delimiters.
     """
     listed = list(given) if isinstance(given, list | tuple) else []
     if len(listed) != 2 or not all(isinstance(one, str) and one.strip() for one in listed):

@@ -1,4 +1,4 @@
-"""What a plan's gates say of questions, from unsteered passes: prefixed prompts, drafts and conversations too."""
+"""Decide about questions with a plan's gates, in unsteered passes; includes prefixed prompts, drafts, conversations."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,7 +12,7 @@ from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
 
 DRAFT_TOKENS: Final = 96
-"""The most tokens of a draft that a gate reads."""
+"""Maximum number of tokens of a draft."""
 
 
 def decide(
@@ -21,14 +21,14 @@ def decide(
     prompts: Prompt | Sequence[Prompt],
     images: Picture | Sequence[Picture] = None,
 ) -> Decision:
-    """What the plan's gates say of the prompts, from unsteered passes; the literal gate's over `g ⊕ q`.
+    """The decision of the plan's gates about the prompts, from unsteered passes (over `g ⊕ q` for the literal gate).
 
-    For gates that read the draft, the model first answers unsteered, in at most `DRAFT_TOKENS` tokens. A conversation is
-    asked about twice, whole and by its question alone with the picture, and either fires: gates know questions as they
-    are fitted on them, and no harmless turn in front may hide one.
+    For gates that read the draft, the model first answers unsteered, with at most `DRAFT_TOKENS` tokens. A conversation
+    is scored twice, as a whole and as its last question alone with the picture, and fires if either does: gates are
+    fitted on single questions, and a harmless earlier turn must not hide one.
 
     Raises:
-        RMuseError: a plan that was fitted on another model.
+        RMuseError: the plan was fitted on another model.
     """
     if plan.fingerprint is not None:
         model.fingerprint.require(plan.fingerprint, "this plan")
@@ -55,7 +55,7 @@ def _decide(
 def decided(
     model: LoadedModel, plan: Sentence, prompts: Sequence[Prompt], images: Sequence[Picture]
 ) -> Decision | None:
-    """`decide`, where a question that stands in several rows is asked once; None where the pass itself decides."""
+    """`decide` with repeated questions scored once; None for single-pass plans, which decide while they run."""
     if plan.single_pass and not (plan.gates and any(isinstance(prompt, Conversation) for prompt in prompts)):
         return None
     first: dict[tuple[Prompt, bytes | int], int] = {}
@@ -68,6 +68,6 @@ def decided(
 
 
 def drafts(model: LoadedModel, prompts: Sequence[Prompt], images: Sequence[Picture]) -> list[str]:
-    """The model's own greedy responses, of at most `DRAFT_TOKENS` tokens; attached plans do not act."""
+    """The model's own greedy responses of at most `DRAFT_TOKENS` tokens, with attached plans paused."""
     with paused(model.hf):
         return continued(model, model.encode(prompts, images), DRAFT_TOKENS)

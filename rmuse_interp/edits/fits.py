@@ -1,4 +1,4 @@
-"""What must hold where a plan meets a model: its layers, its widths, and that its sites are terms of a sum there."""
+"""Check that a plan fits a model: layers, widths, and that edited sites are terms of the block's sum."""
 
 import inspect
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from rmuse_interp.models.site import HOOKS, Site, tap
 from rmuse_interp.parts.part import Part
 
 _SUMS: Final[WeakKeyDictionary[nn.Module, frozenset[Site]]] = WeakKeyDictionary()
-"""Per model, the sites inside blocks that were found to be terms of the block's sum."""
+"""Model → the sites inside blocks that were found to be terms of the block's sum."""
 
 _SHARE: Final = 1e-3
-"""Share of what attention and MLP add by which the sum may be off, beside the rounding of the stream itself."""
+"""Tolerated error of the sum relative to the attention and MLP outputs, besides the rounding of the stream itself."""
 
 
 def require_fit(plan: Sentence, layout: Layout) -> None:
     """Raise unless the model has the plan's layers and the width of its operators and gates.
 
     Raises:
-        RMuseError: an edit or a gate at a layer the model does not have, a part of another width, a span of a response
-            where no tokenizer is known.
+        RMuseError: an edit or a gate at a layer the model does not have, a part of another width, or an edit on a span
+            of the response without a known tokenizer.
     """
     edited = sorted({site.layer for edit in plan for site in edit.sites})
     read = sorted({gate.layer for gate in plan.gates})
@@ -52,10 +52,10 @@ def require_fit(plan: Sentence, layout: Layout) -> None:
 
 
 def require_any_batch(plan: Sentence) -> None:
-    """Raise unless the plan fits whatever batch a row comes in.
+    """Raise unless the plan can run on any batch.
 
     Raises:
-        RMuseError: a mask, or states of one padded batch, which know its rows and columns.
+        RMuseError: the plan has a mask or states that are tied to the rows and columns of one padded batch.
     """
     verbs = [edit.operator_at(site) for edit in plan for site in edit.sites]
     if any(edit.mask is not None for edit in plan) or any(
@@ -68,7 +68,7 @@ def require_any_batch(plan: Sentence) -> None:
 
 
 def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
-    """Each tensor of the plan's operators and gates that has an axis `d`, by its annotation, and the length of it."""
+    """Yield part, tensor name and length of axis `d` for each tensor of operators and gates annotated with `d`."""
     roots = [operator for edit in plan for site in edit.sites if (operator := edit.operator_at(site))]
     for root in {id(root): root for root in [*roots, *plan.gates]}.values():
         for part in root.modules() if isinstance(root, nn.Module) else ():
@@ -89,12 +89,12 @@ def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
 def require_sums(plan: Sentence, hf_model: nn.Module, layout: Layout) -> None:
     """Raise unless every site inside a block that the plan edits is a term of the sum that the block computes.
 
-    At `resid_pre` and `resid_post` any model may be edited. Elsewhere an edit means what it says only where
-    `resid_pre + attn_out + mlp_out = resid_post` (and, for `resid_mid`, where the MLP reads `resid_pre + attn_out`).
-    The model is asked once, with a few tokens.
+    Any model may be edited at `resid_pre` and `resid_post`. An edit elsewhere is well defined only if
+    `resid_pre + attn_out + mlp_out = resid_post` (and, for `resid_mid`, if the MLP reads `resid_pre + attn_out`).
+    This is tested once per model, with a few tokens.
 
     Raises:
-        RMuseError: naming the sites where that does not hold.
+        RMuseError: names the sites where this does not hold.
     """
     inner = sorted(
         {site for edit in plan for site in edit.sites if site.hook not in ("resid_pre", "resid_post")}
@@ -119,7 +119,7 @@ def _terms(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
     ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
     with ExitStack() as undo, torch.no_grad():
         for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
-            with suppress(RMuseError):  # a block that does not show it
+            with suppress(RMuseError):  # a block without this site
                 undo.callback(tap(layout.blocks[site.layer], site, partial(seen.__setitem__, site)))
         hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     found: set[Site] = set()

@@ -1,10 +1,10 @@
-"""The native place: a plan as hooks on a plain Hugging Face model, what one deploys; needs no nnsight.
+"""Run a plan natively, as hooks on a plain Hugging Face model: for deployment, without nnsight.
 
-Hooks sit on the model (its inputs give the queries' state) and on the touched decoder blocks. `generate` of the
-instance is wrapped to see whole prompts before they are cut into chunks; everything is undone by `detach`.
+Hooks are placed on the model (to read its inputs) and on the decoder blocks involved. The instance's `generate` is
+wrapped to see whole prompts before they are cut into chunks; `detach` undoes everything.
 
-`torch.compile`: attach first, compile afterwards. A hook added to a model that was compiled and has run may be
-skipped without a word (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then
+`torch.compile`: attach first, compile afterwards. A hook added to a compiled model that has already run may be
+skipped silently (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then
 runs unsteered: call `torch._dynamo.reset()` after attaching. Hooks themselves run outside the compiled graph.
 """
 
@@ -34,24 +34,24 @@ from rmuse_interp.models.site import Site, tap
 from rmuse_interp.parts.part import all_same
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
-"""The plans attached to each model, so that none is attached twice and scoring passes go without them."""
+"""Plans attached to each model; used to refuse attaching one twice and to pause them in scoring passes."""
 
 _LISTENERS: "WeakKeyDictionary[nn.Module, list[Session]]" = WeakKeyDictionary()
-"""Who hears of each prompt that a model's `generate` is given."""
+"""Sessions notified of each prompt passed to a model's `generate`."""
 
 
 _EARLIER: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""The `generate` that a model had of its own before ours, if any."""
+"""The instance attribute `generate` that a model had before it was wrapped, if any."""
 
 
 class Session:
-    """A plan running on one model, whatever place calls it: announcements, the decision and the latest state.
+    """A plan running on one model, in any of the places: announced queries, decision and latest state.
 
     Args:
         plan: the plan.
-        layout: where the model keeps its blocks, and its vocabulary.
-        decision: what the gates said in a pass of their own, for the batches that follow.
-        recorder: what keeps a trace of the steering; None keeps none.
+        layout: paths of the model's blocks, and its vocabulary.
+        decision: the gates' decision from a separate pass, for the coming batches.
+        recorder: records a trace of the steering; None for no trace.
 
     Raises:
         RMuseError: an edit or gate at a layer the model does not have.
@@ -83,13 +83,13 @@ class Session:
         attention_mask: Int[Tensor, "batch all"] | None = None,
         prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
     ) -> Iterator["Session"]:
-        """The context in which calls are about these queries: hand-made chunks, forced prefixes, given responses.
+        """Context in which calls are about these queries: hand-made chunks, forced prefixes, given responses.
 
         Args:
-            input_ids: the whole conversation.
-            attention_mask: of the same.
-            prompt_end: position of each row's last prompt token among its unmasked ones, counted from 0; the last
-                unmasked token where absent.
+            input_ids: [batch, tokens] ids of the whole conversation.
+            attention_mask: its mask; all ones by default.
+            prompt_end: position of each row's last prompt token among its unmasked tokens, counted from 0; by default
+                the last unmasked token.
         """
         outer = self._said
         self._said = announce(input_ids, attention_mask, self.interpreter.vocabulary, prompt_end)
@@ -99,7 +99,7 @@ class Session:
             self._said = outer
 
     def say(self, queries: Query, stop: frozenset[int] = frozenset()) -> None:
-        """Announce the queries of every call that follows, and the ids that end a row."""
+        """Announce the queries of all following calls, and the token ids that end a row."""
         self._said, self._stop = queries, stop
 
     def hear(
@@ -108,13 +108,13 @@ class Session:
         attention_mask: Tensor | None,
         stop: frozenset[int] = frozenset(),
     ) -> None:
-        """Take note of the prompt that `generate` has just been given, and of what ends a row; None when it is done."""
+        """Store the prompt passed to `generate` and the ids that end a row; None once `generate` has returned."""
         vocabulary = self.interpreter.vocabulary
         self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
         self._stop = stop
 
     def ask(self, inputs: Inputs) -> None:
-        """Decide about the prompt that `generate` has just been given, where the place can; natively it can."""
+        """Decide about the prompt passed to `generate`, in places that can do so; does nothing here."""
 
     def begin(self, args: Sequence[object], kwargs: Inputs) -> None:
         """Start a forward call of the model with its arguments."""
@@ -126,7 +126,7 @@ class Session:
             self.recorder.begin(self.plan, self.state, tensor_of(inputs, "input_ids"), self._stop)
 
     def apply(self, tap: Site, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
-        """The edited state at a tap; h itself where nothing was edited."""
+        """The edited states at a tap; h itself if nothing was edited."""
         if self.state is None:
             raise RMuseError(
                 "a plan sees its queries through the whole model: call the model, not a part of it"
@@ -137,7 +137,7 @@ class Session:
 
 @contextmanager
 def listening(hf_model: nn.Module, session: Session) -> Iterator[None]:
-    """The context in which `session` hears of every prompt given to `hf_model.generate`, before it may be chunked."""
+    """Context in which `session` is notified of every prompt passed to `hf_model.generate`, before any chunking."""
     listeners = _LISTENERS.setdefault(hf_model, [])
     if not listeners:
         _wrap_generate(hf_model)
@@ -159,7 +159,7 @@ def _wrap_generate(hf_model: Any) -> None:
         mask = kwargs.get("attention_mask")
         pad = hf_model.generation_config.pad_token_id
         if mask is None and ids is not None and pad is not None:
-            mask = ids.ne(pad).long()  # as generate itself infers it
+            mask = ids.ne(pad).long()  # as `generate` itself infers it
         sessions = list(_LISTENERS.get(hf_model, ()))
         try:
             for session in sessions:
@@ -175,7 +175,7 @@ def _wrap_generate(hf_model: Any) -> None:
 
 
 def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
-    """The ids that end a row of `generate(**settings)`."""
+    """The token ids that end a row in `generate(**settings)`."""
     config = settings.get("generation_config") or hf_model.generation_config
     ends = settings.get("eos_token_id", config.eos_token_id)
     if isinstance(ends, Tensor):
@@ -185,7 +185,7 @@ def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
 
 def _unwrap_generate(hf_model: Any) -> None:
     earlier = _EARLIER.pop(hf_model)
-    del hf_model.generate  # the class's own shows again
+    del hf_model.generate  # restores the method of the class
     if earlier is not None:
         hf_model.generate = earlier
 
@@ -198,22 +198,22 @@ def attach(
     layout: Layout | None = None,
     recorder: Recorder | None = None,
 ) -> "Attached":
-    """A plan attached to a Hugging Face model until `.detach()`; also a context manager.
+    """Attach a plan to a Hugging Face model until `.detach()`; the result is also a context manager.
 
-    Detach before copying or pickling the model: hooks of a copy would still speak to this plan's state.
+    Detach before copying or pickling the model: hooks of a copy would share this plan's state.
 
     Args:
-        hf_model: the model with its head; loaded in any way.
-        plan: what to run. Where a gate reads above an edited layer, `hf_model.generate` decides in a pass of its own
-            over the ids and pictures that it is given.
-        decision: what `plan.decide` gave, for the batches that follow; needed where a gate reads a prefixed prompt or a
-            draft, which `generate` is not shown, and for single forward calls.
-        layout: where the model keeps its blocks; found where absent.
-        recorder: keeps a trace of the steering; its `trace()` is that of the latest batch.
+        hf_model: the model with its head, loaded in any way.
+        plan: the plan to run. If a gate reads above an edited layer, `hf_model.generate` first decides in a separate
+            pass over its ids and pictures.
+        decision: result of `plan.decide` for the coming batches; needed if a gate reads a prefixed prompt or a draft,
+            which `generate` does not see, and for forward calls of a two-pass plan.
+        layout: paths of the model's blocks; searched for by default.
+        recorder: records a trace of the steering; its `trace()` covers the latest batch.
 
     Raises:
-        RMuseError: layers out of range, the same plan attached already, an unknown model family, a plan that was
-            fitted on another model.
+        RMuseError: layers out of range, a plan already attached, an unknown model family, or a plan fitted on another
+            model.
     """
     place = layout or find_layout(hf_model)
     if plan.fingerprint is not None:
@@ -222,7 +222,7 @@ def attach(
 
 
 class Attached(Session):
-    """The handle of a plan attached to a model: after `detach` (or the ``with`` block) the model is as before."""
+    """Handle of a plan attached to a model; `detach` (or leaving the ``with`` block) restores the model."""
 
     def __init__(
         self,
@@ -244,14 +244,14 @@ class Attached(Session):
         self._undo = ExitStack()
         self._undo.callback(present.remove, self)
         self._undo.enter_context(listening(hf_model, self))
-        # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+        # Excluded from compilation: tracing the bookkeeping takes minutes and ends in a graph break anyway.
         before = torch.compiler.disable(self._before)
         self._undo.callback(hf_model.register_forward_pre_hook(before, with_kwargs=True).remove)
         for site in self.interpreter.taps:
             self._undo.callback(tap(layout.blocks[site.layer], site, partial(self._at, site)))
 
     def detach(self) -> None:
-        """Take everything off the model again; a second call does nothing."""
+        """Remove all hooks from the model; a second call does nothing."""
         self._undo.close()
 
     def __enter__(self) -> "Attached":
@@ -268,15 +268,15 @@ class Attached(Session):
         attention_mask: Tensor | None,
         stop: frozenset[int] = frozenset(),
     ) -> None:
-        """As in every place; what was decided about the prompt before is forgotten."""
+        """See `Session.hear`; also discards the decision about the previous prompt."""
         super().hear(input_ids, attention_mask, stop)
         self._asked = None
 
     def ask(self, inputs: Inputs) -> None:
-        """Decide about the prompt that `generate` has just been given, from an unsteered pass over its inputs.
+        """Decide about the prompt passed to `generate`, from an unsteered pass over its inputs.
 
-        Only where the pass is needed, and only from what `generate` shows: a gate that reads a prefixed prompt or a draft
-        is left undecided, and the first call of the model says what to pass.
+        Only if such a pass is needed and its inputs suffice: a gate that reads a prefixed prompt or a draft stays
+        undecided, and the first call of the model then raises an error that says what to pass.
         """
         queries = self._said or self._heard
         shown = all(gate.prefix is None and gate.readout != "draft" for gate in self.plan.gates)
@@ -285,7 +285,7 @@ class Attached(Session):
         if queries is not None and queries.whole:
             told = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
             mine = {name: value for name, value in told.items() if name in self._arguments}
-            mine.pop("cache_position", None)  # of a cache, which this pass goes without
+            mine.pop("cache_position", None)  # belongs to a cache; this pass uses none
             self._asked = _score(self._model, self.interpreter, mine, queries, self._layout)
 
     def _before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
@@ -296,12 +296,12 @@ class Attached(Session):
         if self.paused:
             return None
         edited = self.apply(site, h)
-        return None if edited is h else edited  # nothing was edited: the very tensor goes on
+        return None if edited is h else edited  # nothing was edited: pass on the same tensor
 
 
 @contextmanager
 def paused(hf_model: nn.Module) -> Iterator[None]:
-    """The context in which no attached plan acts on the model: for scoring passes and comparisons."""
+    """Context in which no attached plan acts on the model: for scoring passes and comparisons."""
     running = [handle for handle in _ATTACHED.get(hf_model, ()) if not handle.paused]
     for handle in running:
         handle.paused = True
@@ -318,7 +318,7 @@ def attached(hf_model: nn.Module) -> list[Sentence]:
 
 
 def require_decided(hf_model: nn.Module) -> None:
-    """Raise unless no attached plan is to decide inside `generate`: to a tracer, that pass would be the first one."""
+    """Raise `RMuseError` if an attached plan would decide inside `generate`, in a pass that a tracer would trace."""
     if any(not one.plan.single_pass and one.decision is None for one in _ATTACHED.get(hf_model, ())):
         raise RMuseError(
             "a trace needs the decision of an attached two-pass plan beforehand: attach it with "
@@ -329,17 +329,17 @@ def require_decided(hf_model: nn.Module) -> None:
 def decide(
     hf_model: nn.Module, plan: Sentence, encode: Callable[[str | None, bool], Encoding], layout: Layout
 ) -> Decision:
-    """What the plan's gates say of some prompts, from unsteered passes over the prompts alone.
+    """The decision of the plan's gates about some prompts, from unsteered passes over the prompts alone.
 
-    One pass for all gates that read the prompt as it is, one for each prefix, and one over the drafts. The pass reads
-    the model; it leaves no state behind, and attached plans do not act in it.
+    One pass for all gates that read the prompt as it is, one for each prefix, and one over the drafts. The passes leave
+    no state behind, and attached plans do not act in them.
 
     Args:
         hf_model: the model.
-        plan: the plan whose gates are asked.
-        encode: the model's inputs for the prompts, each behind the given prefix (None: as they are) and, if asked
-            for, followed by the model's draft.
-        layout: where the model keeps its blocks.
+        plan: the plan whose gates decide.
+        encode: function of a prefix and a flag that returns the model's inputs: the prompts after the prefix (None: as
+            they are) and, if the flag is set, followed by the model's draft.
+        layout: paths of the model's blocks.
     """
     plan = plan.to(next(hf_model.parameters()).device)
     interpreter = Interpreter(plan, layout)

@@ -1,4 +1,4 @@
-"""From the inputs of a forward call to its tokens: which are real, of an image, special, and where the prompt ends."""
+"""Read a forward call's tokens from its inputs: which are real, image or special ones, and where the prompt ends."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,17 +21,17 @@ class Cache(Protocol):
     """Keys and values of earlier tokens, as transformers keeps them."""
 
     def get_seq_length(self) -> int:
-        """How many tokens are in it."""
+        """Number of tokens in the cache."""
 
 
 def cached(inputs: Inputs) -> int:
-    """How many tokens are in the cache already."""
+    """Number of tokens already in the cache."""
     cache = inputs.get("past_key_values")
     return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
 
 
 def tensor_of(inputs: Inputs, name: str) -> Tensor | None:
-    """A tensor among the inputs; None where there is none of that name."""
+    """The input tensor of that name, or None."""
     found = inputs.get(name)
     return found if isinstance(found, Tensor) else None
 
@@ -45,7 +45,7 @@ def read_call(
     """The tokens of a forward call.
 
     Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
-    else from `position_ids`. Tokens from column `width` on are generated: neither image nor special to anyone.
+    else from `position_ids`. Tokens from column `width` on are generated and count as neither image nor special.
     """
     ids = tensor_of(inputs, "input_ids")
     tokens = tensor_of(inputs, "inputs_embeds") if ids is None else ids
@@ -73,12 +73,12 @@ def read_call(
 
 
 def of_prompt(call: Slice, prompt_end: Int[Tensor, " batch"]) -> Slice:
-    """The call without image tokens behind the prompt: a placeholder that was generated shows no image."""
+    """The call without image tokens after the prompt: a generated placeholder does not stand for an image."""
     return replace(call, image=call.image & (call.position <= prompt_end.unsqueeze(-1)))
 
 
 def covered(readout: str, call: Slice, prompt_end: Int[Tensor, " batch"]) -> Bool[Tensor, "batch tokens"]:
-    """The tokens of this call that a read-out averages: of the prompt, or for `draft` from its last one on."""
+    """The tokens of this call that a read-out averages: prompt tokens, or for `draft` those from the last one on."""
     if readout == "draft":
         return call.real & (call.position >= prompt_end.unsqueeze(-1))
     if readout == "last":
@@ -94,12 +94,12 @@ def covered(readout: str, call: Slice, prompt_end: Int[Tensor, " batch"]) -> Boo
 def mean_over(
     h: Float[Tensor, "batch tokens d"], cover: Bool[Tensor, "batch tokens"], count: Int[Tensor, " batch"]
 ) -> Float[Tensor, "batch d"]:
-    """What these tokens add to the mean of a read-out, float32: fitting and running both read by this.
+    """Contribution of these tokens to the mean of a read-out, float32; used in fitting and in running.
 
     Args:
-        h: states.
+        h: [batch, tokens, d] states.
         cover: the tokens that the read-out averages, see `covered`.
-        count: how many they are in all; more than `cover` holds where a prefill comes in chunks.
+        count: total number of tokens averaged per row; larger than in `cover` if the prefill comes in chunks.
     """
     share = cover.float() / count.clamp_min(1).unsqueeze(1)
     return torch.einsum("bt,btd->bd", share, torch.where(cover.unsqueeze(-1), h.float(), 0.0))
@@ -111,13 +111,13 @@ def announce(
     vocabulary: Vocabulary,
     prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
 ) -> Query:
-    """What an encoded prompt says about its queries, for prefills that come in chunks or continue a cache.
+    """Describe the queries of an encoded prompt in advance, for prefills in chunks or on top of a cache.
 
     Args:
-        input_ids: the whole conversation, or its new part where the mask is longer.
-        attention_mask: of the whole conversation; all ones where absent.
+        input_ids: [batch, tokens] ids of the whole conversation, or of its new part if the mask is longer.
+        attention_mask: mask of the whole conversation; all ones by default.
         vocabulary: image and special token ids.
-        prompt_end: position of each row's last prompt token; the last unmasked one where absent.
+        prompt_end: position of each row's last prompt token; by default the last unmasked one.
 
     Raises:
         RMuseError: not one prompt end per row, or one outside its row.

@@ -1,8 +1,8 @@
-"""The one interpreter of plans that all places share: from the inputs of a forward call to edited states.
+"""The interpreter of plans, shared by all places: from the inputs of a forward call to edited states.
 
-Nothing here hooks anything. A place (an nnsight edit, hooks on the plain model) calls `Interpreter.begin` once per
+It installs no hooks. A place (an nnsight edit, hooks on the plain model) calls `Interpreter.begin` once per
 forward call of the model and `Interpreter.apply` once per tap, and keeps the `State` between them.
-States are values: every step returns a new one.
+States are immutable: every step returns a new one.
 """
 
 from collections.abc import Mapping
@@ -29,15 +29,15 @@ class Interpreter:
 
     Args:
         plan: the plan.
-        layout: where the model keeps its blocks, its width and its vocabulary.
+        layout: paths of the model's blocks, its width and its vocabulary.
 
     Attributes:
-        taps: the sites where the model's states have to be shown to `apply`, in forward order. An edit at `resid_mid`
-            has none of its own: it acts on attention's output, where `resid_pre + attn_out` is the state it edits; what
-            reads attention's output afterwards sees that change in it.
+        taps: the sites whose states must be passed to `apply`, in forward order. An edit at `resid_mid` has no tap of
+            its own: it edits the sum `resid_pre + attn_out` by changing attention's output, so later readers of
+            attention's output see the change.
 
     Raises:
-        RMuseError: layers or widths that are not those of the model.
+        RMuseError: layers or widths that do not match the model.
     """
 
     def __init__(self, plan: Sentence, layout: Layout):
@@ -71,17 +71,17 @@ class Interpreter:
     ) -> State:
         """The state at the start of a forward call.
 
-        A call without a cache starts new queries, unless the same ones are announced (generation without a cache).
+        A call without a cache starts new queries, unless the same queries are announced (generation without a cache).
 
         Args:
-            previous: the state after the call before, or None.
+            previous: the state after the previous call, or None.
             inputs: keyword arguments of the model's forward.
-            announced: what was said about these queries, if anything was.
-            decision: what the gates said in a pass of their own, if they have been asked.
-            scoring: this is such a pass: gates read, edits do not act.
+            announced: description of these queries given in advance, if any.
+            decision: the gates' decision from a separate pass, if any.
+            scoring: whether this is such a separate pass: gates read, edits do not act.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, an announcement or decision that does not fit the batch.
+            RMuseError: a two-pass plan without a decision, or an announcement or decision that does not fit the batch.
         """
         carries = previous is not None and (
             previous.announced is announced and (announced is not None or cached(inputs) > 0)
@@ -121,7 +121,7 @@ class Interpreter:
             image_end = torch.maximum(query.image_end, call.image_end)
             query = replace(query, has_image=image_end >= 0, image_end=image_end)
             acts = self._acts(query)
-        # Without a cache each step repeats the prompt: its states are read again from the start.
+        # Without a cache each step repeats the prompt, so its states are read again from the start.
         readings, said = (previous.readings, previous.spoken) if call.past > 0 else ({}, {})
         spoken = self._listen(call, query.prompt_end, said, len(previous.query.prompt_end))
         told, width, calls = previous.announced, previous.width, previous.calls + 1
@@ -130,7 +130,7 @@ class Interpreter:
     def _listen(
         self, call: Slice, prompt_end: Tensor, before: Mapping[Delimiters, Spoken], rows: int
     ) -> dict[Delimiters, Spoken]:
-        """Where each token stands in its response, for edits on spans of it."""
+        """The span of the response that each token belongs to, for edits on such spans."""
         found: dict[Delimiters, Spoken] = {}
         if not self._delimiters:
             return found
@@ -149,7 +149,7 @@ class Interpreter:
         return found
 
     def _acts(self, query: QueryState) -> tuple[bool | None, ...]:
-        """Per edit, whether it acts on any row; None while undecided. Waits for the device: asked at prefill only."""
+        """Whether each edit acts on any row; None while undecided. Synchronises the device, so only at prefill."""
         found: list[bool | None] = []
         for index, edit in enumerate(self.plan):
             rows = torch.ones_like(query.has_image)
@@ -164,7 +164,7 @@ class Interpreter:
         return tuple(found)
 
     def require_single_pass(self) -> None:
-        """Raise unless every gate can decide during the steered pass."""
+        """Raise `RMuseError` unless every gate can decide during the steered pass."""
         if not self.plan.single_pass:
             raise RMuseError(
                 "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
@@ -173,7 +173,7 @@ class Interpreter:
             )
 
     def _require_columns(self, batch: int, width: int) -> None:
-        """Raise unless the masks of the plan's edits are those of this batch."""
+        """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
         for edit in self.plan:
             if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
                 raise RMuseError(
@@ -212,7 +212,7 @@ class Interpreter:
     def apply(
         self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State, recorder: Recorder | None = None
     ) -> tuple[Float[Tensor, "batch tokens d"], State]:
-        """The state at a tap after gates have read it and edits have acted (h itself where none did), and the new one."""
+        """The states at a tap after gates have read and edits have changed them (or h itself), and the new `State`."""
         if h.shape[:2] != state.call.position.shape:
             raise RMuseError(
                 f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
@@ -232,7 +232,7 @@ class Interpreter:
         return out, state
 
     def _act(self, site: Site, h: Tensor, state: State, recorder: Recorder | None) -> tuple[Tensor, State]:
-        """The state at a site after its edits, in the order of the plan."""
+        """The states at a site after its edits, applied in the order of the plan, and the new `State`."""
         acting = self._acting.get(site)
         if acting is None:
             return h, state
@@ -249,7 +249,7 @@ class Interpreter:
         return out, state
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
-        """The state after the gates that read at a tap have read h, before any edit there."""
+        """The `State` after the gates at a tap have read h, before any edit there."""
         for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
                 scores = {**state.token_score, index: gate.score(h)}
@@ -260,7 +260,7 @@ class Interpreter:
         return state
 
     def _decided(self, index: int, gate: Gate, h: Tensor, state: State) -> State:
-        """The state after `gate` has read this call's share of its read-out, and decided the rows that are complete."""
+        """The `State` after `gate` has read this call's part of its read-out and decided the complete rows."""
         query, call = state.query, state.call
         cover = covered(gate.readout, call, query.prompt_end)
         count = cover.sum(dim=1)
@@ -306,9 +306,9 @@ class Interpreter:
     def _chosen(
         self, index: int, edit: Clause, state: State, step: Tensor
     ) -> Bool[Tensor, "batch tokens"] | None:
-        """The tokens on which the edit acts; None where there are none.
+        """The tokens on which the edit acts; None if there are none.
 
-        Behind the prompts nothing is asked of the device: a mask without a true entry comes back as it is.
+        After the prompts the device is not synchronised: a mask may then be returned that is False everywhere.
         """
         call, query = state.call, state.query
         if state.acts[index] is False or (state.behind and edit.tokens in ("prompt_end", "prompt", "image")):
@@ -343,7 +343,7 @@ class Interpreter:
         return chosen if state.behind or bool(chosen.any()) else None
 
     def _listed(self, edit: Clause, state: State) -> Bool[Tensor, "batch tokens"]:
-        """The tokens of this call that an edit lists, or that stand in its span of the response."""
+        """The tokens of this call that an edit lists, or that belong to its span of the response."""
         call = state.call
         if edit.tokens in ("chain", "answer"):
             return state.spoken[edit.delimiters].masks[edit.tokens]
@@ -357,7 +357,7 @@ class Interpreter:
 
 
 def _acted(state: State, index: int, rows: Tensor) -> State:
-    """The state in which a per-token edit has acted on some rows."""
+    """The `State` with a note that a per-token edit has acted on some rows."""
     old = state.query.decision
     fired = old.fired.clone()
     fired[:, index] |= rows
@@ -371,15 +371,15 @@ def steer(
     step: Int[Tensor, "batch tokens"],
     state: State,
 ) -> Float[Tensor, "batch tokens d"]:
-    """h with the operator applied to the chosen tokens; all others come back bit for bit.
+    """h with the operator applied to the chosen tokens; all others stay bit-identical.
 
     Args:
-        operator: what is applied: to the chosen tokens alone in a prefill, to all in a decode step, where choosing
-            afterwards is faster.
-        h: states; not written to.
-        chosen: which tokens.
-        step: position − prompt_end of each.
-        state: of the call.
+        operator: the operator. In a prefill it sees the chosen tokens only; in a decode step it sees all tokens and
+            the choice is made afterwards, which is faster.
+        h: [batch, tokens, d] states; not written to.
+        chosen: [batch, tokens] tokens to edit.
+        step: [batch, tokens] position − prompt_end of each token.
+        state: `State` of the call.
     """
     given = operator.given(chosen, state.call, state.width)
     if given is not None:

@@ -1,4 +1,4 @@
-"""Linear and affine operators, which change the norm: addition, ablation, erasure, a map per coordinate."""
+"""Linear and affine operators, which change the norm: addition, ablation, erasure, coordinate-wise maps."""
 
 import torch
 from jaxtyping import Float, Int
@@ -15,8 +15,8 @@ class Add(Operator):
     """`h̃ = h + scale · v`: the classical steering vector. It does not keep the norm.
 
     Args:
-        vector: [d] what is added.
-        scale: its factor.
+        vector: [d] v.
+        scale: factor of v.
     """
 
     vector: Tensor
@@ -27,7 +27,7 @@ class Add(Operator):
         self.scale = scale
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Add":
-        """The same addition with its part inside the RRS left out, whichever form is asked for."""
+        """The same addition with v projected out of the RRS; both forms coincide."""
         return Add(rrs.remove(self.vector), self.scale)
 
     def forward(
@@ -44,8 +44,8 @@ class Ablate(Operator):
     """`h̃ = h − share · P_U h`: directional ablation. With share 1 it is idempotent; it shrinks the norm.
 
     Args:
-        subspace: U, what is removed.
-        share: how much of it; 1 removes it whole, 2 reflects h in the complement of U.
+        subspace: U, the subspace to remove.
+        share: 1 removes the component in U, 2 reflects h in the complement of U.
     """
 
     def __init__(self, subspace: Subspace, share: float = 1.0):
@@ -54,7 +54,7 @@ class Ablate(Operator):
         self.share = share
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Ablate":
-        """The ablation of what U has outside the RRS, whichever form is asked for."""
+        """The ablation of U projected out of the RRS (`U.minus(rrs)`); both forms coincide."""
         return Ablate(self.subspace.minus(rrs), self.share)
 
     def forward(
@@ -71,13 +71,13 @@ class Ablate(Operator):
 class Affine(Operator):
     """`h̃ = h + scale · W Rᵀ(h − c)`: reads along the columns of R and writes along those of W.
 
-    Defining property: states with `Rᵀh = Rᵀc` stay, and what changes lies in span(W). The full matrix is
-    `I + scale · W Rᵀ`; it is not formed.
+    Defining property: states with `Rᵀh = Rᵀc` stay, and every change lies in span(W). The full matrix
+    `I + scale · W Rᵀ` is never formed.
 
     Args:
         reading: [d, k] R.
         writing: [d, k] W.
-        center: [d] c; the origin where absent.
+        center: [d] c; the origin by default.
         scale: factor of the change.
 
     Raises:
@@ -116,19 +116,19 @@ class Affine(Operator):
         """The LEACE eraser, `h̃ = h − scale · S⁺ U Uᵀ S (h − μ)`: `S = (Σ_xx^½)⁺`, U an orthonormal basis of `S Σ_xz`.
 
         Defining property: with scale 1, h̃ and the concept have covariance 0 on the examples. All classes then have
-        one mean, and no linear reading of h̃ tells them apart better than a constant. Of all affine maps with that
+        the same mean, and no linear classifier of h̃ does better than a constant. Of all affine maps with that
         property it moves the states least (Belrose et al. 2023, arXiv 2306.03819). It is not an orthogonal
         projection.
 
         Args:
-            states: one state per example.
-            concept: one column per class indicator, or any numbers, to be made linearly unreadable.
-            shrinkage: share of the identity in Σ_xx, in [0, 1]; Ledoit and Wolf's (2004) where absent. The erasure
-                is exact on the examples for any share; 0 is the paper's formula, with the pseudo-inverse.
-            scale: 1 erases, less keeps a part.
+            states: [examples, d] states.
+            concept: [examples, c] class indicators or other numbers, to be made linearly unpredictable.
+            shrinkage: weight of the identity in Σ_xx, in [0, 1]; Ledoit and Wolf's (2004) by default. The erasure
+                is exact on the examples for any weight; 0 is the paper's formula, with the pseudo-inverse.
+            scale: 1 erases the concept, smaller values keep part of it.
 
         Raises:
-            RMuseError: lengths that disagree, or a concept that takes one value only.
+            RMuseError: lengths that disagree, or a concept that takes only one value.
         """
         if len(states) != len(concept):
             raise RMuseError(f"one concept row per state was required, got {len(concept)} for {len(states)}")
@@ -144,15 +144,15 @@ class Affine(Operator):
         values, vectors = torch.linalg.eigh(covariance)
         known = values > values[-1] * d * torch.finfo(exact.dtype).eps
         spread, vectors = values[known].sqrt(), vectors[:, known]
-        # In the coordinates of the eigenvectors S is a division by the spread.
+        # In the basis of the eigenvectors, S divides by the standard deviations.
         crossed = (vectors.mT @ (centred.mT @ centred_labels / n)) / spread.unsqueeze(1)
         left, s, _ = torch.linalg.svd(crossed, full_matrices=False)
-        # Indicators of all classes sum to 1: one of them tells nothing more, and its direction would be rounding.
+        # Indicators of all classes sum to 1: one of them is redundant, and its direction would be rounding error.
         left = left[:, s > s.amax() * 1e-9] if s.numel() else left
         return cls(vectors @ (left / spread.unsqueeze(1)), -(vectors * spread) @ left, mean, scale)
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Affine":
-        """The same map that writes nothing inside the RRS, whichever form is asked for."""
+        """The same map with W projected out of the RRS; both forms coincide."""
         return Affine(self.reading, rrs.remove(self.writing.mT).mT, self.center, self.scale)
 
     def forward(
@@ -170,12 +170,12 @@ class Affine(Operator):
 
 
 class PerCoordinate(Operator):
-    """`h̃ = (1 − share) h + share (ω ⊙ h + β)`: an affine map of each coordinate, interpolated.
+    """`h̃ = (1 − share) h + share (ω ⊙ h + β)`: an interpolated affine map of each coordinate.
 
     Args:
         factor: [d] ω.
         shift: [d] β.
-        share: 0 keeps the state, 1 maps it whole.
+        share: 0 keeps the state, 1 maps it fully.
     """
 
     factor: Tensor
@@ -190,16 +190,16 @@ class PerCoordinate(Operator):
     def transporting(
         cls, source: Float[Tensor, "examples d"], target: Float[Tensor, "n d"], share: float = 1.0
     ) -> "PerCoordinate":
-        """The affine optimal transport of each coordinate from `source` to `target`, on their own.
+        """Fit the affine optimal transport from `source` to `target`, separately for each coordinate.
 
-        `ω = Σ a_(i) b_(i) / Σ a_(i)²` over the sorted centred values of one coordinate, `β = m_b − ω m_a`: the affine
-        map nearest to the transport between equally many samples, which pairs them by rank (arXiv 2410.23054).
+        `ω = Σ a_(i) b_(i) / Σ a_(i)²` over the sorted centred values of a coordinate, `β = m_b − ω m_a`: the affine
+        map closest to the transport between equally many samples, which pairs them by rank (arXiv 2410.23054).
         Defining property: the mean is mapped to the mean, and samples that differ by an increasing affine map are
-        mapped onto each other, so that the variances agree. A coordinate that never varies is shifted (ω = 1).
+        mapped onto each other, so that the variances agree. A constant coordinate is only shifted (ω = 1).
 
         Args:
-            source: one state per example.
-            target: as many, in any order.
+            source: [examples, d] states.
+            target: equally many states, in any order.
             share: see `PerCoordinate`.
 
         Raises:
@@ -214,7 +214,7 @@ class PerCoordinate(Operator):
         start, goal = here.mean(dim=0), there.mean(dim=0)
         a, b = (here - start).sort(dim=0).values, (there - goal).sort(dim=0).values
         spread = a.square().sum(dim=0)
-        # What float32 states show of a constant coordinate is rounding, and dividing by it would be a choice.
+        # In float32 a constant coordinate varies by rounding error only, which must not be divided by.
         varies = spread > 1e-12 * here.square().sum(dim=0)
         factor = torch.where(varies, (a * b).sum(dim=0) / torch.where(varies, spread, 1.0), 1.0)
         return cls(factor, goal - factor * start, share)

@@ -1,4 +1,4 @@
-"""What an edit did to the states at one site, measured: angles, norms, the share of the update in the RRS."""
+"""Measure what an edit did to the states at one site: angles, norms, the share of the update in the RRS."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from rmuse_interp.parts.subspace import Subspace
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One edit at one block in one call: states before and after it, which it chose, what a gate per token said."""
+    """One edit at one block in one call: states before and after, chosen tokens, results of a per-token gate."""
 
     before: Tensor
     after: Tensor
@@ -29,7 +29,7 @@ class Seen:
 def quantities(
     operator: Verb, rrs: Subspace | None, kept: Sequence[Seen], step: Int[Tensor, "rows tokens"]
 ) -> dict[str, Tensor]:
-    """The quantities of one site over some calls, [rows, tokens] each."""
+    """The measured quantities of one site over some calls, by name, [rows, tokens] each."""
     before, after = (torch.cat([getattr(k, side) for k in kept], dim=1) for side in ("before", "after"))
     states, moved = working(before), working(after)
     nothing = torch.full_like(states[..., 0], torch.nan)
@@ -64,7 +64,7 @@ def quantities(
 
 
 def protection(edit: Clause, site: Site, operator: Verb, subspaces: Subspaces | None) -> Subspace | None:
-    """The RRS of a site: the operator's own, whichever way it is protected, else the bundle's."""
+    """The RRS of a site: the operator's own, if it keeps one in either form, else the bundle's."""
     own = getattr(operator, "rrs", None)
     if isinstance(own, Subspace):
         return own

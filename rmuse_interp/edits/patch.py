@@ -1,4 +1,4 @@
-"""Operators for a laboratory: states put in from a cache (activation patching), and a plain function."""
+"""Operators for experiments: states set from a cache (activation patching), and a plain function."""
 
 import inspect
 from collections.abc import Callable
@@ -13,20 +13,20 @@ from rmuse_interp.edits.state import Slice
 
 
 class Set(Operator):
-    """`h̃ = s`: states from elsewhere in the place of those found, such as the cache of another run has them.
+    """`h̃ = s`: replace states by given ones, for example from the cache of another run.
 
         _, clean = lens.run_with_cache(prompt, image)
         op.Set(clean["resid_post", 12]).at(12).on(positions=[5])
 
-    Three axes are of a batch: the state of each row and column of the padded batch, as `run_with_cache` gives them.
-    Two axes are of one sequence: the state of each position, counting a row's unmasked tokens from 0, for all rows.
-    Tokens behind the last state stay as they are.
+    With three axes, states belong to the rows and columns of a padded batch, as `run_with_cache` returns them. With two
+    axes, they belong to the positions of one sequence (a row's unmasked tokens, counted from 0) and apply to all rows.
+    Tokens after the last state stay unchanged.
 
     Args:
         states: [batch, tokens, d] or [tokens, d].
 
     Raises:
-        RMuseError: another number of axes, or no states.
+        RMuseError: not two or three axes, or no states.
     """
 
     states: Tensor
@@ -42,7 +42,7 @@ class Set(Operator):
 
     @property
     def of_batch(self) -> bool:
-        """Whether the states are those of one padded batch."""
+        """Whether the states belong to one padded batch (three axes)."""
         return self.states.ndim == 3
 
     def forward(
@@ -55,7 +55,7 @@ class Set(Operator):
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]]:
-        """Where a state is put, and which.
+        """The tokens to replace, and the states to put there.
 
         Raises:
             RMuseError: states of another batch, or too few for the prompt.
@@ -84,14 +84,14 @@ class Set(Operator):
 
 
 class Call(Operator):
-    """`h̃ = f(h, step)`, f a plain function: for trying things out. It is equal to itself alone, and cannot be saved.
+    """`h̃ = f(h, step)`, f a plain function: for experiments. It equals only itself and cannot be saved.
 
     Args:
-        function: gets [*tokens, d] states, a copy of its own, and the step (position − prompt_end) of each; gives back
-            states of the same shape. No state may look at another one: which of them come together is not fixed.
+        function: takes a copy of the [*tokens, d] states and the step (position − prompt_end) of each; returns states
+            of the same shape. It must treat each state independently: how states are grouped into calls is not fixed.
 
     Raises:
-        RMuseError: no function of two arguments; when it runs, a result of another shape.
+        RMuseError: not a function of two arguments; when it runs, a result of another shape.
     """
 
     function: Callable[[Tensor, Tensor | None], Tensor]
@@ -104,7 +104,7 @@ class Call(Operator):
             raise RMuseError(
                 f"a function of the states and their steps was required (lambda h, step: …), got {function!r}: {error}"
             ) from error
-        # Past nn.Module, which would take a module with its parameters as a part of this one.
+        # Bypass nn.Module, which would register a module and its parameters as a child.
         object.__setattr__(self, "function", function)
 
     def forward(

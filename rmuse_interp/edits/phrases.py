@@ -1,4 +1,4 @@
-"""What a person reads of an edit and of a plan: lines of text for ``print``, a table for notebooks."""
+"""Text shown for edits and plans: lines for ``print``, an HTML table for notebooks."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -48,7 +48,7 @@ class _Edit(Protocol):
 
 
 def lines(edit: _Edit) -> list[str]:
-    """An edit: for which rows and tokens, under which condition, and what it does at which sites."""
+    """Text lines for an edit: its rows and tokens, its condition, and what it does at which sites."""
     name = "" if edit.name is None or edit.name == edit.modality else f"{edit.name}: "
     condition = [f"  {one}" for one in [_condition(edit)] if one]
     return [f"{name}{_rows(edit)} · {_tokens(edit)}", *condition, *(f"  {one}" for one in _acts(edit))]

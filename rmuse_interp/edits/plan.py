@@ -1,11 +1,11 @@
-"""The edit algebra: operators placed, gated and chained; a plan is a value that one prints, edits and saves.
+"""The edit algebra: operators are placed, gated and chained; a plan is a value to print, edit and save.
 
     steer = op.SlerpToward(v, angle=acs).keeping(rrs, "rotation")
     edit = steer.at([12, 13]).on("generated").given("image").when(gate).named("pictures")
     plan = edit >> other; plan.without("gate"); plan.replace(angle=FixedFraction(0.5)); print(plan)
 
-Here is what a plan *is*; where it runs (an nnsight context, a stored nnsight edit, hooks on the plain model or on a
-TransformerLens bridge) is the business of the files beside; the same plan gives equal outputs in all of them.
+This file defines what a plan *is*; other files run it (in an nnsight context, as a stored nnsight edit, as hooks on the
+plain model or on a TransformerLens bridge), with equal outputs in all of these places.
 """
 
 from abc import abstractmethod
@@ -33,7 +33,7 @@ from rmuse_interp.parts.subspace import Subspace
 
 
 class Operator(Part):
-    """`h ↦ h̃` for states of the residual stream, row by row: no state looks at another one."""
+    """A map `h ↦ h̃` of residual-stream states, applied to each state independently."""
 
     _public = "operators"
 
@@ -45,35 +45,35 @@ class Operator(Part):
 
         Args:
             h: [*tokens, d] states; not written to.
-            step: position − prompt_end of each state (0 at the last prompt token); only operators that know
-                the position read it.
+            step: [*tokens] position − prompt_end of each state (0 at the last prompt token); only position-aware
+                operators use it.
         """
 
     def explain(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
     ) -> Explanation:
-        """What `forward` decides about the same states, by the same functions; nothing, where it decides nothing."""
+        """The quantities that `forward` computes for the same states; empty for operators that have none."""
         return Explanation()
 
     @property
     def of_batch(self) -> bool:
-        """Whether the operator knows the rows and columns of one padded batch, and fits no other."""
+        """Whether the operator is tied to the rows and columns of one padded batch."""
         return False
 
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]] | None:
-        """Where the operator puts states of its own whatever was there, and which; None: it edits what it finds.
+        """The tokens that the operator overwrites and its states there; None if it edits the states it finds.
 
         Args:
-            chosen: the tokens on which the edit acts.
-            call: where they stand.
-            width: columns of the prompts' padded batch.
+            chosen: [batch, tokens] tokens on which the edit acts.
+            call: the tokens of the forward call.
+            width: number of columns of the prompts' padded batch.
         """
         return None
 
     def at(self, layers: Where | Iterable[Where]) -> "Edit":
-        """The edit that applies this operator at one site or several.
+        """The edit that applies this operator at one or several sites.
 
         Args:
             layers: 0-based decoder blocks (their outputs), `Site`s, or TransformerLens' names (`blocks.3.hook_mlp_out`).
@@ -81,15 +81,15 @@ class Operator(Part):
         return Edit([self], [[str(site) for site in as_sites(layers)]])
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Operator":
-        """The same operator with the RRS kept: cleared from its directions, or acting inside the complement only.
+        """The same operator with the RRS protected: removed from its direction, or excluded from the edit.
 
         Args:
             rrs: the subspace to keep.
-            what: `direction` clears the direction steered to and rotates the whole state (eq. 4.10); `rotation` leaves
-                `P_rrs h` as it is (repair D5).
+            what: `direction` removes the RRS from the steering direction and rotates the whole state (eq. 4.10);
+                `rotation` leaves `P_rrs h` unchanged (repair D5).
 
         Raises:
-            RMuseError: an operator without that form.
+            RMuseError: the operator has no such form.
         """
         raise RMuseError(
             f"{type(self).__name__} has no form that keeps the RRS by its {what}; steer with SlerpToward, or with "
@@ -101,7 +101,7 @@ class Operator(Part):
 
 
 class Expression(Runs):
-    """What one writes down and runs on a model: an edit or a plan."""
+    """An edit or a plan: an expression that runs on a model."""
 
     _public = "edits"
 
@@ -117,7 +117,7 @@ class Expression(Runs):
 
     @property
     def addresses(self) -> dict[str, Place]:
-        """All that `without` and `replace` can name, by full address."""
+        """All parts that `without` and `replace` can name, by full address."""
         return addresses(list(as_plan(self)))
 
     def save(self, folder: str | Path, model: LoadedModel | None = None, **provenance: Any) -> Path:
@@ -134,25 +134,25 @@ class Expression(Runs):
 
 
 class Edit(Expression):
-    """Where (sites), on which tokens, for which rows and if (gate) operators act: one step of a plan. Frozen.
+    """One step of a plan: operators with their sites, tokens, rows and gate. Frozen.
 
     Built from an operator (`Operator.at`, `op.layerwise`) and refined by `on`, `given`, `when` and `named`, each of
     which returns a new edit.
 
     Args:
         operators: the distinct operators.
-        groups: for each operator, the names of the sites that it edits.
-        tokens: which tokens.
-        positions: those of them that `tokens="positions"` means.
-        mask: those that `tokens="mask"` means.
-        delimiters: what opens and closes the chain of a response, for `chain` and `answer`.
+        groups: the names of the sites that each operator edits, one list per operator.
+        tokens: kind of tokens to edit.
+        positions: positions to edit with `tokens="positions"`.
+        mask: mask of the tokens to edit with `tokens="mask"`.
+        delimiters: opening and closing delimiter of a response's chain, for `chain` and `answer`.
         modality: only rows with an image (`image`) or without one (`text`); None for all rows.
         gate: steer only where it fires; None for always.
-        per: the gate decides per `query` or per `token`.
-        name: what `without`, `replace` and ``print`` call this edit.
+        per: whether the gate decides per `query` or per `token`.
+        name: name of the edit in `without`, `replace` and ``print``.
 
     Raises:
-        RMuseError: no sites, or one of them twice, an unknown choice, a per-token gate above the edit.
+        RMuseError: no sites, a site given twice, an unknown choice, or a per-token gate above the edit.
     """
 
     operators: Sequence[Operator]
@@ -215,13 +215,13 @@ class Edit(Expression):
 
         Args:
             tokens: `generated`, `prompt_end`, `prompt`, `response`, `all`, `image`, `chain` or `answer`.
-            positions: instead, places among each row's unmasked tokens, counted from 0.
-            mask: instead, [columns] or [rows, columns] of the padded batch, as `lens.encode(…)["input_ids"]` has them.
-            delimiters: what opens and closes the chain, where it is not `<think>` and `</think>`.
+            positions: positions among each row's unmasked tokens, counted from 0, instead of `tokens`.
+            mask: boolean mask [columns] or [rows, columns] over `lens.encode(…)["input_ids"]`, instead of `tokens`.
+            delimiters: opening and closing delimiter of the chain, if not `<think>` and `</think>`.
 
         Raises:
-            RMuseError: not exactly one of `tokens`, `positions` and `mask`, an unknown kind, a negative position, a mask
-                that is not boolean.
+            RMuseError: not exactly one of `tokens`, `positions` and `mask`, an unknown kind, a negative position, or a
+                mask that is not boolean.
         """
         if sum(one is not None for one in (tokens, positions, mask)) != 1:
             raise RMuseError("a kind of tokens, positions or a mask was required, one of the three")
@@ -233,15 +233,15 @@ class Edit(Expression):
         return self.changed(tokens=tokens, positions=None, mask=None, delimiters=spans)
 
     def given(self, modality: Modality | None) -> "Edit":
-        """The same edit for rows with an image (`image`) or without (`text`) only."""
+        """The same edit only for rows with an image (`image`) or without one (`text`); None for all rows."""
         return self.changed(modality=modality)
 
     def when(self, gate: Gate | None, per: Per = "query") -> "Edit":
-        """The same edit where `gate` fires only, decided per query (and remembered) or per token."""
+        """The same edit only where `gate` fires, decided once per query or per token; None for always."""
         return self.changed(gate=gate, per=per)
 
     def named(self, name: str) -> "Edit":
-        """The same edit under a name, for `without`, `replace` and ``print``."""
+        """The same edit with a name, used by `without`, `replace` and ``print``."""
         return self.changed(name=name)
 
     def without(self, what: str | type[Part]) -> "Edit":
@@ -249,11 +249,11 @@ class Edit(Expression):
         return choices.left(without([self], what))
 
     def replace(self, **parts: object) -> "Edit":
-        """The edit with named parts exchanged; see `Plan.replace`."""
+        """The edit with named parts replaced; see `Plan.replace`."""
         return choices.left(replaced([self], parts))
 
     def lacking(self, child: Part) -> "Edit | None":
-        """The edit without an operator and the sites it acts at; None where it is the only one."""
+        """The edit without an operator and its sites; None if it is the only operator."""
         kept = [pair for pair in zip(self.operators, self.groups, strict=True) if pair[0] is not child]
         if not kept or len(kept) == len(self.operators):
             return self if kept else None
@@ -266,7 +266,7 @@ class Edit(Expression):
 
     @property
     def sites(self) -> list[Site]:
-        """Where states are edited, in forward order."""
+        """The edited sites, in forward order."""
         return sorted(site for _, sites in self.parts for site in sites)
 
     @property
@@ -285,14 +285,14 @@ class Edit(Expression):
 
 
 class Plan(Expression):
-    """Edits in order: `>>` is associative, orders edits at one site; across sites the forward order rules. Frozen.
+    """A sequence of edits. Frozen. `>>` is associative and orders edits at one site; sites follow the forward order.
 
     Args:
         edits: the edits, in order.
         fingerprint: record of the model it was fitted on (see `rmuse_interp.models.fingerprint`), or None.
 
     Raises:
-        RMuseError: the same edit twice, or two edits of one name.
+        RMuseError: the same edit twice, or two edits with the same name.
     """
 
     edits: Sequence[Edit]
@@ -314,7 +314,7 @@ class Plan(Expression):
                     raise RMuseError(f"two edits are named {edit.name!r}; use .named(...) to tell them apart")
 
     def bound_to(self, lens: LoadedModel) -> "Plan":
-        """The same plan, marked as fitted on this model: others are refused from now on."""
+        """The same plan, marked as fitted on this model; it then refuses to run on others."""
         return Plan(list(self), lens.fingerprint.as_record())
 
     def __iter__(self) -> Iterator[Edit]:
@@ -340,9 +340,9 @@ class Plan(Expression):
     def single_pass(self) -> bool:
         """Whether all gates can decide while the steered pass runs.
 
-        True iff every gate that decides per query reads the prompt as it is, before any edit has changed it, and none
-        of their edits acts on tokens that may come before the prompt's end in a chunk of their own (`image`,
-        `positions`, `mask`). Otherwise the plan is "two-pass": `decide` runs first.
+        True iff every per-query gate reads the prompt as it is, before any edit has changed it, and none of the gated
+        edits acts on tokens that may arrive in a chunk before the prompt's end (`image`, `positions`, `mask`).
+        Otherwise the plan is "two-pass": `decide` runs first.
         """
         first = min((site for edit in self for site in edit.sites), default=None)
         gated = [(edit, edit.gate) for edit in self if edit.gate is not None and edit.per == "query"]
@@ -359,16 +359,16 @@ class Plan(Expression):
 
         Args:
             what: an edit's name (`pictures`), a part (`gate`, `rrs`), its full address (`pictures.gate`), a pattern
-                with `*` (`*.rrs`), or a class (`op.SlerpToward`). A pattern and a class take every match that is not
-                required where it stands; an operator goes with its layers, and with its edit where it is the only one.
+                with `*` (`*.rrs`), or a class (`op.SlerpToward`). Patterns and classes remove every match that is not
+                required; an operator is removed with its layers, and with its edit if it is the only one.
 
         Raises:
-            RMuseError: an unknown or ambiguous name (the names there are get listed), or a part that is required.
+            RMuseError: an unknown or ambiguous name (the message lists the names), or a part that is required.
         """
         return Plan(without(list(self), what), self.fingerprint)
 
     def replace(self, **parts: object) -> "Plan":
-        """The plan with named parts exchanged (see `without`): ``plan.replace(gate=g)``, ``replace(**{"a.gate": g})``."""
+        """The plan with named parts replaced, see `without`: ``plan.replace(gate=g)``, ``replace(**{"a.gate": g})``."""
         return Plan(replaced(list(self), parts), self.fingerprint)
 
     def describe(self) -> str:
@@ -387,7 +387,7 @@ class Plan(Expression):
 
 
 def as_plan(expression: object) -> Plan:
-    """The plan itself, or the plan of a single edit."""
+    """Return a plan itself, or the plan of a single edit; raise `RMuseError` for anything else."""
     if isinstance(expression, Edit):
         return Plan([expression])
     if isinstance(expression, Plan):

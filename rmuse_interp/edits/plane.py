@@ -1,4 +1,4 @@
-"""Rotation inside one plane, and a rotation whose angle grows with how sure it is that it is needed."""
+"""Rotation inside one plane."""
 
 import math
 
@@ -15,14 +15,14 @@ from rmuse_interp.maths.sphere import norm, unit
 class RotateInPlane(Operator):
     """`h̃ = h − P h + ‖P h‖ (cos θ b₁ + sin θ b₂)`, P the projection onto the plane of b₁ and b₂.
 
-    Defining property: ‖h̃‖ = ‖h‖, what lies outside the plane stays, and inside it the state stands at the angle
-    θ from b₁, wherever it stood. θ is where the state is turned to, not by how much.
+    Defining property: ‖h̃‖ = ‖h‖, the component outside the plane stays, and the component inside it ends at angle θ
+    from b₁, wherever it was before. θ is the target angle, not the amount of rotation.
 
     Args:
-        first: [d] the feature, b₁ up to its length.
-        second: [d] spans the plane together with it; b₂ is what it has orthogonal to b₁.
-        degrees: θ.
-        adaptive: turn only states with ⟨h, b₁⟩ > 0.
+        first: [d] the feature direction; b₁ is its unit vector.
+        second: [d] second vector in the plane; b₂ is its unit component orthogonal to b₁.
+        degrees: θ, in degrees.
+        adaptive: rotate only states with ⟨h, b₁⟩ > 0.
 
     Raises:
         RMuseError: directions that span no plane.
@@ -44,7 +44,7 @@ class RotateInPlane(Operator):
         self.hold(first=first, second=second)
         b1, b2 = unit(self.first.double()), unit(self.second.double())
         b2 = b2 - (b2 @ b1) * b1
-        # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
+        # 1e-5, not 0: a vector minus itself leaves float32 noise, which must not be normalised.
         if not float(b1.norm()) > 0 or not float(b2.norm()) > 1e-5:
             raise RMuseError(
                 "two directions that span a plane were required, got parallel ones (or one of length 0)"

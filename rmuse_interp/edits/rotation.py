@@ -18,24 +18,24 @@ from rmuse_interp.parts.prototypes import thinned
 from rmuse_interp.parts.subspace import Subspace
 
 Beyond = Literal["keep", "nearest"]
-"""What a position-aware transport does past the longest trajectory: leave the state, or use all prototypes."""
+"""How a position-aware transport treats steps past the longest trajectory: keep the state, or use all prototypes."""
 
 _VANISHING: Final = 1e-6
-"""Share of ‖h‖ below which the complement of the RRS is rounding: nothing is there to rotate."""
+"""Fraction of ‖h‖ below which the part outside the RRS is rounding error and is not rotated."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Bearing:
-    """Where a state, or the part of it that may move, heads, and what it is rotated toward.
+    """The direction of each state, or of its movable part, and the goal it is rotated toward.
 
     Attributes:
         states: h in the precision of the geometry.
         moved: h, or its part outside the RRS.
         length: ‖moved‖.
         heading: `u(moved)`.
-        goal: unit vector to rotate toward; zero: no edit.
-        share: of the way, per state or for all.
-        able: where there is something to rotate, and something to rotate it toward.
+        goal: unit vector to rotate toward; zero means no edit.
+        share: fraction of the angle, one per state or one for all.
+        able: whether both `moved` and `goal` are nonzero.
     """
 
     states: Tensor
@@ -55,7 +55,7 @@ class _Rotation(Operator):
 
     @property
     def outside(self) -> Subspace | None:
-        """The subspace outside of which alone the state is rotated."""
+        """The subspace that is protected: only the part of a state outside it is rotated; None for the whole state."""
         return self.rrs if self.kept == "rotation" else None
 
     def forward(
@@ -65,14 +65,14 @@ class _Rotation(Operator):
         turned = at.length * slerp(at.heading, at.goal, at.share)
         if self.outside is None:
             return torch.where(at.able, turned, at.states).to(h.dtype)
-        # Adding the change, cleaned of its rounding inside the RRS, keeps P_rrs h to 1e-6 of itself.
+        # Removing the rounding error inside the RRS from the change keeps P_rrs h to a relative 1e-6.
         change = self.outside.remove(turned - at.moved)
         return torch.where(at.able, at.states + change, at.states).to(h.dtype)
 
     def explain(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
     ) -> Explanation:
-        """Both angles and λ as `forward` has them: inside the RRS complement where the rotation is protected."""
+        """Both angles and λ as used by `forward`: inside the RRS complement if the rotation is protected."""
         at = self._bearing(h, step)
         theta_tar, theta_dir, prototype = self._angles(at, step)
         share = torch.as_tensor(at.share, dtype=at.states.dtype, device=h.device).expand(h.shape[:-1])
@@ -101,28 +101,28 @@ class _Rotation(Operator):
 
     @abstractmethod
     def _goal(self, heading: Tensor, states: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | float]:
-        """Unit vector to rotate toward (zero: no edit) and the share of the way, per state."""
+        """The unit vector to rotate each state toward (zero: no edit), and the fraction of the angle."""
 
     @abstractmethod
     def _angles(
         self, at: _Bearing, step: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """θ_tar, θ_dir and the chosen prototype, per state; None where there is no such thing."""
+        """θ_tar, θ_dir and the chosen prototype of each state; None for quantities the operator does not have."""
 
 
 class SlerpToward(_Rotation):
-    """`h̃ = ‖h‖ · slerp(u(h), v̂; λ)` (eq. 4.18): rotate toward a direction by a calibrated share of the angle.
+    """`h̃ = ‖h‖ · slerp(u(h), v̂; λ)` (eq. 4.18): rotate toward a direction by a calibrated fraction of the angle.
 
     Defining property: ‖h̃‖ = ‖h‖ and ∠(u(h̃), v̂) = (1 − λ) ∠(u(h), v̂). It is not `h + α v̂`, which changes the
-    norm. With `signed`, the goal is the paper's normalised update `sign(vᵀh) (I − P_rrs) v / ‖·‖` (eq. 4.10), the
-    sign read on the raw v; where vᵀh = 0 there is no update.
+    norm. With `signed`, the goal is the paper's normalised update `sign(vᵀh) (I − P_rrs) v / ‖·‖` (eq. 4.10), with
+    the sign taken from the raw v; where vᵀh = 0 there is no update.
 
     Args:
-        direction: [d] v_un, of any length but 0.
+        direction: [d] v_un, of any nonzero length.
         angle: gives `fraction(h, direction)` = λ in [0, 1]: `ACS` or `FixedFraction`.
         signed: rotate toward `sign(vᵀh) v̂` (preset `paper`) instead of v̂ itself ("oriented").
-        rrs: subspace to keep, see `keeping`; None where there is none.
-        kept: `direction` removes the RRS from v̂ while h is rotated whole; `rotation` rotates inside its complement.
+        rrs: subspace to keep, see `keeping`; None for none.
+        kept: `direction` removes the RRS from v̂ and rotates all of h; `rotation` rotates inside the complement.
 
     Raises:
         RMuseError: a direction of length 0, or one that lies inside the RRS.
@@ -153,7 +153,7 @@ class SlerpToward(_Rotation):
         self._angle = angle if self.outside is None else angle.outside(self.outside)
         toward = unit(self.direction)
         toward = toward if rrs is None else rrs.remove(toward)
-        # 1e-5, not 0: what float32 leaves of a vector removed from itself is noise, and normalising it a choice.
+        # 1e-5, not 0: a vector minus itself leaves float32 noise, which must not be normalised.
         if not float(toward.norm()) > 1e-5:
             raise RMuseError(
                 "a direction with a part outside the RRS was required, got one inside it (or 0): lower the energy of "
@@ -162,10 +162,10 @@ class SlerpToward(_Rotation):
         self.hold(toward=unit(toward))
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "SlerpToward":
-        """Keep the RRS in the `direction`, `v̂ = (I − P_rrs) v/‖·‖` (eq. 4.10), or in the `rotation` (repair D5).
+        """Remove the RRS from the `direction`, `v̂ = (I − P_rrs) v/‖·‖` (eq. 4.10), or from the `rotation` (repair D5).
 
-        The first rotates h as a whole; the second rotates it in the RRS complement only, so that `P_rrs h` and the
-        norm in the complement are kept.
+        `direction` rotates h as a whole; `rotation` rotates it inside the RRS complement only, which keeps `P_rrs h`
+        and the norm in the complement.
         """
         return self.changed(rrs=rrs, kept=what)
 
@@ -189,17 +189,17 @@ class SlerpToward(_Rotation):
 class Transport(_Rotation):
     """`h̃ = ‖h‖ · slerp(u(h), p*; fraction)`, p* the nearest refusal prototype: token-level transport.
 
-    Defining property: with fraction 1, u(h̃) is a prototype (inside the RRS complement: u((I − P)h̃) is a
-    complement-normalised one). It equals semi-relaxed optimal transport with free target marginal.
+    Defining property: with fraction 1, u(h̃) is a prototype (with an RRS: u((I − P)h̃) is a prototype projected into
+    the complement and normalised). It equals semi-relaxed optimal transport with free target marginal.
 
     Args:
         points: [prototypes, d] refusal states, or the targets of a plan (`Prototypes.transported`); normalised here.
-        positions: [prototypes] step (position − prompt_end) of each; when given, a state at step t sees only
-            prototypes with |position − t| ≤ window, or the closest ones in position where there are none.
+        positions: [prototypes] step (position − prompt_end) of each; if given, a state at step t uses only
+            prototypes with |position − t| ≤ window, or those closest in position if there are none.
         window: half-width of that range, in tokens.
-        fraction: share of the angle to rotate, in [0, 1].
+        fraction: fraction of the angle to rotate, in [0, 1].
         beyond: past the longest trajectory, `keep` the state or move it to the `nearest` of all prototypes.
-        rrs: subspace in which nothing of h changes; see `keeping`.
+        rrs: subspace in which h does not change; see `keeping`.
 
     Raises:
         RMuseError: no prototypes, positions of another length, a negative window, a fraction outside [0, 1].
@@ -231,7 +231,7 @@ class Transport(_Rotation):
         self.beyond: Beyond = beyond
         self.rrs = rrs
         outside = unit(self.points) if rrs is None else rrs.remove(unit(self.points))
-        # A prototype inside the RRS has no direction outside it: a zero row, "no edit", as for the zero complement.
+        # A prototype inside the RRS has no direction outside it: its row is zero, which means "no edit".
         self.hold(targets=torch.where(norm(outside) > _VANISHING, unit(outside), torch.zeros_like(outside)))
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> Operator:
@@ -250,7 +250,7 @@ class Transport(_Rotation):
         return (goal if past is None else torch.where(past, 0.0, goal)), self.fraction
 
     def _nearest(self, heading: Tensor, step: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Index of each state's prototype, and which states are kept for being past all trajectories."""
+        """Index of each state's prototype, and whether a state is kept because it is past all trajectories."""
         nearness = heading @ self.targets.to(heading.dtype).mT
         if self.positions is None:
             return nearness.argmax(dim=-1), None

@@ -18,7 +18,7 @@ from rmuse_interp.parts.part import Part
 
 
 class Runs(Part):
-    """An expression that runs on a model, in any of the places."""
+    """An expression that runs on a model, in any of the supported places."""
 
     _public = "edits"
 

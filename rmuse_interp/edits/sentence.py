@@ -1,6 +1,7 @@
-"""What runs a plan sees of it: a `Sentence` of `Clause`s with `Verb`s. Plan, Edit and Operator are these.
+"""Protocols through which a plan is run: `Sentence` (Plan), `Clause` (Edit) and `Verb` (Operator).
 
-The places (hooks, bridge, bundle) are called by a plan's own methods, so they know these protocols and not the classes.
+The places (hooks, bridge, bundle) are called by a plan's own methods, so they depend on these protocols, not on the
+classes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,24 +30,24 @@ Tokens = Literal[
     "positions",
     "mask",
 ]
-"""`generated`: positions ≥ prompt_end; `response`: > it; `prompt`: ≤ it, behind images, special tokens before it aside;
-`all`: all but image tokens and padding; `image`: the prompt's image tokens; `chain`, `answer`: the response between its
-delimiters and behind them; `positions`, `mask`: those that the edit lists."""
+"""`generated`: positions ≥ prompt_end; `response`: positions > prompt_end; `prompt`: positions ≤ prompt_end, after the
+images, without special tokens before prompt_end; `all`: all but image tokens and padding; `image`: the prompt's image
+tokens; `chain`, `answer`: the response between its delimiters and after them; `positions`, `mask`: listed tokens."""
 Kept = Literal["direction", "rotation"]
-"""What an operator that keeps the RRS is cleared of it: the direction it steers to, or the rotation of the state."""
+"""What the RRS is removed from: the direction steered to, or the rotation of the state."""
 Per = Literal["query", "token"]
-"""A gate decides once per query, from its read-out, or for each token from that token's own state."""
+"""Whether a gate decides once per query, from its read-out, or for each token, from that token's state."""
 
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What an operator decides about each state before it edits it; None where it has no such quantity.
+    """Quantities that an operator computes for each state before editing it; None for those it does not have.
 
     Attributes:
-        theta_tar: `∠(u(h), ẑ*)`, radians: how far the refusal target is away; NaN where the operator leaves the state.
-        theta_dir: `∠(u(h), v̂)`, radians: how far the direction is away; likewise.
-        fraction: λ, the share of the angle that h is rotated by; 0 where the operator leaves the state.
-        prototype: index of the chosen refusal prototype among the operator's own, −1 where none was.
+        theta_tar: `∠(u(h), ẑ*)`, the angle to the refusal target in radians; NaN where the state is not edited.
+        theta_dir: `∠(u(h), v̂)`, the angle to the direction in radians; NaN where the state is not edited.
+        fraction: λ, the fraction of the angle that h is rotated by; 0 where the state is not edited.
+        prototype: index of the chosen refusal prototype of the operator, −1 for none.
     """
 
     theta_tar: Float[Tensor, "*tokens"] | None = None
@@ -57,7 +58,7 @@ class Explanation:
 
 @runtime_checkable
 class Verb(Protocol):
-    """An operator, as what runs it sees it."""
+    """The interface of an operator to the code that runs it."""
 
     def __call__(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
@@ -67,7 +68,7 @@ class Verb(Protocol):
     def explain(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None
     ) -> Explanation:
-        """What it decides about each state."""
+        """The quantities it computes for each state."""
 
     @property
     def of_batch(self) -> bool: ...
@@ -75,12 +76,12 @@ class Verb(Protocol):
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]] | None:
-        """Where it puts states whatever was there, and which; None for verbs that edit what they find."""
+        """The tokens it overwrites and its states there; None for verbs that edit the states they find."""
 
 
 @runtime_checkable
 class Clause(Protocol):
-    """An edit, as what runs it sees it."""
+    """The interface of an edit to the code that runs it."""
 
     @property
     def tokens(self) -> Tokens: ...
@@ -110,12 +111,12 @@ class Clause(Protocol):
     def sites(self) -> list[Site]: ...
 
     def operator_at(self, site: Site) -> Verb | None:
-        """The operator there, or None."""
+        """The operator at a site, or None."""
 
 
 @runtime_checkable
 class Sentence(Protocol):
-    """A plan, as what runs it sees it."""
+    """The interface of a plan to the code that runs it."""
 
     @property
     def fingerprint(self) -> Mapping[str, object] | None: ...

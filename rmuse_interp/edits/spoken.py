@@ -1,8 +1,8 @@
-"""Chain and answer of a response, told from the tokens so far: what one cannot know yet is not waited for.
+"""Tell a response's chain from its answer during generation, from the tokens so far.
 
-A token counts to the span that it stands in by what was said up to and including itself. A delimiter of several tokens is
-recognised with its last one; the tokens of a closer before that one still count to the chain. A response that does not
-begin with the opener is all answer, as in `rmuse_interp.data.spans`. Blanks do not count, special tokens are in no span.
+A token's span depends only on the text up to and including that token. A delimiter of several tokens is recognised at
+its last token; earlier tokens of a closing delimiter still belong to the chain. A response that does not begin with the
+opening delimiter is all answer, as in `rmuse_interp.data.spans`. Whitespace is ignored; special tokens are in no span.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,24 +14,24 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 Delimiters = tuple[str, str]
-"""What opens a response's chain, and what closes it."""
+"""The opening and the closing delimiter of a response's chain."""
 Span = Literal["chain", "answer"]
 
 
 @dataclass(frozen=True)
 class Said:
-    """How far one response has come.
+    """The progress of one response.
 
     Attributes:
-        span: what it is in; None before the opener is complete.
-        text: what the response, or the span, has said so far, without blanks.
+        span: its current span; None before the opening delimiter is complete.
+        text: text of the response, or of the current span, so far, without whitespace.
     """
 
     span: Span | None = None
     text: str = ""
 
     def then(self, piece: str, delimiters: Delimiters) -> tuple["Said", Span | None]:
-        """What has been said after a further piece, and the span that the piece itself stands in."""
+        """The progress after a further piece of text, and the span of that piece."""
         opener, closer = delimiters
         text = self.text + "".join(piece.split())
         if self.span is None:
@@ -48,7 +48,7 @@ class Said:
 
 @dataclass(frozen=True, eq=False)
 class Spoken:
-    """The spans of one call's tokens, and how far every row has come with it."""
+    """The spans of one call's tokens, and the progress of every row after the call."""
 
     said: tuple[Said, ...]
     masks: Mapping[str, Bool[Tensor, "batch tokens"]]
@@ -65,12 +65,12 @@ def listen(
     """The spans of the tokens of one call.
 
     Args:
-        said: how far each row had come before.
-        ids: the tokens.
-        response: which of them are of the response.
-        delimiters: opener and closer of the chain.
-        piece: the text of a token.
-        special: ids in no span, unless they are (a part of) a delimiter.
+        said: progress of each row before the call.
+        ids: [batch, tokens] token ids.
+        response: whether a token belongs to the response.
+        delimiters: opening and closing delimiter of the chain.
+        piece: function from a token id to its text.
+        special: ids that are in no span, unless they are (part of) a delimiter.
     """
     opener, closer = delimiters
     now, found = [], {name: torch.zeros(ids.shape, dtype=torch.bool) for name in ("chain", "answer")}

@@ -1,4 +1,4 @@
-"""The values an interpreter of plans passes along: queries, calls, decisions, and the state made of them."""
+"""The immutable values of the interpreter: queries, calls, decisions, and the state that combines them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,15 @@ from rmuse_interp.parts.gates import Gate
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What the gates said: one column per edit of the plan, one row per query.
+    """The gates' decisions: one row per query, one column per edit of the plan.
 
     Args:
-        fired: whether the edit may act on the row; True for edits without a gate; with a gate per token, whether
-            it has acted on any token so far.
-        score: the gate's raw score (larger = steer); NaN where there is no gate or it decides per token.
-        known: whether the row has been decided; a chunked prefill decides when the prompt's end has passed.
-        names: what each column's edit is called: its name, or `edit0` by its place.
-        gates: each column's gate, None without one.
+        fired: whether the edit may act on the row; True for edits without a gate; for a per-token gate, whether
+            the edit has acted on any token so far.
+        score: the gate's raw score (larger = steer); NaN if there is no gate or it decides per token.
+        known: whether the row has been decided; a chunked prefill decides once the prompt's end has passed.
+        names: name of each column's edit, or `edit0`, `edit1`, … by its index.
+        gates: gate of each column, or None.
     """
 
     fired: Bool[Tensor, "batch edits"]
@@ -41,17 +41,17 @@ class Decision:
         return found
 
     def rows(self, which: Sequence[int] | Int[Tensor, " rows"]) -> "Decision":
-        """The decision about some of the queries, in the order given."""
+        """The decision about some of the queries, in the given order."""
         index = torch.as_tensor(which, device=self.fired.device)
         return replace(self, fired=self.fired[index], score=self.score[index], known=self.known[index])
 
     def repeated(self, batch: int) -> "Decision":
-        """The decision for a batch of beams or samples, which come in groups of neighbours."""
+        """Repeat each row for its beams or samples, which are adjacent in a batch of `batch` rows."""
         times = _times(len(self.fired), batch)
         return self.rows(torch.arange(len(self.fired)).repeat_interleave(times)) if times > 1 else self
 
     def either(self, rows: Sequence[int], other: "Decision") -> "Decision":
-        """The decision in which some rows fire where `other` does too, with the larger of both scores."""
+        """Let some rows fire where `other` does too, with the larger of the two scores."""
         fired, score = self.fired.clone(), self.score.clone()
         fired[rows] |= other.fired
         score[rows] = torch.fmax(score[rows], other.score)
@@ -67,17 +67,17 @@ class Decision:
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What is known of the queries before their first forward call: announced by whoever encoded them.
+    """Facts about the queries announced before their first forward call, by the code that encoded them.
 
-    Positions count a row's unmasked tokens from 0, so padding does not move them.
+    Positions count a row's unmasked tokens from 0, so they do not depend on padding.
 
     Args:
         prompt_end: position of the last prompt token; a prefill of the assistant's turn comes after it.
         has_image: whether the row has an image.
-        padding: masked tokens on the left of each row.
-        readable: per read-out, how many prompt tokens it covers.
-        width: columns of the padded batch; every later column lies behind all prompts.
-        whole: whether the ids of the whole conversation were seen; False where a part is only in the cache.
+        padding: number of masked tokens on the left of each row.
+        readable: number of prompt tokens that each read-out covers, by read-out.
+        width: number of columns of the padded batch; every later column lies after all prompts.
+        whole: whether the ids of the whole conversation were seen; False if part of it is only in the cache.
         image_end: position of the prompt's last image token, −1 without one.
     """
 
@@ -90,7 +90,7 @@ class Query:
     image_end: Int[Tensor, " batch"]
 
     def repeated(self, batch: int) -> "Query":
-        """The same queries for a batch of beams or samples, which come in groups of neighbours."""
+        """Repeat each query for its beams or samples, which are adjacent in a batch of `batch` rows."""
         times = _times(len(self.prompt_end), batch)
         if times == 1:
             return self
@@ -117,8 +117,8 @@ class QueryState:
     Args:
         prompt_end: position of the last prompt token among the row's unmasked tokens.
         has_image: whether the row has an image.
-        decision: what the gates said so far.
-        image_end: position of the prompt's last image token, as far as is known; −1 without one.
+        decision: the gates' decisions so far.
+        image_end: position of the last image token of the prompt seen so far; −1 without one.
     """
 
     prompt_end: Int[Tensor, " batch"]
@@ -127,7 +127,7 @@ class QueryState:
     image_end: Int[Tensor, " batch"]
 
     def repeated(self, batch: int) -> "QueryState":
-        """The same queries for a batch of beams or samples, which come in groups of neighbours."""
+        """Repeat each query for its beams or samples, which are adjacent in a batch of `batch` rows."""
         times = _times(len(self.prompt_end), batch)
         if times == 1:
             return self
@@ -146,8 +146,8 @@ class Slice:
         real: whether the token is unmasked.
         image: whether it is an image token.
         special: whether it is a special token of the tokenizer (begin, end, padding, image, …).
-        past: how many columns of the batch came before, in the cache.
-        ids: the tokens themselves; None where the model was given embeddings.
+        past: number of earlier columns of the batch, held in the cache.
+        ids: token ids; None if the model was given embeddings.
     """
 
     position: Int[Tensor, "batch tokens"]
@@ -171,7 +171,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A gate's read-out under way, per row: what the tokens read so far add to its mean, and their number."""
+    """A gate's unfinished read-out, by row: contribution of the tokens read so far to its mean, and their number."""
 
     mean: Float[Tensor, "batch d"]
     count: Int[Tensor, " batch"]
@@ -182,18 +182,18 @@ class State:
     """A batch of queries in the middle of a forward call.
 
     Args:
-        query: what is remembered of the queries.
+        query: the queries as remembered from earlier calls.
         call: the tokens of this call.
-        announced: what was said of the queries beforehand.
-        width: columns of the prompts' batch.
-        readings: read-outs under way, by edit.
-        token_fired: what gates per token said in this call, by edit.
-        token_score: the scores they said it by.
-        acts: per edit, whether it acts on any row; None while a gate is undecided.
-        behind: whether every token of this call lies behind its prompt.
-        spoken: where each token stands in its response, by delimiters; only for plans that act on spans.
-        before: the input of the block under way, where an edit at its `resid_mid` needs it.
-        calls: how many calls there were about these queries before this one.
+        announced: facts about the queries announced beforehand, or None.
+        width: number of columns of the prompts' batch.
+        readings: unfinished read-outs, by edit.
+        token_fired: decisions of per-token gates in this call, by edit.
+        token_score: the scores of those gates, by edit.
+        acts: whether each edit acts on any row; None while a gate is undecided.
+        behind: whether every token of this call lies after its prompt.
+        spoken: spans of the response's tokens, by delimiters; only for plans that act on spans.
+        before: input of the current block, if an edit at its `resid_mid` needs it.
+        calls: number of earlier calls about these queries.
     """
 
     query: QueryState

@@ -1,4 +1,4 @@
-"""Steering traces: what gate and operator did to every token at every steered block, and the recorder that keeps them.
+"""Steering traces: what gate and operator did to every token at every steered block, and their recorder.
 
     recorder = Recorder()
     with torch.no_grad(), lens.generate(prompts, images, plan=plan, recorder=recorder, max_new_tokens=40) as tracer:
@@ -6,8 +6,8 @@
     trace = recorder.trace()                 # natively: plan.attach(lens.hf, recorder=recorder), lens.respond(...)
     trace.angle[row, site, : trace.lengths[row]]
 
-During a forward pass the recorder copies the states before and after each edit, and does nothing else; they are
-measured `CHUNK` calls at a time, so that the many small operations of geometry are paid for once per chunk.
+During a forward pass the recorder only copies the states before and after each edit. They are measured `CHUNK` calls
+at a time, so that the many small geometric operations run once per chunk.
 """
 
 import math
@@ -27,7 +27,7 @@ from rmuse_interp.models.site import Site
 from rmuse_interp.parts.retain import Subspaces
 
 CHUNK: Final = 16
-"""Forward calls that are measured at once; their states at the steered blocks are held until then."""
+"""Number of forward calls measured together; their states at the steered blocks are held until then."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class TraceSite:
     Attributes:
         edit: its name, or `edit0` by its index in the plan.
         layer: 0-based decoder block.
-        hook: the hook point in it.
+        hook: hook point in the block.
     """
 
     edit: str
@@ -49,22 +49,22 @@ class TraceSite:
 class SteeringTrace:
     """What steering did along each sequence; token t is the state at step t, from which generated token t was predicted.
 
-    Step 0 is the last prompt token. NaN (−1, False) stands where a row has ended, where the edit is for another kind of
-    query, and where the operator has no such quantity or did not act.
+    Step 0 is the last prompt token. Values are NaN (−1, False) if the row has ended, if the edit is for the other kind
+    of query, or if the operator has no such quantity or did not act.
 
     Attributes:
         sites: the edits and blocks, in the order of the plan.
         valid: whether the row was still being generated.
-        ids: the token whose state it is; −1 where the model was given embeddings.
-        score: the gate's score (larger = steer), one for the whole query unless it decides per token; NaN without one.
-        margin: `(score − threshold)/scale` of the gate: positive where it fires, one unit for all gates; likewise.
+        ids: id of the token at this step; −1 if the model was given embeddings.
+        score: the gate's score (larger = steer), the same for the whole query unless per token; NaN without a gate.
+        margin: `(score − threshold)/scale` of the gate: positive where it fires, comparable; NaN as `score`.
         fired: the gate's decision; True without a gate.
-        acted: whether the operator was applied: the decision, and the edit's choice of tokens. It may leave a state.
-        theta_tar: see `Explanation`, as all up to `prototype`.
-        theta_dir: likewise.
-        fraction: λ.
-        prototype: index of the chosen refusal prototype.
-        rrs_share: `‖P_rrs(h̃ − h)‖²/‖h̃ − h‖²`; NaN where there is no RRS or no update.
+        acted: whether the operator was applied (gate fired and token chosen); it may still leave the state unchanged.
+        theta_tar: see `Explanation`.
+        theta_dir: see `Explanation`.
+        fraction: λ, see `Explanation`.
+        prototype: index of the chosen refusal prototype, see `Explanation`.
+        rrs_share: `‖P_rrs(h̃ − h)‖²/‖h̃ − h‖²`; NaN without an RRS or an update.
         norm_before: ‖h‖ before the edit.
         norm_after: ‖h̃‖.
         angle: `∠(h, h̃)` in radians; 0 where the edit did not act.
@@ -88,11 +88,11 @@ class SteeringTrace:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each row before its end."""
+        """Number of tokens of each row before its end."""
         return [int(n) for n in self.valid.sum(dim=1)]
 
     def site(self, layer: int, edit: str | None = None) -> int:
-        """Index of a site on the axis `sites`; the edit may be left out where one alone is at the block.
+        """Index of a site on the axis `sites`; the edit's name may be omitted if only one edit is at the block.
 
         Raises:
             RMuseError: no such site, or several.
@@ -106,7 +106,7 @@ class SteeringTrace:
         return found[0]
 
     def row(self, row: int) -> "SteeringTrace":
-        """One row alone, cut at its end, with the sites that are for its kind of query."""
+        """A single row, cut at its end, with the sites that apply to its kind of query."""
         n = self.lengths[row]
         mine = [i for i in range(len(self.sites)) if n and not math.isnan(self.norm_before[row, i, 0])]
         parts = {name: getattr(self, name)[row : row + 1, mine, :n].clone() for name in SITE_COLUMNS}
@@ -138,7 +138,7 @@ SITE_COLUMNS: Final = tuple(f.name for f in fields(SteeringTrace) if f.name not 
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """The tokens of one call from the last prompt token on; `columns` is None where that is all of them."""
+    """The tokens of one call from the last prompt token on; `columns` is None if that is all of them."""
 
     columns: Tensor | None
     step: Tensor
@@ -148,15 +148,15 @@ class _Call:
     kept: dict[tuple[int, Site], Seen] = field(default_factory=dict)
 
     def take(self, x: Tensor) -> Tensor:
-        """A copy of the call's own columns of [rows, tokens, …]: whoever else holds x may write to it."""
+        """Copy the call's columns of x [rows, tokens, …]; a copy, because other code may write to x."""
         return x.detach().clone() if self.columns is None else x.detach()[:, self.columns]
 
 
 class Recorder:
-    """Keeps the trace of the latest batch that a plan ran on; hand one recorder to one place.
+    """Records the trace of the latest batch that a plan ran on; use each recorder in one place only.
 
     Args:
-        subspaces: of the bundle, for the share of the update in an RRS that the operator itself does not know.
+        subspaces: the bundle's subspaces, for `rrs_share` of operators that do not hold an RRS themselves.
     """
 
     def __init__(self, subspaces: Subspaces | None = None):
@@ -172,7 +172,7 @@ class Recorder:
         self._last = -1
 
     def begin(self, plan: Sentence, state: State, ids: Tensor | None, stop: frozenset[int]) -> None:
-        """Take note of a forward call; one about new queries drops what was kept of those before."""
+        """Start recording a forward call; a call about new queries discards the earlier record."""
         if state.calls == 0:
             self._forget()
             self._plan, self._stop = plan, stop
@@ -180,7 +180,7 @@ class Recorder:
         step, columns = call.position - query.prompt_end.unsqueeze(-1), None
         if not state.behind:
             highest = torch.where(call.real, step, -1).amax(dim=0)
-            columns = (highest > self._last).nonzero().flatten()  # without a cache, old tokens come again
+            columns = (highest > self._last).nonzero().flatten()  # without a cache, old tokens are repeated
             self._last = int(highest.amax().clamp_min(self._last))
             step = step[:, columns]
         real = call.real if columns is None else call.real[:, columns]
@@ -202,7 +202,7 @@ class Recorder:
         chosen: Bool[Tensor, "batch tokens"] | None,
         state: State,
     ) -> None:
-        """Take note of one edit at one block: states before and after, and which it acted on (None: on none)."""
+        """Record one edit at one block: states before and after, and the tokens it acted on (None for no tokens)."""
         call = self._calls[-1]
         states = call.take(before)
         score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
@@ -217,8 +217,8 @@ class Recorder:
         """The trace of the latest batch, on the CPU.
 
         Args:
-            beam_indices: of `generate(..., return_dict_in_generate=True)` under beam search: the trace follows the
-                beams that won, back through every step.
+            beam_indices: `beam_indices` from `generate(..., return_dict_in_generate=True)` with beam search; the trace
+                then follows the winning beams back through every step.
 
         Raises:
             RMuseError: nothing was recorded.
@@ -276,7 +276,7 @@ class Recorder:
         return [(i, site) for i, edit in enumerate(self._plan) for site in edit.sites]
 
     def _decided(self, found: Mapping[str, Tensor], rows: int, width: int) -> dict[str, Tensor]:
-        """Scores and decisions, those of whole queries put beside those of single tokens; and whom an edit is for."""
+        """Combine scores and decisions per query with those per token; clear rows that an edit does not apply to."""
         assert self._plan is not None
         assert self._query is not None
         query = self._query.repeated(rows)
@@ -296,10 +296,10 @@ class Recorder:
         return {"score": score, "margin": margin, "fired": fired, "norm_before": length}
 
     def _measure(self) -> None:
-        """Turn the states that are held into quantities, and let go of them."""
+        """Measure the held states and release them."""
         if self._plan is None:
             return
-        # A pass that was broken off halfway has not seen all sites, and counts as none.
+        # An interrupted pass has not seen all sites and is not counted.
         whole = [c for c in self._calls if len(c.kept) == len(self._sites) and c.step.shape[1]]
         self._calls = []
         if not whole or not self._sites:
@@ -319,23 +319,23 @@ class Recorder:
 _EMPTY: Final[dict[str, float | int | bool]] = {
     name: {"prototype": -1, "fired": False, "acted": False}.get(name, math.nan) for name in SITE_COLUMNS
 }
-"""What stands for "none", by quantity."""
+"""The value that means "none", by quantity."""
 
 
 def _grown(x: Tensor, rows: int) -> Tensor:
-    """Per row of a batch, per row of one that came of it: beams and samples are groups of neighbours."""
+    """Repeat each row for its beams or samples, which are adjacent, up to `rows` rows."""
     return x if len(x) == rows else x.repeat_interleave(rows // len(x), dim=0)
 
 
 def _along(
     beams: Int[Tensor, "out steps"], first: Int[Tensor, " rows"], width: int
 ) -> tuple[Int[Tensor, "out tokens"], Bool[Tensor, "out tokens"]]:
-    """Which row each token of the winning beams was predicted in, and whether there was one.
+    """The row in which each token of the winning beams was predicted, and whether there is such a token.
 
     Args:
-        beams: as transformers gives them, −1 behind the end.
-        first: step of the last given token of each row, from which the first new one is predicted.
-        width: tokens of the trace.
+        beams: beam indices from transformers, −1 after the end.
+        first: step of the last given token of each row, from which the first new token is predicted.
+        width: number of tokens in the trace.
     """
     ahead = torch.arange(width).unsqueeze(0) - first[beams[:, 0]].unsqueeze(1)
     known = ahead < beams.shape[1]

@@ -1,1 +1,1 @@
-"""Where a person works: a loaded model that answers, shows its states and runs plans."""
+"""The user's interface: a loaded model that answers questions, exposes its states and runs plans."""

@@ -9,8 +9,8 @@ from rmuse_interp.models.loading import load_checkpoint
 def to_bridge(lens: LensModel) -> Any:
     """The `TransformerBridge` of a model's checkpoint, with its vision tower, processor, device and dtype.
 
-    The checkpoint is loaded a second time: a bridge rebuilds the modules that it is given. Attention is computed
-    eagerly there, so logits agree with those of `lens` to rounding.
+    The checkpoint is loaded a second time, because a bridge rebuilds the modules of its model. It computes attention
+    eagerly, so its logits agree with those of `lens` up to rounding.
 
     Args:
         lens: the model.

@@ -1,4 +1,4 @@
-"""What a model's answers depend on, for results that are kept and found again."""
+"""What a model's answers depend on, as a key for cached results."""
 
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.lens.lens import LensModel
@@ -6,11 +6,11 @@ from rmuse_interp.parts.part import to_record
 
 
 def depends(model: LensModel, plan: Plan | None = None) -> list[object]:
-    """All that a model's greedy answers to a question depend on, as `store.digest` takes it.
+    """List everything a model's greedy answers to a question depend on, for `store.digest`.
 
     Args:
-        model: its name, weights, dtype, chat template and generation settings count.
-        plan: runs on it; its expression and tensors count.
+        model: the model; its name, weights, dtype, chat template and generation settings are included.
+        plan: the plan that runs on it, if any; its expression and tensors are included.
     """
     settings = getattr(model.hf, "generation_config", None)
     found: list[object] = [

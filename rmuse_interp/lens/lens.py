@@ -1,4 +1,4 @@
-"""`LensModel`: a model in nnsight's hands, with our names for its sites; the only file that knows nnsight.
+"""`LensModel`: a model wrapped by nnsight, with our names for its sites; the only file that uses nnsight.
 
 nnsight is imported when a model is first traced, not with this file: it patches `Tensor.backward` and the
 interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
@@ -45,7 +45,7 @@ def load_model(
     Args:
         path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
             small LLaVA of this package) or `organism-gold` (the same, trained without the forget set).
-        device: where to put it; a GPU where there is one.
+        device: target device; by default a GPU if there is one.
         dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
 
@@ -58,7 +58,7 @@ def load_model(
 
 
 class LensModel(LoadedModel):
-    """A loaded model in nnsight's hands: encode, trace, generate, steer; arguments and attributes as `LoadedModel`.
+    """A loaded model wrapped by nnsight: encode, trace, generate, steer; arguments and attributes as `LoadedModel`.
 
     Plans run in four places with equal outputs: in the contexts of `trace` and `generate`, as a stored nnsight edit
     (`install`), natively (`respond`, `plan.attach(lens.hf)`), and on a TransformerLens bridge (`bridge.to_bridge(lens)`,
@@ -96,7 +96,7 @@ class LensModel(LoadedModel):
         temperature: float | int = 0.0,
         seeds: Sequence[int] = (),
     ) -> list[Response]:
-        """Responses, the fast native way; see `rmuse_interp.lens.respond.respond`."""
+        """Responses, generated natively (fast); see `rmuse_interp.lens.respond.respond`."""
         return respond(
             self,
             prompts,
@@ -116,7 +116,7 @@ class LensModel(LoadedModel):
         prompts: Prompt | Sequence[Prompt],
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
-        """What the plan's gates say of the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
+        """The gates' decision about the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
         return deciding.decide(self, as_plan(plan), prompts, images)
 
     @cached_property
@@ -147,21 +147,21 @@ class LensModel(LoadedModel):
     ) -> Any:
         """nnsight's context of one forward pass, in which `plan` runs.
 
-        The block reads sites in forward order and sees values after the plan's edits; what it `.save()`s remains.
-        Gradients are tracked, as in nnsight: wrap it in ``torch.no_grad()`` unless they are wanted.
+        The ``with`` block reads sites in forward order and sees values after the plan's edits; values it `.save()`s
+        remain available. Gradients are tracked, as in nnsight; use ``torch.no_grad()`` if they are not needed.
 
         Args:
             prompts: plain questions.
             images: one picture or None per row.
-            responses: the assistant's words per row (teacher forcing); edits on "generated" count from the prompt's
-                end all the same.
-            plan: what to run.
-            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
-            recorder: keeps a trace of the plan's steering, to be had after the block.
-            kwargs: for the model's forward.
+            responses: the assistant's words, one text per row (teacher forcing); edits on "generated" still count from
+                the prompt's end.
+            plan: the plan to run.
+            decision: result of `plan.decide`; without it, a two-pass plan first decides about the prompts.
+            recorder: records a trace of the plan's steering, available after the block.
+            kwargs: passed to the model's forward.
 
         Raises:
-            RMuseError: a plan that runs on the model already, a recorder alone.
+            RMuseError: a plan that already runs on the model, or a recorder without a plan.
         """
         encoding, twin = self._planned(prompts, images, responses, plan, decision, recorder)
         return twin.trace(**encoding, **kwargs)
@@ -177,16 +177,16 @@ class LensModel(LoadedModel):
         prefill: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """nnsight's context of a generation, in which `plan` runs at every step; else as `trace`.
+        """nnsight's context of a generation, in which `plan` runs at every step; otherwise like `trace`.
 
         Args:
             prompts: plain questions.
             images: one picture or None per row.
-            plan: what to run.
-            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
-            recorder: keeps a trace of the plan's steering, to be had after the block.
-            prefill: words put into the assistant's mouth.
-            kwargs: for `generate` of transformers (`max_new_tokens=…`, `num_beams=…`).
+            plan: the plan to run.
+            decision: result of `plan.decide`; without it, a two-pass plan first decides about the prompts.
+            recorder: records a trace of the plan's steering, available after the block.
+            prefill: text with which the assistant's response begins.
+            kwargs: passed to transformers' `generate` (`max_new_tokens=…`, `num_beams=…`).
         """
         rows = len(listed(prompts))
         begun = None if prefill is None else [prefill] * rows
@@ -210,15 +210,15 @@ class LensModel(LoadedModel):
         Args:
             prompts: plain questions.
             images: one picture or None per row.
-            responses: the assistant's words per row.
+            responses: the assistant's words, one text per row.
             names: what to keep, by name (`blocks.3.hook_resid_post`, `blocks.3.attn.hook_z`, `projector.hook_out`; see
                 `rmuse_interp.models.cache`) or as `Site`s, or a filter of names; all of `resid_pre`, `attn_out`,
                 `resid_mid`, `mlp_out`, `resid_post` of every block where absent.
-            plan: what to run; values are those after its edits.
-            decision: what `plan.decide` gave; where a two-pass plan has none, it decides about the prompts first.
+            plan: the plan to run; values are taken after its edits.
+            decision: result of `plan.decide`; without it, a two-pass plan first decides about the prompts.
 
         Raises:
-            RMuseError: a name that this model or this batch has nothing to show for.
+            RMuseError: a name that this model or this batch has no value for.
         """
         with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
         wanted = shown(self.hf, self.layout, names, with_image)
@@ -250,9 +250,9 @@ class LensModel(LoadedModel):
         recorder: Recorder | None = None,
         stop: frozenset[int] = frozenset(),
     ) -> tuple[Encoding, Any]:
-        """The encoded prompts, and a twin of the nnsight model whose stored edits know these very queries.
+        """The encoded prompts, and a copy of the nnsight model whose stored edits are bound to these queries.
 
-        Two-pass plans without a decision are decided here: a nested trace fails, so it must be before one is opened.
+        Two-pass plans without a decision are decided here, before a trace is opened, because nested traces fail.
         """
         if recorder is not None and plan is None:
             raise RMuseError("a plan was required to record its steering, got none; pass plan= beside it")
@@ -318,7 +318,7 @@ class LensModel(LoadedModel):
                             module.output = (edited, *value[1:]) if isinstance(value, tuple) else edited
                     steps += 1
             except OutOfOrderError:
-                # The way an open loop ends: the model made no further step. Without any step it is an error.
+                # An open loop ends this way when the model makes no further step; before any step it is an error.
                 if steps == 0:
                     raise
         return envoy._edits[-1]
@@ -334,18 +334,18 @@ class LensModel(LoadedModel):
 
 
 class Installed:
-    """The handle of a plan stored as an nnsight edit: `remove` (or leave the ``with`` block) and it is gone.
+    """Handle of a plan stored as an nnsight edit; `remove` (or leaving the ``with`` block) removes it.
 
     Args:
         lens: the model.
-        plan: what runs in each of its traces and generations. Those begun by name (`lens.trace`, `lens.generate`,
-            `lens.run_with_cache`) decide about their prompts first where the plan needs it.
-        decision: what `plan.decide` gave, for the batches that follow; traces of `lens.nn` itself, which are shown no
-            prompts, need it for two-pass plans.
-        recorder: keeps a trace of its steering.
+        plan: the plan to run in each of its traces and generations. `lens.trace`, `lens.generate` and
+            `lens.run_with_cache` first decide about their prompts if the plan needs it.
+        decision: result of `plan.decide` for the coming batches; required for two-pass plans in traces of `lens.nn`
+            itself, which do not see the prompts.
+        recorder: records a trace of its steering.
 
     Raises:
-        RMuseError: a plan that runs on the model already, or layers it does not have.
+        RMuseError: a plan that already runs on the model, or layers it does not have.
     """
 
     def __init__(
@@ -362,7 +362,7 @@ class Installed:
         self._undo.callback(self._forget)
 
     def remove(self) -> None:
-        """Take the edit off the model again; a second call does nothing."""
+        """Remove the edit from the model; a second call does nothing."""
         self._undo.close()
 
     def _forget(self) -> None:

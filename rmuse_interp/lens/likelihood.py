@@ -1,4 +1,4 @@
-"""How likely a model holds given responses to be: per-token log-likelihoods, plans attached or not."""
+"""Likelihood of given responses under a model: per-token log-likelihoods, with or without a plan."""
 
 from collections.abc import Sequence
 
@@ -40,14 +40,14 @@ def token_nll(
 ) -> list[list[float]]:
     """Negative log-likelihood (nats) of every token of each response.
 
-    A response is what the assistant says, without the token that ends it: one that was cut off is not charged for that.
+    The token that ends a response is not scored, so that truncated responses are not penalised.
 
     Args:
         model: the model.
         prompts: plain questions.
         responses: one per prompt, not empty.
         images: one picture or None per row.
-        plan: what to run; None for the model as it is. A two-pass plan is decided first.
+        plan: the plan to run; None for the unedited model. A two-pass plan is decided first.
         batch_size: rows per batch.
 
     Raises:
@@ -65,7 +65,7 @@ def token_nll(
 
     found: dict[int, list[float]] = {}
     with running(model, plan) as handle, torch.inference_mode():
-        # Pictures and text apart, so that no row is padded by another's image tokens.
+        # Rows with and without pictures are kept apart, so that text rows are not padded by image tokens.
         for rows in alike(range(len(prompts)), batch_size, length):
             asked, seen = [prompts[i] for i in rows], [pictures[i] for i in rows]
             with asking(model, handle, asked, seen, [responses[i] for i in rows]) as encoding:

@@ -1,4 +1,4 @@
-"""A model whose language model's linear layers are rounded to a few bits: a copy of it, or itself for a while."""
+"""Round the linear layers of the language model to a few bits, in a copy or temporarily in place."""
 
 import copy
 from collections.abc import Iterator
@@ -16,17 +16,17 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.layout import find_layout
 
 GROUPS: Final[dict[int, int | None]] = {8: None, 4: 32}
-"""Bits → input weights that share a scale; None: all of an output channel, as is usual for 8 bits."""
+"""Bits → number of input weights that share a scale; None: a whole output channel, as usual for 8 bits."""
 
 
 def quantised(lens: LensModel, bits: int) -> LensModel:
-    """The model with the weights of its decoder blocks' linear layers rounded to `bits`, dequantised to the same dtype.
+    """Copy a model with the weights of its blocks' linear layers rounded to `bits`, dequantised to the same dtype.
 
-    Round to nearest, symmetric, without calibration data. Embeddings, head, norms, biases, projector and vision tower
-    are those of `lens` itself, as is the fingerprint: plans fitted on it run on the copy.
+    Round to nearest, symmetric, without calibration data. Embeddings, head, norms, biases, projector, vision tower and
+    fingerprint are shared with `lens`: plans fitted on `lens` run on the copy.
 
     Args:
-        lens: what is copied; left as it is.
+        lens: the model to copy; not changed.
         bits: 8 or 4.
 
     Raises:
@@ -39,7 +39,7 @@ def quantised(lens: LensModel, bits: int) -> LensModel:
             "a model without attached plans was required to copy it; .detach() their handles first"
         )
     linear = {id(part.weight): part.weight for part in _required(lens)}
-    # What deepcopy finds here it takes for copied already.
+    # deepcopy treats the objects listed here as already copied, so they are shared.
     memo: dict[int, object] = {id(held): held for held in (*lens.hf.parameters(), *lens.hf.buffers())}
     for key, weight in linear.items():
         with torch.no_grad():
@@ -51,10 +51,10 @@ def quantised(lens: LensModel, bits: int) -> LensModel:
 
 @contextmanager
 def rounding(lens: LensModel, bits: int) -> Iterator[None]:
-    """Inside, the weights that `quantised` rounds are rounded whenever they are used: slower, without a copy of them.
+    """Context in which the weights that `quantised` rounds are rounded at each use: slower, but without a copy.
 
     Args:
-        lens: is itself again outside, whatever happens inside.
+        lens: the model; always restored on exit.
         bits: 8 or 4.
 
     Raises:
@@ -103,7 +103,7 @@ def _required(lens: LensModel) -> list[nn.Linear]:
 
 
 def rounded(weight: Float[Tensor, "out in"], bits: int, group: int | None = None) -> Float[Tensor, "out in"]:
-    """Weights on a symmetric grid of 2^bits − 1 levels per output channel, or per group of its inputs.
+    """Round weights to a symmetric grid of 2^bits − 1 levels per output channel, or per group of its inputs.
 
     >>> rounded(torch.tensor([[1.0, 0.4, -0.6]]), 2)
     tensor([[ 1.,  0., -1.]])

@@ -31,9 +31,9 @@ class Response:
         text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
         score: the raw score of `gate` (larger = steer), None where no gate decides per query or it had nothing to read.
-        trace: how it was steered, token by token; None where it was not recorded.
-        margin: `(score − threshold)/scale` of `gate`, a unit that all gates share: positive where it fires.
-        gate: address of the first gate that scored the query (`pictures.gate`), as `plan.without` takes it.
+        trace: its steering trace, token by token; None if it was not recorded.
+        margin: `(score − threshold)/scale` of `gate`, comparable across gates: positive where it fires.
+        gate: address of the first gate that scored the query (`pictures.gate`), as accepted by `plan.without`.
     """
 
     text: str
@@ -45,7 +45,7 @@ class Response:
 
 
 class Verdict(NamedTuple):
-    """What a plan's gates said of one query; fields as those of `Response`."""
+    """The decision of a plan's gates about one query; fields as in `Response`."""
 
     fired: bool | None
     score: float | None = None
@@ -68,20 +68,20 @@ def respond(
 ) -> list[Response]:
     """Responses in the order of the prompts: greedy ones, or one sample per row.
 
-    Rows are grouped by length, and every row stops at its own end. A two-pass plan is decided first, batch by batch. What
-    a row's sample draws depends on its seed alone, not on its batch or place; only the logits' rounding does.
+    Rows are grouped by length, and every row stops at its own end. A two-pass plan is decided first, batch by batch. A
+    row's random draws depend on its seed only; its batch and place affect no more than the rounding of logits.
 
     Args:
         model: the model.
         prompts: plain questions, or conversations.
         images: one picture or None per row.
-        plan: what to run; None for the model as it is.
-        max_new_tokens: the most tokens per response, prefill not counted.
-        prefill: words put into the assistant's mouth, the same for all rows or one or None per row; the gate and
+        plan: the plan to run; None for the unedited model.
+        max_new_tokens: maximum number of tokens per response, without the prefill.
+        prefill: text with which responses begin, the same for all rows, or one text or None per row; the gate and
             "generated" still count from the prompt's end.
         batch_size: rows per batch.
-        recorder: what keeps the responses' traces.
-        temperature: of sampling; 0 is greedy.
+        recorder: records the responses' traces.
+        temperature: sampling temperature; 0 is greedy.
         seeds: one per row, for sampling.
 
     Raises:
@@ -132,7 +132,7 @@ def respond(
 def running(
     model: LoadedModel, plan: Plan | None, recorder: Recorder | None = None
 ) -> Iterator[Attached | None]:
-    """The context in which a plan runs natively on the model, with its handle; without a plan, nothing does."""
+    """Context in which a plan runs natively on the model; yields its handle, or None without a plan."""
     if plan is None:
         yield None
         return
@@ -148,14 +148,14 @@ def asking(
     images: Sequence[Picture],
     responses: Sequence[str | None] | None = None,
 ) -> Iterator[Encoding]:
-    """The context in which forward calls are about these questions: their inputs, decided first where a plan needs it.
+    """Context in which forward calls are about these questions; yields their inputs, after deciding if needed.
 
     Args:
         model: the model.
-        handle: that of the plan that runs on it, None for the model as it is.
+        handle: handle of the plan that runs on it; None for the unedited model.
         prompts: plain questions, or conversations.
         images: one picture or None per row.
-        responses: the assistant's words per row; edits on "generated" count from the prompt's end all the same.
+        responses: the assistant's words, one text per row; edits on "generated" still count from the prompt's end.
     """
     if handle is not None:
         handle.decision = decided(model, handle.plan, prompts, images)
@@ -178,16 +178,16 @@ def answered(
     noise: GumbelNoise | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[Response]:
-    """The responses to one batch, decided first where the plan needs it.
+    """The responses to one batch, after deciding if the plan needs it.
 
     Args:
         model: the model.
-        handle: that of the plan that runs on it, None for the model as it is.
+        handle: handle of the plan that runs on it; None for the unedited model.
         prompts: plain questions, or conversations.
         images: one picture or None per row.
-        max_new_tokens: the most tokens per response, prefills not counted.
-        begun: per row, words put into the assistant's mouth.
-        noise: makes rows sample.
+        max_new_tokens: maximum number of tokens per response, without prefills.
+        begun: text with which the response begins, one per row.
+        noise: turns greedy decoding into sampling; None for greedy responses.
         streamer: transformers' streamer, for a batch of one.
     """
     with asking(model, handle, prompts, images, begun) as encoding:
@@ -215,7 +215,7 @@ def heard(handle: Session) -> list[Verdict]:
 
 
 def verdicts(plan: Sentence, decision: Decision, has_image: Sequence[bool]) -> list[Verdict]:
-    """Per row: whether a gate that applies to it fired, and what the first gate that scored it said."""
+    """One verdict per row: whether a gate that applies to it fired, and the result of the first gate that scored it."""
     found: list[Verdict] = []
     fired, scores = decision.fired.tolist(), decision.score.tolist()
     for row, image in enumerate(has_image):

@@ -1,4 +1,4 @@
-"""Samples that a batch's size and order don't change: every row draws from a generator of its own."""
+"""Sampling independent of a batch's size and order: every row has its own random generator."""
 
 from collections.abc import Sequence
 

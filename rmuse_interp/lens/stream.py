@@ -1,4 +1,4 @@
-"""One response, its words handed on as they come."""
+"""Stream one response while it is generated."""
 
 from collections.abc import Callable
 
@@ -23,16 +23,16 @@ def stream(
     write: Callable[[str], None],
     recorder: Recorder | None = None,
 ) -> Response:
-    """The greedy response to one question; its words are handed to `write` as they come.
+    """The greedy response to one question; each piece of text is passed to `write` as it is generated.
 
     Args:
         model: the model.
         prompt: the plain question, or a conversation.
         image: a picture (see `LoadedModel.encode`) or None.
-        plan: what to run.
-        max_new_tokens: the most tokens.
-        write: gets each new piece of text.
-        recorder: keeps a trace of the plan's steering.
+        plan: the plan to run; None for the unedited model.
+        max_new_tokens: maximum number of tokens.
+        write: called with each new piece of text.
+        recorder: records a trace of the plan's steering.
     """
     words = _Words(model, write)
     with running(model, plan, recorder) as handle:
@@ -60,7 +60,7 @@ class _Words(BaseStreamer):
             self._say(text)
 
     def end(self) -> None:
-        """What was held back is said after all."""
+        """Write the text that was held back."""
         self._say(self._text())
 
     def _text(self) -> str:

@@ -1,1 +1,1 @@
-"""Geometry that knows no model: linear algebra, the unit sphere, transport to prototypes."""
+"""Geometry, independent of any model: linear algebra, the unit sphere, optimal transport, statistics."""

@@ -1,4 +1,4 @@
-"""Orthonormal bases, the energy rule for a rank, principal angles, leading directions."""
+"""Orthonormal bases, choosing a rank by energy, principal angles, leading directions, shrunk covariances."""
 
 import torch
 from jaxtyping import Float
@@ -8,12 +8,12 @@ from rmuse_interp import RMuseError
 
 
 def working(h: Tensor) -> Tensor:
-    """`h` in the precision of the geometry: float64 stays, anything else becomes float32."""
+    """Convert `h` to the precision of the geometry: float64 stays, anything else becomes float32."""
     return h if h.dtype == torch.float64 else h.to(torch.float32)
 
 
 def fix_signs(basis: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
-    """The same lines with deterministic signs: each column's coordinate of largest magnitude is positive.
+    """Flip columns so that the coordinate of largest magnitude in each is positive.
 
     Among equal magnitudes the first coordinate decides. A zero column stays zero.
 
@@ -30,15 +30,15 @@ def fix_signs(basis: Float[Tensor, "d k"]) -> Float[Tensor, "d k"]:
 def orthonormal(
     vectors: Float[Tensor, "d n"], *, tol: float = 1e-6, scale: float | None = None
 ) -> Float[Tensor, "d k"]:
-    """Orthonormal columns spanning `vectors`, in their order: column j lies in the span of the first ones.
+    """Orthonormal columns with the span of `vectors`, built from left to right.
 
-    Gram–Schmidt, twice over, in float64: the first column keeps its direction and its sign, columns that add
-    nothing are left out. It is not a QR factorisation: dependent columns do not leave arbitrary ones behind.
+    Gram–Schmidt, applied twice, in float64: the first column keeps its direction and sign, and linearly dependent
+    columns are dropped. (A QR factorisation would put arbitrary columns in their place.)
 
     Args:
-        vectors: columns, any rank, zero columns allowed.
-        tol: a column counts as dependent when what is left of it is no longer than `tol` times the scale.
-        scale: the length to measure against; the longest column when absent.
+        vectors: [d, n] columns of any rank; zero columns are allowed.
+        tol: a column is dependent when its remainder is no longer than `tol` times `scale`.
+        scale: reference length; by default the length of the longest column.
 
     Returns:
         [d, k] with k ≤ min(d, n), in the dtype of `vectors`; k = 0 for zero input.
@@ -94,13 +94,13 @@ def energy_rank(s: Float[Tensor, " n"], eta: float | int) -> int:
 
 
 def principal_angles(A: Float[Tensor, "d k"], B: Float[Tensor, "d j"]) -> Float[Tensor, " m"]:
-    """Angles between the column spans of A and B in radians, ascending, min(rank A, rank B) of them.
+    """The min(rank A, rank B) principal angles between the column spans of A and B, in radians, ascending.
 
     Small angles come from sines and large ones from cosines (Björck and Golub 1973; Knyazev and Argentati
     2002): arccos alone loses half of the digits near 0. The columns need not be orthonormal.
 
     Returns:
-        float64 angles in [0, π/2]; none where one of the spans is {0}.
+        float64 angles in [0, π/2]; an empty tensor if one of the spans is {0}.
 
     Examples:
         >>> eye = torch.eye(3, dtype=torch.float64)
@@ -122,9 +122,9 @@ def principal_angles(A: Float[Tensor, "d k"], B: Float[Tensor, "d j"]) -> Float[
 def compact_svd(X: Float[Tensor, "examples d"]) -> tuple[Float[Tensor, "d k"], Float[Tensor, " k"]]:
     """Right singular vectors of X (columns, by descending singular value) and its nonzero singular values.
 
-    Where one side is small (≤ 256) the eigenvectors of the float64 Gram matrix are taken, much faster
-    than a full SVD. A Gram matrix squares the condition number, so the result is checked: where X
-    does not map the vectors back onto their singular values to 1e-6, the full SVD in float64 is used.
+    If one side of X is small (≤ 256), eigenvectors of the float64 Gram matrix are used, which is much faster
+    than a full SVD. A Gram matrix squares the condition number, so the result is checked: if X does not map
+    the vectors to their singular values within 1e-6, the full SVD in float64 is used instead.
 
     Returns:
         float64 `(V [d, k], s [k])`, signs fixed by `fix_signs`.
@@ -166,12 +166,12 @@ def leading_directions(
 ) -> tuple[Float[Tensor, "d k"], Float[Tensor, " r"]]:
     """Leading right singular vectors of X holding a share `eta` of its energy, at most `cap` (eqs. 4.4, 4.6).
 
-    X is not centred: the mean of the differences is what the method is after.
+    X is not centred: the mean of the differences is what the method looks for.
 
     Args:
         X: one difference per row.
         eta: share of the energy, in (0, 1].
-        cap: the most directions to keep; None for no cap.
+        cap: maximum number of directions; None for no limit.
 
     Returns:
         `(basis [d, k], s [r])`: orthonormal columns with deterministic signs, and all r ≥ k nonzero
@@ -183,12 +183,12 @@ def leading_directions(
 
 
 def ledoit_wolf(X: Float[Tensor, "n d"]) -> float:
-    """The share of the identity that minimises the expected error of a shrunk covariance (Ledoit and Wolf 2004).
+    """Shrinkage weight that minimises the expected error of a shrunk covariance (Ledoit and Wolf 2004).
 
-    For centred rows; computed from the [n, n] Gram matrix, so that no [d, d] matrix is formed.
+    X has centred rows. Computed from the [n, n] Gram matrix, so no [d, d] matrix is formed.
 
     Returns:
-        A share in [0, 1]: 1 where the rows tell nothing beyond their size, 0 where X is zero.
+        The weight of the identity, in [0, 1]: 1 if the rows determine no more than the mean variance, 0 if X is zero.
     """
     exact = X.to(torch.float64)
     n, d = exact.shape
@@ -205,15 +205,15 @@ def ledoit_wolf(X: Float[Tensor, "n d"]) -> float:
 def solve_shrunk(
     X: Float[Tensor, "n d"], y: Float[Tensor, " d"], share: float | None = None
 ) -> Float[Tensor, " d"]:
-    """`((1 − s) XᵀX/n + s μ I)⁻¹ y`, μ the mean variance: a solve with the shrunk covariance of centred rows.
+    """Solve with a shrunk covariance: `((1 − s) XᵀX/n + s μ I)⁻¹ y`, μ the mean variance.
 
-    By Woodbury's identity in the smaller of n and d. Where X is zero, or holds no more than its rounding, y
-    itself is returned: nothing is known of the covariance. A share below 1e-6 counts as 1e-6.
+    Solved in the smaller of n and d (Woodbury's identity). If X is zero up to rounding, the covariance is
+    unknown and y itself is returned. A share below 1e-6 is raised to 1e-6.
 
     Args:
-        X: centred rows.
-        y: the right-hand side.
-        share: s in [0, 1]; by `ledoit_wolf` where absent.
+        X: [n, d] centred rows.
+        y: [d] right-hand side.
+        share: s in [0, 1]; `ledoit_wolf(X)` by default.
     """
     exact, right = X.to(torch.float64), y.to(torch.float64)
     n, d = exact.shape

@@ -1,4 +1,4 @@
-"""The unit sphere of the residual stream: normalising, geodesics, slerp, log and exp maps, the Fréchet mean.
+"""The unit sphere in the residual stream: normalising, geodesics, slerp, log and exp maps, the Fréchet mean.
 
 Every function works in float32 (float64 for float64 input) and along the last axis. Points come back in the
 dtype of the first argument; angles, in radians, in the precision of the geometry.
@@ -14,11 +14,11 @@ from rmuse_interp import RMuseError
 from rmuse_interp.maths.linalg import working
 
 _SLACK: Final = 8.0
-"""Multiples of the machine epsilon below which the tangent between two points is rounding, not direction."""
+"""Length, in machine epsilons, below which the tangent between two points is only rounding error."""
 
 
 def norm(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n 1"]:
-    """`‖x‖` along the last axis, which is kept; neither overflows nor underflows where x itself does not."""
+    """`‖x‖` along the last axis, which is kept; does not overflow or underflow unless x itself does."""
     exact = working(x)
     largest = exact.abs().amax(dim=-1, keepdim=True)
     safe = torch.where(largest > 0, largest, torch.ones_like(largest))
@@ -42,8 +42,8 @@ def unit(x: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 def geodesic(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n"]:
     """`θ = ∠(x, y) = 2 atan2(‖x − y‖, ‖x + y‖)` in radians, in [0, π], for unit vectors.
 
-    Equal to arccos⟨x, y⟩, and exact to rounding at both ends, where arccos loses half of the digits. The zero
-    vector, which is no point of the sphere, is π/2 away from every point.
+    Equal to arccos⟨x, y⟩, but accurate near 0 and π, where arccos loses half of the digits. The zero vector,
+    which is not on the sphere, is at π/2 from every point.
 
     Examples:
         >>> x = torch.tensor([1.0, 0.0], dtype=torch.float64)
@@ -57,9 +57,8 @@ def geodesic(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tens
 def tangent(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n d"]:
     """Unit tangent w at x of the great circle through x and y: `y = cos(θ) x + sin(θ) w`.
 
-    Where y = −x every great circle through x qualifies; chosen, once and for all, is the one through the
-    coordinate axis farthest from x (the first one among equals), in its positive sense. Where y = x the
-    tangent is 0.
+    If y = −x, every great circle through x qualifies; the one used leads to the positive end of the coordinate
+    axis farthest from x (the first such axis). If y = x, the tangent is 0.
     """
     first, second = _pair(x, y)
     dot = (first * second).sum(dim=-1, keepdim=True)
@@ -71,7 +70,7 @@ def tangent(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tenso
     w = unit(
         torch.where(noise & (dot < 0), chosen, torch.where(noise, torch.zeros_like(rejection), rejection))
     )
-    # Close to 0 and to π the rejection is short and its rounding is not: orthogonal again, then unit again.
+    # Near 0 and π the rejection is as short as its rounding error: make it orthogonal and unit once more.
     return unit(w - (w * first).sum(dim=-1, keepdim=True) * first)
 
 
@@ -80,14 +79,14 @@ def slerp(
 ) -> Float[Tensor, "... d"]:
     """`slerp(x, y; t) = sin((1−t)θ)/sin θ · x + sin(tθ)/sin θ · y` (eq. 4.18).
 
-    The point a share t of the way from x to y on the great circle through them. Computed as `cos(tθ) x +
-    sin(tθ) w` with the tangent w, which is the same where sin θ ≠ 0 and remains defined at θ = 0 (the
-    result is x) and θ = π (a fixed great circle, see `tangent`). The result is a unit vector.
+    The point at fraction t of the way from x to y along their great circle. Computed as `cos(tθ) x +
+    sin(tθ) w` with the tangent w: the same where sin θ ≠ 0, and also defined at θ = 0 (the result is x)
+    and θ = π (a fixed great circle, see `tangent`). The result is a unit vector.
 
     Args:
-        x: unit vectors along the last axis (other lengths are normalised, and lost).
-        y: unit vectors, broadcast against x.
-        t: a number, one per vector (shape of x without the last axis), or the same with a last axis of 1.
+        x: [..., d] vectors; they are normalised, so their lengths are lost.
+        y: [..., d] unit vectors, broadcast against x.
+        t: fraction; a number, or one per vector (shape of x without the last axis, or with a last axis of 1).
 
     Returns:
         Unit vectors in the dtype of x.
@@ -118,7 +117,7 @@ def log_map(x: Float[Tensor, "*#n d"], y: Float[Tensor, "*#n d"]) -> Float[Tenso
 
 
 def exp_map(x: Float[Tensor, "*#n d"], v: Float[Tensor, "*#n d"]) -> Float[Tensor, "*n d"]:
-    """`exp_x(v) = cos‖v‖ x + sin‖v‖ v/‖v‖`: where the tangent vector v (radians) leads from x."""
+    """`exp_x(v) = cos‖v‖ x + sin‖v‖ v/‖v‖`: the point reached from x along the tangent vector v (radians)."""
     point, step = _pair(x, v)
     length = norm(step)
     return (length.cos() * point + length.sin() * unit(step)).to(x.dtype)
@@ -131,7 +130,7 @@ def frechet_mean(
     tol: float = 1e-10,
     max_steps: int = 200,
 ) -> Float[Tensor, " d"]:
-    """`argmin_z Σ w_i ∠(z, p_i)²` on the sphere: the barycentre of the prototypes for the cost of eq. 4.16.
+    """Fréchet mean on the sphere, `argmin_z Σ w_i ∠(z, p_i)²`: the barycentre under the cost of eq. 4.16.
 
     Defining property: `Σ w_i log_z(p_i) = 0` (first-order optimality). Found in float64 by Riemannian
     gradient descent with step halving, from the normalised Euclidean mean and from the best of the points.
@@ -139,10 +138,10 @@ def frechet_mean(
     returned. It is not the normalised Euclidean mean, which minimises the chordal cost.
 
     Args:
-        points: unit vectors.
-        weights: nonnegative, not all zero, equal when absent; their sum does not matter.
-        tol: length of the mean gradient, in radians, at which to stop.
-        max_steps: the most gradient steps from each start.
+        points: [n, d] unit vectors.
+        weights: [n] nonnegative weights, not all zero, of any sum; equal by default.
+        tol: stop when the mean gradient is shorter than this, in radians.
+        max_steps: maximum number of gradient steps from each start.
 
     Raises:
         RMuseError: no points, or weights that are negative or all zero.
@@ -173,7 +172,7 @@ def _descend(z: Tensor, points: Tensor, share: Tensor, tol: float, max_steps: in
         while gradient.norm() > tol and step > 1e-6:
             candidate = unit(exp_map(z, step * gradient))
             new_cost, new_gradient = _spread(candidate, points, share), share @ log_map(candidate, points)
-            # The cost is flat to rounding where the gradient is still 1e-8: there the gradient decides.
+            # Within rounding the cost is already flat where the gradient is still 1e-8; use the gradient there.
             flat = (new_cost - cost).abs() <= 1e-13
             if bool(new_gradient.norm() < gradient.norm()) if bool(flat) else bool(new_cost < cost):
                 break

@@ -1,7 +1,7 @@
-"""Rates, thresholds, areas under the curve, and the one bootstrap behind every interval that resamples people.
+"""Rates, thresholds, areas under the curve, and the bootstrap over people behind all bootstrap intervals.
 
-Questions about one person go right or wrong together, so intervals draw people again, never questions alone. A resample
-is a row of weights: how often each example is in it. Whatever is a function of weighted examples has an interval then.
+Errors on questions about one person are correlated, so the bootstrap resamples people, never single questions. A
+resample is a row of weights: how often it contains each example. Any function of weighted examples can be bootstrapped.
 """
 
 import math
@@ -21,21 +21,21 @@ ThresholdRule = Literal["midpoint", "youden", "target_tpr", "target_fpr"]
 
 _RULES: Final[tuple[str, ...]] = get_args(ThresholdRule)
 FALSE_ALARM: Final = 4.0
-"""What a false alarm weighs against a miss where ``midpoint`` finds the two sides to overlap: held-out forget scores come
-from gates that know a photograph or a wording less than the one that is kept, and overstate its misses; nothing
-overstates its false alarms."""
+"""Weight of a false alarm relative to a miss in rule ``midpoint`` when the sides overlap. Above 1 because held-out
+forget scores come from gates fitted without a photograph or a wording that the final gate has seen, and so overstate
+its misses; nothing overstates its false alarms."""
 _Z: Final = 1.959964
-"""Standard errors on either side of a 95 % interval."""
+"""Half-width of a 95 % interval, in standard errors."""
 RESAMPLES: Final = 1000
-"""Resamples of every bootstrap interval."""
+"""Number of resamples per bootstrap interval."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """A share of cases and its 95 % Wilson interval.
+    """A proportion and its 95 % Wilson interval.
 
     Attributes:
-        value: the share, in [0, 1]; NaN where there were no cases.
+        value: the proportion, in [0, 1]; NaN if there were no cases.
         low: lower end.
         high: upper end.
         n: number of cases.
@@ -48,7 +48,7 @@ class Rate:
 
 
 def wilson(hits: int, n: int) -> Rate:
-    """Share `hits/n` with its 95 % Wilson score interval; the whole of [0, 1] where n = 0.
+    """Proportion `hits/n` with its 95 % Wilson score interval; the interval is [0, 1] if n = 0.
 
     Examples:
         >>> rate = wilson(0, 10)
@@ -67,13 +67,13 @@ def wilson(hits: int, n: int) -> Rate:
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where a gate opens (score > value), with the rates the scores given make one expect.
+    """A gate's threshold (it fires where score > value) and its rates on the scores it was chosen from.
 
     Attributes:
         value: the threshold, in units of the score.
-        tpr: share of forget scores above it.
-        fpr: share of the other scores above it.
-        rule: how it was set.
+        tpr: fraction of forget scores above it.
+        fpr: fraction of other scores above it.
+        rule: the rule that set it, see `choose_threshold`.
     """
 
     value: float
@@ -88,19 +88,19 @@ def choose_threshold(
     rule: ThresholdRule = "midpoint",
     level: float | int | None = None,
 ) -> Threshold:
-    """The threshold that a rule asks for; a gate fires where score > threshold.
+    """Choose a threshold from scores by a rule; a gate fires where score > threshold.
 
-    * ``midpoint``: halfway between the lowest forget and the highest other score where those do not overlap; where
-      they do, the largest TPR − `FALSE_ALARM` · FPR.
-    * ``youden``: the largest TPR − FPR.
+    * ``midpoint``: halfway between the lowest forget and the highest other score if those do not overlap; otherwise
+      the maximum of TPR − `FALSE_ALARM` · FPR.
+    * ``youden``: the maximum of TPR − FPR.
     * ``target_tpr``: the highest threshold with TPR ≥ level (0.99 unless given).
     * ``target_fpr``: the lowest threshold with FPR ≤ level (0.01 unless given).
 
-    Thresholds stand halfway between neighbouring scores, so that neither side sits on the edge. Give scores
-    that were held out from fitting: those of fitted examples flatter every gate that remembers them.
+    Thresholds lie halfway between neighbouring scores. Pass held-out scores: scores of the examples that a gate
+    was fitted on make it look better than it is.
 
     Raises:
-        RMuseError: no scores on a side, scores that are not finite, an unknown rule, a level outside [0, 1].
+        RMuseError: a side has no scores, scores are not finite, the rule is unknown, or level is outside [0, 1].
 
     Examples:
         >>> choose_threshold([2.0, 3.0], [0.0, 1.0]).value
@@ -133,7 +133,7 @@ def choose_threshold(
 def auroc(
     scores_forget: Float[Tensor, " n"] | Sequence[float], scores_other: Float[Tensor, " m"] | Sequence[float]
 ) -> float:
-    """Probability that a forget score exceeds another one, ties counting half (Mann–Whitney).
+    """Probability that a forget score exceeds an other score, ties counting half (Mann–Whitney).
 
     Examples:
         >>> auroc([1.0, 2.0], [0.0, 1.0])
@@ -147,12 +147,12 @@ def auroc(
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of examples with its 95 % bootstrap interval over clusters of them.
+    """A statistic with its 95 % bootstrap interval over clusters of examples.
 
     Attributes:
-        value: of all examples.
+        value: the statistic on all examples.
         low: lower end.
-        high: upper end; equal to `low` where there is one cluster.
+        high: upper end; equal to `low` if there is only one cluster.
         n: number of examples.
         clusters: number of clusters (people) they belong to.
     """
@@ -171,18 +171,18 @@ def resampled(
     apart: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
 ) -> Float[np.ndarray, "resamples n"]:
-    """How often each example is in each resample, people drawn with replacement with all of their examples.
+    """Count how often each resample contains each example; people are drawn with all of their examples.
 
     Args:
-        people: whom each example is about. Who comes first is drawn first: give examples in an order that means
-            nothing, such as that of their ids.
-        seed: of the drawing.
-        apart: the side (group, stratum) of each example; each side is drawn by itself and keeps its number of people,
-            and one person on two sides is two clusters. None for one side.
-        resamples: how many.
+        people: the person each example is about, [n]. Draws depend on the order in which people first appear, so use
+            an arbitrary order, such as that of the ids.
+        seed: seed of the random draws.
+        apart: the side (group, stratum) of each example, [n]; each side is resampled separately and keeps its number
+            of people, and a person on two sides counts as two clusters. None for one side.
+        resamples: number of resamples.
 
     Raises:
-        RMuseError: no examples, or sides of another number.
+        RMuseError: no examples, or `apart` of another length.
 
     Examples:
         >>> weights = resampled(["ann", "ann", "bob"])
@@ -215,13 +215,13 @@ def bootstrap(
     *,
     apart: Sequence[Hashable] | None = None,
 ) -> Estimate:
-    """Any statistic of weighted examples, with the interval of its values over `resampled` people.
+    """A statistic of weighted examples with its bootstrap interval over people (see `resampled`).
 
     Args:
-        statistic: weights of the examples, one row per resample → one value per row; NaN where a resample leaves it
-            undefined, which does not count.
-        people: whom each example is about.
-        seed: of the drawing.
+        statistic: function from weights [resamples, n] to one value per resample; NaN where it is undefined, which is
+            left out of the interval.
+        people: the person each example is about, [n].
+        seed: seed of the random draws.
         apart: as in `resampled`.
     """
     found = statistic(np.vstack([np.ones((1, len(people))), resampled(people, seed, apart=apart)]))
@@ -230,7 +230,7 @@ def bootstrap(
 
 
 def interval(drawn: Float[np.ndarray, " resamples"]) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % percentiles of a statistic over resamples (or over other draws), NaN left out."""
+    """The 2.5 % and 97.5 % percentiles of a statistic over resamples or other draws, ignoring NaN."""
     low, high = np.percentile(drawn[~np.isnan(drawn)], [2.5, 97.5])
     return float(low), float(high)
 
@@ -242,16 +242,16 @@ def clustered(
     over: Sequence[float | int] | Float[np.ndarray, " n"] | None = None,
     seed: int = 0,
 ) -> Estimate:
-    """The mean of some values, or `Σ values / Σ over`, with its 95 % interval over people.
+    """The mean of values, or the ratio `Σ values / Σ over`, with its 95 % interval over people.
 
     Args:
-        values: one per example.
-        people: whom each example is about; their order is that of `resampled`.
-        over: what the sum is divided by, one per example; None for the number of examples.
-        seed: of the drawing.
+        values: one value per example, [n].
+        people: the person each example is about, [n]; see `resampled` about their order.
+        over: denominators, one per example; None for the mean.
+        seed: seed of the random draws.
 
     Raises:
-        RMuseError: no values, people of another number.
+        RMuseError: no values, or `people` of another length.
 
     Examples:
         >>> clustered([1.0, 3.0, 2.0], ["ann", "bob", "bob"])
@@ -284,16 +284,16 @@ def auroc_clustered(
     """The `auroc` with its 95 % interval over people.
 
     Args:
-        scores_forget: scores that should be large.
-        scores_other: scores that should be small.
-        forget_people: whom each of the first is about.
-        other_people: likewise of the others.
-        together: draw a person with the examples of both sides, where both are about the same people; else each side
-            is drawn by itself.
-        seed: of the drawing.
+        scores_forget: [n] scores that should be large.
+        scores_other: [m] scores that should be small.
+        forget_people: the person each forget score is about, [n].
+        other_people: the person each other score is about, [m].
+        together: draw each person with their examples on both sides, for sides about the same people; otherwise the
+            sides are resampled separately.
+        seed: seed of the random draws.
 
     Raises:
-        RMuseError: a side without scores, scores that are not finite, people of another number.
+        RMuseError: a side without scores, scores that are not finite, or people of another length.
     """
     sides = [
         torch.as_tensor(scores, dtype=torch.float64).cpu().flatten()
@@ -322,9 +322,9 @@ def _areas(
     positive: Bool[np.ndarray, " n"],
     weights: Float[np.ndarray, "resamples n"],
 ) -> Float[np.ndarray, " resamples"]:
-    """The area under the curve of weighted examples, per row; NaN where a side has no weight."""
+    """The area under the ROC curve for each row of weights; NaN where a side has no weight."""
     order = np.argsort(scores, kind="stable")
-    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # equal scores are one step
+    starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))  # equal scores form one step
     hits, rest = (
         np.add.reduceat((weights * side)[:, order], starts, axis=1) for side in (positive, ~positive)
     )
@@ -334,7 +334,7 @@ def _areas(
 
 
 def _numbered(people: Sequence[Hashable]) -> list[int]:
-    """The number of each example's cluster, in the order in which people first appear."""
+    """The cluster number of each example; clusters are numbered in order of first appearance."""
     number = {name: place for place, name in enumerate(dict.fromkeys(people))}
     return [number[name] for name in people]
 

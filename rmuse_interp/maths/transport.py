@@ -1,11 +1,11 @@
 """Optimal transport from states to refusal prototypes, with the squared geodesic cost of eq. 4.16.
 
-Things that the paper's notes call "the target" are kept apart here:
+The paper's notes call several things "the target"; they are kept apart here:
 
 * `frechet_mean` (in `sphere`): the target of a *single* state under balanced transport, whose plan is
 trivially μ;
-* `semi_relaxed_nearest`: the target where only the states' marginal is kept, that is the nearest prototype, and
-`entropic_targets`: the same blurred by an entropy;
+* `semi_relaxed_nearest`: the target if only the states' marginal is kept, that is, the nearest prototype;
+`entropic_targets`: the same, smoothed by an entropy term;
 * `barycentric_projection`: the targets of a *batch* of states under balanced, entropic or semi-relaxed transport.
 """
 
@@ -21,9 +21,9 @@ from rmuse_interp import RMuseError
 from rmuse_interp.maths.sphere import frechet_mean, geodesic, unit
 
 _STEPS: Final = 200
-"""Most steps of gradient descent to a Fréchet mean of `entropic_targets`."""
+"""Maximum number of gradient steps towards a Fréchet mean in `entropic_targets`."""
 _TABLE: Final = 4096
-"""Most points whose pairwise costs k-medoids keeps at once (128 MiB)."""
+"""Maximum number of points whose pairwise costs k-medoids keeps in memory (128 MiB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class Transport:
     """A transport plan and the targets it assigns.
 
     Attributes:
-        plan: mass moved from each state to each prototype; rows sum to 1/n, and columns to the prototypes' weights,
-            unless these were relaxed: then the columns' sums are the weights that the states ask for.
-        targets: per state, the Fréchet mean of the prototypes under its row of the plan; unit vectors.
+        plan: [n, prototypes] mass moved from each state to each prototype. Rows sum to 1/n. Columns sum to the
+            prototypes' weights, unless these were relaxed.
+        targets: [n, d] unit vectors: the Fréchet mean of the prototypes under each state's row of the plan.
         cost: `Σ plan · ∠²`, in radians².
     """
 
@@ -52,32 +52,32 @@ def transport_cost(
 def semi_relaxed_nearest(
     states: Float[Tensor, "*n d"], prototypes: Float[Tensor, "prototypes d"]
 ) -> Int[Tensor, "*n"]:
-    """Index of each state's nearest prototype: optimal transport with the states' marginal only.
+    """Index of each state's nearest prototype: optimal transport that constrains only the states' marginal.
 
-    With the target marginal free the problem falls apart into one per state, each solved by the least cost,
-    so POT is not called; the first among equals is taken. Lengths do not matter.
+    Without a target marginal the problem separates into one per state, solved by the smallest cost, so POT is
+    not called; ties go to the first prototype. The states' lengths do not matter.
 
     Examples:
         >>> semi_relaxed_nearest(torch.tensor([[3.0, 1.0], [0.0, 2.0]]), torch.eye(2)).tolist()
         [0, 1]
     """
-    # The largest inner product belongs to the least angle, for every state whatever its length.
+    # The largest inner product belongs to the smallest angle, whatever the state's length.
     return (states.to(prototypes.dtype) @ prototypes.mT).argmax(dim=-1)
 
 
 def entropic_targets(
     states: Float[Tensor, "*n d"], prototypes: Float[Tensor, "prototypes d"], entropy: float
 ) -> Float[Tensor, "*n d"]:
-    """Per state, the Fréchet mean of the prototypes with weights `π_j ∝ exp(−∠(a, p_j)²/ε)`: between nearest and mean.
+    """Fréchet mean of the prototypes for each state a, with weights `π_j ∝ exp(−∠(a, p_j)²/ε)`.
 
-    This is entropic transport with the states' marginal only, which falls apart into one problem per state. One state
-    under unbalanced transport (`barycentric_projection` with relaxation ρ) has the same form with ε + ρ in place of ε:
-    both are POT's solution, in closed form. As ε falls to 0 the target becomes the nearest prototype (among equals their
-    mean), as it grows the mean of all. Computed in float64, in the coordinates of the prototypes.
+    This is entropic transport that constrains only the states' marginal and so separates into one problem per state.
+    A single state under unbalanced transport (`barycentric_projection` with relaxation ρ) has the same form with ε + ρ
+    in place of ε; both are POT's solution in closed form. As ε → 0 the target becomes the nearest prototype (the mean
+    of several equally near); as ε → ∞, the mean of all. Computed in float64, in the coordinates of the prototypes.
 
     Args:
-        states: of any length but 0.
-        prototypes: unit vectors.
+        states: [..., d] nonzero vectors.
+        prototypes: [prototypes, d] unit vectors.
         entropy: ε > 0, in radians².
 
     Examples:
@@ -89,7 +89,7 @@ def entropic_targets(
     gram = support @ support.mT
     cosines = (unit(states.to(torch.float64)) @ support.mT).clamp(-1.0, 1.0)
     share = (-cosines.arccos().square() / entropy).softmax(dim=-1)
-    # z = Σ c_j p_j. The cost is 1-smooth along geodesics (θ cot θ ≤ 1), so that steps of length 1 always descend.
+    # z = Σ c_j p_j. The cost is 1-smooth along geodesics (θ cot θ ≤ 1), so steps of size 1 always descend.
     mean = torch.nn.functional.one_hot(cosines.argmax(dim=-1), len(support)).to(torch.float64)
     for _ in range(_STEPS):
         angles = (mean @ gram).clamp(-1.0, 1.0).arccos()
@@ -110,22 +110,22 @@ def barycentric_projection(
     entropy: float = 0.0,
     relaxation: float | None = None,
 ) -> Transport:
-    """Optimal transport of a batch of states onto μ (POT), read as one target per state.
+    """Optimal transport of a batch of states onto μ (POT), reduced to one target per state.
 
     Minimises `Σ_ij π_ij ∠(a_i, p_j)² + ε KL(π | a μᵀ) + ρ KL(πᵀ 1 | μ)` over plans π ≥ 0 with `π 1 = 1/n`, and with
-    `πᵀ 1 = μ` where ρ is None; target i is the Fréchet mean of the prototypes with weights `π_i`. It is meant for
-    fitting: one state alone gets μ's mean. As ρ falls to 0 the plan becomes that of the nearest prototypes, blurred by ε.
+    `πᵀ 1 = μ` if ρ is None; target i is the Fréchet mean of the prototypes with weights `π_i`. Meant for fitting: a
+    single state gets the mean of μ. As ρ → 0 each state goes to its nearest prototypes, smoothed by ε.
 
     Args:
-        states: unit vectors.
-        prototypes: unit vectors, the support of μ.
-        weights: of the prototypes, equal when absent; normalised here.
+        states: [n, d] unit vectors.
+        prototypes: [prototypes, d] unit vectors, the support of μ.
+        weights: [prototypes] weights, normalised here; equal by default.
         entropy: ε in radians²; 0 solves exactly.
         relaxation: ρ in radians²; None keeps the prototypes' weights. Needs an entropy.
 
     Raises:
-        RMuseError: no states, no prototypes, weights that are negative or all zero, a negative entropy, a relaxation
-            that is not positive or stands without an entropy.
+        RMuseError: no states, no prototypes, weights that are negative or all zero, a negative entropy, or a
+            relaxation that is not positive or comes without an entropy.
 
     Examples:
         >>> barycentric_projection(torch.eye(2), torch.eye(2)).targets.tolist()
@@ -145,7 +145,7 @@ def barycentric_projection(
         raise RMuseError(
             "prototype weights must be nonnegative and not all zero; leave them out for equal ones"
         )
-    used = mass > 0  # a prototype of weight 0 gets nothing, and has no logarithm
+    used = mass > 0  # a prototype of weight 0 receives no mass, and log 0 is undefined
     support, mass = prototypes[used.to(prototypes.device)], mass[used] / mass.sum()
     cost = transport_cost(states.to(torch.float64), support.to(torch.float64)).cpu()
     rows = torch.full((len(states),), 1.0 / len(states), dtype=torch.float64)
@@ -173,17 +173,17 @@ def _mean(row: Tensor, prototypes: Tensor) -> Tensor:
 def k_medoids(
     points: Float[Tensor, "n d"], cap: int, seed: int = 0, max_steps: int = 50
 ) -> Int[Tensor, " prototypes"]:
-    """Indices, ascending, of at most `cap` representatives: a local minimum of `Σ min_j ∠(p, m_j)²`.
+    """Indices, ascending, of at most `cap` representative points: a local minimum of `Σ min_j ∠(p, m_j)²`.
 
     Starts from k-means++ with the seed, then alternates between assigning points and taking each cluster's
-    medoid. Deterministic for a seed. Medoids are points of the set, and distinct: fewer than `cap` come
-    back where fewer points differ.
+    medoid. Deterministic for a given seed. Medoids are distinct points of the set: fewer than `cap` are
+    returned if fewer points are distinct.
 
     Args:
-        points: vectors, compared by angle.
-        cap: the most medoids, at least 1.
-        seed: of the start.
-        max_steps: the most alternations.
+        points: [n, d] vectors, compared by angle.
+        cap: maximum number of medoids, at least 1.
+        seed: seed of the k-means++ start.
+        max_steps: maximum number of alternations.
 
     Raises:
         RMuseError: cap below 1.
@@ -208,7 +208,7 @@ def k_medoids(
     medoids = _spread_out(cost, everything, cap, seed)
     for _ in range(max_steps):
         nearest = cost(everything, medoids).argmin(dim=1)
-        nearest[medoids] = torch.arange(len(medoids), device=points.device)  # no cluster runs empty
+        nearest[medoids] = torch.arange(len(medoids), device=points.device)  # no cluster is empty
         clusters = [(nearest == j).nonzero().squeeze(1) for j in range(len(medoids))]
         moved = torch.stack([members[cost(members, members).sum(dim=0).argmin()] for members in clusters])
         if torch.equal(moved, medoids):
@@ -218,16 +218,16 @@ def k_medoids(
 
 
 def _quick_cost(first: Tensor, second: Tensor) -> Tensor:
-    """Squared angles by one GEMM: good to 1e-8 radians in float64, plenty for choosing representatives."""
+    """Squared angles by one matrix product: accurate to 1e-8 radians in float64, enough to choose representatives."""
     return (first @ second.mT).clamp(-1.0, 1.0).arccos().square()
 
 
 def _spread_out(cost: Callable[[Tensor, Tensor], Tensor], everything: Tensor, cap: int, seed: int) -> Tensor:
-    """k-means++: the next start is drawn with probability in proportion to its squared angle."""
+    """k-means++: draw each next start with probability proportional to its squared angle to the nearest chosen one."""
     draw = torch.Generator().manual_seed(seed)
     chosen = [int(torch.randint(len(everything), (1,), generator=draw))]
     distance = cost(everything, everything[chosen]).squeeze(1)
-    while len(chosen) < cap and bool(distance.max() > 1e-14):  # below, points are the same
+    while len(chosen) < cap and bool(distance.max() > 1e-14):  # below this, points coincide
         chosen.append(int(torch.multinomial(distance.cpu(), 1, generator=draw)))
         distance = torch.minimum(distance, cost(everything, everything[chosen[-1:]]).squeeze(1))
     return everything[chosen]

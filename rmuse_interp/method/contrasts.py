@@ -1,4 +1,4 @@
-"""What the rivals are fitted to: contrasts of two sets of states, and what is read in the null space of a third."""
+"""Data the rivals are fitted to: contrasts of two sets of states, and readings in the null space of a third."""
 
 import math
 from typing import Final
@@ -22,7 +22,7 @@ RIDGE: Final = 0.1
 
 
 def spoken(evidence: Evidence, layer: int) -> tuple[Float[Tensor, "examples d"], Float[Tensor, "examples d"]]:
-    """x⁻ and x⁺ at one block, float64: answer and reasoning spans below each other, paired by row."""
+    """x⁻ and x⁺ at one block, float64: answer and reasoning spans stacked as rows, paired by row."""
     ids = evidence.refusal["answer"].ids
     own, refusal = (
         torch.cat([side[span].select(ids).at(layer).to(torch.float64) for span in ("answer", "cot")])

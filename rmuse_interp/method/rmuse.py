@@ -61,23 +61,23 @@ SPANS: Final = ("cot", "answer")
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """All that is collected about one kind of query (with an image, or without).
+    """All data collected for one kind of query (with an image, or without).
 
     Attributes:
         own: x⁻, pooled `cot` and `answer` states of the model's own responses to forget queries.
-        refusal: x⁺, the same of ideal refusals to `g ⊕ q`, under the same ids.
-        refused_with: of each of those ids, which refusal of the pool stands in x⁺.
+        refusal: x⁺, the same for ideal refusals to `g ⊕ q`, with the same ids.
+        refused_with: id → which refusal of the pool is used in x⁺.
         step, direct: pooled states of stepwise and direct responses to retain and reasoning queries q.
-        step_prefixed, direct_prefixed: the same to `g ⊕ q`.
-        groups: of each retain id, what it is balanced by (`people`, `reasoning`).
+        step_prefixed, direct_prefixed: the same for `g ⊕ q`.
+        groups: retain id → group it is balanced by (`people`, `reasoning`).
         tokens: states along the refusals, all blocks.
         position: step of each of those tokens, 0 at the last prompt token.
         template: which of the distinct refusals each of those tokens belongs to.
         readouts: prompt states by read-out, of forget and other queries alike.
         prefixed: last-token states of `g ⊕ q`, one fixed g, of forget and other queries.
-        forget: of each id in `readouts` that must be steered, its cross-validation group.
-        others: of each id that must not be, its group.
-        people: of each id of both, whom it is about (hashed): the clusters of gates that have some.
+        forget: id in `readouts` that must be steered → its cross-validation group.
+        others: id that must not be steered → its group.
+        people: id of either kind → the person it is about (hashed); the clusters of gates that have them.
         refusals: the distinct refusals that `template` numbers, in words.
     """
 
@@ -101,7 +101,7 @@ class Evidence:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """The blocks that were collected."""
+        """The collected blocks."""
         return self.prefixed.layers
 
 
@@ -307,7 +307,7 @@ def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) 
 
 
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
-"""What is steered to: from the evidence, a block and its `U_un` to an operator that is not protected yet."""
+"""Steering target: builds an operator, not yet protected, from the evidence, a block and its `U_un`."""
 
 
 def nearest_in_step(evidence: Evidence, layer: int, unlearning: UnlearningSubspace) -> op.Operator:

@@ -1,6 +1,6 @@
-"""What may be steered to: by name, each a function that builds an operator from the evidence at one block.
+"""Steering targets by name: functions that build an operator from the evidence at one block.
 
-One more is one entry more in `TARGETS`; `rmuse fit --auto` tries them all.
+To add a target, add an entry to `TARGETS`; `rmuse fit --auto` tries them all.
 """
 
 from typing import Final
@@ -45,4 +45,4 @@ TARGETS: Final[dict[str, Target]] = {
     "mean": mean_of_step,
     "acs": acs,
 }
-"""Name → how its operator is built; the first is the one that `calibrated` has unless another is chosen."""
+"""Name → function that builds the operator; the first is the default of `calibrated`."""

@@ -1,1 +1,1 @@
-"""Where plans run: layouts of model families, the native place, and (in `lens`, the only file that knows it) nnsight."""
+"""Models: loading, layouts of model families, encoding, sites, generation."""

@@ -1,4 +1,4 @@
-"""Passes over many rows: the one way to form batches of like length, and the one way to read blocks' outputs."""
+"""Passes over many rows: form batches of similar length, and read the outputs of blocks."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,15 +27,15 @@ def alike(
     progress: Progress | None = None,
     label: str = "",
 ) -> Iterator[list[Row]]:
-    """The rows in batches of similar length; rows of one kind, whatever their order, give the same batches.
+    """Yield the rows in batches of similar length; the batches do not depend on the order of the rows.
 
     Args:
-        rows: what is to be passed over.
-        size: most rows per batch.
-        key: a row's kind (whether it has a picture), its length, and whatever else settles the order.
-        mixed: fill a batch up with rows of the next kind, so that one batch may hold both; else none does.
-        progress: a running progress bar to add a line to, which moves as batches are done.
-        label: of that line.
+        rows: the rows to process.
+        size: maximum number of rows per batch.
+        key: sort key of a row: its kind (whether it has a picture), its length, and any tie-breakers.
+        mixed: whether a batch may be filled up with rows of the next kind; otherwise a batch has one kind only.
+        progress: a running progress bar to which a line is added.
+        label: label of that line.
 
     >>> list(alike(["ccc", "a", "bb", "d"], 3, lambda row: (row == "d", len(row))))
     [['a', 'bb', 'ccc'], ['d']]
@@ -54,7 +54,7 @@ def alike(
 
 
 def by_length(example: Example) -> tuple[str, int, str]:
-    """The key by which examples are asked in batches: kind of query, length of the prompt, id."""
+    """Sort key for batches of examples: kind of query, length of the prompt, id."""
     return example.modality, len(example.prompt()), example.id
 
 
@@ -64,14 +64,14 @@ def reading(
     blocks: Sequence[int],
     take: Callable[[int, Float[Tensor, "batch tokens d"]], Taken],
 ) -> Iterator[dict[int, Taken]]:
-    """The context in which decoder blocks' outputs are read: block → what the latest forward pass gave there.
+    """Context that reads the outputs of decoder blocks into a dict: block → value from the latest forward pass.
 
-    Hooks run in the order in which they were registered: a plan that was attached before has acted on what is read.
+    Hooks run in the order of registration: a plan attached earlier has already edited the outputs.
 
     Args:
-        layout: where the model keeps its blocks.
-        blocks: 0-based.
-        take: from a block and its output to what is kept, called in forward order.
+        layout: paths of the model's blocks.
+        blocks: 0-based indices of the blocks to read.
+        take: function from a block's index and output to the value to keep, called in forward order.
     """
     found: dict[int, Taken] = {}
 

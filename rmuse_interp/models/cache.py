@@ -1,4 +1,4 @@
-"""What `run_with_cache` can keep of a forward pass, by TransformerLens' names, and the module that shows each.
+"""Values that `run_with_cache` can keep, by TransformerLens' names, and the module that provides each.
 
 | name | what | shape |
 |---|---|---|
@@ -28,12 +28,12 @@ _HEADS: Final = re.compile(r"blocks\.(\d+)\.attn\.(hook_z|hook_pattern)")
 _PROJECTIONS: Final = ("o_proj", "out_proj", "dense", "c_proj")
 
 Names = str | Site | Iterable[str | Site] | Callable[[str], bool] | None
-"""One name or several, `Site`s among them, a filter of names, or None for the sites of all blocks."""
+"""One or several names or `Site`s, a predicate on names, or None for the sites of all blocks."""
 
 
 @dataclass(frozen=True)
 class Shown:
-    """One thing to keep: its name, the module that shows it (a dotted path), on which side, and what to take of it."""
+    """A value to keep: its name, the module that provides it (dotted path), the side, and how to extract it."""
 
     name: str
     path: str
@@ -42,16 +42,16 @@ class Shown:
 
 
 def shown(hf_model: PreTrainedModel, layout: Layout, names: Names, with_image: bool) -> list[Shown]:
-    """What is asked for, in forward order.
+    """The requested values, in forward order.
 
     Args:
         hf_model: the model.
-        layout: where it keeps its parts.
-        names: what is asked for.
-        with_image: whether any row has an image: without one, no vision tower runs.
+        layout: paths of its parts.
+        names: the requested names.
+        with_image: whether any row has an image; without one, the vision tower does not run.
 
     Raises:
-        RMuseError: a name that is none of those above, a layer the model does not have, or what it does not show.
+        RMuseError: an unknown name, a layer the model does not have, or a value it does not provide.
     """
     every = [Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS]
     if names is None:
@@ -123,7 +123,7 @@ def _of_site(layout: Layout, site: Site) -> Shown:
 
 
 def _state(value: object) -> Tensor:
-    """The state in what a module is given or gives: itself, the first of a tuple, or the last hidden state."""
+    """The state in a module's input or output: itself, the first of a tuple, or the last hidden state."""
     if not isinstance(value, Tensor | tuple):
         value = getattr(value, "last_hidden_state", None)
     found = value[0] if isinstance(value, tuple) else value

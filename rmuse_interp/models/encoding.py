@@ -1,4 +1,4 @@
-"""From questions, pictures and responses to a model's inputs: the chat template, padding on the left, prompt ends."""
+"""Encode questions, pictures and responses as model inputs: chat template, left padding, prompt ends."""
 
 import io
 from collections.abc import Sequence
@@ -20,29 +20,29 @@ Picture = Image.Image | bytes | str | Path | None
 
 @dataclass(frozen=True)
 class Conversation:
-    """A question behind earlier turns; stands wherever a plain question does. A picture belongs to the first turn.
+    """A question with earlier turns; accepted wherever a plain question is. A picture belongs to the first turn.
 
     Args:
         history: earlier questions and the assistant's replies, oldest first.
-        question: the one to be answered.
+        question: the question to be answered.
     """
 
     history: tuple[tuple[str, str], ...]
     question: str
 
     def __len__(self) -> int:
-        """Characters of all turns."""
+        """Number of characters in all turns."""
         return len(self.question) + sum(len(words) for turn in self.history for words in turn)
 
     @property
     def turns(self) -> list[tuple[str, str]]:
-        """Role and words of every turn, the question last."""
+        """Role and text of every turn, the question last."""
         earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
         return [*earlier, ("user", self.question)]
 
 
 Prompt = str | Conversation
-"""A plain question, or one behind earlier turns."""
+"""A plain question, or one with earlier turns."""
 
 
 def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -51,7 +51,7 @@ def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 
 
 def behind(prefix: str, prompt: Prompt) -> Prompt:
-    """`g ⊕ q`: a text in front of the question; in a conversation, of its last one.
+    """`g ⊕ q`: put a text in front of the question; in a conversation, in front of the last question.
 
     >>> behind("Refuse.", Conversation((("Hi?", "Hello."),), "Who?")).question
     'Refuse. Who?'
@@ -62,12 +62,12 @@ def behind(prefix: str, prompt: Prompt) -> Prompt:
 
 
 class Encoding(BatchFeature):
-    """Inputs of a model, left-padded, for ``model(**encoding)``; besides them, where each prompt ends.
+    """Left-padded inputs of a model, for ``model(**encoding)``, with the end of each prompt.
 
     Attributes:
-        prompt_end: [batch] position of the last prompt token, counting the row's unmasked tokens from 0; what comes
-            after it is the response or a prefill of the assistant's turn.
-        texts: the strings that were tokenized, image placeholders not expanded.
+        prompt_end: [batch] position of the last prompt token, counting the row's unmasked tokens from 0; after it
+            comes the response or a prefill of the assistant's turn.
+        texts: the tokenized strings, with image placeholders not expanded.
     """
 
     prompt_end: Int[Tensor, " batch"]
@@ -95,7 +95,7 @@ class Encoder:
         return getattr(self.processor, "image_processor", None) is not None
 
     def render(self, question: Prompt, with_image: bool) -> str:
-        """The question as the chat template has it, earlier turns before it, up to where the assistant's turn begins."""
+        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
         if getattr(self.processor, "chat_template", None) is None:
             image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
@@ -121,8 +121,8 @@ class Encoder:
         Args:
             prompts: plain questions, or conversations.
             images: one picture or None per row.
-            responses: per row the assistant's words so far (a whole response, or a prefill), put one space behind the
-                prompt; None or "" for none.
+            responses: the assistant's words so far (a whole response, or a prefill), one per row, appended to the
+                prompt after one space; None or "" for none.
 
         Raises:
             RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
@@ -155,7 +155,7 @@ class Encoder:
         return encoding
 
     def _tail(self, head: str, text: str) -> int:
-        """Number of tokens of `text` that reach beyond `head`."""
+        """Number of tokens of `text` that extend beyond `head`."""
         if text == head:
             return 0
         if not self.tokenizer.is_fast:
@@ -166,7 +166,7 @@ class Encoder:
         return sum(end > len(head) for _, end in offsets)
 
     def decode(self, ids: Sequence[int], drop: frozenset[int], stop: frozenset[int]) -> str:
-        """The text of generated ids, cut at the first id of `stop`, without those of `drop`; delimiters stay."""
+        """The text of generated ids up to the first id in `stop`, without ids in `drop`; delimiters are kept."""
         kept: list[int] = []
         for token in ids:
             if token in stop:
@@ -179,10 +179,10 @@ class Encoder:
 
 
 def per_row(items: object, rows: int, what: str) -> list[Any]:
-    """One item per row, None for each where there are none.
+    """Return one item per row, all None if there are no items.
 
     Raises:
-        RMuseError: another number of items.
+        RMuseError: the number of items differs from the number of rows.
     """
     if items is None:
         return [None] * rows

@@ -1,4 +1,4 @@
-"""`Fingerprint`: which model a plan was fitted on, and what tells another one apart."""
+"""`Fingerprint`: identifies the model a plan was fitted on."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,14 +16,14 @@ from rmuse_interp.models.layout import Layout
 class Fingerprint:
     """Architecture, widths and a hash of the source checkpoint's weight files.
 
-    The dtype a model runs in is not a part of it: every dtype and quantised form loaded from the same files matches.
+    It does not include the dtype: every dtype and quantised form loaded from the same files matches.
 
     Args:
         architecture: class of the model with its head.
         n_layers: decoder blocks.
         d_model: width of the residual stream.
         vocabulary: entries of the embedding.
-        weights: hash (16 hex digits) of the weight files, or "" where the model came from no files.
+        weights: hash (16 hex digits) of the weight files, or "" if the model was not loaded from files.
     """
 
     architecture: str
@@ -41,7 +41,7 @@ class Fingerprint:
         return asdict(self)
 
     def differences(self, record: Mapping[str, object]) -> list[str]:
-        """What differs from a saved record, one phrase each; weights count only where both are known."""
+        """Differences from a saved record, one phrase each; weights are compared only if both are known."""
         found = []
         for name, own in self.as_record().items():
             other = record.get(name)
@@ -108,9 +108,9 @@ def _digest(file: Path) -> bytes:
 
 
 def _sampled(file: Path, size: int) -> bytes:
-    """sha256 of the size and of `_SAMPLES` pieces spread evenly over the file (over all of it, where it is small).
+    """sha256 of the size and of `_SAMPLES` pieces spread evenly over the file (the whole file if it is small).
 
-    Weights of 14 GB would take half a minute to hash whole; any matrix that changed is larger than the gaps.
+    Hashing all of 14 GB would take half a minute; a changed weight matrix is larger than the gaps between pieces.
     """
     found = hashlib.sha256(str(size).encode())
     starts = range(0, size, _PIECE)

@@ -1,4 +1,4 @@
-"""The one generation loop: what a model goes on to say behind an encoding, as text."""
+"""The generation loop: continue an encoding and return text."""
 
 import torch
 from transformers import LogitsProcessor
@@ -9,13 +9,13 @@ from rmuse_interp.models.loaded import LoadedModel
 
 
 def ends_of(model: LoadedModel) -> frozenset[int]:
-    """The ids that end a row."""
+    """The token ids that end a row."""
     ends = model.hf.generation_config.eos_token_id
     return frozenset(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
 def silent(model: LoadedModel) -> frozenset[int]:
-    """The ids that are no words: padding, begin, end and image placeholders. Delimiters of reasoning stay."""
+    """The token ids to leave out of text: padding, begin, end and image placeholders, but not reasoning delimiters."""
     own = model.tokenizer
     return frozenset({own.pad_token_id, own.bos_token_id, own.eos_token_id, model.image_token_id} - {None})
 
@@ -27,14 +27,14 @@ def continued(
     noise: LogitsProcessor | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[str]:
-    """The words that come behind each row, greedily; every row stops at its own end.
+    """The greedy continuation of each row, as text; every row stops at its own end.
 
     Args:
-        model: the model, with whatever hooks it has.
+        model: the model, with its hooks.
         encoding: [batch] rows from `LoadedModel.encode`.
-        max_new_tokens: the most tokens per row.
-        noise: transformers' `LogitsProcessor` that makes greedy decoding sample; None for none.
-        streamer: transformers' streamer, for a batch of one; None for none.
+        max_new_tokens: maximum number of tokens per row.
+        noise: a `LogitsProcessor` that turns greedy decoding into sampling, or None.
+        streamer: a transformers streamer, for a batch of one, or None.
     """
     with torch.inference_mode():
         out = model.hf.generate(

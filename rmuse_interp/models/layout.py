@@ -1,4 +1,4 @@
-"""Where each family of models keeps its decoder blocks and its vision tower: data, and one search over it."""
+"""Paths of decoder blocks and vision tower in each family of models, and the search for them."""
 
 import inspect
 from collections.abc import Callable
@@ -21,13 +21,13 @@ BLOCK_PATHS: Final = (
     "gpt_neox.layers",  # Pythia
     "model.decoder.layers",  # OPT
 )
-"""Paths under which decoder blocks are looked for, in order; the first list of modules found is taken."""
+"""Paths searched for decoder blocks, in order; the first list of modules found is used."""
 
 PROJECTOR_PATHS: Final = ("model.multi_modal_projector", "multi_modal_projector", "model.connector")
-"""Paths under which the projector from the tower's width to that of the residual stream is looked for."""
+"""Paths searched for the projector from the tower's width to that of the residual stream."""
 
 VISION_PATHS: Final = ("model.vision_tower", "vision_tower", "model.visual", "visual", "model.vision_model")
-"""Paths under which the vision tower is looked for; text-only models have none."""
+"""Paths searched for the vision tower; text-only models have none."""
 
 _IMAGE_TOKEN: Final = ("image_token_id", "image_token_index")
 _SPECIAL: Final = (
@@ -45,8 +45,8 @@ class Vocabulary:
 
     Args:
         image: id of the image placeholder; None for text-only models.
-        special: special tokens, that one among them.
-        piece: the text of a token; None where no tokenizer is known.
+        special: ids of special tokens, including the image placeholder.
+        piece: function from a token id to its text; None without a known tokenizer.
     """
 
     image: int | None
@@ -56,13 +56,13 @@ class Vocabulary:
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where a model keeps what plans need.
+    """Paths and sizes of a model that plans need.
 
     Args:
         path: dotted path of the list of decoder blocks.
         blocks: the decoder blocks, in order; the output of block l is `blocks.{l}.hook_resid_post`.
         vision: dotted path of the vision tower, or None.
-        projector: dotted path of the projector behind it, or None.
+        projector: dotted path of the projector after it, or None.
         d_model: width of the residual stream.
         arguments: names of the forward's arguments, in order.
         vocabulary: image and special token ids.
@@ -83,17 +83,17 @@ class Layout:
 
 
 _FOUND: Final[WeakKeyDictionary[nn.Module, Layout]] = WeakKeyDictionary()
-"""Layouts found with a tokenizer: who attaches a plan to such a model later gets the very same."""
+"""Layouts found with a tokenizer, reused when a plan is attached to the model later."""
 
 
 def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any = None) -> Layout:
-    """The layout of a Hugging Face model; for a model that was loaded with its tokenizer, the one found then.
+    """The layout of a Hugging Face model; if it was loaded with its tokenizer, the layout found then.
 
     Args:
         hf_model: the model with its head, e.g. `LlavaForConditionalGeneration`.
         blocks: dotted path of the decoder blocks, for families not listed in `BLOCK_PATHS`.
-        tokenizer: tells the special tokens and the text of each; the special ones are those that the configuration
-            names where absent.
+        tokenizer: gives the special tokens and the text of tokens; without it, the special tokens named in the
+            configuration are used.
 
     Raises:
         RMuseError: no list of modules under any known path, or none under `blocks`.

@@ -1,4 +1,4 @@
-"""`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions and knows no plan."""
+"""`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions, independent of plans."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -12,13 +12,13 @@ from rmuse_interp.models.layout import Layout
 
 
 class LoadedModel:
-    """A model, its processor and where it keeps its parts.
+    """A model with its processor and layout.
 
     Args:
         hf_model: the Hugging Face model.
-        processor: its processor, or its tokenizer where it is text-only.
-        layout: where it keeps its blocks.
-        name: what the user called it.
+        processor: its processor, or its tokenizer if it is text-only.
+        layout: paths of its parts.
+        name: the name given by the user.
 
     Attributes:
         hf: the Hugging Face model itself.
@@ -62,12 +62,12 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.hf.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
+        """Dtype of the weights."""
         return next(self.hf.parameters()).dtype
 
     @property

@@ -20,8 +20,8 @@ def load_checkpoint(
 
     Args:
         name: a folder, a hub id, `organism` or `organism-gold`.
-        device: where to put it; a GPU where there is one.
-        dtype: the checkpoint's own on a GPU and float32 elsewhere, unless said otherwise.
+        device: target device; by default a GPU if there is one.
+        dtype: by default the checkpoint's own on a GPU and float32 elsewhere.
 
     Raises:
         RMuseError: no checkpoint there, an unknown dtype or device.
@@ -87,7 +87,7 @@ def _load(source: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """The context without transformers' progress bars and advice."""
+    """Context without transformers' progress bars and advice."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""`Site`: a place in the decoder, named as TransformerLens names it, and the module of a block that shows it."""
+"""`Site`: a place in the decoder, named as in TransformerLens, and the module of a block that exposes it."""
 
 import operator
 import re
@@ -19,15 +19,15 @@ HOOKS: Final[tuple[str, ...]] = get_args(Hook)
 _NAME: Final = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 
 Side = Literal["input", "output"]
-"""The side of a module that shows a state."""
+"""The side of a module that exposes a state."""
 
 _CHILDREN: Final[dict[str, tuple[tuple[str, ...], Side]]] = {
     "attn_out": (("self_attn", "attn", "attention"), "output"),
     "resid_mid": (("post_attention_layernorm", "ln_2", "ln2"), "input"),
     "mlp_out": (("mlp",), "output"),
 }
-"""Hook point → names its module goes by, and which side of it shows the state. Families whose norms stand behind
-attention and MLP (Gemma 2) show `resid_mid` elsewhere and are refused there."""
+"""Hook point → names of its module, and the side that exposes the state. Families with norms after attention and MLP
+(Gemma 2) have `resid_mid` elsewhere; that site is refused for them."""
 
 
 @total_ordering
@@ -71,7 +71,7 @@ class Site:
 
     @classmethod
     def parse(cls, name: str) -> "Site":
-        """The site that `name` (`blocks.3.hook_resid_post`) stands for.
+        """Parse a site's name, such as `blocks.3.hook_resid_post`.
 
         Raises:
             RMuseError: any other string.
@@ -85,11 +85,11 @@ class Site:
 
 
 Where = int | str | Site
-"""One site: a block's index (its output), a `Site`, or TransformerLens' name of one."""
+"""One site: a block's index (its output), a `Site`, or a TransformerLens name."""
 
 
 def as_site(where: Where) -> Site:
-    """The site that a block's index, a name or a `Site` stands for.
+    """Convert a block's index, a name or a `Site` to a `Site`.
 
     Raises:
         RMuseError: anything else, a negative index, or an unknown name.
@@ -107,10 +107,10 @@ def as_site(where: Where) -> Site:
 
 
 def as_sites(where: Where | Iterable[Where]) -> list[Site]:
-    """The distinct sites that one place or several stand for, as given.
+    """Convert one or several places to distinct sites, in the given order.
 
     Raises:
-        RMuseError: what is no site, none, or one of them twice.
+        RMuseError: an invalid site, no sites, or a site given twice.
     """
     if isinstance(where, Iterable) and not isinstance(where, str):
         found = [as_site(one) for one in where]
@@ -124,10 +124,10 @@ def as_sites(where: Where | Iterable[Where]) -> list[Site]:
 
 
 def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
-    """The child of the block (None: the block itself) and the side of it that show the site.
+    """The child of the block (None: the block itself) and the side that expose the site.
 
     Raises:
-        RMuseError: a block that has no such child.
+        RMuseError: the block has no such child.
     """
     if site.hook not in _CHILDREN:
         return None, "input" if site.hook == "resid_pre" else "output"
@@ -143,18 +143,18 @@ def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
 
 
 def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) -> Callable[[], None]:
-    """Show every state at a site to a function, which may give another in its place.
+    """Call a function with every state at a site; it may return a replacement.
 
     Args:
         block: the decoder block of the site.
-        site: where; at `resid_mid` what is given reaches the MLP alone, not the sum behind it.
-        see: gets the state; what it returns goes on instead, unless that is None.
+        site: the site; at `resid_mid` a replacement reaches the MLP only, not the sum after it.
+        see: takes the state and returns a replacement, or None to keep it.
 
     Returns:
-        What takes the hook off again.
+        A function that removes the hook.
 
     Raises:
-        RMuseError: a block that does not show the site.
+        RMuseError: the block does not expose the site.
     """
     child, side = reader(block, site)
     shown = block if child is None else getattr(block, child)
@@ -171,10 +171,10 @@ def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) ->
         h = output[0] if isinstance(output, tuple) else output
         new = see(h) if isinstance(h, Tensor) else None
         if new is None:
-            return None  # nothing was edited: the very tensor goes on
+            return None  # nothing was edited: pass on the same tensor
         return (new, *output[1:]) if isinstance(output, tuple) else new
 
-    # Not for the compiler: it would trace the bookkeeping for minutes, and breaks its graph there anyway.
+    # Excluded from compilation: tracing the bookkeeping takes minutes and ends in a graph break anyway.
     quiet = torch.compiler.disable
     if side == "input":
         return shown.register_forward_pre_hook(quiet(before), with_kwargs=True).remove

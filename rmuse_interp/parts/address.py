@@ -1,4 +1,4 @@
-"""Parts of an expression, addressed by name or type: which there are, and the expression without one or with another."""
+"""Address the parts of an expression by name or type: list, remove and replace them."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ class Place:
     """Where a part stands in a list of expressions.
 
     Attributes:
-        index: of the expression.
-        path: from its root to the part, empty for the root itself.
-        part: what stands there.
-        required: whether the expression cannot be without it.
+        index: index of the expression in the list.
+        path: names from the expression's root to the part, empty for the root itself.
+        part: the part at that place.
+        required: whether the part cannot be removed from the expression.
     """
 
     index: int
@@ -31,7 +31,7 @@ class Place:
 def addresses(parts: Sequence[Part]) -> dict[str, Place]:
     """Every part inside a list of expressions by its full address, such as ``"pictures.operator.rrs"``.
 
-    An expression is called by its attribute `name`, or `edit0`, `edit1`, … where it has none.
+    An expression goes by its attribute `name`, or by `edit0`, `edit1`, … if it has none.
     """
     found: dict[str, Place] = {}
     for i, part in enumerate(parts):
@@ -43,17 +43,17 @@ def addresses(parts: Sequence[Part]) -> dict[str, Place]:
 
 
 def without(parts: Sequence[PartT], what: str | type[Part]) -> list[PartT]:
-    """The expressions without an address, without every removable match of a pattern, or without a type of part.
+    """Remove the part at an address, every removable match of a pattern, or every part of a type.
 
     Args:
         parts: the expressions, such as a plan's edits.
-        what: a name (`gate`), a full address (`pictures.gate`), a pattern with ``*``, or a class. A pattern and a class
-            skip parts that are required where they stand; a class removes operators together with their layers, and
-            an edit that has no other operator.
+        what: a name (`gate`), a full address (`pictures.gate`), a pattern with ``*``, or a class. Patterns and classes
+            skip required parts; a class removes operators together with their layers, and with their edit if it has
+            no other operator.
 
     Raises:
-        RMuseError: a name that is unknown or ambiguous (the names there are get listed), or of a part that is
-            required; a pattern or class that matches nothing which can be removed.
+        RMuseError: a name that is unknown or ambiguous (the message lists the names) or that of a required part; a
+            pattern or class without a removable match.
     """
     if isinstance(what, str):
         return replaced(parts, {what: None})
@@ -72,10 +72,10 @@ def without(parts: Sequence[PartT], what: str | type[Part]) -> list[PartT]:
 
 
 def replaced(parts: Sequence[PartT], changes: Mapping[str, object]) -> list[PartT]:
-    """The expressions with what stands at each address or pattern exchanged; None removes it (see `without`).
+    """Replace the part at each address or pattern by the given value; None removes it (see `without`).
 
     Raises:
-        RMuseError: see `without`; a value that cannot stand there.
+        RMuseError: see `without`; also for a value that is not valid at that place.
     """
     edited: list[PartT] = list(parts)
     for name, value in changes.items():
@@ -95,11 +95,11 @@ def replaced(parts: Sequence[PartT], changes: Mapping[str, object]) -> list[Part
 
 
 def _steps(part: Part) -> list[tuple[str, Part]]:
-    """The named children of a part, parts and lists of parts flattened; an only operator is called `operator`."""
+    """The named children of a part, with lists and dicts of parts flattened; a single operator is called `operator`."""
     found: list[tuple[str, Part]] = []
     for name, child in part.named_children():
         if name.startswith("_"):
-            continue  # derived from the others, not a part of the record
+            continue  # derived from the other arguments, not part of the record
         if isinstance(child, Part):
             found.append((name, child))
         elif isinstance(child, nn.ModuleList):
@@ -121,7 +121,7 @@ def _inside(part: Part) -> list[tuple[tuple[str, ...], Part, Part]]:
 
 
 def _optional(owner: Part, step: str) -> bool:
-    """Whether a part may do without its child: the child's argument is None by default."""
+    """Whether a child may be removed from its owner: its argument defaults to None."""
     known = inspect.signature(type(owner).__init__).parameters
     return step in known and known[step].default is None
 
@@ -138,7 +138,7 @@ def _match(name: str, known: Mapping[str, Place], removing: bool) -> list[Place]
         return [known[name]]
     else:
         chosen = {key: place for key, place in known.items() if key.endswith(f".{name}")}
-        # A gate inside a gate stands behind the gate itself.
+        # An edit's own gate takes precedence over gates nested in it.
         depth = min((len(place.path) for place in chosen.values()), default=0)
         chosen = {key: place for key, place in chosen.items() if len(place.path) == depth}
     if not chosen or (len({id(place.part) for place in chosen.values()}) > 1 and "*" not in name):
@@ -149,7 +149,7 @@ def _match(name: str, known: Mapping[str, Place], removing: bool) -> list[Place]
 
 
 def _rebuilt(part: PartT, path: tuple[str, ...], value: object) -> PartT:
-    """A copy of `part` in which the part at `path` is `value`; built anew, so that every check runs again."""
+    """A copy of `part` with `value` at `path`, built anew so that every check runs again."""
     step, rest = path[0], path[1:]
     child = dict(_steps(part))[step]
     if value is None and not rest and not _optional(part, step):
@@ -163,7 +163,7 @@ def _rebuilt(part: PartT, path: tuple[str, ...], value: object) -> PartT:
 
 
 def _swapped(part: PartT, old: Part, new: object) -> PartT:
-    """The part with `new` wherever it holds `old`."""
+    """The part with its child `old` replaced by `new`."""
     changes: dict[str, object] = {}
     for name, held in part.arguments().items():
         items = held.values() if isinstance(held, dict) else held if isinstance(held, list) else [held]
@@ -178,7 +178,7 @@ def _swapped(part: PartT, old: Part, new: object) -> PartT:
 
 
 def _ablated(part: PartT, kind: type[Part]) -> PartT | None:
-    """The part without anything of a type inside it; None where it is of that type, or nothing of it is left."""
+    """The part without children of a type; None if it is of that type itself, or nothing is left of it."""
     if isinstance(part, kind):
         return None
     left = part

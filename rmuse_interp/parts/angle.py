@@ -1,4 +1,4 @@
-"""How far to rotate: a fixed fraction, as far as refusal is away (ACS, eq. 4.16), or as far as a state is in doubt."""
+"""How far to rotate: a fixed fraction, by the angle to refusal (ACS, eq. 4.16), or by the state's doubt."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -16,12 +16,12 @@ from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.subspace import Subspace
 
 Target = Literal["nearest", "frechet", "entropic"]
-"""ẑ*: the nearest prototype (semi-relaxed transport), the Fréchet mean of all (balanced, from one state), or the mean
-with weights that fall with the angle (entropic or unbalanced transport, from one state)."""
+"""ẑ*: the nearest prototype (semi-relaxed transport), the Fréchet mean of all (balanced transport of one state), or the
+Fréchet mean with weights that decrease with the angle (entropic or unbalanced transport of one state)."""
 
 
 class Angle(Part):
-    """How far along the geodesic to a direction a state is rotated: a fraction λ in [0, 1] per token. Abstract."""
+    """Abstract rule for the fraction λ in [0, 1] by which each token's state is rotated toward a direction."""
 
     def fraction(
         self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
@@ -29,18 +29,18 @@ class Angle(Part):
         """λ per token, in the precision of the geometry.
 
         Args:
-            h: states, of any length.
-            direction: v̂, one for all tokens or one per token.
+            h: [*tokens, d] states, of any length.
+            direction: v̂, [d] for all tokens or [*tokens, d].
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how far to rotate")
 
     def outside(self, rrs: Subspace) -> "Angle":
-        """The same rule on the sphere of the RRS complement, for the protected rotation (defect D5)."""
+        """The same rule on the unit sphere of the RRS complement, for the protected rotation (defect D5)."""
         raise NotImplementedError(f"{type(self).__name__} cannot protect a subspace")
 
 
 class FixedFraction(Angle):
-    """The same λ for every token: 1 replaces the direction of the state, 0 leaves it.
+    """The same λ for every token: 1 replaces the direction of the state, 0 leaves it unchanged.
 
     Args:
         value: λ in [0, 1].
@@ -58,11 +58,11 @@ class FixedFraction(Angle):
     def fraction(
         self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]
     ) -> Float[Tensor, "*tokens"]:
-        """λ, once per token."""
+        """λ for each token, [*tokens]."""
         return torch.full_like(working(h[..., 0]), self.value)
 
     def outside(self, rrs: Subspace) -> "FixedFraction":
-        """Itself: a fixed fraction knows no sphere."""
+        """Itself: a fixed fraction does not depend on the sphere."""
         return self
 
     def describe(self) -> str:
@@ -71,14 +71,14 @@ class FixedFraction(Angle):
 
 @dataclass(frozen=True, eq=False)
 class ACSAngles:
-    """What ACS decides per token (eq. 4.16), exposed for inspection.
+    """Targets, angles and fractions of ACS per token (eq. 4.16), for inspection.
 
     Attributes:
         target: ẑ*, unit vectors.
         theta_tar: `∠(u(h), ẑ*)`, radians.
         theta_dir: `∠(u(h), v̂)`, radians.
         fraction: `λ = min(1, θ_tar/θ_dir)`, 0 where θ_dir = 0 or h = 0.
-        nearest: index of ẑ* among the prototypes; None where it is a mean of them.
+        nearest: index of ẑ* among the prototypes; None if it is a mean of them.
     """
 
     target: Float[Tensor, "*tokens d"]
@@ -89,20 +89,20 @@ class ACSAngles:
 
 
 class ACS(Angle):
-    """Adaptive calibration steering: rotate by as much as separates the state from refusal (eq. 4.16).
+    """Adaptive calibration steering: rotate by the angle between the state and refusal (eq. 4.16).
 
-    `λ = min(1, θ_tar/θ_dir)`, so that slerp turns h by `min(θ_tar, θ_dir)`: towards v̂, as far as ẑ* is
-    away. It does not turn h *to* ẑ*, which may lie elsewhere. From one state balanced transport is trivial
-    (its plan is μ), so the target is the nearest prototype, the Fréchet mean of all, or what lies between them
-    (`entropic_targets`). For targets from a plan of many states at once, give it `Prototypes.transported`.
+    `λ = min(1, θ_tar/θ_dir)`, so slerp turns h towards v̂ by `min(θ_tar, θ_dir)`. It does not turn h *to* ẑ*,
+    which may lie elsewhere. Balanced transport of a single state is trivial (its plan is μ), so the target is the
+    nearest prototype, the Fréchet mean of all, or a point between them (`entropic_targets`). For targets from one
+    plan for many states, pass `Prototypes.transported`.
 
     Args:
         prototypes: the support of μ.
-        target: which of the three.
+        target: `nearest`, `frechet` or `entropic`.
         entropy: ε > 0 of the `entropic` target, in radians²; ε + ρ for unbalanced transport with relaxation ρ.
 
     Raises:
-        RMuseError: another target, or an entropy that is missing, not positive, or of no use.
+        RMuseError: an unknown target, an entropy that is missing or not positive, or one given for another target.
     """
 
     mean: Tensor | None
@@ -120,11 +120,11 @@ class ACS(Angle):
         self.entropy = entropy
         self.prototypes = prototypes
         self.target = target
-        # Derived from the prototypes: kept for speed, not a part of the record.
+        # Derived from the prototypes: kept for speed, not part of the record.
         self.hold(mean=frechet_mean(prototypes.points) if target == "frechet" else None)
 
     def angles(self, h: Float[Tensor, "*tokens d"], direction: Float[Tensor, "... d"]) -> ACSAngles:
-        """Targets, both angles and λ per token; the direction is one for all tokens or one per token."""
+        """Target, both angles and λ for each token; `direction` is [d] for all tokens or [*tokens, d]."""
         exact = working(h)
         point, aim = unit(exact), unit(working(direction).to(exact.dtype))
         nearest = None
@@ -149,9 +149,9 @@ class ACS(Angle):
         return self.angles(h, direction).fraction
 
     def outside(self, rrs: Subspace) -> "ACS":
-        """ACS on the sphere of the RRS complement: prototypes without their part in it, of length 1 again.
+        """ACS on the unit sphere of the RRS complement, with prototypes projected out of the RRS and normalised.
 
-        Give it states and directions outside the RRS, of any length; both angles are then
+        Pass it states and directions outside the RRS, of any length; both angles are then
         those of the protected rotation (defect D5).
         """
         return ACS(self.prototypes.outside(rrs), self.target, self.entropy)
@@ -164,7 +164,7 @@ class ACS(Angle):
 
 
 class Confidence(Angle):
-    """`λ = clip(α (δ − β)/(1 − β), 0, 1)`, 0 where δ ≤ β: the share of the way grows with the doubt δ.
+    """A fraction that grows with the doubt δ: `λ = clip(α (δ − β)/(1 − β), 0, 1)`, 0 where δ ≤ β.
 
     `δ = p(−v̂) − p(v̂)`, the difference of the two posteriors of a von Mises–Fisher mixture of concentration κ around
     the direction v̂ and its antipode: `softmax(κ⟨u(h), −v̂⟩, κ⟨u(h), v̂⟩)`, hence `δ = −tanh(κ⟨u(h), v̂⟩)`. In [−1, 1].
@@ -200,7 +200,7 @@ class Confidence(Angle):
         return share.clamp(0.0, 1.0)
 
     def outside(self, rrs: Subspace) -> "Confidence":
-        """Itself: the cosine is taken of whatever states it is given."""
+        """Itself: the cosine is taken of the states it is given."""
         return self
 
     def describe(self) -> str:

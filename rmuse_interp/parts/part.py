@@ -29,7 +29,7 @@ Record = dict[str, Any]
 """A part as plain JSON: ``{"class", "settings", "parts"}``."""
 
 _OURS: Final[dict[str, type["Part"]]] = {}
-"""Every part that this package defines, by the name that records call it: public, whatever file it stands in."""
+"""Record name → part class of this package; record names are public and independent of files."""
 
 
 class Part(nn.Module):
@@ -40,7 +40,7 @@ class Part(nn.Module):
     """
 
     _public: ClassVar[str] = "parts"
-    """The public module that records name, below `rmuse_interp`."""
+    """The public module used in record names, below `rmuse_interp`."""
     _phrase: ClassVar[str] = ""
 
     def __init_subclass__(cls, **settings: object) -> None:
@@ -52,7 +52,7 @@ class Part(nn.Module):
             _OURS[record_name(cls)] = cls
 
     def hold(self, **tensors: Tensor | None) -> None:
-        """Keep each tensor as a buffer of its name: a detached copy, in float32, or int64 for integers."""
+        """Store each tensor as a buffer of that name: a detached copy in float32, or int64 for integers."""
         for name, tensor in tensors.items():
             if tensor is None:
                 self.register_buffer(name, None)
@@ -74,7 +74,7 @@ class Part(nn.Module):
             setattr(self, name, nn.ModuleList(parts))
 
     def arguments(self) -> dict[str, Any]:
-        """The keywords that build this part again, by the convention of this module.
+        """The keyword arguments that rebuild this part, by the convention of this module.
 
         Raises:
             TypeError: a part that breaks the convention (a fault of its class, not of the caller).
@@ -92,10 +92,10 @@ class Part(nn.Module):
         return found
 
     def changed(self: PartT, **settings: object) -> PartT:
-        """The same part with some of its arguments exchanged; built anew, so that every check runs again.
+        """The same part with some arguments replaced; built anew, so that every check runs again.
 
         Raises:
-            RMuseError: a name that is none of its arguments, or whatever the part itself refuses.
+            RMuseError: a name that is not one of its arguments, or a value that the part refuses.
         """
         own = self.arguments()
         unknown = sorted(set(settings) - set(own))
@@ -106,21 +106,21 @@ class Part(nn.Module):
         return type(self)(**own | settings)
 
     def lacking(self: PartT, child: "Part") -> PartT | None:
-        """The same part without a child that is required; itself where it cannot do without, None where nothing is left.
+        """The same part without a required child: itself if that is impossible, None if nothing would be left.
 
-        Parts that hold several of a kind say here what goes with one of them.
+        Parts that hold several children of a kind override this to remove what belongs to the child.
         """
         return self
 
     def require_storable(self) -> None:
-        """Raise unless the part can be written down; all can, but those that hold a plain function.
+        """Raise unless the part can be saved; only parts that hold a plain function cannot.
 
         Raises:
-            RMuseError: saying why it cannot.
+            RMuseError: the part cannot be saved; the message says why.
         """
 
     def describe(self) -> str:
-        """The phrase that stands for this part in ``print(plan)``."""
+        """The phrase shown for this part by ``print(plan)``."""
         return self._phrase or type(self).__name__
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -253,7 +253,7 @@ def _keywords(kind: type[Part]) -> dict[str, bool]:
 
 
 def record_name(kind: type[Part]) -> str:
-    """What records call a class of parts: ``"module:Class"``, with the public module for parts of this package.
+    """The name of a part class in records: ``"module:Class"``, with the public module for parts of this package.
 
     Files may move behind such a name: it does not change with them.
     """

@@ -13,12 +13,12 @@ from rmuse_interp import RMuseError
 def require_finite(
     states: Float[Tensor, "examples *rest"], name: str, ids: Sequence[str] | None = None
 ) -> Float[Tensor, "examples *rest"]:
-    """The states themselves, once they hold neither NaN nor infinity.
+    """Return the states; raise unless they are all finite.
 
     Args:
         states: one row per example.
-        name: what they are, for the message.
-        ids: of the examples, for the message; their row numbers when absent.
+        name: name of the states, for the message.
+        ids: ids of the examples, for the message; row numbers by default.
 
     Raises:
         RMuseError: naming the first examples that are not finite.

@@ -1,4 +1,4 @@
-"""The reasoning retain subspace (RRS): what sets reasoning apart from answering at once (eq. 4.6)."""
+"""The reasoning retain subspace (RRS): directions that separate reasoning from direct answers (eq. 4.6)."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -91,7 +91,7 @@ def fit_retain(
         cap: the most directions to keep, None for no cap.
         map_back: undo the scaling of the directions found.
         groups: one label per example (say, `people` and `reasoning`); every group then weighs the same.
-        ids: of the examples, for error messages.
+        ids: ids of the examples, for error messages.
 
     Raises:
         RMuseError: no examples, states that are not finite (naming whose), responses that differ nowhere.

@@ -105,7 +105,7 @@ def fit_unlearning(
         cap: the most directions to keep, None for no cap.
         map_back: undo the scaling of the directions found.
         oriented: choose the sign of `v_un` by the raw mean shift instead of by coordinates.
-        ids: of the examples, for error messages.
+        ids: ids of the examples, for error messages.
 
     Raises:
         RMuseError: no examples, states that are not finite (naming whose), refusals that differ nowhere.
@@ -164,7 +164,7 @@ def span_hybrid(
         for span, mean in zip((ans, cot), means, strict=True)
     ]
     for i, span in enumerate((ans, cot)):
-        # A constant column has the spread of its rounding, which is not one to divide by.
+        # The spread of a constant column is only rounding error and must not be divided by.
         spreads[i] = torch.where(spreads[i] > 1e-7 * span.abs().amax(dim=0), spreads[i], 0.0)
     varied = any(bool((spread > 0).any()) for spread in spreads)
     ones = torch.ones_like(ans[0])

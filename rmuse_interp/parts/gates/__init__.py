@@ -1,6 +1,6 @@
-"""Gates: whether a query is about the forgotten. There is one `Gate`: a scorer, what it reads, and a threshold.
+"""Gates decide whether a query is about what is to be forgotten: a `Gate` is a scorer, a read-out and a threshold.
 
-A larger score means steer. A gate knows which block and span are read and nothing about models.
+A larger score means steer. A gate names the block and span to read and does not depend on a model.
 """
 
 from rmuse_interp.parts.gates.alignment import RRSAlignment

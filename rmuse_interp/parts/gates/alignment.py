@@ -10,10 +10,10 @@ from rmuse_interp.parts.subspace import Subspace
 
 
 class RRSAlignment(Scorer):
-    """The score of the literal gate (eq. 4.7), which steers iff `s_gate = ‖P_rrs h‖/‖h‖ < τ`, that is `−s_gate > −τ`.
+    """The score of the literal gate (eq. 4.7), which steers iff `s_gate = ‖P_rrs h‖/‖h‖ < τ`, that is, `−s_gate > −τ`.
 
-    It barely depends on the query (defect D2): for a random state `s_gate` is about `sqrt(r/d)`, so τ =
-    0.85 is close to always on. The zero state has `s_gate = 0`.
+    It hardly depends on the query (defect D2): for a random state `s_gate` is about `sqrt(r/d)`, so with τ =
+    0.85 the gate fires almost always. The zero state has `s_gate = 0`.
 
     Args:
         rrs: the reasoning retain subspace. The gate's threshold is −τ; the paper reads the last token of `g ⊕ q`.

@@ -33,17 +33,17 @@ class Clusters(IdentityScorer):
 
     With `x = u(h − c)` and one concentration κ for all (von Mises–Fisher),
     `log p(x | k) = κ⟨m_k, x⟩ + const`, `m_k` the mean direction. With `x = h − c` and one covariance Σ for
-    all (Mahalanobis), `log p(x | k) = −(x − m_k)ᵀ Σ⁻¹ (x − m_k)/2 + const`, `m_k` the mean. The constants,
-    and xᵀ Σ⁻¹ x, belong to every cluster alike and cancel: each cluster is one linear form of x.
+    all (Mahalanobis), `log p(x | k) = −(x − m_k)ᵀ Σ⁻¹ (x − m_k)/2 + const`, `m_k` the mean. The constants
+    and xᵀ Σ⁻¹ x are the same for all clusters and cancel: each cluster is a linear form of x.
 
-    A cluster with a concentration or a covariance of its own would need many states per person; most have
-    few. It is not a mixture either: the best cluster alone counts, so clusters do not vote.
+    Estimating κ or Σ per cluster would need many states per person, and most people have few. The score is
+    not that of a mixture: only the best cluster on each side counts.
 
     Args:
         forget: [clusters, d], `m_k` of the people to forget.
-        labels: who each of them is. They travel with the gate: give hashes.
-        others: [others, d], `m_j` of all else.
-        other_labels: the name of each of those.
+        labels: one label per person to forget. Labels are saved with the gate: use hashes.
+        others: [others, d], `m_j` of everything else.
+        other_labels: one label per other cluster.
         center: [d], c.
         concentration: κ; None for Mahalanobis clusters.
         precision: [d, d], Σ⁻¹; None for von Mises–Fisher clusters.
@@ -78,7 +78,7 @@ class Clusters(IdentityScorer):
         self.other_labels = list(other_labels)
         self.concentration = None if concentration is None else float(concentration)
         self.hold(forget=forget, others=others, center=center, precision=precision)
-        # Derived from the above: kept for speed, not a part of the record.
+        # Derived from the above: kept for speed, not part of the record.
         means = torch.cat([self.forget, self.others]).double()
         if self.precision is None:
             assert self.concentration is not None
@@ -92,11 +92,11 @@ class Clusters(IdentityScorer):
 
     @property
     def density(self) -> ClusterKind:
-        """Which of the two."""
+        """`vmf` or `mahalanobis`."""
         return "vmf" if self.precision is None else "mahalanobis"
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Log density of the best forget cluster minus that of the best other one, in nats, per state."""
+        """Log density of the best forget cluster minus that of the best other cluster, in nats, one per state."""
         exact = working(h)
         x = _coordinates(exact, self.center.to(exact.dtype), self.density)
         logs = x @ self.weight.to(exact.dtype).mT + self.bias.to(exact.dtype)
@@ -132,21 +132,21 @@ def fit_clusters(
     readout: Readout,
     kind: ClusterKind = "vmf",
 ) -> Gate:
-    """The cluster gate of labelled states, centred by the mean of the two sides' means.
+    """Fit the cluster gate to labelled states, centred at the midpoint of the two sides' means.
 
-    κ is that of the mean cosine between states of one cluster, by `κ = ρ(d − ρ²)/(1 − ρ²)` with ρ² that
-    cosine (Banerjee et al. 2005, eq. 4.4; pairs leave out the bias that resultants of few states have). Σ is
-    the covariance within clusters, pooled over both sides and shrunk by Ledoit and Wolf (2004). Clusters of
-    one state tell neither; where there are no others, κ is 1 and Σ the identity.
+    `κ = ρ(d − ρ²)/(1 − ρ²)`, where ρ² is the mean cosine between states of one cluster (Banerjee et al. 2005,
+    eq. 4.4; using pairs avoids the bias that resultants of few states have). Σ is the covariance within
+    clusters, pooled over both sides and shrunk by Ledoit and Wolf (2004). Clusters of a single state inform
+    neither; if there are no others, κ is 1 and Σ the identity.
 
     Args:
-        states: of forget queries.
-        people: whom each of them is about; they become labels of the gate, so give hashes.
-        others: states of the queries that must not be steered.
-        other_people: the same of those (any name that is shared by queries which belong together).
-        layer: where they were read.
-        readout: how they were read.
-        kind: von Mises–Fisher or Mahalanobis.
+        states: [examples, d] states of forget queries.
+        people: the person each forget query is about; these become labels of the gate, so use hashes.
+        others: [others, d] states of queries that must not be steered.
+        other_people: one label per other query, shared by queries that belong together.
+        layer: 0-based block where the states were read.
+        readout: tokens over which they were read.
+        kind: `vmf` (von Mises–Fisher) or `mahalanobis`.
 
     Raises:
         RMuseError: an empty side, states that are not finite, labels of another length, an unknown kind.
@@ -155,7 +155,7 @@ def fit_clusters(
     require_people(states, people, others, other_people)
     if kind not in _KINDS:
         raise RMuseError(f"a kind out of {', '.join(_KINDS)} was required, got {kind!r}")
-    # As it will be kept, so that a person added later gets the cluster they would have had from the start.
+    # In the precision that is stored, so that a person added later gets the same cluster as if fitted now.
     center = ((states.double().mean(dim=0) + others.double().mean(dim=0)) / 2).float().double()
     sides, pairs, residuals = [], [], []
     for side, owners in ((states, people), (others, other_people)):
@@ -166,7 +166,7 @@ def fit_clusters(
         if kind == "vmf":
             several = count[rows] > 1
             total = torch.zeros_like(means).index_add(0, rows, x)
-            # Mean cosine of each state to the others of its cluster.
+            # Mean cosine between each state and the others of its cluster.
             cosine = ((x * total[rows]).sum(dim=1) - 1) / (count[rows] - 1)
             pairs.append(cosine[several])
         else:
@@ -188,13 +188,13 @@ def _coordinates(h: Tensor, center: Tensor, kind: ClusterKind) -> Tensor:
 def _means(
     x: Float[Tensor, "examples d"], rows: Int[Tensor, " examples"], clusters: int, kind: ClusterKind
 ) -> tuple[Float[Tensor, "clusters d"], Float[Tensor, " clusters"]]:
-    """The mean of each cluster (its direction for von Mises–Fisher) and its number of states."""
+    """Mean of each cluster (the mean direction for von Mises–Fisher) and its number of states."""
     means, count = cluster_means(x, rows, clusters)
     return (unit(means) if kind == "vmf" else means), count
 
 
 def _concentration(cosines: Tensor, d: int) -> float:
-    """κ of the mean cosine within clusters, at least 1: below, it would say nothing but "anywhere"."""
+    """κ from the mean cosine within clusters, at least 1: lower values are close to a uniform distribution."""
     if not len(cosines):
         return 1.0
     square = min(max(float(cosines.mean()), 0.0), 1 - 1e-6)

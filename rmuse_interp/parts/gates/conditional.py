@@ -16,14 +16,14 @@ class Condition(Scorer):
     The similarity is in [0, 1]: it equals `|⟨c, h⟩|/(‖c‖‖h‖)`, so the sign of `⟨c, h⟩` is lost. The zero
     state has similarity 0.
 
-    Faithful: the formula, the states at scoring time as they are (not centred), and the direction of the
-    comparison, `>` or `<`, as a part of the gate. Ours: no tanh around the projection, which the paper
-    applies in practice and which depends on the units of the residual stream; one pooled state per
-    read-out, where the paper averages all tokens of the prompt; the decision belongs to the query.
+    As in the paper: the formula, uncentred states at scoring time, and the direction of the comparison,
+    `>` or `<`, as part of the gate. Changed: no tanh around the projection, which the paper applies in
+    practice and which depends on the units of the residual stream; one pooled state per read-out, where the
+    paper averages all tokens of the prompt; one decision per query.
 
     Args:
-        direction: [d], c, of any length but zero.
-        above: whether the gate fires above θ; else the score is the negated similarity.
+        direction: [d], c, of any nonzero length.
+        above: whether the gate fires above θ; otherwise the score is the negated similarity.
     """
 
     direction: Tensor
@@ -38,7 +38,7 @@ class Condition(Scorer):
         self.above = above
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """The similarity per state, in [0, 1]; negated where the gate fires below θ."""
+        """The similarity of each state, in [0, 1]; negated if the gate fires below θ."""
         exact = working(h)
         similarity = (unit(exact) @ unit(self.direction.to(exact.dtype))).abs().clamp(max=1.0)
         return similarity if self.above else -similarity
@@ -59,18 +59,18 @@ def fit_condition(
     layer: int,
     readout: Readout,
 ) -> Gate:
-    """The condition gate of two sets of states: `c = PCA(H⁺ − μ, H⁻ − μ)` with `μ = (H⁺ + H⁻)/2`.
+    """Fit the condition gate to two sets of states: `c = PCA(H⁺ − μ, H⁻ − μ)` with `μ = (H⁺ + H⁻)/2`.
 
-    c is the first principal component of the states of both sides about the mean of the two sides' means.
-    Where the paper has as many examples on either side, each side weighs the same here whatever its size.
-    The paper finds the comparison's direction in its grid search over θ; here it is that in which the
-    fitting states are ranked better.
+    c is the first principal component of the states of both sides about the midpoint of the sides' means.
+    The paper has equally many examples on both sides; here each side has the same total weight whatever its
+    size. The paper finds the direction of the comparison in its grid search over θ; here it is the one that
+    ranks the fitting states better.
 
     Args:
-        forget: states that meet the condition.
-        others: states that do not.
-        layer: where they were read.
-        readout: how they were read.
+        forget: [examples, d] states that meet the condition.
+        others: [others, d] states that do not.
+        layer: 0-based block where the states were read.
+        readout: tokens over which they were read.
 
     Raises:
         RMuseError: an empty side, states that are not finite.
@@ -80,7 +80,7 @@ def fit_condition(
     center = (sides[0].mean(dim=0) + sides[1].mean(dim=0)) / 2
     rows = torch.cat([(side - center) / len(side) ** 0.5 for side in sides])
     vectors, _ = compact_svd(rows)
-    # Both sides in one point: nothing to tell apart, and any direction is as good.
+    # All states coincide: there is nothing to separate, so any direction will do.
     direction = vectors[:, 0] if vectors.shape[1] else torch.ones_like(center)
     gate = Gate(Condition(direction), Read(layer, readout))
     if auroc(gate.score(forget), gate.score(others)) >= 0.5:

@@ -1,4 +1,4 @@
-"""The contrast gate: nearer to what is forgotten than to anything else."""
+"""The contrast gate: fires on states nearer to forget states than to any other state."""
 
 import torch
 from jaxtyping import Float
@@ -11,16 +11,16 @@ from rmuse_interp.parts.gates.gate import Gate, Read, Readout, Scorer, require_b
 
 
 class Contrast(Scorer):
-    """Nearest-neighbour contrast: the highest cosine to a forget state minus the highest to another state.
+    """Nearest-neighbour contrast: the highest cosine to a forget state minus the highest cosine to an other state.
 
     `score(h) = mean of the top m of ⟨u(h − c), u(f − c)⟩ − the same over other states`, with c the stored
     centre. In [−2, 2]; a state at the centre scores 0.
 
     Args:
-        forget: [examples, d], `u(f − c)` of forget queries.
-        others: [others, d], the same of all queries that must not be steered.
+        forget: [examples, d], `u(f − c)` for states f of forget queries.
+        others: [others, d], the same for queries that must not be steered.
         center: [d], c.
-        top: m, how many neighbours are averaged on either side; 1 is the maximum.
+        top: m, the number of neighbours averaged on each side; 1 takes the maximum.
     """
 
     forget: Tensor
@@ -43,7 +43,7 @@ class Contrast(Scorer):
         self.top = top
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Contrast of cosines per state."""
+        """Contrast of cosines, one per state."""
         exact = working(h)
         direction = unit(exact - self.center.to(exact.dtype))
         near, far = (self._nearness(direction, side.to(exact.dtype)) for side in (self.forget, self.others))
@@ -65,14 +65,14 @@ def fit_contrast(
     readout: Readout,
     top: int = 1,
 ) -> Gate:
-    """The contrast gate of two sets of states, centred by the mean of the two sides' means.
+    """Fit the contrast gate to two sets of states, centred at the midpoint of the two sides' means.
 
     Args:
-        forget: states of forget queries.
-        others: states of the queries that must not be steered.
-        layer: where they were read.
-        readout: how they were read.
-        top: neighbours averaged on either side.
+        forget: [examples, d] states of forget queries.
+        others: [others, d] states of queries that must not be steered.
+        layer: 0-based block where the states were read.
+        readout: tokens over which they were read.
+        top: number of neighbours averaged on each side.
 
     Raises:
         RMuseError: an empty side, states that are not finite.

@@ -1,4 +1,4 @@
-"""The linear discriminant gate: log odds of forget under one shrunk covariance."""
+"""The linear discriminant gate: log odds of the forget side under one shrunk covariance."""
 
 import torch
 from jaxtyping import Float
@@ -9,7 +9,7 @@ from rmuse_interp.parts.gates.gate import Gate, Read, Readout, Scorer, require_b
 
 
 class LinearDiscriminant(Scorer):
-    """`score(h) = ⟨w, h⟩ + b`: a shrinkage linear discriminant, the log odds of forget under equal priors.
+    """Shrinkage linear discriminant `score(h) = ⟨w, h⟩ + b`: the log odds of forget under equal priors.
 
     Args:
         weight: [d], w.
@@ -28,7 +28,7 @@ class LinearDiscriminant(Scorer):
         self.bias = float(bias)
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Log odds, in nats, per state."""
+        """Log odds in nats, one per state."""
         exact = working(h)
         return exact @ self.weight.to(exact.dtype) + self.bias
 
@@ -44,18 +44,18 @@ def fit_discriminant(
     readout: Readout,
     shrinkage: float | None = None,
 ) -> Gate:
-    """`w = Σ⁻¹(m₁ − m₀)`, `b = −⟨w, m₁ + m₀⟩/2`: Fisher's discriminant with equal priors.
+    """Fit Fisher's discriminant with equal priors: `w = Σ⁻¹(m₁ − m₀)`, `b = −⟨w, m₁ + m₀⟩/2`.
 
     Σ is the covariance within the sides, pooled over all states and shrunk towards a multiple of the
-    identity. It is not the average of one covariance per side, in which a small forget set would weigh as
-    much as all others.
+    identity. It is not the average of one covariance per side, in which a small forget set would have as
+    much weight as all others.
 
     Args:
-        forget: states of forget queries.
-        others: states of the queries that must not be steered.
-        layer: where they were read.
-        readout: how they were read.
-        shrinkage: the share of the identity in [0, 1]; Ledoit and Wolf's (2004) where absent.
+        forget: [examples, d] states of forget queries.
+        others: [others, d] states of queries that must not be steered.
+        layer: 0-based block where the states were read.
+        readout: tokens over which they were read.
+        shrinkage: weight of the identity in [0, 1]; Ledoit and Wolf's (2004) by default.
 
     Raises:
         RMuseError: an empty side, states that are not finite.

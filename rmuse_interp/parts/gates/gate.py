@@ -1,4 +1,4 @@
-"""`Gate`: whether to steer, by a scorer, what it reads and a threshold; and gates combined by and, or, not."""
+"""`Gate` decides whether to steer, from a scorer, a read-out and a threshold; gates combine by and, or, not."""
 
 import math
 from abc import abstractmethod
@@ -16,27 +16,27 @@ from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 
 Readout = Literal["last", "question", "image", "draft"]
-"""What is read at the gate's block: the last prompt token; the mean over the prompt's ordinary text tokens after the
-image (over all of them where there is none); the mean over the image tokens; or the mean from the last prompt token to
-the end of the model's own unsteered response, its draft. A draft needs a pass of its own, before the gate decides."""
+"""Tokens read at the gate's block. `last`: the last prompt token. `question`: the mean over the prompt's ordinary text
+tokens after the image (all of them without an image). `image`: the mean over the image tokens. `draft`: the mean from
+the last prompt token to the end of the model's own unsteered response, which takes a separate pass before the gate."""
 
 READOUTS: Final[tuple[Readout, ...]] = get_args(Readout)
 
 Expected = dict[str, Any]
-"""What a threshold makes one expect, as plain JSON: ``rule``, and ``false_alarms`` and ``misses``, each a `Rate` as a
-dict (value, low, high, n). ``misses`` is None where they could not be estimated."""
+"""Expected error rates at a threshold, as plain JSON: ``rule``, ``false_alarms`` and ``misses``, the last two each a
+`Rate` as a dict (value, low, high, n). ``misses`` is None if it could not be estimated."""
 
 _FIXED: Final = "a combination fires at margin 0 of its gates; set the threshold of those instead"
 
 
 @dataclass(frozen=True)
 class Read:
-    """What a gate reads: the output of a decoder block, before any edit there, averaged over a span of the query.
+    """A gate's input: the output of a decoder block, before any edit there, averaged over a span of the query.
 
     Args:
-        block: 0-based.
-        span: which tokens are read.
-        prefix: text g put before the question in a pass of the gate's own; None reads the question itself.
+        block: 0-based decoder block.
+        span: the tokens read.
+        prefix: text g put before the question in a separate pass for the gate; None reads the question as it is.
 
     Raises:
         RMuseError: a negative block, an unknown span.
@@ -54,15 +54,15 @@ class Read:
             )
 
     def describe(self) -> str:
-        """The words that stand for it in ``print(plan)``."""
+        """The phrase shown for it by ``print(plan)``."""
         return f"block {self.block}, {self.span}" + ("" if self.prefix is None else " of g ⊕ q")
 
 
 class Scorer(Part):
-    """How much a state speaks for steering: a larger score means steer. It knows neither block nor span. Abstract."""
+    """Abstract score of a state: a larger score means steer. A scorer knows neither block nor span."""
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Score per state in float32 (float64 for float64 states)."""
+        """One score per state, in float32 (float64 for float64 states)."""
         raise NotImplementedError(f"{type(self).__name__} has no score")
 
     @property
@@ -72,24 +72,24 @@ class Scorer(Part):
 
     @property
     def kind(self) -> str:
-        """What ``scores.json`` calls a gate with this scorer."""
+        """The name of a gate with this scorer in ``scores.json``."""
         return f"{type(self).__name__}Gate"
 
 
 @final
 class Gate(Part):
-    """`fires(h) = score(h) > threshold` on the state that `reads` names.
+    """A decision whether to steer: `fires(h) = score(h) > threshold`, h the state that `reads` names.
 
     Args:
-        scorer: gives the score.
-        reads: which state is scored.
+        scorer: computes the score.
+        reads: the state that is scored.
         threshold: in units of the score.
-        scale: what one unit of `margin` is worth in units of the score, so that margins of different gates compare.
-        expected: the error rates that `calibrate` found at this threshold; None for a threshold set by hand.
+        scale: one unit of `margin` in units of the score, which makes margins of different gates comparable.
+        expected: error rates that `calibrate` found at this threshold; None for a threshold set by hand.
 
     Raises:
-        RMuseError: a scale that is not positive; for a combination of gates, another state than theirs, or a threshold
-            or scale of its own.
+        RMuseError: a scale that is not positive; a combination of gates that reads another state than they do, or has
+            a threshold or scale of its own.
 
     Examples:
         >>> from rmuse_interp.parts.gates import LinearDiscriminant
@@ -131,16 +131,16 @@ class Gate(Part):
 
     @property
     def prefix(self) -> str | None:
-        """Text put before the question in a pass of the gate's own."""
+        """Text put before the question in a separate pass for the gate, or None."""
         return self.reads.prefix
 
     @property
     def kind(self) -> str:
-        """What ``scores.json`` calls it."""
+        """The gate's name in ``scores.json``."""
         return self.scorer.kind
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Score per state in float32 (float64 for float64 states); larger = steer."""
+        """One score per state, in float32 (float64 for float64 states); larger = steer."""
         return self.scorer.score(h)
 
     def margin(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
@@ -148,11 +148,11 @@ class Gate(Part):
         return (self.score(h) - self.threshold) / self.scale
 
     def fires(self, h: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
-        """Whether to steer, per state."""
+        """Whether to steer, one per state."""
         return self.score(h) > self.threshold
 
     def at_threshold(self, threshold: float | int) -> "Gate":
-        """The same gate with another threshold, of which no rates are known."""
+        """The same gate with another threshold, for which no error rates are known."""
         return self.changed(threshold=float(threshold), expected=None)
 
     def calibrate(
@@ -164,21 +164,21 @@ class Gate(Part):
         level: float | int | None = None,
         held_out: bool = True,
     ) -> "Gate":
-        """The same gate with the threshold that a rule asks for, the rates it makes one expect, and a scale.
+        """The same gate with a threshold chosen by a rule, the expected error rates, and a scale.
 
-        The rates are those of the scores given, with 95 % Wilson intervals, kept in `expected`. The scale is
-        the spread of the scores about their side's mean.
+        `expected` holds the rates on the given scores, with 95 % Wilson intervals. The scale is the standard
+        deviation of the scores about the mean of their side.
 
         Args:
-            forget: of forget queries, scores that were held out from fitting (`held_out_scores`), or states
-                that this gate was not fitted on.
-            others: the same of the queries that must not be steered.
+            forget: held-out scores of forget queries (see `held_out_scores`), or states that this gate was
+                not fitted on.
+            others: the same for queries that must not be steered.
             rule: see `choose_threshold`.
             level: see `choose_threshold`.
-            held_out: False where the gate has seen the forget queries: its misses then count as unknown.
+            held_out: False if the gate was fitted on the forget queries; its misses are then unknown.
 
         Raises:
-            RMuseError: as `choose_threshold`; a combination, which has no threshold of its own.
+            RMuseError: see `choose_threshold`; also for a combination, which has no threshold of its own.
         """
         hits, rest = (x if x.ndim == 1 else self.score(x) for x in (forget, others))
         found = choose_threshold(hits, rest, rule, level)
@@ -219,14 +219,14 @@ def _rates(expected: Expected) -> str:
 
 
 class Combination(Scorer):
-    """The margins of gates that read one state, combined into one. Abstract."""
+    """Abstract combination of the margins of gates that read the same state."""
 
     @abstractmethod
     def _gates(self) -> list[Gate]:
         """The gates that are combined."""
 
     def require_reads(self, reads: Read) -> None:
-        """Raise unless all gates read this state."""
+        """Raise `RMuseError` unless all gates read this state."""
         for gate in self._gates():
             if gate.reads != reads:
                 raise RMuseError(
@@ -236,7 +236,7 @@ class Combination(Scorer):
 
     @property
     def kind(self) -> str:
-        """What ``scores.json`` calls a gate with this scorer."""
+        """The name of a gate with this scorer in ``scores.json``."""
         return type(self).__name__
 
 
@@ -261,35 +261,35 @@ class _Several(Combination):
 
 
 class AllOf(_Several):
-    """`a & b`: the least margin; fires where all do.
+    """`a & b`: the smallest margin; fires where all gates do.
 
     Args:
-        gates: that read the same state.
+        gates: gates that read the same state.
     """
 
     _word = "and"
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Least margin per state."""
+        """Smallest margin, one per state."""
         return self._margins(h).amin(dim=0)
 
 
 class AnyOf(_Several):
-    """`a | b`: the greatest margin; fires where any does.
+    """`a | b`: the largest margin; fires where any gate does.
 
     Args:
-        gates: that read the same state.
+        gates: gates that read the same state.
     """
 
     _word = "or"
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Greatest margin per state."""
+        """Largest margin, one per state."""
         return self._margins(h).amax(dim=0)
 
 
 class Not(Combination):
-    """`~a`: the negated margin; fires where a does not (neither fires at margin 0 exactly).
+    """`~a`: the negated margin; fires where `a` does not (at margin 0 exactly, neither fires).
 
     Args:
         gate: the gate to negate.
@@ -303,7 +303,7 @@ class Not(Combination):
         return [self.gate]
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Negated margin per state."""
+        """Negated margin, one per state."""
         return -self.gate.margin(h)
 
     def describe(self) -> str:
@@ -311,7 +311,7 @@ class Not(Combination):
 
 
 def require_both(forget: Tensor, others: Tensor) -> None:
-    """Raise unless both sides of a gate have states, all of them finite."""
+    """Raise `RMuseError` unless both sides have states, all of them finite."""
     if not len(forget) or not len(others):
         raise RMuseError(
             f"a gate needs states of forget and of other queries, got {len(forget)} and {len(others)}; "
@@ -322,6 +322,6 @@ def require_both(forget: Tensor, others: Tensor) -> None:
 
 
 def spread(forget: Float[Tensor, " examples"], others: Float[Tensor, " others"]) -> float:
-    """Standard deviation of scores about the mean of their own side, over both sides."""
+    """Standard deviation of the scores of both sides, each about its own side's mean."""
     centred = torch.cat([side.double() - side.double().mean() for side in (forget, others)])
     return math.sqrt(float(centred.square().mean()))

@@ -1,4 +1,4 @@
-"""`IdentityScorer`, the face of gates that know people one by one: forgetting one more is adding a cluster."""
+"""`IdentityScorer`, the interface of gates with one cluster per person: adding a cluster forgets one more person."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ from rmuse_interp.parts.gates.gate import Scorer
 from rmuse_interp.parts.pooled import require_finite
 
 Side = Literal["forget", "other"]
-"""Whom a cluster stands for: someone to forget, or anything that must not be steered."""
+"""What a cluster represents: a person to forget, or anything that must not be steered."""
 
 
 class IdentityScorer(Scorer):
-    """A score from one labelled cluster per person to forget, and per anything that must not be steered. Abstract.
+    """Abstract score from labelled clusters: one per person to forget, and one per thing that must not be steered.
 
-    A subclass keeps `labels` and `other_labels`, distinct and not empty, beside the tensors of its clusters.
+    A subclass keeps `labels` and `other_labels`, distinct and not empty, besides the tensors of its clusters.
     """
 
     labels: list[str]
@@ -29,15 +29,15 @@ class IdentityScorer(Scorer):
     def with_cluster(
         self, label: str, states: Float[Tensor, "examples d"], *, side: Side = "forget"
     ) -> "IdentityScorer":
-        """The same scorer with one cluster more: everything else stays to the bit.
+        """The same scorer with one more cluster; everything else stays bit-identical.
 
         Args:
-            label: of the new cluster.
-            states: of the person's queries, read where the gate reads.
-            side: `other` adds someone who must not be steered, such as a person restored.
+            label: label of the new cluster.
+            states: [examples, d] states of the person's queries, read where the gate reads.
+            side: `other` adds someone who must not be steered, such as a restored person.
 
         Raises:
-            RMuseError: a label that is taken on that side, no states, states that are not finite.
+            RMuseError: a label already used on that side, no states, or states that are not finite.
         """
         names = self._names(side)
         if label in names or not len(states):
@@ -49,10 +49,10 @@ class IdentityScorer(Scorer):
         return self._changed(side, [*names, label], self._grown(side, label, states.double()))
 
     def without_cluster(self, label: str, *, side: Side = "forget") -> "IdentityScorer":
-        """The same scorer without one cluster: everything else stays to the bit.
+        """The same scorer without one cluster; everything else stays bit-identical.
 
         Raises:
-            RMuseError: a label that is not there, or the last cluster of its side.
+            RMuseError: an unknown label, or that of the last cluster of its side.
         """
         names = self._names(side)
         if label not in names or len(names) == 1:
@@ -72,15 +72,15 @@ class IdentityScorer(Scorer):
 
     @abstractmethod
     def _grown(self, side: Side, label: str, states: Float[Tensor, "examples d"]) -> dict[str, Tensor]:
-        """The tensors of a side's clusters, by the keyword that holds them, with one cluster behind the others."""
+        """The tensors of a side's clusters, by keyword, with one cluster appended."""
 
     @abstractmethod
     def _kept(self, side: Side, rows: list[int]) -> dict[str, Tensor]:
-        """The same tensors for some of the clusters."""
+        """The tensors of a side's clusters, by keyword, restricted to some rows."""
 
 
 def require_labels(side: Side, labels: Sequence[str], clusters: int) -> None:
-    """Raise unless a side has one distinct label per cluster."""
+    """Raise `RMuseError` unless a side has one distinct label per cluster."""
     if not labels or len(set(labels)) < len(labels) or len(labels) != clusters:
         raise RMuseError(
             f"one distinct label per {side} cluster was required, at least one, got {len(set(labels))} for "
@@ -89,7 +89,7 @@ def require_labels(side: Side, labels: Sequence[str], clusters: int) -> None:
 
 
 def grouped(owners: Sequence[str], device: torch.device) -> tuple[list[str], Int[Tensor, " examples"]]:
-    """The labels in order of first appearance, and the number of each state's."""
+    """The distinct labels in order of first appearance, and the index of each state's label."""
     labels = list(dict.fromkeys(owners))
     number = {name: i for i, name in enumerate(labels)}
     return labels, torch.tensor([number[name] for name in owners], device=device)
@@ -110,14 +110,14 @@ def within(
     rows: Int[Tensor, " examples"],
     count: Float[Tensor, " clusters"],
 ) -> Float[Tensor, "residuals d"]:
-    """Residuals of states about the mean of their own cluster, scaled to be unbiased; lone states have none."""
+    """Residuals of states about the mean of their own cluster, scaled to be unbiased; single states have none."""
     several = count[rows] > 1
     unbiased = (count / (count - 1).clamp_min(1)).sqrt()[rows].unsqueeze(1)
     return ((x - means[rows]) * unbiased)[several]
 
 
 def shrunk_covariance(residuals: Float[Tensor, "residuals d"]) -> Float[Tensor, "d d"]:
-    """Covariance of residuals shrunk by Ledoit and Wolf (2004); the identity where they have no spread."""
+    """Covariance of residuals shrunk by Ledoit and Wolf (2004); the identity if they have no spread."""
     identity = torch.eye(residuals.shape[1], dtype=residuals.dtype, device=residuals.device)
     variance = residuals.square().mean()
     if not bool(variance > 1e-20):  # not <=, for the mean of no rows is NaN
@@ -129,7 +129,7 @@ def shrunk_covariance(residuals: Float[Tensor, "residuals d"]) -> Float[Tensor, 
 def require_people(
     states: Tensor, people: Sequence[str], others: Tensor, other_people: Sequence[str]
 ) -> None:
-    """Raise unless every state has the label of whom it is about."""
+    """Raise `RMuseError` unless every state has the label of its person."""
     if len(people) != len(states) or len(other_people) != len(others):
         raise RMuseError(
             f"one person per state was required, got {len(people)} for {len(states)} forget states and "

@@ -1,4 +1,4 @@
-"""The open-set identity gate: is this query about somebody to forget, somebody else known, or a person never met?"""
+"""The open-set identity gate: is a query about a person to forget, another known person, or an unknown one?"""
 
 from collections.abc import Sequence
 from typing import Final
@@ -22,29 +22,29 @@ from rmuse_interp.parts.gates.identity import (
 )
 
 _NEGLIGIBLE: Final = 1e-3
-"""Variance between people, in units of that within, below which a direction tells nothing of who is asked about."""
+"""Between-person variance, in units of the within-person variance, below which a direction carries no identity."""
 
 
 class IdentityRatio(IdentityScorer):
     """`score(h) = max_k log p(h | forget k) − max(max_j log p(h | other j), log p(h | nobody known))`, in nats.
 
-    Probabilistic linear discriminant analysis (Ioffe 2006; Prince and Elder 2007), as speaker verification scores
-    open sets: a person is `m ~ N(c, B)`, a query about them `h ~ N(m, W)`. In the coordinates `z = T(h − c)` where W
-    is the identity and B diagonal, the n states of a person, of mean z̄, predict another one as
-    `N(b/(b + 1/n) z̄, 1 + b/(nb + 1))`, and someone never met as `N(0, 1 + b)`. Two things follow that plain clusters
-    lack: whoever was seen once is known vaguely, whoever was seen often exactly; and who resembles nobody closely, such
-    as people outside the fitting data, is nobody to forget, whoever is nearest.
+    Probabilistic linear discriminant analysis (Ioffe 2006; Prince and Elder 2007), as used for open sets in speaker
+    verification: a person is `m ~ N(c, B)`, a query about them `h ~ N(m, W)`. In the coordinates `z = T(h − c)`, where
+    W is the identity and B diagonal, n states of a person with mean z̄ predict that person's next state as
+    `N(b/(b + 1/n) z̄, 1 + b/(nb + 1))`; a state of an unknown person is `N(0, 1 + b)`. Two advantages over plain
+    clusters: a person seen once has a wide distribution and a person seen often a narrow one; and a state that is close
+    to nobody, such as one of a person outside the fitting data, is not steered, whoever is nearest.
 
     Args:
         forget: [clusters, r], z̄ of the people to forget.
         counts: [clusters], n of each.
-        labels: who each of them is. They travel with the gate: give hashes.
-        others: [others, r], z̄ of all else.
+        labels: one label per person to forget. Labels are saved with the gate: use hashes.
+        others: [others, r], z̄ of everything else.
         other_counts: [others], n of each.
-        other_labels: the name of each of those.
+        other_labels: one label per other cluster.
         center: [d], c.
         transform: [d, r], Tᵀ.
-        between: [r], b, the variances between people in units of those within.
+        between: [r], b, between-person variances in units of the within-person variances.
 
     Raises:
         RMuseError: an empty side, labels or counts that are missing, labels that are not distinct.
@@ -89,7 +89,7 @@ class IdentityRatio(IdentityScorer):
             transform=transform,
             between=between,
         )
-        # Derived from the above: every log density is a quadratic form of z. The last row is nobody known.
+        # Derived from the above: every log density is a quadratic form of z. The last row is the unknown person.
         b = self.between.double()
         n = torch.cat([self.counts, self.other_counts]).double().unsqueeze(1)
         mean = b / (b + 1 / n) * torch.cat([self.forget, self.others]).double()
@@ -99,7 +99,7 @@ class IdentityRatio(IdentityScorer):
         self.hold(weight=mean / variance, curvature=-0.5 / variance, bias=bias)
 
     def score(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """Log likelihood ratio in nats per state: the likeliest person to forget against the likeliest else."""
+        """Log likelihood ratio in nats, one per state: likeliest person to forget against likeliest alternative."""
         exact = working(h)
         kind = exact.dtype
         z = (exact - self.center.to(kind)) @ self.transform.to(kind)
@@ -139,22 +139,22 @@ def fit_identity_ratio(
     layer: int,
     readout: Readout,
 ) -> Gate:
-    """The identity likelihood ratio of labelled states.
+    """Fit the identity likelihood ratio gate to labelled states.
 
-    W is the covariance within clusters, shrunk by Ledoit and Wolf (2004); B is that of the clusters' means less what W
-    adds to them, per direction of `W^{-½} B W^{-½}` and never below 0. Directions without any B carry nothing and are
-    left out.
+    W is the covariance within clusters, shrunk by Ledoit and Wolf (2004); B is the covariance of the clusters' means
+    minus the contribution of W, per direction of `W^{-½} B W^{-½}` and clamped at 0. Directions where B is zero carry
+    no information and are left out.
 
     Args:
-        states: of forget queries.
-        people: whom each of them is about; they become labels of the gate, so give hashes.
-        others: states of the queries that must not be steered.
-        other_people: the same of those (any name that is shared by queries which belong together).
-        layer: where they were read.
-        readout: how they were read.
+        states: [examples, d] states of forget queries.
+        people: the person each forget query is about; these become labels of the gate, so use hashes.
+        others: [others, d] states of queries that must not be steered.
+        other_people: one label per other query, shared by queries that belong together.
+        layer: 0-based block where the states were read.
+        readout: tokens over which they were read.
 
     Raises:
-        RMuseError: an empty side, states that are not finite, labels of another length.
+        RMuseError: an empty side, states that are not finite, or labels of another length.
     """
     require_both(states, others)
     require_people(states, people, others, other_people)
@@ -169,7 +169,7 @@ def fit_identity_ratio(
     values, axes = torch.linalg.eigh(white @ white.mT / len(means))
     between = values - (1 / count).mean()
     kept = between > _NEGLIGIBLE
-    if not bool(kept.any()):  # nobody differs from anybody: one direction keeps the gate defined
+    if not bool(kept.any()):  # no one differs from anyone: one direction keeps the gate defined
         kept = between == between.max()
     transform = torch.linalg.solve_triangular(root.mT, axes[:, kept], upper=True)
     z = (means - center) @ transform

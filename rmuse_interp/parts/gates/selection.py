@@ -1,4 +1,4 @@
-"""Choosing a gate on fitting data: kind, block, read-out and threshold, by grouped cross-validation."""
+"""Choose a gate on fitting data: kind, block, read-out and threshold, by grouped cross-validation."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,13 @@ from rmuse_interp.parts.gates.gate import Gate, Readout, spread
 from rmuse_interp.parts.gates.plda import fit_identity_ratio
 
 GateKind = Literal["contrast", "discriminant", "vmf", "mahalanobis", "identity", "condition"]
-"""Nearest-neighbour contrast; shrinkage linear discriminant; one cluster per person, von Mises–Fisher, Mahalanobis or
-the open-set identity likelihood ratio (these three need people's labels); the condition direction of CAST."""
+"""`contrast`: nearest-neighbour contrast; `discriminant`: shrinkage linear discriminant; `vmf`, `mahalanobis`: one
+cluster per person, von Mises–Fisher or Gaussian; `identity`: open-set likelihood ratio (these three need labels of
+people); `condition`: the condition direction of CAST."""
 
 GATE_KINDS: Final[tuple[GateKind, ...]] = get_args(GateKind)
 BY_PERSON: Final[tuple[GateKind, ...]] = (*get_args(ClusterKind), "identity")
-"""Kinds that know people one by one, which `forget_people` and `restore_people` need."""
+"""Kinds with one cluster per person, as `forget_people` and `restore_people` require."""
 _FITS: Final[dict[str, Callable[..., Gate]]] = {
     "contrast": fit_contrast,
     "discriminant": fit_discriminant,
@@ -36,21 +37,20 @@ _FITS: Final[dict[str, Callable[..., Gate]]] = {
 class GateStates:
     """States of both sides at one block and read-out, with the groups that are held out together.
 
-    A group is whatever fresh data will differ in: the rendering or wording where the same people come back,
-    the person where other people come. Labels are shared between the sides (a wording is held out on both
-    at once).
+    Choose as groups what will be new at test time: the rendering or wording if the same people recur, the
+    person if other people appear. Group labels are shared by the sides (a wording is held out on both).
 
     Args:
-        forget: states of forget queries.
-        others: states of the queries that must not be steered.
-        forget_groups: one label per forget state.
-        other_groups: one label per other state.
-        forget_people: whom each forget state is about, for gates with one cluster per person. Such labels
-            travel with the gate: give hashes.
-        other_people: the same of other states; any name that queries which belong together share.
+        forget: [examples, d] states of forget queries.
+        others: [others, d] states of queries that must not be steered.
+        forget_groups: one group label per forget state.
+        other_groups: one group label per other state.
+        forget_people: the person each forget state is about, for gates with one cluster per person. These
+            labels are saved with the gate: use hashes.
+        other_people: one label per other state, shared by queries that belong together.
 
     Raises:
-        RMuseError: no states on a side, labels of another length, people of one side only.
+        RMuseError: no states on a side, labels of another length, or people for one side only.
     """
 
     forget: Float[Tensor, "examples d"]
@@ -79,7 +79,7 @@ class GateStates:
             )
 
     def only(self, forget: Bool[Tensor, " examples"], others: Bool[Tensor, " others"]) -> "GateStates":
-        """The states that the masks keep, with their labels."""
+        """The states selected by the masks, with their labels."""
         near, far = forget.tolist(), others.tolist()
         people = self.forget_people, self.other_people
         return GateStates(
@@ -94,19 +94,19 @@ class GateStates:
 
 @dataclass(frozen=True)
 class GateRow:
-    """One candidate and what cross-validation says of it.
+    """One candidate gate with its cross-validation results.
 
     Attributes:
-        kind: of gate.
+        kind: kind of gate.
         layer: 0-based block read.
-        readout: which tokens are read.
-        auroc: of held-out scores.
-        fpr_at_99_tpr: share of other queries that fire when 99 % of the forget ones do.
-        separation: gap between the 1 % quantile of forget and the 99 % quantile of other scores, in units
-            of their pooled standard deviation; negative where they overlap.
-        threshold: chosen on held-out scores, with expected rates.
+        readout: tokens read.
+        auroc: area under the ROC curve of held-out scores.
+        fpr_at_99_tpr: fraction of other queries that fire when 99 % of the forget queries do.
+        separation: gap between the 1 % quantile of forget scores and the 99 % quantile of other scores, in
+            units of their pooled standard deviation; negative if they overlap.
+        threshold: threshold chosen on held-out scores, with its rates.
         error: mean of the false-positive and the false-negative rate at that threshold.
-        held_out: whether forget scores were held out; a single forget state cannot be.
+        held_out: whether forget scores were held out; impossible with a single forget state.
     """
 
     kind: GateKind
@@ -122,14 +122,14 @@ class GateRow:
 
 @dataclass(frozen=True, eq=False)
 class GateSelection:
-    """The gate chosen, fitted on all the states, and the table it was chosen from (best first)."""
+    """The chosen gate, fitted on all states, and the table of candidates (best first)."""
 
     gate: Gate
     table: tuple[GateRow, ...]
 
     @property
     def row(self) -> GateRow:
-        """The row of the gate chosen."""
+        """The row of the chosen gate."""
         return self.table[0]
 
 
@@ -142,26 +142,26 @@ def select_gate(
     level: float | None = None,
     seed: int = 0,
 ) -> GateSelection:
-    """The best gate over blocks, read-outs and kinds, judged by scores of groups it was not fitted on.
+    """Select the best gate over blocks, read-outs and kinds by grouped cross-validation.
 
-    Every candidate is fitted on all groups but one fold's and scores that fold. Candidates are ranked by
-    their error at the threshold chosen: the mean of the false-positive and the false-negative rate, so that
-    the few forget queries weigh as much as the many others. Few queries make few distinct errors, often
-    none: equal ones are ranked by separation, which is graded, and then by the lower block (which more often
-    spares the second pass). A lower block within one standard error of the best is not preferred: in
-    simulated worlds of 1 to 25 people that raised the error on fresh queries from 7.5 to 11.2 %.
+    Every candidate is fitted on all folds of groups but one and scores that fold. Candidates are ranked by
+    their error at the chosen threshold: the mean of the false-positive and the false-negative rate, so that
+    the few forget queries count as much as the many others. With few queries many errors are equal, often
+    zero: ties are broken by separation, which is continuous, and then by the lower block (which more often
+    avoids the second pass). A lower block within one standard error of the best is not preferred: in
+    simulations with 1 to 25 people this raised the error on fresh queries from 7.5 to 11.2 %.
 
-    The gate returned is fitted on everything and calibrated (`Gate.calibrate`) by the held-out scores: they
-    set its threshold, the rates it expects and its scale. Kinds that need people's labels are left out
-    where a candidate has none.
+    The gate returned is fitted on all states and calibrated (`Gate.calibrate`) on the held-out scores: they
+    set its threshold, expected rates and scale. Kinds that need labels of people are skipped for
+    candidates without them.
 
     Args:
-        candidates: states by block and read-out; no scoring data belongs here.
-        kinds: of gate to try.
-        folds: the most folds; never more than there are groups on the smaller side.
+        candidates: states by block and read-out; do not include evaluation data.
+        kinds: kinds of gate to try.
+        folds: maximum number of folds; never more than the number of groups on the smaller side.
         rule: see `choose_threshold`.
         level: see `choose_threshold`.
-        seed: of the order in which groups are dealt to folds.
+        seed: seed of the assignment of groups to folds.
 
     Raises:
         RMuseError: no candidates, or states that are not finite.
@@ -192,13 +192,13 @@ def select_gate(
 def held_out_scores(
     states: GateStates, kind: GateKind, layer: int, readout: Readout, *, folds: int = 5, seed: int = 0
 ) -> tuple[Float[Tensor, " examples"], Float[Tensor, " others"], bool]:
-    """Scores of the forget and of the other states, each by a gate that was not fitted on its group.
+    """Score the forget and the other states, each with a gate that was not fitted on its group.
 
-    A side with a single group is split by rows, and a side with a single row is never held out; its scores
-    are then those of a gate that remembers it.
+    A side with a single group is split by rows. A side with a single row cannot be held out; it is scored by a
+    gate that was fitted on it.
 
     Returns:
-        Forget scores, other scores, and whether the forget ones were held out.
+        Forget scores, other scores, and whether the forget scores were held out.
     """
     forget_fold, other_fold = _deal(states.forget_groups, states.other_groups, folds, seed)
     forget = torch.full((len(states.forget),), torch.nan, dtype=torch.float64)
@@ -229,10 +229,10 @@ def _fit(kind: GateKind, states: GateStates, layer: int, readout: Readout) -> Ga
 def _deal(
     forget_groups: Sequence[str], other_groups: Sequence[str], folds: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """Fold of each state: labels are dealt in turn, those of forget states first, so that every fold has some."""
+    """Fold of each state: group labels are assigned in turn, those of forget states first, so every fold has some."""
     sides = []
     for name, groups in (("forget", forget_groups), ("other", other_groups)):
-        # One group alone cannot be held out: then rows are.
+        # A single group cannot be held out: hold out rows instead.
         sides.append(
             [f"{name} row {i}" for i in range(len(groups))] if len(set(groups)) < 2 else list(groups)
         )
@@ -274,5 +274,5 @@ def _row(
 
 
 def _rank(row: GateRow) -> tuple[float, float, int]:
-    # Rounded: rates that are equal in counts must not differ in their last digit.
+    # Rounded, so that rates equal in counts do not differ in the last digit.
     return (round(row.error, 9), -row.separation, row.layer)
