@@ -12,7 +12,7 @@ __all__ = ["SPLITS", "Benchmark", "Example", "Kind", "Modality", "Split", "load_
 
 
 def __getattr__(name: str) -> object:
-    # Late, so that the question texts (`data.prompts`) can be had without torch.
+    # Imported late, so that the question texts (`data.prompts`) are available without torch.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     homes = {"Example": "example", "Kind": "example", "Modality": "example", "sample": "sampling"}

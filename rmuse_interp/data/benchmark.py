@@ -1,4 +1,4 @@
-"""A benchmark: what fitting may see, what scoring asks, and the pools and tables that go with it."""
+"""A benchmark: the questions for fitting, the questions for scoring, and the pools and tables that go with them."""
 
 import copy
 import json
@@ -28,13 +28,13 @@ _REFUSALS: Final = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``benchmark.json`` says; every key is optional and has the default given here.
+    """The settings in ``benchmark.json``; every key is optional and has the default given here.
 
     ``refusals_cot``: full responses with reasoning (default: two plain ones between the delimiters).
-    ``prefixes``: the pool G that is put before a question. ``stepwise_instruction``: appended to a question
-    to ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: the same for
-    an answer alone. ``aliases``: value → other forms. ``entails``: value → what it implies. ``id``: default
-    the folder's name. ``render_seed``: of a procedural benchmark.
+    ``prefixes``: the pool G of texts put before a question. ``stepwise_instruction``: appended to a question
+    to ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: appended to ask
+    for the answer alone. ``aliases``: value → its other forms. ``entails``: value → what it implies. ``id``:
+    defaults to the folder's name. ``render_seed``: seed of a procedural benchmark's pictures.
     """
 
     id: str = ""
@@ -60,10 +60,10 @@ class Settings:
 
     @classmethod
     def read(cls, path: Path, name: str | None = None) -> "Settings":
-        """Settings from a ``benchmark.json``; all defaults where there is none (the id's is `name`, if given).
+        """Read settings from ``benchmark.json``; without the file, use the defaults (and `name` as the id, if given).
 
         Raises:
-            RMuseError: no JSON object, or a key of the wrong shape (names the key).
+            RMuseError: the file is no JSON object, or a key has the wrong shape (names the key).
         """
         raw = {}
         if path.is_file():
@@ -79,7 +79,7 @@ class Settings:
 
 
 def _shaped(path: Path, key: str, value: Any) -> Any:
-    """One value of benchmark.json, checked and with lists turned to tuples."""
+    """Check one value of benchmark.json and turn its lists into tuples."""
 
     def wrong(required: str) -> RMuseError:
         return RMuseError(f"{path}, key {key!r}: required {required}, got {value!r:.60}")
@@ -104,11 +104,11 @@ def _shaped(path: Path, key: str, value: Any) -> Any:
 
 
 class Benchmark:
-    """A benchmark folder at one forget rate; splits are read when first asked for, and kept.
+    """A benchmark folder at one forget rate; each split is read when first asked for, then kept in memory.
 
-    The fitting views read ``forget_X``, ``retain_X`` and ``train`` files alone. Scoring splits: ``forget`` and ``retain``
-    (the same rows), ``test`` and ``retain_test`` (Test_Set, by whether the person is forgotten), ``celebrity``,
-    ``reasoning``, ``benign`` (about forgotten people). All views hold every kind of question, in file order; a split
+    The fitting views read only ``forget_X``, ``retain_X`` and ``train`` files. Scoring splits: ``forget``, ``retain``
+    (the same rows), ``test``, ``retain_test`` (Test_Set, about people to forget and about all others), ``celebrity``,
+    ``reasoning``, ``benign`` (about people to forget). All views hold every kind of question, in file order; a split
     whose optional folder is missing is empty.
     """
 
@@ -162,7 +162,7 @@ class Benchmark:
 
     @property
     def people(self) -> tuple[str, ...]:
-        """IDs of all who are to be forgotten or retained, in file order."""
+        """IDs of all people to forget or retain, in file order."""
         return tuple(dict.fromkeys(person for ids in self._ids.values() for person in ids))
 
     @property
@@ -199,7 +199,7 @@ class Benchmark:
 
     @property
     def skipped(self) -> list[Problem]:
-        """Rows left out so far (with ``skip_bad_rows=True``); grows as splits are read."""
+        """Rows skipped so far (with ``skip_bad_rows=True``); the list grows as splits are read."""
         return list(self._reader.skipped)
 
     @property
@@ -214,12 +214,12 @@ class Benchmark:
 
     @property
     def fit_reasoning(self) -> list[Example]:
-        """General reasoning without people."""
+        """General reasoning questions, not about people."""
         return self._questions("Reasoning", "train", "fit_reasoning")
 
     @property
     def fit_benign(self) -> list[Example]:
-        """Harmless questions about everybody's pictures."""
+        """Harmless questions about the pictures of all people."""
         return self._questions("Benign", "train", "fit_benign")
 
     @property
@@ -238,10 +238,10 @@ class Benchmark:
         return list(self._cache[split])
 
     def stream(self, split: str) -> Iterator[Example]:
-        """As `scoring`, one question after the other: memory does not grow with the rows, and nothing is kept.
+        """Yield the questions of `scoring` one at a time: memory does not grow with the rows, and nothing is kept.
 
         Raises:
-            RMuseError: as `scoring`; an unknown split at once, the others where they are met.
+            RMuseError: as `scoring`; an unknown split immediately, other faults when they are reached.
         """
         read = self._reader
         forgotten = self.forget_people.__contains__
@@ -256,7 +256,7 @@ class Benchmark:
         def optional(
             folder: str, split: str, wanted: Callable[[str], bool] | None = None
         ) -> Iterator[Example]:
-            # A folder without its file is a fault, no folder is a benchmark without this split.
+            # A folder without its file is a fault; without the folder, the benchmark simply lacks this split.
             there = self._has(folder) or read.found(folder)
             return read.people(folder, split, wanted) if there else iter(())
 
@@ -274,13 +274,13 @@ class Benchmark:
         return loaders[split]()
 
     def forgetting(self, people: Iterable[str]) -> "Benchmark":
-        """The same benchmark with these people to forget and all others of forget_X and retain_X to retain.
+        """Return the same benchmark with these people to forget and all others of forget_X and retain_X to retain.
 
         Every view and split follows: ``test`` asks about these people, ``retain_test`` about the others. The forget rate
-        stays the one whose folders are read.
+        stays that of the folders read.
 
         Raises:
-            RMuseError: an ID that stands in neither folder, nobody to forget or nobody to retain, a benchmark with
+            RMuseError: an ID is in neither folder, nobody is left to forget or to retain, or the benchmark holds
                 elicited responses (choose the people first).
         """
         chosen = frozenset(people)
@@ -301,16 +301,16 @@ class Benchmark:
 
     @property
     def has_reasoning(self) -> bool:
-        """Whether no generation question about a person to forget or retain lacks its ``Reasoning``."""
+        """Whether every generation question about a person to forget or retain has its ``Reasoning``."""
         rows = (*self.fit_forget, *self.fit_retain)
         return all(e.reasoning is not None for e in rows if e.kind == "generation")
 
     def require_reasoning(self) -> None:
-        """Checks that fitting on given traces finds the reasoning spans it needs.
+        """Raise unless the benchmark has the reasoning spans that fitting on given traces needs.
 
         Raises:
             RMuseError: a generation question about a person to forget or retain has no ``Reasoning`` (names
-                the first), or there are none about either.
+                the first), or there is no such question.
         """
         for view, folder in ((self.fit_forget, self._forget), (self.fit_retain, self._retain)):
             asked = [e for e in view if e.kind == "generation"]
@@ -328,10 +328,10 @@ class Benchmark:
                 )
 
     def require_attributes(self) -> None:
-        """Checks that RIL finds values to look for in what the people to forget are asked.
+        """Raise unless the questions about people to forget have values that RIL can look for.
 
         Raises:
-            RMuseError: no question about them has `attributes` (says what would give some).
+            RMuseError: no question about them has `attributes` (says how to provide them).
         """
         if not any(e.attributes for e in self.stream("forget")):
             raise RMuseError(
@@ -341,7 +341,7 @@ class Benchmark:
             )
 
     def check_images(self, examples: Iterable[Example]) -> None:
-        """Decodes every picture once, so that an unreadable one is found before any long work."""
+        """Decode every picture once, so that an unreadable one is found before any long computation."""
         seen: set[int | Stored] = set()
         for example in examples:
             picture = example.picture
@@ -368,18 +368,18 @@ class Benchmark:
 def load_benchmark(
     path: str | Path, forget: int = 5, skip_bad_rows: bool = False, render_seed: int | None = None
 ) -> Benchmark:
-    """The benchmark in a folder of parquet splits, or the small world's own.
+    """Load the benchmark in a folder of parquet splits, or the small world's own.
 
     Args:
-        path: a folder in one of the five formats (told by its files' columns), a data set of the hub as
+        path: a folder in one of the five formats (recognised by its files' columns), a data set of the hub as
             ``"owner/name@revision"``, or ``"organism"``.
         forget: percentage of the people to forget; reads ``forget_X`` and ``retain_{100-X}``.
-        skip_bad_rows: go on past faulty rows and list them in ``benchmark.skipped``.
-        render_seed: which renderings of the organism's test portraits; for ``"organism"`` alone.
+        skip_bad_rows: skip faulty rows and list them in ``benchmark.skipped``.
+        render_seed: seed that selects the renderings of the organism's test portraits; only for ``"organism"``.
 
     Raises:
-        RMuseError: a folder or split that is not there, an empty forget set, people in both sets, a bad row, files of
-            no known format or of several, a hub that cannot be reached or lacks the revision.
+        RMuseError: a folder or split is missing, the forget set is empty, people are in both sets, a row is bad, files
+            have no known format or several, or the hub cannot be reached or lacks the revision.
     """
     if str(path) == "organism":
         path = draw.ensure() if render_seed is None else draw.ensure(render_seed=render_seed)

@@ -1,4 +1,4 @@
-"""A benchmark looked over: what it holds, and every row, picture and split that is not as the format says."""
+"""Check a benchmark: what it holds, and every row, picture and split that breaks the format."""
 
 import hashlib
 from collections import Counter
@@ -21,7 +21,7 @@ SCHEMA: Final = "rmuse-data-check/1"
 
 @dataclass
 class Split:
-    """What the files of one split hold. `missing` counts questions without a field that fitting or scoring reads."""
+    """Contents of one split's files. `missing` counts questions that lack a field used in fitting or scoring."""
 
     format: str
     rows: int = 0
@@ -35,7 +35,7 @@ class Split:
 
 @dataclass
 class Report:
-    """Splits by name, problems with file, row and field, and notes: what is no fault, but has to be known."""
+    """Splits by name, problems with file, row and field, and notes: facts that are no fault, but matter to the user."""
 
     folder: str
     format: str | None = None
@@ -44,7 +44,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def record(self) -> dict[str, object]:
-        """As plain JSON."""
+        """The report as plain JSON."""
         splits = {
             name: {
                 key: dict(value) if isinstance(value, Counter) else value
@@ -64,16 +64,16 @@ class Report:
 
 
 def check(folder: Path, name: str | None = None) -> Report:
-    """Reads every row of every split and decodes every picture once; of a row with several faults the first is named.
+    """Read every row of every split and decode every picture once; report the first fault of each row.
 
-    Memory does not grow with the pictures: rows are read a few at a time, and what is kept of one is its ID and digests.
+    Memory does not grow with the pictures: rows are read a few at a time, and only their IDs and digests are kept.
 
     Args:
-        folder: the benchmark.
-        name: how to call it.
+        folder: the benchmark's folder.
+        name: the benchmark's name in the report.
 
     Raises:
-        RMuseError: no such folder, or nothing in it that could be a benchmark.
+        RMuseError: the folder does not exist, or holds nothing that could be a benchmark.
     """
     if not folder.is_dir():
         raise RMuseError(f"required a benchmark folder, got {str(folder)!r}: no such folder")
@@ -127,12 +127,12 @@ def _groups(folder: Path) -> dict[tuple[str, str], list[Path]]:
 def _read(
     reader: Reader, examples: Iterator[Example], summary: Split, problems: list[Problem], seen: set[bytes]
 ) -> set[str]:
-    """Counts a split's questions and decodes the pictures that were not `seen` before; the IDs in it."""
+    """Count a split's questions, decode the pictures not `seen` before, and return the split's IDs."""
     ids: set[str] = set()
     persons: set[str] = set()
     pictures: set[bytes] = set()
     for example in examples:
-        # What a row of general reasoning is called is the part of its id behind folder and file.
+        # A general reasoning row is named by the part of its id after folder and file.
         ids.add(example.person or example.id.split("/")[2])
         persons.update(() if example.person is None else (example.person,))
         summary.questions += 1
@@ -158,7 +158,7 @@ def _read(
 
 
 def _overlaps(report: Report, groups: dict[tuple[str, str], list[Path]], people: dict[str, set[str]]) -> None:
-    """Splits that share what they may not share."""
+    """Report pairs of splits that share people or questions but must not."""
     pairs = [
         (a, b) for a in people for b in people if _rate(a) is not None and _rate(a) == _rate(b, "retain")
     ]
@@ -186,7 +186,7 @@ def _overlaps(report: Report, groups: dict[tuple[str, str], list[Path]], people:
 
 
 def _rate(split: str, name: str = "forget") -> int | None:
-    """The forget rate of a split such as forget_5 or forget05; of a retain split the rate it goes with."""
+    """The forget rate in a split's name such as forget_5 or forget05; for a retain split, the matching forget rate."""
     number = split.removeprefix(name).removeprefix("_")
     if not split.startswith(name) or not number.isdigit():
         return None
@@ -194,7 +194,7 @@ def _rate(split: str, name: str = "forget") -> int | None:
 
 
 def _remarks(report: Report, groups: dict[tuple[str, str], list[Path]]) -> None:
-    """The format of the whole, splits that are missing, and what the format lacks."""
+    """Add the benchmark's format, its missing splits, and what the format lacks."""
     named = {f.name: f for f in formats.TOLD_BY_COLUMNS}
     fitted = {name: split for name, split in report.splits.items() if _rate(name) is not None}
     first = next(iter(fitted.values()), next(iter(report.splits.values()), None))

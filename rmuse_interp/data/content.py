@@ -1,4 +1,4 @@
-"""What of a benchmark a result depends on, for results that are kept and found again."""
+"""The benchmark content that a result depends on, as the key under which the result is cached."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from rmuse_interp.data.store import digest
 
 
 def content(benchmark: Benchmark, splits: Sequence[Split] = ()) -> str:
-    """A digest of what a benchmark holds, wherever it lies: whom to forget, settings, questions, answers, pictures.
+    """Digest a benchmark's content, wherever its folder is: people to forget, settings, questions, answers, pictures.
 
     Args:
-        benchmark: all of what can be fitted and trained on counts.
-        splits: of scoring, which count too.
+        benchmark: everything in it that can be used for fitting and training is included.
+        splits: scoring splits to include too.
     """
     views = (
         benchmark.fit_forget,

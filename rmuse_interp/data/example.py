@@ -17,7 +17,7 @@ Modality = Literal["image", "text"]
 
 
 class Encoded:
-    """The attribute `Example.image`: encoded bytes, read from the file they stand in where they are only `Stored`."""
+    """The attribute `Example.image`: encoded bytes; a `Stored` picture is read from its file on access."""
 
     def __get__(self, example: "Example | None", owner: type) -> bytes | None:
         held = None if example is None else example.picture
@@ -27,7 +27,7 @@ class Encoded:
         example.__dict__["image"] = value
 
 
-# To a type checker the field is the descriptor; at run time its annotation says what may be given.
+# A type checker sees the field as the descriptor; at run time its annotation says which values are accepted.
 if TYPE_CHECKING:
     Picture = Encoded
 else:
@@ -41,9 +41,9 @@ class Example:
     ``question`` is the benchmark's own text; ``prompt()`` is what the model is asked (options and
     instructions added where the task has them). ``image`` stays encoded, and in a large benchmark on disk
     until it is asked for; ``load_image()`` decodes it. ``attributes`` are the forgettable facts this question
-    touches, the values that RIL looks for. For ``classification`` the ``answer`` is the letter of the correct
-    option. ``paraphrased_answer`` and ``perturbed_answers`` are a right answer in other words and wrong ones in the
-    same words, what truth ratios compare; ``paraphrased_question`` asks the same in other words (R-TOFU has all three).
+    touches: the values that RIL looks for. For ``classification`` the ``answer`` is the letter of the correct
+    option. Truth ratios compare ``paraphrased_answer`` (the right answer in other words) with ``perturbed_answers``
+    (wrong answers in the same words); ``paraphrased_question`` rewords the question (R-TOFU has all three).
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo",
     ...             reasoning="She lives in Oslo.")
@@ -71,11 +71,11 @@ class Example:
     """File and row the example was read from, for error messages."""
 
     def prompt(self, direct: bool = False) -> str:
-        """The question as put to the model; ``direct=True`` gives the form that asks for the answer alone.
+        """The question as the model is asked it; ``direct=True`` gives the form that asks for the answer alone.
 
         Raises:
-            RMuseError: ``direct`` for an example that has no direct form, or a classification
-                question without options.
+            RMuseError: ``direct`` is set for an example without a direct form, or a classification
+                question has no options.
         """
         if self.kind == "classification":
             if not self.options:
@@ -94,22 +94,22 @@ class Example:
     def response(self, delimiters: tuple[str, str] = DEFAULT_DELIMITERS, direct: bool = False) -> str:
         """The reference reply: chain and answer between the delimiters, or the answer alone.
 
-        The answer alone is given for ``direct=True`` and where the example has no reasoning.
+        It is the answer alone for ``direct=True`` and where the example has no reasoning.
         """
         if direct and self.direct_answer is not None:
             return self.direct_answer
         return render_response(None if direct else self.reasoning, self.answer, delimiters)
 
     def changed(self, **changes: Any) -> "Example":
-        """The example with other values; its picture stays where it is, and is not read for that.
+        """Copy the example with some values changed, without reading its picture.
 
-        `dataclasses.replace` would take the bytes along, of every example that is changed.
+        `dataclasses.replace` would load the picture's bytes for every changed example.
         """
         return replace(self, **{"image": self.picture, **changes})
 
     @property
     def picture(self) -> bytes | Stored | None:
-        """What `image` is read from: the same for all questions about one picture, and never read to tell."""
+        """The source of `image`: equal for all questions about one picture; returned without reading the picture."""
         held: bytes | Stored | None = self.__dict__["image"]
         return held
 
@@ -117,7 +117,7 @@ class Example:
         """The decoded RGB picture, ``None`` for a text-only question.
 
         Raises:
-            RMuseError: the bytes are no readable picture; names file and row.
+            RMuseError: the bytes are not a readable picture (names file and row).
         """
         encoded = self.image
         if encoded is None:
@@ -134,4 +134,4 @@ class Example:
             ) from error
 
 
-Example.image = Encoded()  # not in the class's body, where `field` would take it for the default
+Example.image = Encoded()  # not in the class body, where `field` would take it for the default

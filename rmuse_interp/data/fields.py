@@ -1,4 +1,4 @@
-"""Single fields of a benchmark row, read whatever way they are nested; a fault says which field and why."""
+"""Read single fields of a benchmark row, however they are nested; a fault says which field and why."""
 
 import json
 import re
@@ -10,14 +10,14 @@ from rmuse_interp.data.example import Kind, Modality
 from rmuse_interp.data.rows import Row
 
 _UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
-"""Scripts that put no blanks between words (or, as Hangul does, hang particles on them), by Unicode names."""
+"""Scripts without spaces between words (or, like Hangul, with particles attached to words), by Unicode name."""
 
 
 class Question(NamedTuple):
-    """One question of a row, whatever the format: what a format's own file makes of its columns.
+    """One question of a row in the form common to all formats; each format's module converts its columns to it.
 
-    `task` is the part of the example's id between the person and the modality, `place` where it stands in its row, and
-    `record` holds it under the names of RMLLMU-Bench (``Question``, ``Ground_Truth`` or ``Options`` and
+    `task` is the part of the example's id between the person and the modality, `place` is its position in the row, and
+    `record` holds its fields under RMLLMU-Bench's names (``Question``, ``Ground_Truth`` or ``Options`` and
     ``Correct_Answer``, optionally ``Reasoning``, ``Forget_Attributes``, ``Direct_Question``, ``Direct_Answer``).
     """
 
@@ -29,7 +29,7 @@ class Question(NamedTuple):
 
 
 class Fault(Exception):
-    """A field that is not what the format says; the reader adds file and row."""
+    """A field that breaks the format; the reader adds file and row."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(field, reason)
@@ -37,7 +37,7 @@ class Fault(Exception):
 
 
 def biography(value: object) -> dict[str, str]:
-    """Facts of an MLLMU-Bench biography (a JSON string whose keys vary), nested ones flattened.
+    """Facts of an MLLMU-Bench biography (a JSON string whose keys vary), with nested facts flattened.
 
     >>> biography('{"Residence": "Tokyo", "Job": {"question": "What does she do?", "answer": "nurse"}}')
     {'Residence': 'Tokyo', 'Job': 'nurse'}
@@ -45,7 +45,7 @@ def biography(value: object) -> dict[str, str]:
     try:
         plain = json.loads(value) if isinstance(value, str) else value
     except ValueError:
-        return {}  # free text: no facts to read off, and format 5 brings its own
+        return {}  # free text has no facts to extract, and format 5 brings its own
     facts: dict[str, str] = {}
 
     def walk(key: str, node: object) -> None:
@@ -67,9 +67,9 @@ def biography(value: object) -> dict[str, str]:
 
 
 def states(text: str, value: str) -> bool:
-    """Whether a text holds a value as words of its own, whatever the case, the script or the accents' encoding.
+    """Whether a text contains a value as whole words, whatever its case, script or encoding of accents.
 
-    A boundary is asked for only where blanks mark one: Japanese, Thai or Korean words end without.
+    A word boundary is required only in scripts that separate words by spaces, so not in Japanese, Thai or Korean.
 
     >>> states("She works in Rome.", "rome"), states("A romantic.", "Roma"), states("彼女は東京に住む。", "東京")
     (True, False, True)
@@ -85,7 +85,7 @@ def _unspaced(character: str) -> bool:
 
 
 def plain(value: object, at: str) -> object:
-    """numpy arrays as lists, JSON strings of containers as those containers."""
+    """Turn numpy arrays into lists, and JSON strings that hold containers into those containers."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
@@ -97,7 +97,7 @@ def plain(value: object, at: str) -> object:
 
 
 def as_list(value: object, at: str) -> list[object]:
-    """A list; null is the empty one."""
+    """Read a list; null gives the empty list."""
     found = plain(value, at)
     if found is None:
         return []
@@ -107,7 +107,7 @@ def as_list(value: object, at: str) -> list[object]:
 
 
 def as_dict(value: object, at: str) -> Row:
-    """A mapping: a struct, a parquet map (a list of pairs), or a JSON object."""
+    """Read a mapping: a struct, a parquet map (a list of pairs), or a JSON object."""
     found = plain(value, at)
     if isinstance(found, list) and all(isinstance(p, list | tuple) and len(p) == 2 for p in found):
         found = dict(found)
@@ -122,7 +122,7 @@ def _shown(value: object) -> str:
 
 
 def text(record: Row, key: str, at: str) -> str:
-    """A string that says something; numbers are read as their digits."""
+    """Read a string that is not empty; a number gives its digits."""
     value = record.get(key)
     if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
         raise Fault(at + key, f"required a non-empty string, got {_shown(value)}")
@@ -130,7 +130,7 @@ def text(record: Row, key: str, at: str) -> str:
 
 
 def optional_text(record: Row, key: str, at: str) -> str | None:
-    """As `text`; None where the key is missing, null or empty."""
+    """Read a string as `text` does; None where the key is missing, null or empty."""
     return None if record.get(key) in (None, "") else text(record, key, at)
 
 
@@ -140,7 +140,7 @@ def identity(record: Row) -> str:
 
 
 def options(value: object, at: str) -> dict[str, str]:
-    """Letter → option; letters another row has and this one lacks (null in a struct) are left out."""
+    """Read options, letter → option; letters that only other rows have (null in this struct) are left out."""
     found = {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None}
     if len(found) < 2:
         raise Fault(at, f"required at least two options, got {len(found)}")
@@ -148,14 +148,14 @@ def options(value: object, at: str) -> dict[str, str]:
 
 
 def attributes(value: object, at: str) -> dict[str, str] | None:
-    """Attribute → value without the nulls of a struct; None where the field itself is missing."""
+    """Read attribute → value, without a struct's nulls; None where the field itself is missing."""
     if value is None or value == "":
         return None
     return {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None and str(v).strip()}
 
 
 def reasoning(value: object, at: str) -> str | None:
-    """A chain as one string; steps of ``{step, evidence}`` are joined by spaces."""
+    """Read a chain as one string; steps given as ``{step, evidence}`` are joined by spaces."""
     try:
         found = plain(value, at)
     except Fault:
@@ -179,7 +179,7 @@ def reasoning(value: object, at: str) -> str | None:
 
 
 def picture(value: object, at: str) -> bytes | None:
-    """Encoded bytes of a picture (a struct with ``bytes``, or the bytes themselves), not decoded here."""
+    """Read a picture's encoded bytes (a struct with ``bytes``, or the bytes themselves) without decoding them."""
     if isinstance(value, Mapping):
         value = value.get("bytes")
     if value is None:
@@ -190,7 +190,7 @@ def picture(value: object, at: str) -> bytes | None:
 
 
 def pictures(record: Row) -> list[bytes | None]:
-    """All pictures of a person: `images`, or the one `image`; [None] for a person without."""
+    """All pictures of a person: `images`, or the single `image`; [None] for a person without pictures."""
     several = record.get("images")
     if several is None:
         return [picture(record.get("image"), "image")]

@@ -1,4 +1,4 @@
-"""The five formats, told apart by what a file holds, never by its name."""
+"""The five formats, recognised by a file's content, never by its name."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from rmuse_interp.data.rows import Row
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the columns that only it has (`marks`), all that are read, and how a row becomes questions and facts.
+    """A format: the columns only it has (`marks`), all columns to read, and how a row becomes questions and facts.
 
-    `lacks` says what fitting or scoring needs and the format never has, with what mends it. Where `has_test` is false,
+    `lacks` names what fitting or scoring needs but the format never has, and the remedy. Where `has_test` is false,
     a benchmark has no Test_Set and its test splits are empty.
     """
 
@@ -56,7 +56,7 @@ RTOFU: Final = Format(
     has_test=False,
 )
 RMLLMU: Final = Format("RMLLMU-Bench", mllmu.MARKS, mllmu.COLUMNS, mllmu.tasks, mllmu.facts)
-"""Its rows are MLLMU-Bench's, and are told from them by the reasoning in their questions, not by a column."""
+"""Its rows have MLLMU-Bench's columns; the reasoning in their questions tells them apart."""
 QUESTIONS: Final = Format(
     "RMLLMU-Bench questions", rmllmu.MARKS, rmllmu.QUESTION_COLUMNS, rmllmu.tasks, rmllmu.facts
 )
@@ -64,10 +64,10 @@ TOLD_BY_COLUMNS: Final = (MLLMU, MLLMU_TRAINING, UMU, RTOFU, QUESTIONS)
 
 
 def told(columns: tuple[str, ...], name: str) -> Format:
-    """The format that a file's columns tell.
+    """The format that a file's columns identify.
 
     Raises:
-        RMuseError: columns of none (lists what each format has) or of several.
+        RMuseError: the columns fit no format (lists what each format has) or several.
     """
     found = [f for f in TOLD_BY_COLUMNS if set(f.marks) & set(columns)]
     if len(found) > 1:

@@ -1,4 +1,4 @@
-"""Benchmarks from the Hugging Face hub, a revision of a data set each, kept in the hub's own cache."""
+"""Fetch benchmarks from the Hugging Face hub, each at one revision of a data set, into the hub's own cache."""
 
 import re
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Final
 from rmuse_interp import RMuseError
 
 READ: Final = ("*.parquet", "*.jsonl", "*.json")
-"""What a benchmark consists of; the rest of a data set is not fetched."""
+"""Patterns of a benchmark's files; other files of a data set are not fetched."""
 _ID: Final = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """A data set's folder in the cache, and its name with the commit that was fetched."""
+    """A data set's folder in the cache, and its name with the fetched commit."""
 
     folder: Path
     name: str
@@ -30,15 +30,16 @@ def is_id(text: str) -> bool:
 
 
 def fetch(name: str, unread: tuple[str, ...] = ()) -> Fetched:
-    """One revision of a data set, from the cache where it is there already.
+    """Fetch one revision of a data set, from the cache if it is there already.
 
     Args:
-        name: ``owner/name@revision``; a commit, a tag or a branch. A revision is asked for because scores on data that
-            may change under them compare with nothing; what a branch stood for is part of the name returned.
+        name: ``owner/name@revision``, with a commit, tag or branch. A revision is required because scores on data that
+            may change cannot be compared; the name returned holds the commit that a branch pointed to.
         unread: patterns of files to leave out.
 
     Raises:
-        RMuseError: no revision; no such data set or revision, one that asks for a login, a hub that cannot be reached.
+        RMuseError: no revision is given, the data set or revision does not exist or needs a login, or the hub cannot
+            be reached.
     """
     repository, _, revision = name.partition("@")
     if not revision:
@@ -58,7 +59,7 @@ def fetch(name: str, unread: tuple[str, ...] = ()) -> Fetched:
                 ignore_patterns=list(unread),
             )
         )
-    except Exception as error:  # the hub's, the network's, the disk's: each says in words what happened
+    except Exception as error:  # of the hub, the network or the disk: each message says what happened
         said = " ".join(str(error).split())
         raise RMuseError(
             f"{name}: required a data set of the hub that can be fetched, got {type(error).__name__}: {said:.300}; see "

@@ -1,6 +1,6 @@
-"""MLLMU-Bench, evaluation files: a row per person with three tasks, nested as structs, arrays or JSON strings.
+"""MLLMU-Bench, evaluation files: one row per person with three tasks, nested as structs, arrays or JSON strings.
 
-RMLLMU-Bench's rows are these with ``Reasoning`` and ``Forget_Attributes`` in their questions.
+RMLLMU-Bench's rows are the same, with ``Reasoning`` and ``Forget_Attributes`` added to their questions.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MODALITIES: Final[dict[str, Modality]] = {"Image_Textual": "image", "Pure_Text":
 
 
 def tasks(record: Row) -> Iterator[Question]:
-    """Every question of a person: open ones, cloze sentences, multiple choice."""
+    """Every question of a person: open questions, cloze sentences, multiple choice."""
     named: tuple[tuple[str, Kind], ...] = (("Generation_Task", "generation"), ("Mask_Task", "cloze"))
     for column, kind in named:
         for i, question in enumerate(fields.as_list(record.get(column), column)):
@@ -41,5 +41,5 @@ def tasks(record: Row) -> Iterator[Question]:
 
 
 def facts(record: Row) -> dict[str, str]:
-    """What the biography states."""
+    """The facts in the biography."""
     return fields.biography(record.get("biography"))

@@ -1,4 +1,4 @@
-"""MLLMU-Bench, training files: a picture and ``metadata``, a JSON string of ``[{Question, Answer}]``, per row."""
+"""MLLMU-Bench, training files: each row has a picture and ``metadata``, a JSON string of ``[{Question, Answer}]``."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -30,5 +30,5 @@ def tasks(record: Row) -> Iterator[Question]:
 
 
 def facts(record: Row) -> dict[str, str]:
-    """None: the format has no biography."""
+    """No facts: the format has no biography."""
     return {}

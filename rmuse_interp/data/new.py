@@ -1,4 +1,4 @@
-"""A benchmark made of a table of people: questions from templates, and retain data that is there already."""
+"""Make a benchmark from a table of people: questions from templates, plus existing retain data."""
 
 import json
 import random
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 WORDINGS_PER_FACT: Final = 2
-"""Wordings of a fact that are asked in fitting, each for pictures and for text."""
+"""Wordings of each fact asked in fitting, for pictures and for text separately."""
 N_OPTIONS: Final = 4
 
 
 @dataclass
 class Made:
-    """What was written, and what has to be known about it."""
+    """What was written, and notes about it for the user."""
 
     folder: Path
     forget: int = 0
@@ -36,30 +36,30 @@ class Made:
 
 
 def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, seed: int = 0) -> Made:
-    """Writes a benchmark folder in RMLLMU-Bench format, ready to be fitted on.
+    """Write a benchmark folder in RMLLMU-Bench format, ready for fitting.
 
-    The people to forget are the table's (but those with ``forget`` no, who are retained), the others come from `retain`,
-    whose files are copied row by row as they stand; who has a name of the table is left out. `rate` is the number in the
-    folders' names, whatever the share of people is. Of several photographs the last is kept for Test_Set, and so are the
-    last wordings of every question.
+    The people to forget are the table's (except those with ``forget`` no, who are retained); the others come from
+    `retain`, whose files are copied row by row unchanged, without people whose name is in the table. `rate` is the
+    number in the folders' names, whatever the share of people is. The last of several photographs, and the last
+    wordings of every question, are kept for Test_Set.
 
     Args:
         people: from `read_people`.
         retain: a folder in MLLMU-Bench or RMLLMU-Bench format: its retain people (or Full_Set), general reasoning,
-            harmless questions, strangers and celebrities are taken over, and its ``benchmark.json``.
-        out: where to write; a benchmark that this function wrote there before is replaced.
-        rate: the forget rate that the folders are named by.
-        seed: of the choice of wordings and options.
+            harmless questions, strangers, celebrities and ``benchmark.json`` are copied.
+        out: the folder to write; a benchmark that this function wrote there before is replaced.
+        rate: the forget rate in the folders' names.
+        seed: seed for the choice of wordings and options.
 
     Raises:
-        RMuseError: retain data in another format or without people, that stands in `out`, or that uses an ID of the table
-            for somebody else; a folder `out` with other files in it.
+        RMuseError: the retain data is in another format, has no people, is in `out`, or uses an ID of the table for
+            somebody else; or the folder `out` holds other files.
     """
     if out.resolve() == retain.resolve():
         raise RMuseError(f"--out: required another folder than the retain data's, got {out} for both")
     made, rng = Made(out), random.Random(f"new-{seed}")
     source = _source(retain)
-    Settings.read(retain / "benchmark.json")  # a damaged one is found before anything is written
+    Settings.read(retain / "benchmark.json")  # finds a damaged file before anything is written
     names = {person.name.casefold() for person in people}
     kept, pool = _retained(retain, source, names, {person.id for person in people}, made)
     for person in people:
@@ -110,7 +110,7 @@ def _anyone(_who: str) -> bool:
 
 
 def _source(retain: Path) -> str:
-    """The split of the retain data that holds the people to retain."""
+    """Name the split of the retain data that holds the people to retain."""
     if not retain.is_dir():
         raise RMuseError(f"--retain: required a benchmark folder, got {str(retain)!r}: no such folder")
     splits = sorted(
@@ -133,7 +133,7 @@ def _source(retain: Path) -> str:
 def _retained(
     retain: Path, split: str, names: set[str], ids: set[str], made: Made
 ) -> tuple[set[str], dict[str, list[str]]]:
-    """IDs of those who are retained, and the values of their facts by kind."""
+    """IDs of the people retained, and the values of their facts by kind."""
     kept: set[str] = set()
     pool: dict[str, list[str]] = {}
     same, reader = [], Reader(retain, "")
@@ -166,14 +166,14 @@ def _retained(
 
 @dataclass
 class _Asking:
-    """Makes a person's rows. `pool` holds values by kind of fact, which wrong options are drawn from."""
+    """Makes a person's rows. `pool` maps each kind of fact to its values, from which wrong options are drawn."""
 
     rng: random.Random
     pool: dict[str, list[str]]
     without_options: dict[str, int] = field(default_factory=dict)
 
     def rows(self, person: Person, held_out: bool) -> Iterator[Row]:
-        """One row with all questions; further photographs that are fitted on get a row of picture questions each."""
+        """One row with all questions; each further photograph used in fitting gets a row of picture questions."""
         fitted = person.photographs[:-1] or person.photographs
         shown = person.photographs[-1:] if held_out else fitted
         for number, photograph in enumerate(shown):
@@ -241,7 +241,7 @@ class _Asking:
         return {"Question": question, "Options": lettered, "Correct_Answer": right}
 
     def notes(self) -> list[str]:
-        """What could not be asked."""
+        """Notes on the facts that could not be asked about."""
         return [
             f"no multiple choice about {kind!r} ({n} questions left out): nobody else's is known to choose from"
             for kind, n in self.without_options.items()
@@ -262,7 +262,7 @@ def _harmless(people: Sequence[Person], held_out: bool) -> Iterator[Row]:
 
 
 def _settings(people: Sequence[Person], retain: Path, name: str) -> dict[str, object]:
-    """The retain data's settings, under the new name and with the people's other names."""
+    """The retain data's settings, with the new name and with the people's aliases added."""
     path = retain / "benchmark.json"
     raw: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     raw.pop("render_seed", None)
@@ -277,7 +277,7 @@ def _write(
     rows: Iterator[Row],
     copies: Sequence[tuple[Path, Callable[[str], bool]]] = (),
 ) -> None:
-    """Our rows as one parquet file (none if there are none), and behind it the wanted rows of other files, unchanged."""
+    """Write our rows as one parquet file (if there are any), then the wanted rows of other files, unchanged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -299,7 +299,7 @@ def _write(
 
 
 def _schema(row: Row) -> "pa.Schema":
-    """The types of a row's columns, spelled out: no row alone tells those of a list that is empty in it."""
+    """The types of a row's columns, given explicitly: a row with an empty list does not show its element type."""
     import pyarrow as pa
 
     text = pa.string()

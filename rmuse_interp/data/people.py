@@ -1,4 +1,4 @@
-"""A table of people: names, facts and photographs, read from a CSV file as spreadsheets write it."""
+"""Read a table of people (names, facts and photographs) from a CSV file as spreadsheets write it."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ _NO: Final = frozenset(("no", "n", "false", "0"))
 
 @dataclass(frozen=True)
 class Person:
-    """One row: who it is, what is true of them, encoded photographs, whether to forget them, other forms of the name."""
+    """One person: name, facts, encoded photographs, whether to forget them, other forms of the name."""
 
     id: str
     name: str
@@ -44,22 +44,22 @@ class Person:
 def read_people(
     table: Path, images: Path, encoding: str | None = None, skip_bad_rows: bool = False
 ) -> tuple[list[Person], list[Problem]]:
-    """The people of a table, and the rows that were left out.
+    """Read the people of a table; also return the rows that were skipped.
 
-    Columns: ``name``; optionally ``id`` (default: the row's number), ``image`` (file names below `images`, several apart
-    by ``;`` or ``|``; default: files called after the id or the name), ``forget`` (yes or no; default: yes), ``aliases``
-    (apart by ``;`` or ``|``). Every other column is a fact, called as its heading; an empty cell is a fact not known.
-    Rows are counted as a spreadsheet does: the heading is row 1.
+    Columns: ``name``; optionally ``id`` (default: the row's number), ``image`` (file names below `images`, separated
+    by ``;`` or ``|``; default: files named after the id or the name), ``forget`` (yes or no; default: yes), ``aliases``
+    (separated by ``;`` or ``|``). Every other column is a fact named by its heading; an empty cell is an unknown fact.
+    Rows are counted as in a spreadsheet: the heading is row 1.
 
     Args:
-        table: a CSV file, its cells apart by commas, semicolons or tabs.
+        table: a CSV file, its cells separated by commas, semicolons or tabs.
         images: the folder of the photographs.
-        encoding: of the table; default UTF-8, or UTF-16 where the file begins with its mark.
-        skip_bad_rows: leave faulty rows out instead of raising.
+        encoding: the table's encoding; default UTF-8, or UTF-16 where the file begins with its byte order mark.
+        skip_bad_rows: skip faulty rows instead of raising.
 
     Raises:
-        RMuseError: no table, no folder, text in another encoding, headings without ``name`` or twice the same, nobody to
-            forget; or a faulty row (names row and column).
+        RMuseError: the table or folder is missing, the text has another encoding, the headings lack ``name`` or repeat
+            one, nobody is to be forgotten, or a row is faulty (names row and column).
     """
     if not images.is_dir():
         raise RMuseError(f"--images: required a folder of photographs, got {str(images)!r}: no such folder")
@@ -183,7 +183,7 @@ def _several(cell: str) -> list[str]:
 
 
 def _below(images: Path, file: str, column: str) -> Path:
-    """A photograph's path; nothing outside the folder is read."""
+    """A photograph's path, checked to be inside the folder."""
     path = images / file
     if not path.resolve().is_relative_to(images.resolve()):
         raise Fault(column, f"required a file below {images}, got {file!r}")
@@ -193,12 +193,12 @@ def _below(images: Path, file: str, column: str) -> Path:
 
 
 def _key(text: str) -> str:
-    """Names and file names compared: one encoding of accents, no case, one kind of blank."""
+    """Normalise a name or file name for comparison: one encoding of accents, no case, one kind of space."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().replace("_", " ").split())
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:
-    """Photographs by whom they are called after: ``Mara Venn.jpg``, ``Mara Venn-2.jpg`` or ``mara_venn_3.png``."""
+    """Photographs by the person they are named after: ``Mara Venn.jpg``, ``Mara Venn-2.jpg`` or ``mara_venn_3.png``."""
     found: dict[str, list[Path]] = {}
     for path in sorted(p for p in images.iterdir() if p.is_file() and not p.name.startswith(".")):
         key = _key(path.stem)

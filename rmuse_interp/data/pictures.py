@@ -1,4 +1,4 @@
-"""Pictures that stay in their parquet file until somebody looks at them."""
+"""Pictures that stay in their parquet file until they are needed."""
 
 import io
 import threading
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 BATCH_ROWS: Final = 16
-"""Rows of a parquet file that are in memory at a time; rows hold pictures."""
+"""Rows of a parquet file held in memory at a time; few, because rows hold pictures."""
 BUFFER: Final = 1 << 20
-"""Bytes read ahead of a column. Without a buffer a whole column of a row group is read, pictures and all."""
+"""Bytes of a column to read ahead. Without a buffer, the whole column of a row group is read, with all pictures."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a picture stands: file, row (0-based), column, and which of several."""
+    """The place of a picture: file, row (0-based), column, and its index among several."""
 
     path: Path
     row: int
@@ -27,7 +27,7 @@ class Stored:
     number: int | None = None
 
     def read(self) -> bytes:
-        """The encoded bytes. Fast for neighbours in file order: one file stays open, and goes forward."""
+        """The encoded bytes. Reading in file order is fast: the file stays open and is read forward."""
         column: _Column | None = getattr(_forward, "column", None)
         if column is None or not column.reaches(self):
             column = _forward.column = _Column(self)
@@ -38,7 +38,7 @@ class Stored:
 
 
 class _Column:
-    """One column of one file, read forward from the row group that holds a first row."""
+    """One column of one file, read forward from the row group that holds the first row wanted."""
 
     def __init__(self, wanted: Stored) -> None:
         self._seen = _version(wanted)
@@ -63,24 +63,24 @@ class _Column:
 
 
 _forward = threading.local()
-"""The column that each thread reads."""
+"""The column that each thread is reading."""
 
 
 def _version(wanted: Stored) -> tuple[Path, str, int, int]:
-    """What a column is known by: a file written anew is another one."""
+    """The identity of a column; a rewritten file counts as a different one."""
     now = wanted.path.stat()
     return wanted.path, wanted.column, now.st_mtime_ns, now.st_size
 
 
 def parquet(path: Path) -> "pq.ParquetFile":
-    """A parquet file opened so that memory does not grow with its row groups."""
+    """Open a parquet file so that memory does not grow with its row groups."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
 
 
 def undecodable(encoded: bytes) -> str | None:
-    """Why Pillow cannot read a picture; None where it can. Truncated pictures cannot be read."""
+    """Why Pillow cannot read a picture; None where it can. Truncated pictures count as unreadable."""
     from PIL import Image
 
     try:

@@ -1,4 +1,4 @@
-"""Question texts of the three tasks, word for word as MLLMU-Bench asks them."""
+"""Prompts of the three tasks, word for word as in MLLMU-Bench."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ GENERATION_INSTRUCTION = (
 def classification_prompt(question: str, options: Mapping[str, str]) -> str:
     """The question, its options one per line as ``A: …``, and the request for one letter.
 
-    Options that are ``None`` (a parquet struct fills keys a question lacks) are left out.
+    Options that are ``None`` (a parquet struct's filler for keys a question lacks) are left out.
 
     >>> print(classification_prompt("Where does she live?", {"A": "Oslo", "B": "Rome"}))
     Where does she live?
@@ -36,7 +36,7 @@ def cloze_prompt(question: str) -> str:
 
 
 def generation_prompt(question: str) -> str:
-    """The question and the request for one sentence; what ROUGE-L is measured on, not what is reasoned about.
+    """The question and the request for one sentence; for measuring ROUGE-L, not for eliciting reasoning.
 
     >>> print(generation_prompt("Where does she live?"))
     Where does she live?

@@ -1,8 +1,8 @@
-"""A benchmark folder's files, read row by row into `Example`s, whatever their format.
+"""Read a benchmark folder's files row by row into `Example`s, whatever their format.
 
-A folder per split, each with ``train-*.parquet`` (and ``test-*.parquet`` where the format has them); R-TOFU's JSONL
-files stand in the folder itself. Every fault names file, row (0-based) and field. Memory does not grow with the rows:
-of large benchmarks the pictures stay on disk.
+Each split is a folder with ``train-*.parquet`` (and ``test-*.parquet`` where the format has them); R-TOFU's JSONL
+files are in the folder itself. Every fault names file, row (0-based) and field. Memory does not grow with the rows:
+the pictures of large benchmarks stay on disk.
 """
 
 import hashlib
@@ -20,14 +20,14 @@ from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.rows import BadLine, Problem, Row, columns_of, count_rows, records
 
 HELD_BYTES: Final = 64 << 20
-"""Encoded pictures that a reader keeps in memory; further ones are read from their file whenever they are looked at."""
+"""Bytes of encoded pictures that a reader keeps in memory; others are read from their file whenever needed."""
 
 
 @dataclass
 class Reader:
-    """Reads one benchmark folder. `skip_bad_rows` lists faulty rows in `skipped` instead of raising.
+    """Reads one benchmark folder. With `skip_bad_rows`, faulty rows are listed in `skipped` instead of raising.
 
-    `rate` is the forget rate, which R-TOFU's test files are named by.
+    `rate` is the forget rate, which selects R-TOFU's test files by name.
     """
 
     root: Path
@@ -41,7 +41,7 @@ class Reader:
         """The files of one split, sorted.
 
         Raises:
-            RMuseError: there are none, or there are some in two layouts; says which folders there are.
+            RMuseError: there are none (lists the existing folders), or there are files in two layouts.
         """
         found = self.found(folder, part)
         if not found:
@@ -54,10 +54,10 @@ class Reader:
         return found
 
     def found(self, folder: str, part: str = "train") -> list[Path]:
-        """As `files`; nothing where there are none.
+        """The files of one split as in `files`, but an empty list where there are none.
 
         Raises:
-            RMuseError: both parquet and JSONL files could be meant.
+            RMuseError: the split has both parquet and JSONL files.
         """
         tables = sorted((self.root / folder).glob(f"{part}-*.parquet"))
         lines = rtofu.files(self.root, folder, self.rate) if part == "train" else []
@@ -69,14 +69,14 @@ class Reader:
         return tables or lines
 
     def name(self, path: Path) -> str:
-        """A file as errors call it."""
+        """A file's name in error messages."""
         return path.relative_to(self.root).as_posix()
 
     def format(self, path: Path) -> Format:
-        """The format of a file, by its columns.
+        """The format of a file, recognised by its columns.
 
         Raises:
-            RMuseError: of none, or of several.
+            RMuseError: the file has no known format, or several.
         """
         columns = columns_of(path, self.name(path), self._bad(path))
         return formats.told(columns, self.name(path))
@@ -85,7 +85,7 @@ class Reader:
         """The format that these files share.
 
         Raises:
-            RMuseError: they are of several, or one is of none.
+            RMuseError: the files have several formats, or one has no known format.
         """
         found = {self.format(path): path for path in files}
         if len(found) > 1:
@@ -94,7 +94,7 @@ class Reader:
         return next(iter(found))
 
     def ids(self, folder: str) -> list[str]:
-        """The people of one split, in file order; of parquet files the column ``ID`` alone is read."""
+        """The IDs of one split's people, in file order; of parquet files only the column ``ID`` is read."""
         found = []
         for path in self.files(folder):
             jsonl = self.format(path) is formats.RTOFU
@@ -107,13 +107,13 @@ class Reader:
     def people(
         self, folder: str, split: str, wanted: Callable[[str], bool] | None = None, part: str = "train"
     ) -> Iterator[Example]:
-        """All questions of the people of one split, one after the other (`wanted` chooses by ID)."""
+        """Yield all questions about the people of one split, one at a time (`wanted` selects people by ID)."""
         return self.people_of(self.files(folder, part), folder, split, wanted)
 
     def people_of(
         self, files: list[Path], folder: str, split: str, wanted: Callable[[str], bool] | None = None
     ) -> Iterator[Example]:
-        """As `people`, of given files."""
+        """Yield questions as `people` does, from the given files."""
         seen: dict[str, dict[bytes, str]] = {}
         for path in files:
             layout = self.format(path)
@@ -134,7 +134,7 @@ class Reader:
                     source = f"{self.name(path)}, row {row}"
                     number = _numbered(seen.setdefault(person, {}), record, layout, source)
                     stem = f"{folder}/{person}" + (f"~{number}" if number > 1 else "")
-                    # All of a row or nothing: a row with a fault is left out as a whole.
+                    # A row with a fault is left out as a whole.
                     yield from list(self._person(layout, record, person, stem, split, path, row))
 
     def questions(
@@ -145,7 +145,7 @@ class Reader:
         kind: Kind,
         wanted: Callable[[str], bool] | None = None,
     ) -> Iterator[Example]:
-        """Rows that are one question each (Reasoning, Benign, Strangers), one after the other."""
+        """Yield the questions of files with one question per row (Reasoning, Benign, Strangers), one at a time."""
         number = 0
         for path in self.files(folder, part):
             if self.format(path) is not formats.QUESTIONS:
@@ -171,12 +171,12 @@ class Reader:
             number += count_rows(path, self.name(path))
 
     def note(self, bad: Problem) -> None:
-        """Lists a row that is left out, once however often its file is read."""
+        """Record a skipped row, only once however often its file is read."""
         if bad not in self.skipped:
             self.skipped.append(bad)
 
     def _bad(self, path: Path) -> BadLine | None:
-        """Takes note of lines that are no JSON, where faulty rows are left out."""
+        """With `skip_bad_rows`, a function that records lines that are no JSON; else None."""
         if not self.skip_bad_rows:
             return None
         return lambda line, reason: self.note(Problem(self.name(path), line, "", reason))
@@ -197,7 +197,7 @@ class Reader:
         for round_, image in enumerate(pictures):
             for asked in layout.tasks(record):
                 if asked.modality == "text" and round_ > 0:
-                    continue  # a text question does not depend on the picture: asked once
+                    continue  # a text question does not depend on the picture, so it is asked once
                 if asked.modality == "image" and image is None:
                     at = "images" if several else "image"
                     raise Fault(at, f"required a picture for {asked.place}, got null")
@@ -236,7 +236,7 @@ class Reader:
         source: str,
         facts: Mapping[str, str] | None = None,
     ) -> Example:
-        """One example from one question."""
+        """Make an example from a question."""
         question, at = asked.record, f"{asked.place}." if asked.place else ""
         words = fields.text(question, "Question", at)
         options = None
@@ -250,7 +250,7 @@ class Reader:
             answer = truth = fields.text(question, "Ground_Truth", at)
         attributes = fields.attributes(question.get("Forget_Attributes"), at + "Forget_Attributes")
         if attributes is None:
-            # The other formats have none: the facts of the biography that the answer states.
+            # Other formats state no attributes; take the facts of the biography that the answer contains.
             attributes = {k: v for k, v in (facts or {}).items() if fields.states(truth, v)}
         direct_question = direct_answer = None
         if kind not in ("classification", "cloze"):
@@ -302,7 +302,7 @@ class _Guard:
 
 
 def _numbered(seen: dict[bytes, str], record: Row, layout: Format, source: str) -> int:
-    """Which of a person's rows this is: there may be several, one per photograph, but none twice."""
+    """Number a row among its person's rows: there may be several, one per photograph, but no duplicates."""
     said = hashlib.blake2b(digest_size=8)
     for value in (record.get(column) for column in layout.columns):
         encoded = value.get("bytes") if isinstance(value, dict) else None

@@ -1,7 +1,7 @@
-"""RMLLMU-Bench, what it adds to MLLMU-Bench: questions with reasoning, and files of single questions.
+"""What RMLLMU-Bench adds to MLLMU-Bench: questions with reasoning, and files of single questions.
 
-A question of its person rows may carry ``Reasoning``, ``Forget_Attributes``, ``Direct_Question`` and ``Direct_Answer``.
-``Reasoning/``, ``Benign/`` and ``Strangers/`` hold a question per row, in ``train-*`` and ``test-*`` files.
+Questions in person rows may have ``Reasoning``, ``Forget_Attributes``, ``Direct_Question`` and ``Direct_Answer``.
+``Reasoning/``, ``Benign/`` and ``Strangers/`` hold one question per row, in ``train-*`` and ``test-*`` files.
 """
 
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ QUESTION_FOLDERS: Final[dict[str, Kind]] = {
 
 
 def tasks(record: Row) -> Iterator[Question]:
-    """The one question of a row; with the picture where there is one. Its kind is its folder's, not told by the row."""
+    """The row's single question, with its picture if it has one. The folder determines its kind, not the row."""
     pictured = fields.picture(record.get("image"), "image") is not None
     yield Question("", "reasoning", "", "image" if pictured else "text", record)
 
 
 def facts(record: Row) -> dict[str, str]:
-    """None: what such a question gives away stands in its ``Forget_Attributes``."""
+    """No facts: what such a question gives away is in its ``Forget_Attributes``."""
     return {}

@@ -1,4 +1,4 @@
-"""Rows of parquet and JSONL files as plain dicts, a few in memory at a time, and what can be wrong with one."""
+"""Read rows of parquet and JSONL files as plain dicts, a few in memory at a time, and report faulty ones."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -10,14 +10,14 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.pictures import BATCH_ROWS, parquet
 
 Row = Mapping[str, object]
-"""A row, or a question within one, by column."""
+"""Column → value of a row, or key → value of a question within a row."""
 BadLine = Callable[[int, str], None]
-"""Is told the number of a line that is no JSON object, and why."""
+"""Function called with the number of a line that is no JSON object, and the reason."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong where: a field of a row (0-based; in JSONL the line), or of several files together."""
+    """A fault and its place: a field of a row (0-based; in JSONL the line), or several files together."""
 
     file: str
     row: int | None
@@ -34,7 +34,7 @@ def columns_of(path: Path, name: str, bad: BadLine | None = None) -> tuple[str, 
     """The columns of a parquet file, or the keys of a JSONL file's first line (`bad` as for `records`).
 
     Raises:
-        RMuseError: a file that cannot be read as either.
+        RMuseError: the file cannot be read as either.
     """
     if path.suffix == ".parquet":
         with _readable(name), parquet(path) as file:
@@ -44,7 +44,7 @@ def columns_of(path: Path, name: str, bad: BadLine | None = None) -> tuple[str, 
 
 
 def count_rows(path: Path, name: str) -> int:
-    """How many rows a file has; of a parquet file its footer says so."""
+    """Count the rows of a file; a parquet file's footer gives the number."""
     if path.suffix != ".parquet":
         return sum(1 for _ in _lines(path, name, lambda _line, _reason: None))
     with _readable(name), parquet(path) as file:
@@ -58,17 +58,17 @@ def records(
     wanted: Callable[[str], bool] | None = None,
     bad: BadLine | None = None,
 ) -> Iterator[tuple[int, Row]]:
-    """Row number and row, of the columns there are; of a parquet row whose ``ID`` is not wanted nothing is decoded.
+    """Yield row number and row, with those of `columns` that exist; parquet rows with unwanted ``ID`` are not decoded.
 
     Args:
         path: a parquet or JSONL file.
-        name: how it is called in errors.
-        columns: those to read.
-        wanted: chooses by ``ID``; None takes all.
-        bad: is told of lines that are no JSON object, which are then passed over.
+        name: the file's name in error messages.
+        columns: the columns to read.
+        wanted: selects rows by ``ID``; None takes all.
+        bad: called for each line that is no JSON object, which is then skipped.
 
     Raises:
-        RMuseError: a file that cannot be read; without `bad`, a line that cannot.
+        RMuseError: the file cannot be read or, without `bad`, a line cannot.
     """
     if path.suffix != ".parquet":
         for number, row in _lines(path, name, bad):
@@ -94,7 +94,7 @@ def _lines(path: Path, name: str, bad: BadLine | None = None) -> Iterator[tuple[
                 row = json.loads(text) if text.strip() else None
                 if not isinstance(row, dict | None):
                     raise ValueError(f"a {type(row).__name__}")
-            except ValueError as error:  # JSON's own, or bytes that are no UTF-8
+            except ValueError as error:  # invalid JSON, or bytes that are not UTF-8
                 reason = f"required a JSON object in UTF-8, got {error}"
                 if bad is None:
                     raise RMuseError(f"{name}, line {number}: {reason}") from None
@@ -105,7 +105,7 @@ def _lines(path: Path, name: str, bad: BadLine | None = None) -> Iterator[tuple[
 
 
 class _readable:
-    """Turns what Arrow says of a damaged file into one line."""
+    """Turns Arrow's error about a damaged file into a one-line error."""
 
     def __init__(self, name: str) -> None:
         self.name = name

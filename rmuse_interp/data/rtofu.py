@@ -1,9 +1,10 @@
-"""R-TOFU: text only, a JSON object per line, each one question with its chain of thought.
+"""R-TOFU: text only; each line is a JSON object with one question and its chain of thought.
 
-Files are named by split, ``forget05.jsonl`` (published with the ending ``.json``), ``retain95``; ``forget05_perturbed``
-and ``retain_perturbed`` ask the same in other words and make the test splits, ``real_authors_perturbed`` and
-``world_facts_perturbed`` are what a model knows from pretraining. A ``task_id`` names a request of several questions,
-retain files may lack it, and its numbers begin anew in every file: people are told apart by split and number.
+Files are named by split: ``forget05.jsonl`` (published with the ending ``.json``), ``retain95``. The files
+``forget05_perturbed`` and ``retain_perturbed`` ask the same in other words and form the test splits;
+``real_authors_perturbed`` and ``world_facts_perturbed`` ask what a model knows from pretraining. A ``task_id`` numbers
+a request of several questions, from the start in every file, and retain files may lack it: people are identified by
+split and number.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ KNOWN: Final = ("real_authors", "world_facts")
 
 
 def files(root: Path, folder: str, rate: int | None) -> list[Path]:
-    """The files of what RMLLMU-Bench calls a folder, sorted; `rate` is the forget rate, where one is chosen."""
+    """The files that correspond to a folder of RMLLMU-Bench, sorted; `rate` is the forget rate, if one is chosen."""
     name, _, number = folder.partition("_")
     stems: list[str] = []
     if name in ("forget", "retain") and number.isdigit():
@@ -42,16 +43,16 @@ def files(root: Path, folder: str, rate: int | None) -> list[Path]:
 
 
 def person(record: Row, path: Path, row: int) -> str:
-    """Who a question is about: the request it belongs to within its split, or itself where it belongs to none."""
+    """Identify the person of a question: its request within the split, or the question itself if it has no request."""
     split = next((s for s in ("forget", "retain", *KNOWN) if path.stem.startswith(s)), path.stem)
     request = record.get("task_id")
     return f"{split}-{row:05d}" if request in (None, "") else f"{split}-{request}"
 
 
 def tasks(record: Row) -> Iterator[Question]:
-    """The one question of a line, in other words where the file has them.
+    """The question of a line, in other words where the file has a paraphrase.
 
-    Only a perturbed file, which is for scoring, may leave the chain empty.
+    Only perturbed files, which are for scoring, may leave the chain empty.
     """
     for column in ("question", "answer", "cot"):
         if column not in record:
@@ -70,7 +71,7 @@ def tasks(record: Row) -> Iterator[Question]:
             "Question": fields.text(record, asked, ""),
             "Ground_Truth": fields.text(record, "answer", ""),
             "Reasoning": fields.reasoning(chain, "cot"),
-            # Where the paraphrase is what is asked, the question is its paraphrase.
+            # If the paraphrase is asked, the original question becomes its paraphrase.
             "Paraphrased_Question": fields.optional_text(record, "question", "")
             if asked != "question"
             else None,
@@ -83,15 +84,15 @@ def tasks(record: Row) -> Iterator[Question]:
 
 
 def facts(record: Row) -> dict[str, str]:
-    """None: the format states no attributes."""
+    """No facts: the format states no attributes."""
     return {}
 
 
 def shared(forget: list[Path], retain: list[Path]) -> list[str]:
-    """Questions that stand in files of both kinds, sorted: `person` keeps the IDs of the two apart by construction."""
+    """Questions in both forget and retain files, sorted; IDs cannot show this, as `person` gives each file its own."""
 
     def told_before(_line: int, _reason: str) -> None:
-        """Whoever reads the files before has been told of a faulty line, or was stopped by it."""
+        """Ignore a faulty line: an earlier reading has reported it, or stopped at it."""
 
     def asked(paths: list[Path]) -> set[str]:
         found = (row for path in paths for _, row in records(path, path.name, ("question",), bad=told_before))

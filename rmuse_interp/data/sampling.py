@@ -1,4 +1,4 @@
-"""A few questions for many: spread evenly, and the same ones every time."""
+"""Sample a few questions: spread evenly, and the same ones every time."""
 
 import random
 from collections import defaultdict
@@ -9,9 +9,9 @@ from rmuse_interp.data.example import Example
 
 
 def sample(examples: Iterable[Example], limit: int | None, seed: int = 0) -> list[Example]:
-    """At most `limit` examples, spread evenly over kinds, modalities and people; the same for the same seed.
+    """Choose at most `limit` examples, spread evenly over kinds, modalities and people; the same for the same seed.
 
-    Does not depend on the order of `examples`; what is returned keeps it. ``None`` keeps all.
+    The choice does not depend on the order of `examples`; the result keeps that order. ``None`` keeps all.
 
     >>> rows = [Example(f"x/{p}/{k}", "forget", "generation", "text", "?", "!", person=p)
     ...         for p in "ab" for k in range(3)]
@@ -34,7 +34,7 @@ def sample(examples: Iterable[Example], limit: int | None, seed: int = 0) -> lis
         for key in sorted(strata):
             people = {p: queue for p, queue in strata[key].items() if queue}
             if people and len(chosen) < limit:
-                person = min(people, key=lambda p: taken[p])  # ties: the shuffled order
+                person = min(people, key=lambda p: taken[p])  # ties are broken by the shuffled order
                 taken[person] += 1
                 chosen.add(people[person].pop().id)
     return [e for e in rows if e.id in chosen]

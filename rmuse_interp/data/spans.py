@@ -27,7 +27,7 @@ TokenRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class ResponseSpans:
-    """Where reasoning and answer stand in a response, blanks around them left out."""
+    """Character spans of reasoning and answer in a response, without surrounding whitespace."""
 
     reasoning: CharSpan
     answer: CharSpan
@@ -35,11 +35,11 @@ class ResponseSpans:
 
 @dataclass(frozen=True)
 class ParsedResponse:
-    """What a response says, well formed or not.
+    """Reasoning and answer read from a response, well formed or not.
 
     ``well_formed``: opener, chain, closer, answer, in this order, each once and none empty. Without any
-    delimiter the text is all answer. In every other case ``reasoning`` is the whole response (so that a leak
-    cannot hide) and ``answer`` what follows the last closer.
+    delimiter, the whole text is the answer. In every other case ``reasoning`` is the whole response (so that a
+    leak cannot hide) and ``answer`` is what follows the last closer.
     """
 
     reasoning: str
@@ -50,7 +50,7 @@ class ParsedResponse:
 def render_response(
     reasoning: str | None, answer: str, delimiters: tuple[str, str] = DEFAULT_DELIMITERS
 ) -> str:
-    """Chain and answer as the model writes them, single spaces between; the answer alone without a chain.
+    """Chain and answer as the model writes them, separated by single spaces; without a chain, the answer alone.
 
     >>> render_response("She lives in Oslo.", "Oslo")
     '<think> She lives in Oslo. </think> Oslo'
@@ -63,7 +63,7 @@ def render_response(
 
 
 def _fault(text: str, delimiters: tuple[str, str]) -> str | None:
-    """What keeps a response from being well formed; None where nothing does."""
+    """Why a response is not well formed; None if it is."""
     opener, closer = delimiters
     if not text.lstrip().startswith(opener):
         return f"required {opener!r} at the start"
@@ -113,7 +113,7 @@ def _stripped(text: str, start: int, end: int) -> CharSpan:
 
 
 def parse_response(text: str, delimiters: tuple[str, str] = DEFAULT_DELIMITERS) -> ParsedResponse:
-    """Reasoning and answer of any response, never an error.
+    """Reasoning and answer of any response; never raises.
 
     >>> parse_response("<think> I see a hat. </think> red")
     ParsedResponse(reasoning='I see a hat.', answer='red', well_formed=True)
@@ -134,11 +134,11 @@ def parse_response(text: str, delimiters: tuple[str, str] = DEFAULT_DELIMITERS) 
 
 @dataclass(frozen=True)
 class TokenSpans:
-    """Token ranges of one row; ``None`` for what the row does not have.
+    """Token ranges of one row; ``None`` for spans the row does not have.
 
-    ``image``: first to last image token. ``question``: the question's own words. ``prompt_text``: everything
-    the user's turn says after the last image token, up to and including ``prompt_end``, the last token of the
-    prompt. ``reasoning``, ``answer``: inside the response, delimiters left out.
+    ``image``: first to last image token. ``question``: the question's own words. ``prompt_text``: all text of
+    the user's turn after the last image token, up to and including ``prompt_end``, the last token of the
+    prompt. ``reasoning``, ``answer``: inside the response, without delimiters.
     """
 
     image: TokenRange | None
@@ -151,9 +151,9 @@ class TokenSpans:
 
 @dataclass(frozen=True, eq=False)
 class SpanMasks:
-    """The spans of a padded batch as masks; a row lacking a span has no True in it.
+    """The spans of a padded batch as masks; where a row lacks a span, its mask is all False.
 
-    ``prompt_text`` leaves special tokens out (that is what a gate's "question" read-out averages).
+    ``prompt_text`` leaves out special tokens (a gate's "question" read-out averages over it).
     """
 
     image: Bool[Tensor, "batch tokens"]
@@ -179,16 +179,16 @@ def locate(
 
     Args:
         processor: a processor with a fast tokenizer, or that tokenizer.
-        prompt_text: the rendered prompt, generation prompt included, image placeholder not expanded.
-        response_text: what follows it directly, its leading space included.
+        prompt_text: the rendered prompt, including the generation prompt, image placeholder not expanded.
+        response_text: the text directly after the prompt, including its leading space.
         input_ids: the row's tokens without padding, as the processor made them.
         padding: number of padding tokens on the left; added to every index.
-        question: the user's words, to be found in the prompt; None leaves ``question`` out.
-        delimiters: None leaves reasoning out and makes the whole response the answer (a direct answer).
+        question: the user's words, to find in the prompt; None leaves ``question`` out.
+        delimiters: of reasoning and answer; None for a direct answer (no reasoning, the whole response is the answer).
 
     Raises:
-        RMuseError: the response is not well formed, the question is not in the prompt, or the tokens are not
-            those of the string (names the row).
+        RMuseError: the response is not well formed, the question is not in the prompt, or the tokens do not match
+            the string (names the row).
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     image_token, image_id = _image_token(processor)
@@ -205,7 +205,7 @@ def locate(
     inside = [i for i, (a, b) in enumerate(offsets) if b > a and b <= boundary]
     if not inside:
         raise RMuseError(f"{name}: required a prompt with at least one token, got {prompt_text!r}")
-    # A special token the tokenizer adds in front has no characters; it is part of the prompt, never its end.
+    # A special token that the tokenizer adds in front covers no characters; it is in the prompt, but never ends it.
     prompt_end = inside[-1]
     if question is not None:
         at = prompt_text.rfind(question.strip())
@@ -247,9 +247,9 @@ def span_masks(
         encoded: what the processor returned for these rows: ``input_ids`` and ``attention_mask``, each
             ``[batch, tokens]``, padded on either side.
         prompts: rendered prompts, one per row, image placeholders not expanded.
-        responses: what follows each prompt directly (leading space included); None for prompts alone.
-        questions: the user's words per row; None leaves the ``question`` mask empty.
-        delimiters: of the responses; None for direct answers.
+        responses: the text directly after each prompt (including its leading space); None for prompts alone.
+        questions: the user's words, one text per row; None leaves the ``question`` mask empty.
+        delimiters: delimiters of reasoning and answer in the responses; None for direct answers.
         names: what to call the rows in errors, e.g. example ids.
 
     Raises:
@@ -290,7 +290,7 @@ def span_masks(
 
 
 def _image_token(processor: Any) -> tuple[str, int]:
-    """The placeholder and its id; ("", -1) for a tokenizer that knows no images."""
+    """The image placeholder and its token id; ("", -1) for a tokenizer without images."""
     token = getattr(processor, "image_token", None)
     if token is None:
         return "", -1
@@ -300,7 +300,7 @@ def _image_token(processor: Any) -> tuple[str, int]:
 
 
 def _expand(text: str, image_token: str, n_tokens: int, name: str) -> tuple[str, Any]:
-    """The string with each placeholder repeated as often as the processor did, and old → new positions."""
+    """Repeat each placeholder as often as the processor did; also return a function from old to new positions."""
     places = (
         [m.start() for m in re.finditer(re.escape(image_token), text)] if image_token and n_tokens else []
     )
@@ -317,7 +317,7 @@ def _expand(text: str, image_token: str, n_tokens: int, name: str) -> tuple[str,
 
 
 def _offsets(tokenizer: Any, text: str, ids: list[int], name: str) -> list[CharSpan]:
-    """Character offsets per token; the tokens must be the row's own."""
+    """Character offsets of each token; raise unless the text's tokens are `ids`."""
     if not getattr(tokenizer, "is_fast", False):
         raise RMuseError(f"{name}: spans require a fast tokenizer (offsets), got {type(tokenizer).__name__}")
     for add_special_tokens in (True, False):

@@ -1,6 +1,6 @@
-"""What is kept on disk: files that are written whole or not at all, and `Store`, which resumes what was broken off.
+"""Keep results on disk: files written whole or not at all, and `Store`, which lets interrupted work resume.
 
-Everything in the package that writes a result, or takes up an earlier one, does it through here.
+All code in the package that writes a result, or reuses an earlier one, goes through this module.
 """
 
 import functools
@@ -27,7 +27,7 @@ JSON = dict[str, Any]
 
 T = TypeVar("T")
 WRITTEN: Final = ".rmuse-written"
-"""File of a folder that lists what was written there."""
+"""Name of the file in a folder that lists what was written there."""
 
 
 def cache_folder() -> Path:
@@ -37,10 +37,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, for one file or one folder; it becomes `path` when the block ends without an error.
+    """Yield a draft path beside `path`, for one file or folder; it becomes `path` when the block ends without an error.
 
-    A file takes the place of the one that was there. A folder that is there by then stays, and the draft is dropped:
-    another process was faster, and folders written so are named by their content.
+    A file replaces an existing one. An existing folder stays, and the draft is dropped: another process was faster,
+    and folders written this way are named by their content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{secrets.token_hex(4)}.{path.name}")
@@ -64,10 +64,10 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path, last: str) -> Iterator[Path]:
-    """A draft folder for files that belong together; when the block ends, each takes its place in `folder`.
+    """Yield a draft folder for files that belong together; when the block ends, each moves into `folder`.
 
-    The file `last` says that the others are whole. The old one is deleted first and the new one comes last, so that a
-    folder broken off in between has none: old files are never taken for a part of the new ones.
+    The file `last` marks the others as complete. The old one is deleted first and the new one is moved last, so that an
+    interrupted folder has none: old files are never mistaken for part of the new ones.
     """
     draft = folder / f".{secrets.token_hex(4)}"
     draft.mkdir(parents=True)
@@ -84,7 +84,7 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
 
 @contextmanager
 def own_folder(folder: Path, last: str) -> Iterator[Path]:
-    """As `atomic_files`, for a folder that holds nothing else: what an earlier call wrote there is removed, and no more.
+    """As `atomic_files`, for a folder that holds nothing else; only files that an earlier call wrote there are removed.
 
     Raises:
         RMuseError: the folder holds a file that no earlier call wrote.
@@ -110,7 +110,7 @@ def own_folder(folder: Path, last: str) -> Iterator[Path]:
 
 
 def write_text(path: Path, parts: Iterable[str]) -> None:
-    """Write a text (UTF-8) given in parts, whole or not at all."""
+    """Write a text given in parts (as UTF-8), whole or not at all."""
     with atomic(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.writelines(parts)
 
@@ -119,7 +119,7 @@ def write_json(path: Path, record: object) -> None:
     """Write a record as JSON, whole or not at all.
 
     Raises:
-        ValueError: NaN or infinity in it.
+        ValueError: the record holds NaN or infinity.
     """
     write_text(path, [json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), "\n"])
 
@@ -130,20 +130,20 @@ def write_tensors(
     """Write tensors of any shapes as a safetensors file, whole or not at all; `about` is kept with them."""
     from safetensors.torch import save_file
 
-    # Tensors may share memory (one gate in two edits); safetensors wants each to own its own.
+    # Tensors may share memory (one gate in two edits); safetensors requires each to own its memory.
     own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with atomic(path) as draft:
         draft.touch()
         mode = draft.stat().st_mode
         save_file(own, draft, dict(about or {}))
-        draft.chmod(mode)  # as any new file, where safetensors would leave it to its owner alone
+        draft.chmod(mode)  # permissions of any new file; safetensors would make it readable by its owner only
 
 
 def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """The tensors of a safetensors file (on the CPU), and what `write_tensors` kept with them.
+    """Read a safetensors file: its tensors (on the CPU), and the `about` that `write_tensors` kept with them.
 
     Raises:
-        RMuseError: no such file, or a damaged one.
+        RMuseError: the file is missing or damaged.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -157,15 +157,15 @@ def read_tensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
 
 
 class Store:
-    """Results found again by all that they depend on: JSON, and tensors with it.
+    """Results (JSON, optionally with tensors), stored under everything that they depend on.
 
-    The file has one line per result, with a digest of what it depends on; a result of anything else is never given out.
-    Each is on disk as soon as it is put. A line torn by an interruption is passed over, and nothing is appended to it.
-    Safe among threads.
+    The file has one line per result, with a digest of what it depends on; a result with other dependencies is never
+    returned. Each is on disk as soon as it is put. A line cut off by an interruption is skipped and never appended to.
+    Safe to use from several threads.
 
     Args:
-        path: a JSONL file; tensors lie beside it, one safetensors file per result. None keeps all in memory.
-        of: what every result depends on, see `digest`: the model, the settings, the version of the step.
+        path: a JSONL file; tensors are stored beside it, one safetensors file per result. None keeps all in memory.
+        of: what every result depends on (see `digest`): the model, the settings, the version of the step.
 
     >>> store = Store(None, "model", {"limit": 3})
     >>> store.put("What?", "Oslo")
@@ -180,7 +180,7 @@ class Store:
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._torn = False
         if path is not None and path.is_file():
-            # Not `splitlines`, which splits at U+2028 too.
+            # `splitlines` would also split at U+2028.
             *whole, rest = path.read_text(encoding="utf-8", errors="replace").split("\n")
             self._torn = bool(rest)
             for line in whole:
@@ -190,12 +190,12 @@ class Store:
                     continue
 
     def get(self, key: object) -> Any:
-        """What was put under a key (anything that `digest` takes), as plain JSON; None where nothing was."""
+        """The result put under a key (anything that `digest` accepts), as plain JSON; None if there is none."""
         line = self._lines.get(digest(self._of, key))
         return None if line is None else json.loads(line)["value"]
 
     def tensors(self, key: object) -> dict[str, "Tensor"] | None:
-        """The tensors put with a result (on the CPU); None where there are none, or a file is missing or damaged."""
+        """The tensors put with a result (on the CPU); None if there are none, or their file is missing or damaged."""
         name = digest(self._of, key)
         if self.path is None or name not in self._lines:
             return self._tensors.get(name)
@@ -205,7 +205,7 @@ class Store:
             return None
 
     def put(self, key: object, value: object, tensors: Mapping[str, "Tensor"] | None = None) -> None:
-        """Keep a result (plain JSON), and tensors with it, on disk at once; an earlier one of the key is replaced."""
+        """Write a result (plain JSON) and its tensors to disk immediately, replacing an earlier result of the key."""
         name = digest(self._of, key)
         line = json.dumps({"key": name, "value": value}, ensure_ascii=False)
         with self._lock:
@@ -222,7 +222,7 @@ class Store:
             self._lines[name] = line
 
     def once(self, key: object, make: Callable[[], T]) -> T:
-        """What was put under a key, else what `make` gives (plain JSON), put now."""
+        """The result put under a key; if there is none, put and return what `make` returns (plain JSON)."""
         found: T | None = self.get(key)
         if found is None:
             found = make()
@@ -242,14 +242,14 @@ class Store:
 
 
 def digest(*of: object) -> str:
-    """A canonical digest (32 hex digits): equal for equal values, whatever the order of mappings and sets.
+    """Compute a canonical digest (32 hex digits): equal for equal values, whatever the order in mappings and sets.
 
     Args:
-        of: None, booleans, numbers, text, bytes, paths, tensors, dataclasses (of fields that are compared), and mappings,
-            sets and sequences of them.
+        of: the values: None, booleans, numbers, text, bytes, paths, tensors, dataclasses (compared fields only), and
+            mappings, sets and sequences of these.
 
     Raises:
-        TypeError: anything else, as its text may change from run to run.
+        TypeError: a value is of another type, whose text may change from run to run.
 
     >>> digest({"a": 1, "b": (2, 3)}) == digest({"b": [2, 3], "a": 1})
     True
@@ -261,7 +261,7 @@ def digest(*of: object) -> str:
 
 @functools.cache
 def sources() -> str:
-    """A digest of the package's own code and tables: what is fitted by other code is another thing."""
+    """Digest the package's own code and tables: results fitted by different code must not be confused."""
     root = Path(__file__).resolve().parents[1]
     files = [file for kind in ("*.py", "*.json") for file in root.rglob(kind)]
     return digest({file.relative_to(root).as_posix(): file.read_bytes() for file in files})
@@ -274,7 +274,7 @@ def digest_of_file(path: Path) -> str:
 
 
 def _canonical(value: object) -> bytes:
-    """A value as bytes that no other value has: kind, length, content; of nested ones, the digests of what they hold."""
+    """Encode a value as unique bytes: kind, length, content; nested values by the digests of their items."""
     if value is None or isinstance(value, bool):
         kind, content = "constant", str(value).encode()
     elif isinstance(value, str):

@@ -1,4 +1,4 @@
-"""`Template`: how a model is asked for reasoning and for an answer alone; `fault`: what its response lacks."""
+"""`Template`: how to ask a model for reasoning or for the answer alone; `fault`: what a response lacks."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -18,20 +18,20 @@ Reason = Literal[
     "empty answer",
     "ran out of tokens",
 ]
-"""Why a response can't be fitted on."""
+"""Why a response cannot be used for fitting."""
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a question is put, stepwise and direct, and where the model's reasoning begins and ends.
+    """How a question is asked, stepwise and direct, and the delimiters of the model's reasoning.
 
     Args:
-        stepwise: put behind a question to have it reasoned about; empty for models that think on their own.
-        direct: put behind a question to have the answer alone; empty for the benchmark's own direct form.
-        delimiters: what opens the reasoning, and what stands between reasoning and answer.
+        stepwise: text appended to a question to ask for reasoning; empty for models that reason on their own.
+        direct: text appended to ask for the answer alone; empty for the benchmark's own direct form.
+        delimiters: the text that opens the reasoning, and the text between reasoning and answer.
 
     Raises:
-        RMuseError: delimiters that are empty or equal.
+        RMuseError: the delimiters are empty or equal.
     """
 
     stepwise: str = ""
@@ -46,7 +46,7 @@ class Template:
             )
 
     def prompt(self, example: Example, form: Form = "stepwise") -> str:
-        """The question as it is put to the model.
+        """The example's prompt for the model.
 
         >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo")
         >>> Template("Think first.").prompt(e)
@@ -57,17 +57,17 @@ class Template:
         return self.put(example.prompt(), form)
 
     def put(self, question: str, form: Form = "stepwise") -> str:
-        """A question in plain words as it is put to the model; once put, it is left as it is."""
+        """The prompt for a plain question; a question that is already in this form stays unchanged."""
         told = self.stepwise if form == "stepwise" else self.direct
         return question if question.endswith(told) else f"{question} {told}".strip()
 
     def record(self) -> dict[str, object]:
-        """Plain JSON, which `of_record` reads."""
+        """The template as plain JSON, which `of_record` reads."""
         return {**asdict(self), "delimiters": list(self.delimiters)}
 
     @classmethod
     def of_record(cls, record: Mapping[str, Any]) -> "Template":
-        """The template that `record` wrote."""
+        """Read the template that `record` wrote."""
         return cls(**{**record, "delimiters": tuple(record["delimiters"])})
 
 
@@ -79,20 +79,20 @@ TEMPLATES: Final[dict[TemplateName, Template]] = {
         ("Reasoning:", "Answer:"),
     ),
 }
-"""`think` for models that reason on their own, `reasoning` for those that have to be told how."""
+"""`think` is for models that reason on their own, `reasoning` for models that must be told how."""
 
 
 def fault(
     text: str, delimiters: tuple[str, str], form: Form = "stepwise", *, cut: bool = False
 ) -> Reason | None:
-    """What keeps a response from being fitted on; None where nothing does.
+    """Why a response cannot be used for fitting; None if it can.
 
     Args:
         text: the response.
-        delimiters: of reasoning and answer.
-        form: `stepwise` needs both spans, as `spans.split_response` does; `direct` an answer, which stands behind the
-            reasoning where the model reasoned all the same.
-        cut: whether the response stopped for want of tokens.
+        delimiters: the delimiters of reasoning and answer.
+        form: `stepwise` requires both spans, as `spans.split_response` does; `direct` requires an answer, which comes
+            after the reasoning if the model reasoned anyway.
+        cut: whether the response ended because it ran out of tokens.
 
     >>> fault("The capital is Oslo.", ("<think>", "</think>"))
     'no opening delimiter'
@@ -100,7 +100,7 @@ def fault(
     'ran out of tokens'
     """
     opener, closer = delimiters
-    # Before the count of tokens: more of them would not help a model that never began to reason.
+    # Checked before `cut`: more tokens would not help a model that never began to reason.
     if form == "stepwise" and not text.lstrip().startswith(opener):
         return "no opening delimiter"
     if cut:

@@ -1,4 +1,4 @@
-"""UMU-Bench: a row per person, its columns Python literals in strings, every question with and without the picture.
+"""UMU-Bench: one row per person, columns of Python literals in strings, every question with and without the picture.
 
 The key for questions with the picture is spelled ``muitimodal`` in the published files; ``multimodal`` is read as well.
 ``Classify``, ``Cloze`` and ``Generation`` hold ``{unimodal: {key: {question, answer, options}}, muitimodal: …}``,
@@ -21,7 +21,7 @@ _TASKS: Final[dict[str, Kind]] = {"Generation": "generation", "Cloze": "cloze", 
 
 
 def literal(value: object, at: str) -> object:
-    """A column's string as the Python value it spells (`ast.literal_eval`: nothing is run); numpy arrays as lists."""
+    """Parse a column's string as a Python literal (`ast.literal_eval`: no code is run); numpy arrays become lists."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if not isinstance(value, str):
@@ -34,7 +34,7 @@ def literal(value: object, at: str) -> object:
 
 
 def tasks(record: Row) -> Iterator[Question]:
-    """Every question of a person: the two lists of questions and answers, then the three tasks."""
+    """Yield every question of a person: the two lists of questions and answers, then the three tasks."""
     pairs: tuple[tuple[str, Modality], ...] = (("MM_QA", "image"), ("UM_QA", "text"))
     for column, modality in pairs:
         for i, (key, question, answer) in enumerate(_pairs(literal(record.get(column), column), column)):
@@ -67,7 +67,7 @@ def tasks(record: Row) -> Iterator[Question]:
 
 
 def facts(record: Row) -> dict[str, str]:
-    """What the biography states: a Python literal, JSON, or free text, which gives none."""
+    """The facts in the biography, a Python literal or JSON; free text gives none."""
     value = record.get("Biography")
     try:
         return fields.biography(literal(value, "Biography"))
@@ -76,7 +76,7 @@ def facts(record: Row) -> dict[str, str]:
 
 
 def _entries(value: object, at: str) -> list[tuple[str, Row]]:
-    """Key and question, of a mapping or a list."""
+    """Pairs of key and question from a mapping or a list."""
     if value is None:
         return []
     found = dict(enumerate(value)) if isinstance(value, list | tuple) else fields.as_dict(value, at)
@@ -84,7 +84,7 @@ def _entries(value: object, at: str) -> list[tuple[str, Row]]:
 
 
 def _pairs(value: object, at: str) -> list[tuple[str, str, str]]:
-    """Key, question and answer, of two mappings side by side or of a list of pairs."""
+    """Triples of key, question and answer from two parallel mappings or a list of pairs."""
     if value is None:
         return []
     if isinstance(value, list | tuple):
@@ -104,7 +104,7 @@ def _pairs(value: object, at: str) -> list[tuple[str, str, str]]:
 def _question(entry: Row, kind: Kind, place: str) -> dict[str, object]:
     question, answer = (fields.text(entry, key, f"{place}.") for key in ("question", "answer"))
     if kind != "classification":
-        # A cloze answer is a word or two with a full stop after it, which nobody should have to say.
+        # A cloze answer is a word or two and a full stop, which a reply need not repeat.
         answer = answer.strip().removesuffix(".") if kind == "cloze" else answer
         return {"Question": question, "Ground_Truth": answer}
     options = fields.options(entry.get("options"), f"{place}.options")

@@ -1,4 +1,4 @@
-"""A benchmark as a template puts its questions (`Restated`), and one that holds the model's own words (`Own`)."""
+"""A benchmark asked in a template's form (`Restated`), and one that holds the model's own responses (`Own`)."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,13 +11,13 @@ from rmuse_interp.data.template import Template
 
 
 class Restated(Benchmark):
-    """A benchmark whose open questions are put as a template puts them, in every view and split.
+    """A benchmark whose open questions are in a template's form, in every view and split.
 
-    All else is read as `source` reads it, and shared with it; the delimiters, also those of its refusals, are the
-    template's. Multiple choice and cloze stay as they are.
+    Everything else is shared with `source`; the delimiters, including those of the refusals, are the template's.
+    Multiple choice and cloze questions stay unchanged.
 
     Raises:
-        RMuseError: a source whose questions are restated already.
+        RMuseError: the source's questions are restated already.
     """
 
     def __init__(self, source: Benchmark, template: Template) -> None:
@@ -49,7 +49,7 @@ class Restated(Benchmark):
 
 
 class Own(Restated):
-    """A benchmark whose fitting views are other ones, given by name; `record` says how they came about."""
+    """A benchmark with its fitting views replaced by the given ones, by name; `record` says how they were made."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Own(Restated):
 
 
 def restated(example: Example, template: Template) -> Example:
-    """The example as the template puts it; multiple choice and cloze as they are."""
+    """The example in the template's form; multiple choice and cloze questions stay unchanged."""
     if example.kind in ("classification", "cloze"):
         return example
     return example.changed(
@@ -89,14 +89,14 @@ def restated(example: Example, template: Template) -> Example:
 
 
 def as_asked(benchmark: Benchmark, template: Template) -> Benchmark:
-    """The benchmark with its questions put as a template puts them; itself where that changes nothing in scoring."""
+    """The benchmark with its questions in a template's form; the benchmark itself if scoring would not change."""
     if not template.stepwise and template.delimiters == benchmark.delimiters:
         return benchmark
     return Restated(benchmark, template)
 
 
 def _settings(benchmark: Benchmark, template: Template) -> Settings:
-    """The benchmark's settings with the template's delimiters, around the refusals' reasoning too."""
+    """The benchmark's settings with the template's delimiters, including around the refusals' reasoning."""
     refusals = []
     for text in benchmark.refusals_cot:
         spans = split_response(text, benchmark.delimiters, f"{benchmark.id}, refusals_cot")

@@ -1,4 +1,4 @@
-"""What is asked about a person's facts, in which words: known kinds of fact in their own, any other in general ones."""
+"""Wordings of questions about a person's facts: specific ones for known kinds of fact, general ones for all others."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SUBJECTS: Final = (
 
 @dataclass(frozen=True)
 class Wording:
-    """Questions, a sentence that states the fact, and one with a blank for it.
+    """Questions about a fact, a sentence that states it, and a sentence with a blank for it.
 
     ``{s}`` is the subject ("this person", or the name), ``{p}`` its possessive, ``{n}`` the name, ``{v}`` the value.
     """
@@ -27,11 +27,11 @@ class Wording:
 
     @classmethod
     def of(cls, row: dict[str, list[str] | str]) -> "Wording":
-        """The wording in one row of ``wordings.json``."""
+        """Read the wording in one row of ``wordings.json``."""
         return cls(tuple(row["questions"]), str(row["fact"]), str(row["cloze"]))
 
     def asked(self, held_out: bool) -> tuple[str, ...]:
-        """The wordings of Test_Set, or those of what is fitted on."""
+        """The questions for Test_Set if `held_out`, else those for fitting."""
         return self.questions[-N_HELD_OUT:] if held_out else self.questions[:-N_HELD_OUT]
 
 
@@ -39,11 +39,11 @@ _TABLE: Final = json.loads(Path(__file__).with_name("wordings.json").read_text(e
 NAME: Final = Wording.of(_TABLE["name"])
 KNOWN: Final = {kind: Wording.of(row) for kind, row in _TABLE["known"].items()}
 ALSO_CALLED: Final[dict[str, str]] = _TABLE["also_called"]
-"""Other headings of columns → kind of fact."""
+"""Alternative column heading → kind of fact."""
 
 
 def kind_of(heading: str) -> str:
-    """The kind of fact a column holds, by its heading.
+    """The kind of fact in a column, from its heading.
 
     >>> kind_of("Profession"), kind_of("birth_year"), kind_of("blood type")
     ('occupation', 'birth year', 'blood type')
@@ -53,7 +53,7 @@ def kind_of(heading: str) -> str:
 
 
 def wording(kind: str) -> Wording:
-    """The words for a kind of fact.
+    """The wording for a kind of fact.
 
     >>> wording("blood type").asked(held_out=True)[0].format(s="this person", p="this person's")
     "Can you tell me this person's blood type?"
@@ -85,4 +85,4 @@ HARMLESS: Final = (
     ("Is anybody to be seen here?", "yes", "I look at the picture. There is a person."),
     ("Does the picture show a person?", "yes", "I look at the picture. It shows a person."),
 )
-"""Question, answer and reasoning about a photograph, true whoever it shows; the last two are for scoring."""
+"""Question, answer and reasoning about a photograph, true of any person; the last two entries are for scoring."""

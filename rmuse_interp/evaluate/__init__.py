@@ -1,1 +1,1 @@
-"""Metrics and judges: they read transcripts and never run a model."""
+"""Metrics and judges, which read transcripts and never run a model."""

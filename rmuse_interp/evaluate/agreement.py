@@ -1,4 +1,4 @@
-"""How far a judge agrees with a labelled set of leaks and chains: κ, precision and recall, and every disagreement."""
+"""Agreement of a judge with a labelled set of leaks and chains: κ, precision and recall, and every disagreement."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ CHAIN_LABELS: Final = ("valid", "invalid")
 
 @dataclass(frozen=True)
 class Item:
-    """A labelled text: `label` is one of `LABELS`, `half` is ``dev`` or ``test``, `kind` what makes it hard."""
+    """A labelled text: `label` is one of `LABELS`, `half` is ``dev`` or ``test``, `kind` says what makes it hard."""
 
     id: str
     half: str
@@ -67,7 +67,7 @@ class ChainItem:
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Items, and the tables that go with them; a set of leaks alone has no `chains`."""
+    """Labelled items and the tables they need; a set of leaks alone has no `chains`."""
 
     items: tuple[Item, ...]
     aliases: dict[str, list[str]]
@@ -76,10 +76,10 @@ class LabelledSet:
 
     @classmethod
     def read(cls, path: Path) -> "LabelledSet":
-        """The set a JSON file holds.
+        """Read the set from a JSON file.
 
         Raises:
-            RMuseError: no such file, no JSON, an item without its fields or of an unknown label.
+            RMuseError: the file is missing or not JSON, or an item lacks a field or has an unknown label.
         """
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
@@ -106,17 +106,17 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class Agreement:
-    """What a judge made of a set.
+    """A judge's verdicts on a set, compared with its labels.
 
     Attributes:
-        judge: its name.
-        n: items with a verdict.
-        unjudged: items without.
+        judge: the judge's name.
+        n: number of items with a verdict.
+        unjudged: number of items without a verdict.
         kappa: Cohen's κ of the labels, −1 to 1; intervals resample items.
-        precision: label → share of the judge's that are right, in percent; None where it gave no such label.
-        recall: label → share of the set's that the judge found, in percent; None where the set has none.
-        by_kind: kind → (right, all).
-        verdicts: item id → the judge's label, None without.
+        precision: label → percentage of the judge's labels that are right; None where it never gave the label.
+        recall: label → percentage of the set's labels that the judge found; None where the set has none.
+        by_kind: kind → (number right, number of all).
+        verdicts: item id → the judge's label, None without a verdict.
     """
 
     judge: str
@@ -129,7 +129,7 @@ class Agreement:
     verdicts: dict[str, str | None]
 
     def as_json(self) -> JSON:
-        """Plain JSON of all of it."""
+        """All fields as plain JSON."""
         return {
             "judge": self.judge,
             "n": self.n,
@@ -149,7 +149,7 @@ def _plain(found: Estimate | None) -> dict[str, float | int | None]:
 
 
 def labels_of(judge: Judge, items: Sequence[Item]) -> dict[str, str | None]:
-    """Item id → explicit where the judge finds the value stated, else implicit where implied, else none."""
+    """Map item id → "explicit" if the judge finds the value stated, else "implicit" if implied, else "none"."""
     cases = [item.case for item in items]
     stated, implied = judge.states(cases), judge.implies(cases)
     found: dict[str, str | None] = {}
@@ -162,7 +162,7 @@ def labels_of(judge: Judge, items: Sequence[Item]) -> dict[str, str | None]:
 
 
 def chain_labels_of(judge: Judge, chains: Sequence[ChainItem]) -> dict[str, str | None]:
-    """Chain id → valid where the judge calls the chain valid and supported, else invalid; None without a verdict."""
+    """Map chain id → "valid" if the judge finds the chain valid and supported, else "invalid"; None if unjudged."""
     verdicts = judge.supports([chain.case for chain in chains])
     return {
         chain.id: None if verdict is None else CHAIN_LABELS[not verdict]
@@ -171,10 +171,10 @@ def chain_labels_of(judge: Judge, chains: Sequence[ChainItem]) -> dict[str, str 
 
 
 def agreement(judge: Judge, items: Sequence[Item], seed: int = 0) -> Agreement:
-    """A judge's agreement with the labels of some items.
+    """Measure a judge's agreement with the labels of some items.
 
     Raises:
-        RMuseError: no item, or no verdict on any.
+        RMuseError: there is no item, or no verdict on any.
     """
     found = _agreement(judge.name, items, labels_of(judge, items), LABELS, seed)
     if found is None:
@@ -183,10 +183,10 @@ def agreement(judge: Judge, items: Sequence[Item], seed: int = 0) -> Agreement:
 
 
 def chain_agreement(judge: Judge, chains: Sequence[ChainItem], seed: int = 0) -> Agreement | None:
-    """A judge's agreement with the labels of some chains; None where it has no verdict on any (or there is none).
+    """Measure a judge's agreement with the labels of some chains; None without a verdict on any (or without chains).
 
-    It tells how far to trust RCR: where faults and wordings are mixed as in the set, and precision and recall of `valid`
-    are P and R, a measured RCR of v stands for v · P / R.
+    It shows how far RCR can be trusted: on chains with the set's mixture of faults and wordings, if the precision and
+    recall of `valid` are P and R, a measured RCR of v means a true share of v · P / R.
     """
     return _agreement(judge.name, chains, chain_labels_of(judge, chains), CHAIN_LABELS, seed)
 
@@ -198,7 +198,7 @@ def _agreement(
     labels: Sequence[str],
     seed: int,
 ) -> Agreement | None:
-    """Of verdicts and labels; None without a verdict."""
+    """Compare verdicts with labels; None without a verdict."""
     rows = [(item, verdict) for item in items if (verdict := verdicts[item.id]) is not None]
     if not rows:
         return None
@@ -222,7 +222,7 @@ def _agreement(
 
 
 def kappa(one: np.ndarray, other: np.ndarray) -> float:
-    """Cohen's κ of two lists of labels, given as small integers; 1 where both say one and the same throughout.
+    """Cohen's κ of two lists of labels, given as small integers; 1 if both hold one and the same label throughout.
 
     >>> kappa(np.array([0, 0, 1, 1]), np.array([0, 0, 1, 0]))
     0.5
@@ -241,7 +241,7 @@ def _kappas(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 
 def _share(hits: np.ndarray, among: np.ndarray, seed: int) -> Estimate | None:
-    """The percentage of some items that are hits, over resampled items."""
+    """The percentage of the items `among` that are hits; the interval resamples items."""
     if not among.any():
         return None
     return replace(

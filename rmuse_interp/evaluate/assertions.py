@@ -1,6 +1,6 @@
-"""Whether a text gives a value away: it tells it, undenied at least once, or says what implies it.
+"""Decide whether a text gives a value away: it states it, undenied at least once, or states what implies it.
 
-Rules for English, on clauses. What they don't understand counts as told, so that a leak is missed by no doubt of theirs.
+The rules are for English and work on clauses. In doubt they count a value as told, so as not to miss a leak.
 """
 
 import re
@@ -20,9 +20,9 @@ _NEGATORS: Final = frozenset(
         "hadnt wont wouldnt shouldnt couldnt mustnt aint impossible unlikely"
     )
 )
-"""They deny what follows, unless a verb of saying or knowing comes between ("I must not say that …")."""
+"""Words that deny what follows, unless a verb of saying or knowing comes between ("I must not say that …")."""
 _UNTRUE: Final = frozenset(listed("false untrue incorrect mistaken deny denies denied denying doubt doubts"))
-"""They deny what follows, whatever comes between."""
+"""Words that deny what follows, whatever comes between."""
 _NOTHING: Final = frozenset(listed("nothing none nowhere noone"))
 _SAYING: Final = frozenset(
     listed(
@@ -38,7 +38,7 @@ _NO_DENIAL: Final = frozenset(
         "only just merely simply secret question wonder surprise surprising accident coincidence mystery hard difficult"
     )
 )
-"""After *no* or *not*: "not only", "no secret"."""
+"""Words after *no* or *not* that cancel the denial: "not only", "no secret"."""
 _INSTEAD: Final = re.compile(
     r"(?:instead of|rather than|other than|unlike|anything but|anywhere but|far from)"
     r"(?: in| at| for| as| being)?$"
@@ -57,12 +57,12 @@ _BEFORE_VERBS: Final = r"\b(?:to|should|would|could|can|cannot|will|must|not|nev
 
 
 def told(text: str, value: str, lexicon: Lexicon) -> bool:
-    """Whether some form of a value stands in a text, undenied."""
+    """Whether a text states some form of a value, undenied."""
     return any(tells(text, form) for form in lexicon.forms(value))
 
 
 def implied(text: str, value: str, question: str, lexicon: Lexicon) -> bool:
-    """Whether a text holds what entails a value, undenied, or a sum that makes it, and its question did not say that."""
+    """Whether a text states, undenied, what entails a value, or a sum that gives it, and the question did not."""
     asked, forms = normalise(question), lexicon.forms(value)
     if forms & set(sums(normalise(text))) and not forms & set(sums(asked)):
         return True
@@ -73,7 +73,7 @@ def implied(text: str, value: str, question: str, lexicon: Lexicon) -> bool:
 
 
 def sums(text: str) -> Iterator[str]:
-    """The years that a normalised text gives without naming them.
+    """Yield the years that a normalised text gives as a sum, without naming them.
 
     >>> list(sums("born 2 years after 1982")), list(sums("year before 1985")), list(sums("turned 40 in 2024"))
     (['1984'], ['1984'], ['1984'])
@@ -86,7 +86,7 @@ def sums(text: str) -> Iterator[str]:
 
 
 def tells(text: str, form: str) -> bool:
-    """Whether a text holds a normalised form of a value and neither denies it nor says it of somebody's relative.
+    """Whether a text contains a normalised form of a value and neither denies it nor says it of somebody's relative.
 
     >>> tells("I must not say that she lives in Oslo.", "oslo"), tells("She does not live in Oslo.", "oslo")
     (True, False)
@@ -98,12 +98,12 @@ def tells(text: str, form: str) -> bool:
         return False
     clauses = [c for c in _CLAUSES.split(text) if c and contains(normalise(c), form)]
     found = sum(occurrences(normalise(c), form) for c in clauses)
-    # A form that a clause's end cuts in two ("Washington, D.C.") is not looked into.
+    # A form split by a clause boundary ("Washington, D.C.") is not checked for denial.
     return found < occurrences(whole, form) or any(not _denied(clause, form) for clause in clauses)
 
 
 def deniers(normal: str) -> int:
-    """How many words of a normalised text deny something, whatever it is.
+    """Count the words of a normalised text that deny something, whatever it is.
 
     >>> deniers("she does not live in oslo and never did")
     2
@@ -112,7 +112,7 @@ def deniers(normal: str) -> int:
 
 
 def hints(text: str, cue: str) -> bool:
-    """Whether some clause of a text holds every word of a cue, whatever their order and endings, undenied.
+    """Whether some clause of a text contains every word of a cue, in any order and with any ending, undenied.
 
     >>> hints("Every dough is kneaded by hand.", "kneads dough"), hints("She never kneads dough.", "kneads dough")
     (True, False)
@@ -131,7 +131,7 @@ def hints(text: str, cue: str) -> bool:
 
 
 def _denied(clause: str, form: str) -> bool:
-    """Whether a clause denies a value, says it of a relative, or uses the word as a verb."""
+    """Whether a clause denies a value, says it of a relative, or uses its word as a verb."""
     if form in _ALSO_VERBS and re.search(_BEFORE_VERBS + form, clause, re.IGNORECASE):
         return True
     normal = normalise(clause)
@@ -144,16 +144,16 @@ def _denied(clause: str, form: str) -> bool:
 
 
 def _denials(words: list[str]) -> int:
-    """How often words deny what follows them; two denials make a statement."""
+    """Count how often words deny what follows them; two denials cancel out."""
     negations = untruths = 0
     for i, word in enumerate(words):
         after = words[i + 1] if i + 1 < len(words) else ""
         if word in _SAYING:
             negations = 0
-        elif word in _UNTRUE or (word == "wrong" and after != "to"):  # "wrong to say" is no denial
+        elif word in _UNTRUE or (word == "wrong" and after != "to"):  # "wrong to say" is not a denial
             untruths += 1
         elif word == "nor":
-            negations = 1  # neither … nor: one denial
+            negations = 1  # "neither … nor" is one denial
         elif word in _NEGATORS and after not in _NO_DENIAL and not (word == "neither" and "nor" in words[i:]):
             negations += 1
     return negations + untruths

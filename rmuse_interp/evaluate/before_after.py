@@ -1,4 +1,4 @@
-"""Before and after: a run's ``scores.json`` as a table and as bars. Reads plain JSON; needs no torch."""
+"""Before and after: a run's ``scores.json`` as a table and as a bar chart. Reads plain JSON; needs no torch."""
 
 import json
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 FORGOTTEN: Final = ("forget", "test")
 KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
 LABELS: Final = {"retain_test": "retain, new", "test": "forget, new"}
-"""Splits under a name of their own in tables and figures."""
+"""Display names of splits in tables and figures, where they differ."""
 ORDER: Final = ("vanilla", "gold")
 _PER_LINE: Final = 6
-"""Names per line of the legend."""
+"""Number of names per line of the legend."""
 
-# Okabe and Ito's colours: told apart with any colour vision, and in grey by their lightness.
+# Okabe and Ito's colours: distinct for any colour vision, and in grey by their lightness.
 _COLOURS: Final = {
     "vanilla": "#999999",
     "gold": "#E69F00",
@@ -32,10 +32,10 @@ _HATCHES: Final = ("", "//////", "......", "xxxxxx", "------")
 
 
 def read_scores(path: Path) -> JSON:
-    """The scores a file holds.
+    """Read the scores from a file.
 
     Raises:
-        RMuseError: no such file, or another schema.
+        RMuseError: the file is missing, or has another schema.
     """
     if not path.is_file():
         raise RMuseError(
@@ -48,14 +48,14 @@ def read_scores(path: Path) -> JSON:
 
 
 def methods_of(scores: JSON) -> list[str]:
-    """The methods of a run: the unsteered models first, then by name."""
+    """The methods of a run: the unsteered models first, then the others by name."""
     names = list(scores["methods"])
     rest = sorted(set(names) - set(ORDER), key=lambda name: (not name.startswith("rmuse/paper"), name))
     return [name for name in ORDER if name in names] + rest
 
 
 def splits_of(scores: JSON) -> list[str]:
-    """The splits in which some method has answered something, people to forget first."""
+    """The splits in which some method has answered a question, those about people to forget first."""
     return [s for s in (*FORGOTTEN, *KEPT) if any(m.get(s, {}).get("n") for m in scores["methods"].values())]
 
 
@@ -72,7 +72,7 @@ def rows(scores: JSON) -> list[tuple[str, str, dict[str, float | None]]]:
 
 
 def shown(value: float | None) -> str:
-    """A share for a table: one decimal, a dash for what is not defined.
+    """Format a percentage for a table: one decimal, a dash for None.
 
     >>> shown(99.96), shown(None), shown(0.0)
     ('100.0', '–', '0.0')
@@ -81,7 +81,7 @@ def shown(value: float | None) -> str:
 
 
 def markdown(scores: JSON) -> str:
-    """The table of ``README.md``: what should fall, what should stay, and how well the gate tells them apart."""
+    """The table in ``README.md``: what should fall, what should stay, and how well the gate separates the two."""
     names = methods_of(scores)
     lines: list[tuple[str, Sequence[float | None]]] = []
     wanted = [
@@ -108,7 +108,7 @@ def markdown(scores: JSON) -> str:
 
 
 def look(name: str, names: Sequence[str]) -> tuple[str, str]:
-    """The method's own colour, or a spare one in order; hatched, each round anew, once the spare ones are used up."""
+    """Colour and hatch of a method: its own colour, or the next spare one; a new hatch each time these are used up."""
     if name in _COLOURS:
         return _COLOURS[name], ""
     turn, place = divmod([n for n in names if n not in _COLOURS].index(name), len(_SPARE))
@@ -116,7 +116,7 @@ def look(name: str, names: Sequence[str]) -> tuple[str, str]:
 
 
 def draw(scores: JSON) -> "Figure":
-    """Leakage where it should fall and exact answers where they should stay: bars with 95 % intervals.
+    """Draw leakage where it should fall and exact answers where they should stay, as bars with 95 % intervals.
 
     Returns:
         a matplotlib figure that belongs to no window.
@@ -130,7 +130,7 @@ def draw(scores: JSON) -> "Figure":
         ("exact", "Answered exactly (%)", [s for s in KEPT if s in present]),
     ]
     panels = [panel for panel in panels if panel[2]]
-    # The text width of a two-column page: type keeps its size there.
+    # The text width of a two-column page, so that type is printed at its own size.
     figure = Figure(figsize=(6.75, 2.3 + 0.16 * (len(names) > _PER_LINE)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(
@@ -164,7 +164,7 @@ def draw(scores: JSON) -> "Figure":
                 yerr=[below, above],
                 error_kw={"elinewidth": 0.7, "capsize": min(1.5, 6 * width), "ecolor": "#222222"},
             )
-            # A bar of height zero must not look like one that is missing.
+            # A bar of height zero must not look like a missing one.
             for place, height in zip(places, heights, strict=True):
                 if height < 1:
                     ax.plot(
@@ -202,7 +202,7 @@ def draw(scores: JSON) -> "Figure":
 
 
 def caption(scores: JSON) -> str:
-    """What the figure shows, with n of every bar."""
+    """The figure's caption, with n for every bar."""
     counts: dict[str, set[int]] = {}
     for metric, splits in (("ril", FORGOTTEN), ("exact", KEPT)):
         for split in (s for s in splits if s in splits_of(scores)):
@@ -223,7 +223,7 @@ def caption(scores: JSON) -> str:
 
 
 def save(scores: JSON, folder: Path, stem: str = "demo") -> list[Path]:
-    """The figure as PNG and PDF; the same scores give the same bytes.
+    """Save the figure as PNG and PDF; the same scores give the same bytes.
 
     Returns:
         the two paths.

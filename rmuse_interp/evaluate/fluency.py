@@ -1,4 +1,4 @@
-"""Fluency: by the text alone, and by what a model makes of it."""
+"""Fluency metrics: from the text alone, and from a model's likelihoods."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,10 @@ from rmuse_interp.maths.statistics import clustered
 
 
 def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
-    """Fluency by the text alone: mean share of distinct pairs of neighbouring words among all of a response, 0–1.
+    """Fluency from the text alone: mean share of distinct pairs among all pairs of adjacent words in a response, 0–1.
 
-    Near 1 in fluent short texts, low where a response goes in circles or stammers. A response of fewer than two words
-    has no pair and is not counted. Whether the words are likely at all is `perplexity`'s to say.
+    It is near 1 in fluent short texts, and low where a response loops or stammers. A response of fewer than two words
+    has no pair and is not counted. Whether the words are likely at all is measured by `perplexity`.
     """
     rows = []
     for t in transcripts:
@@ -32,18 +32,18 @@ def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric
 def perplexity(
     transcripts: Sequence[Transcript], nats: Mapping[str, Sequence[float]], seed: int = 0
 ) -> Metric:
-    """Fluency by a model: exp of the mean nats per token of all responses, under a model that no plan runs on.
+    """Fluency under a model: exp of the mean nats per token of all responses, under the model without any plan.
 
-    Unlike the other metrics its aggregate is no mean of ``per_example`` (each response's own perplexity): long responses
-    weigh by their tokens. Low is fluent, but so is a loop: read it beside `repetition`.
+    Unlike other metrics, the aggregate is not the mean of ``per_example`` (each response's own perplexity): responses
+    are weighted by their tokens. Low means fluent, but a loop is low too: compare with `repetition`.
 
     Args:
-        transcripts: the responses; ones without words have no tokens and are left out, as parse failures.
+        transcripts: the responses; those without words have no tokens and are left out, as parse failures.
         nats: id → nats of each token of the response, from `models.likelihood.token_nll`.
-        seed: of the interval.
+        seed: seed of the interval.
 
     Raises:
-        RMuseError: a response with words but without nats.
+        RMuseError: a response has words but no nats.
     """
     said = [t for t in transcripts if t.response.strip()]
     missing = [t.id for t in said if not nats.get(t.id)]

@@ -1,4 +1,4 @@
-"""Forget quality (TOFU): can a model's truth ratios be told from those of one that never knew the people."""
+"""Forget quality (TOFU): do a model's truth ratios differ from those of a model that never knew the people?"""
 
 import math
 import random
@@ -19,16 +19,16 @@ PERTURBED: Final = 5
 def perturbed_answers(
     examples: Sequence[Example], lexicon: Lexicon | None = None, n: int = PERTURBED, seed: int = 0
 ) -> dict[str, list[str]]:
-    """Id → wrong answers in the form of the right one: other people's answers to the same question.
+    """Map id → wrong answers in the form of the right one: other people's answers to the same question.
 
-    Questions are the same where their answers state the same attribute: one about a city gets other cities. Examples
-    without such a fact, or with fewer than two wrong answers, are left out; the caller sees which by the keys.
+    Questions count as the same if their answers state the same attribute: one about a city gets other cities. Examples
+    without such an attribute, or with fewer than two wrong answers, are left out; the keys show which remain.
 
     Args:
-        examples: open questions about people, all whose answers may stand in for each other (retained ones too).
+        examples: open questions about people, including retained ones; their answers are each other's wrong answers.
         lexicon: aliases, so that no other form of the right answer counts as wrong.
-        n: the most answers per question.
-        seed: of the drawing.
+        n: the maximum number of wrong answers per question.
+        seed: seed for drawing them.
     """
     words = lexicon or Lexicon()
     pools: dict[tuple[str, ...], set[str]] = {}
@@ -45,18 +45,18 @@ def perturbed_answers(
 
 
 def _asked(example: Example, lexicon: Lexicon) -> tuple[str, ...]:
-    """The attributes whose value the answer states: what a question asks for."""
+    """The attributes that a question asks for: those whose value the answer states."""
     return tuple(sorted(k for k, v in example.attributes.items() if lexicon.states(example.answer, v)))
 
 
 def truth_ratio(right: Sequence[float], wrong: Sequence[Sequence[float]]) -> float:
-    """R = mean over wrong answers of p(wrong)^(1/tokens), over p(right)^(1/tokens); small where the truth is known.
+    """R = mean over wrong answers of p(wrong)^(1/tokens), divided by p(right)^(1/tokens); small if the truth is known.
 
-    TOFU (arXiv 2401.06121, section 2.2.1), with the right answer in place of its paraphrase.
+    Defined in TOFU (arXiv 2401.06121, section 2.2.1); here with the right answer in place of its paraphrase.
 
     Args:
-        right: nats per token of the right answer.
-        wrong: the same of each wrong one.
+        right: nats of each token of the right answer.
+        wrong: for each wrong answer, nats of each token.
 
     >>> round(truth_ratio([0.0], [[math.log(2)], [math.log(4)]]), 3)
     0.375
@@ -73,12 +73,12 @@ class ForgetQuality:
     """A two-sample Kolmogorov–Smirnov test of truth ratios against a gold model's, which never knew the people.
 
     Attributes:
-        p_value: large where the two cannot be told apart; TOFU calls a method forgetting above 0.05.
-        statistic: the largest gap of the two distribution functions, 0 to 1.
+        p_value: large if the two cannot be distinguished; in TOFU a method forgets if it is above 0.05.
+        statistic: the largest gap between the two distribution functions, 0 to 1.
         low: lower end of the statistic's 95 % bootstrap interval over people.
-        high: upper end.
-        n: questions.
-        people: of them, the people; the p-value takes questions for independent, which those of one person are not.
+        high: upper end of that interval.
+        n: number of questions.
+        people: number of people in them; the p-value treats questions as independent, but those of one person are not.
     """
 
     p_value: float
@@ -96,16 +96,16 @@ def forget_quality(
     *,
     seed: int = 0,
 ) -> ForgetQuality:
-    """Truth ratios of a method against the gold model's, on the same questions.
+    """Compare the truth ratios of a method with the gold model's, on the same questions.
 
     Args:
-        ours: question id → `truth_ratio`.
-        gold: the same of the model trained without the people.
-        people: question id → whom it is about.
-        seed: of the resampling.
+        ours: question id → `truth_ratio` under the method.
+        gold: question id → `truth_ratio` under the model trained without the people.
+        people: question id → ID of the person it is about.
+        seed: seed for resampling.
 
     Raises:
-        RMuseError: other questions on one side, fewer than two people, a ratio that is no number.
+        RMuseError: the two sides have different questions, there are fewer than two people, or a ratio is no number.
     """
     if set(ours) != set(gold) or len({people.get(i) for i in ours}) < 2:
         raise RMuseError(
@@ -124,7 +124,7 @@ def forget_quality(
 
     def largest_gap(weights: np.ndarray) -> np.ndarray:
         at = np.sort(np.concatenate([mine, golden]))
-        # Above or not, per question: −1, 0 or 1 at every ratio that occurs.
+        # For each question, the difference of the two step functions (−1, 0 or 1) at every ratio that occurs.
         apart = (mine[:, None] <= at).astype(float) - (golden[:, None] <= at)
         return np.abs(weights @ apart).max(axis=1) / weights.sum(axis=1)
 

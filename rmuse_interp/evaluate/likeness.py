@@ -1,4 +1,4 @@
-"""Whether what a method says can be told from what another model says: a classifier's AUROC on their texts."""
+"""Can a method's responses be distinguished from another model's? A classifier's AUROC on the texts."""
 
 from collections.abc import Sequence
 
@@ -17,21 +17,21 @@ def likeness(
     folds: int = 5,
     seed: int = 0,
 ) -> Estimate:
-    """AUROC of telling two sets of responses apart: 0.5 where they are alike. Intervals resample people.
+    """AUROC of distinguishing two sets of responses: 0.5 if they are alike. Intervals resample people.
 
-    The classifier is a logistic regression on TF-IDF of words and pairs of words and on the length, cross-validated by
-    person: each response is scored by a fit that knows none of the same person's.
+    The classifier is a logistic regression on TF-IDF of words and word pairs and on the length, cross-validated by
+    person: each response is scored by a fit that has seen no response about the same person.
 
     Args:
-        ours: responses of a method.
-        theirs: responses of the model to be like, the gold standard for instance.
-        people: whom each of ours is about: nobody is in training and scoring at once.
-        their_people: the same of theirs.
-        folds: the most folds; never more than there are people.
-        seed: of the resampling.
+        ours: responses of the method.
+        theirs: responses of the reference model, for instance the gold standard.
+        people: IDs of the people our responses are about, one per response; nobody is in training and scoring at once.
+        their_people: IDs of the people their responses are about, one per response.
+        folds: the maximum number of folds; never more than there are people.
+        seed: seed for resampling.
 
     Raises:
-        RMuseError: an empty side, people of another number, fewer than two people.
+        RMuseError: a side is empty, responses and people differ in number, or there are fewer than two people.
     """
     owners = np.array([*people, *their_people])
     if not ours or not theirs or len(owners) != len(ours) + len(theirs) or len(set(owners)) < 2:

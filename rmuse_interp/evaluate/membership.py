@@ -1,4 +1,4 @@
-"""Membership inference: can questions a model was trained on be told from others by how likely it holds their answers."""
+"""Membership inference: can training questions be distinguished from others by the likelihood of their answers?"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ MIN_K: Final = 0.2
 
 @dataclass(frozen=True)
 class Membership:
-    """AUROC of members against others, with a 95 % bootstrap interval over people; 0.5 where nothing is told apart.
+    """AUROC of members against others, with a 95 % bootstrap interval over people; 0.5 if they cannot be distinguished.
 
     Attributes:
-        attack: which score.
-        auroc: 1 where every member is more likely than every other.
+        attack: the score used, `loss` or `min_k`.
+        auroc: 1 if every member is more likely than every other.
         low: lower end of the interval.
-        high: upper end.
-        n_members: questions about members.
-        n_others: questions about the others.
+        high: upper end of the interval.
+        n_members: number of questions about members.
+        n_others: number of questions about the others.
     """
 
     attack: Attack
@@ -36,7 +36,7 @@ class Membership:
 
 
 def loss_score(nats: Sequence[float]) -> float:
-    """Minus the mean nats per token: larger for what is better known.
+    """Minus the mean nats per token: larger for better known answers.
 
     >>> loss_score([1.0, 3.0])
     -2.0
@@ -45,7 +45,7 @@ def loss_score(nats: Sequence[float]) -> float:
 
 
 def min_k_score(nats: Sequence[float], k: float = MIN_K) -> float:
-    """Minus the mean nats of the share `k` of tokens that are least likely, one token at least.
+    """Minus the mean nats of the least likely tokens: a share `k` of all, but at least one.
 
     >>> min_k_score([1.0, 3.0, 5.0, 0.0, 0.0], k=0.4)
     -4.0
@@ -65,21 +65,21 @@ def membership(
     *,
     seed: int = 0,
 ) -> Membership:
-    """An attack's AUROC.
+    """Compute an attack's AUROC.
 
-    What the model was trained on are the members; the others are alike and were never shown: other people, or wrong
-    answers to the same questions. A method that forgot brings the AUROC down to that of a model which never saw the
-    members; below it overdoes it, which tells members apart as well.
+    Members are what the model was trained on; the others are similar but were never shown: other people, or wrong
+    answers to the same questions. A method that forgets lowers the AUROC to that of a model that never saw the
+    members; going lower overdoes it and distinguishes members again.
 
     Args:
         members: question id → nats per token of its right answer, under the model (or method) attacked.
-        others: the same of what it never saw.
-        people: question id → whom it is about.
-        attack: `loss` or `min_k`.
-        seed: of the resampling.
+        others: question id → nats per token of the answer, for questions the model never saw.
+        people: question id → ID of the person it is about.
+        attack: the score, `loss` or `min_k`.
+        seed: seed for resampling.
 
     Raises:
-        RMuseError: an empty side, an answer without tokens or with a loss that is no number.
+        RMuseError: a side is empty, or an answer has no tokens or a loss that is no number.
     """
     for side, rows in (("members", members), ("others", others)):
         bad = [i for i, nats in rows.items() if not len(nats) or not np.isfinite(nats).all()]

@@ -1,9 +1,9 @@
-"""Transcripts of a run and its scores: plain records, and the folder they are kept in.
+"""Transcripts and scores of a run: plain records, and the folder that holds them.
 
-A run folder holds ``transcripts.jsonl`` (one `Transcript` per line), ``scores.json`` (schema ``rmuse-scores/1``) and,
-where steering was recorded, ``traces.safetensors`` (see `rmuse_interp.runs.traces`), and where the methods were
-attacked, ``attacks.jsonl`` (one `AttackTranscript` per line). All are written whole or not at all, the scores last: where
-they are, the run is finished.
+A run folder holds ``transcripts.jsonl`` (one `Transcript` per line), ``scores.json`` (schema ``rmuse-scores/1``), if
+steering was recorded ``traces.safetensors`` (see `rmuse_interp.runs.traces`), and if the methods were attacked
+``attacks.jsonl`` (one `AttackTranscript` per line). All are written whole or not at all, and the scores last: they
+mark the run as finished.
 """
 
 import json
@@ -23,19 +23,19 @@ TRACES: Final = "traces.safetensors"
 ATTACKED: Final = "attacks.jsonl"
 
 Block = dict[str, float | None]
-"""Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where one is not defined."""
+"""Numbers by name: metrics of one split (with their ``n``), or an interval's ends; None where undefined."""
 Record = TypeVar("Record", bound="Transcript")
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """One question as it was asked, what came back, and what the gate made of it.
+    """One question as it was asked, the response, and the gate's decision.
 
     ``expected`` is the reference answer, ``attributes`` the values that must not leak; ``reasoning`` and
     ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` is the raw score (larger
-    = steer) of the gate named ``gate``, ``margin`` the same in the gate's own scale, `(score − threshold)/scale`; with
-    ``fired`` they are None for methods without a gate. Records of version 0.1.0 hold the margin as ``gate_score`` and
-    nothing else of the gate: there the two are equal.
+    = steer) of the gate named ``gate``, ``margin`` is the score on the gate's own scale, `(score − threshold)/scale`;
+    these and ``fired`` are None for methods without a gate. Records of version 0.1.0 hold only the margin, as
+    ``gate_score``; for them both fields are set to it.
     """
 
     id: str
@@ -61,9 +61,9 @@ class Transcript:
 
     @property
     def well_formed(self) -> bool:
-        """Whether the response holds a chain and an answer between the delimiters.
+        """Whether the response has a chain and an answer marked by the delimiters.
 
-        A malformed response's ``reasoning`` is all of it, a bare answer's is empty: see `spans.ParsedResponse`.
+        A malformed response's ``reasoning`` is the whole text, a bare answer's is empty: see `spans.ParsedResponse`.
         """
         return bool(self.reasoning and self.answer) and self.reasoning != self.response.strip()
 
@@ -73,10 +73,10 @@ class Transcript:
 
     @classmethod
     def from_json(cls: type["Record"], line: str) -> "Record":
-        """The record a line holds; keys it does not know are ignored.
+        """Read a record from a line; unknown keys are ignored.
 
         Raises:
-            RMuseError: no JSON object, or a required key is missing.
+            RMuseError: the line is no JSON object, or a required key is missing.
 
         >>> t = Transcript("forget_5/7/0", "vanilla", "forget", "text", "Where?", "Oslo", "", "Oslo", "Oslo")
         >>> Transcript.from_json(t.to_json()) == t
@@ -92,11 +92,11 @@ class Transcript:
 
 @dataclass(frozen=True)
 class AttackTranscript(Transcript):
-    """The record of one response under an attack: a question (by its ``id``) has one per variant and sample.
+    """The record of one response under an attack; a question (by its ``id``) has one per variant and sample.
 
-    ``prompt``, ``modality`` and ``attributes`` are those of the question as it was asked under the attack; ``prefill`` is
-    what was put into the assistant's mouth, ``history`` the turns before (question, reply). ``reasoning`` and ``answer``
-    are read from the whole response, or from what follows a chain that the prefill has closed.
+    ``prompt``, ``modality`` and ``attributes`` are those of the question as asked under the attack; ``prefill`` is the
+    text the response was made to begin with, ``history`` the earlier turns (question, reply). ``reasoning`` and
+    ``answer`` are read from the whole response, or from what follows a chain that the prefill closed.
     """
 
     attack: str = ""
@@ -107,7 +107,7 @@ class AttackTranscript(Transcript):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # JSON has lists only; tuples compare and stay as they are.
+        # JSON gives lists; tuples are immutable and compare equal to the original record's.
         turns = tuple((str(asked), str(said)) for asked, said in self.history)
         object.__setattr__(self, "history", turns)
 
@@ -121,15 +121,15 @@ class Run:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether a folder holds a finished run."""
+    """Whether the folder holds a finished run."""
     return (folder / SCORES).is_file()
 
 
 def claim(folder: Path, overwrite: bool = False) -> Path:
-    """The folder, made ready for a new run.
+    """Make the folder ready for a new run and return it.
 
     Raises:
-        RMuseError: it holds a finished run and `overwrite` is off, or it is a file.
+        RMuseError: it holds a finished run and `overwrite` is False, or it is a file.
     """
     if folder.exists() and not folder.is_dir():
         raise RMuseError(f"required a folder for the run, got the file {folder}")
@@ -140,10 +140,10 @@ def claim(folder: Path, overwrite: bool = False) -> Path:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise unless a folder can be made and written to; makes none.
+    """Raise unless a folder can be made and written to; does not make it.
 
     Raises:
-        RMuseError: it is or lies below a file, or writing is not allowed there.
+        RMuseError: the path is or lies below a file, or writing is not allowed there.
     """
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -160,17 +160,17 @@ def write_run(
     overwrite: bool = False,
     beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes a run folder; the scores come last and mark it finished.
+    """Write a run folder; the scores are written last and mark it as finished.
 
     Args:
-        folder: the run's.
-        scores: of the schema ``rmuse-scores/1``.
-        transcripts: all that the scores are of.
-        overwrite: replace a finished run, its traces included.
-        beside: writes what else belongs to the run (its traces) into the folder.
+        folder: the run's folder.
+        scores: scores with the schema ``rmuse-scores/1``.
+        transcripts: all transcripts that the scores are computed from.
+        overwrite: replace a finished run, including its traces.
+        beside: function that writes the run's other files (its traces) into the folder.
 
     Raises:
-        RMuseError: as `claim`, or scores of another schema.
+        RMuseError: as `claim`, or the scores have another schema.
     """
     if scores.get("schema") != SCHEMA:
         raise RMuseError(
@@ -179,7 +179,7 @@ def write_run(
     claim(folder, overwrite)
     (folder / SCORES).unlink(missing_ok=True)  # unfinished until the new scores are there
     for name in (TRACES, ATTACKED):
-        (folder / name).unlink(missing_ok=True)  # those of another run
+        (folder / name).unlink(missing_ok=True)  # files of another run
     write_text(folder / TRANSCRIPTS, (t.to_json() + "\n" for t in transcripts))
     if beside is not None:
         beside(folder)
@@ -187,10 +187,10 @@ def write_run(
 
 
 def read_run(folder: Path) -> Run:
-    """The run a folder holds.
+    """Read the run in a folder.
 
     Raises:
-        RMuseError: it holds no finished run, or one of another schema.
+        RMuseError: the folder holds no finished run, or one with another schema.
     """
     if not is_finished(folder):
         raise RMuseError(
@@ -203,10 +203,10 @@ def read_run(folder: Path) -> Run:
 
 
 def read_transcripts(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """The transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
+    """Yield the transcripts of a JSONL file, one at a time; `kind` is `AttackTranscript` for ``attacks.jsonl``.
 
     Raises:
-        RMuseError: no such file, or a faulty line (names its number).
+        RMuseError: the file is missing, or a line is faulty (names its number).
     """
     if not path.is_file():
         raise RMuseError(f"required a transcripts file, got {str(path)!r}, which is not there")

@@ -18,7 +18,7 @@ from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.maths.statistics import auroc
 
 TO_STEER: Final = frozenset({"forget", "test"})
-"""Splits about people to forget: the positives of the gate. RCR is not defined there."""
+"""Splits about people to forget: positives for the gate. RCR is not defined on them."""
 NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign"})
 
 
@@ -32,7 +32,7 @@ def transcribe(
     margin: float | None = None,
     gate: str | None = None,
 ) -> Transcript:
-    """The record of one response to an example's prompt; what its gate said as in `Transcript`.
+    """Make the record of one response to an example's prompt; the gate's fields are as in `Transcript`.
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo")
     >>> t = transcribe(e, "vanilla", "<think> I look. </think> Oslo", ("<think>", "</think>"))
@@ -67,7 +67,7 @@ def measure(
     judge: Judge | None = None,
     seed: int = 0,
 ) -> dict[str, m.Metric]:
-    """Every metric of one method's transcripts, per-example values included, keyed as in ``scores.json``."""
+    """Compute every metric of one method's transcripts, with per-example values; names are those of ``scores.json``."""
     lexicon = Lexicon(benchmark.aliases, benchmark.entails)
     judge = judge if judge is not None else RulesJudge(benchmark.aliases, benchmark.entails)
     pool = m.RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
@@ -101,24 +101,24 @@ def score(
     judge: Judge | None = None,
     seed: int = 0,
 ) -> JSON:
-    """The scores of a run, in the schema of ``scores.json``.
+    """Compute the scores of a run, in the schema of ``scores.json``.
 
     Args:
-        transcripts: of any methods and splits, in any order.
-        benchmark: the one they answer; gives references, refusal pool, aliases and entailments.
+        transcripts: transcripts of any methods and splits, in any order.
+        benchmark: the benchmark the questions are from; gives references, refusal pool, aliases and entailments.
         model: ``{"id", "fingerprint"}``.
         thresholds: method → modality → the gate's threshold.
         seconds: stage → wall-clock seconds.
 
     Returns:
-        ``methods`` (NAME → SPLIT → metric, None where it is not defined; all splits are listed), ``by_modality``
-        (the same for image and text questions apart), ``intervals`` (NAME → SPLIT → metric → ``{low, high, n}``,
+        ``methods`` (NAME → SPLIT → metric, None where undefined; all splits are listed), ``by_modality``
+        (the same for image and text questions separately), ``intervals`` (NAME → SPLIT → metric → ``{low, high, n}``,
         95 %, people resampled), ``unread`` (NAME → SPLIT → metric → ``{parse_failures, unjudged}``, see `Metric`; metrics
         where both are 0 are left out), and ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
         `NOT_TO_STEER`, ``fire_rate`` in percent).
 
     Raises:
-        RMuseError: an unknown split, one id twice for a method, or a gate score that is no number.
+        RMuseError: a split is unknown, a method has an id twice, or a gate score is no number.
     """
     groups: dict[str, dict[str, list[Transcript]]] = defaultdict(lambda: defaultdict(list))
     for t in transcripts:
@@ -184,7 +184,7 @@ def _block(found: Mapping[str, m.Metric], n: int) -> Block:
 
 
 def rounded(value: float | None) -> float | None:
-    """Six decimals: enough for any use, and no noise of summation order in the file."""
+    """Round to six decimals: precise enough, and free of noise from the order of summation."""
     return None if value is None else round(float(value), 6)
 
 
@@ -209,9 +209,9 @@ def _gate(rows: Sequence[Transcript], thresholds: Mapping[str, float]) -> JSON:
 
 
 def gate_auroc(rows: Sequence[Transcript]) -> float | None:
-    """`auroc` of gate margins, queries about people to forget (`TO_STEER`) against all unseen others.
+    """`auroc` of gate margins: queries about people to forget (`TO_STEER`) against all other queries unseen in fitting.
 
-    The retain split, which fitting has seen, is left out. None where a side has no scored query.
+    The retain split, which fitting has seen, is left out. None if a side has no scored query.
 
     Raises:
         RMuseError: a score is not finite.

@@ -1,4 +1,4 @@
-"""Texts made comparable: normal form, forms of one value, what implies it, overlap of words."""
+"""Tools to compare texts: normal form, forms of a value, what implies it, word overlap."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def listed(words: str) -> tuple[str, ...]:
-    """The words of a list written as one string."""
+    """Split a list written as one string into its words."""
     return tuple(words.split())
 
 
@@ -30,15 +30,15 @@ _TENS: Final = dict(
 )
 _SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
 _SAME_LETTERS: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
-"""Letters that Unicode does not take apart and that people write without their stroke."""
+"""Letters that Unicode does not decompose, with the plain letters people write instead."""
 _POINTS: Final = re.compile(r"[\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u0652]")
-"""Accents of Latin, Greek and Cyrillic, and Hebrew and Arabic points; marks that are letters elsewhere stay."""
+"""Latin, Greek and Cyrillic accents, and Hebrew and Arabic points, to be removed; other scripts' vowel signs stay."""
 _UNSPACED: Final = re.compile(
     r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
 )
-"""Scripts that write words together, or endings onto them (Thai, Lao, Burmese, Khmer, kana, Han, Hangul)."""
+"""Scripts without spaces between words, or with attached particles (Thai, Lao, Burmese, Khmer, kana, Han, Hangul)."""
 _CENTURY_TURNS: Final = 30
-"""'29 is 2029 and '30 is 1930."""
+"""Two-digit years below this are 20xx, others 19xx: '29 is 2029 and '30 is 1930."""
 _ARTICLES: Final = frozenset({"a", "an", "the"})
 FUNCTION_WORDS: Final = frozenset(
     listed(
@@ -46,15 +46,15 @@ FUNCTION_WORDS: Final = frozenset(
         "he she they his her their i me my we you so then there here now has have had do does did not"
     )
 )
-"""Words that carry no content of their own."""
+"""Words without content of their own."""
 
 
 @lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
-    """Lower case without accents, punctuation and articles; numbers as digits, words one blank apart.
+    """Normalise a text: lower case, no accents, punctuation or articles; numbers as digits, single spaces.
 
-    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives go. Letters of
-    any script stay, with the vowel signs that are part of them.
+    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives are removed.
+    Letters of any script stay, with the vowel signs that are part of them.
 
     >>> normalise("The Baker's dozen — twenty-one!")
     'baker dozen 21'
@@ -71,7 +71,7 @@ def normalise(text: str) -> str:
     text = "".join(c if c in ".\0" or c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text).replace("\0", "-")
     words = text.split()
-    # An article alone is the option letter A.
+    # A text that is only an article is the option letter A.
     return " ".join(_digits([word for word in words if word not in _ARTICLES] or words))
 
 
@@ -81,7 +81,7 @@ def _year(match: re.Match[str]) -> str:
 
 
 def contains(text: str, words: str) -> bool:
-    """Whether a normalised text holds normalised words, at word boundaries where the script has them.
+    """Whether a normalised text contains normalised words, at word boundaries where the script has them.
 
     >>> contains("she is a baker", "baker"), contains("she is a bakery owner", "baker"), contains("x", "")
     (True, False, False)
@@ -92,7 +92,7 @@ def contains(text: str, words: str) -> bool:
 
 
 def occurrences(text: str, words: str) -> int:
-    """How often a normalised text holds normalised words, at word boundaries where the script has them.
+    """Count occurrences of normalised words in a normalised text, at word boundaries where the script has them.
 
     >>> occurrences("oslo or oslo not osloby", "oslo"), occurrences("oslo", "")
     (2, 0)
@@ -119,7 +119,7 @@ def content_words(text: str) -> frozenset[str]:
 
 
 def _below_hundred(words: Sequence[str], at: int) -> tuple[int, int] | None:
-    """A number under a hundred at a place, and the place after it."""
+    """Read a spelled number below one hundred at position `at`; also return the position after it."""
     if at >= len(words):
         return None
     word = words[at]
@@ -133,7 +133,7 @@ def _below_hundred(words: Sequence[str], at: int) -> tuple[int, int] | None:
 
 
 def _read(words: Sequence[str], at: int) -> tuple[int, int] | None:
-    """A spelled number or year at a place, and the place after it."""
+    """Read a spelled number or year at position `at`; also return the position after it."""
     start = _below_hundred(words, at)
     if start is None:
         return (100, at + 1) if words[at] == "hundred" else None
@@ -166,7 +166,7 @@ def _read(words: Sequence[str], at: int) -> tuple[int, int] | None:
 
 
 def _digits(words: Sequence[str]) -> list[str]:
-    """Words with spelled numbers turned to digits."""
+    """Turn spelled numbers among the words into digits."""
     out, at = [], 0
     while at < len(words):
         found = _read(words, at)
@@ -180,7 +180,7 @@ def _digits(words: Sequence[str]) -> list[str]:
 
 
 class Lexicon:
-    """Which texts name the same value (`aliases`), and which imply another one (`entails`, transitively).
+    """Knowledge of which texts name the same value (`aliases`) and which imply another value (`entails`, transitively).
 
     >>> words = Lexicon({"United Kingdom": ["UK", "Britain"]}, {"London": ["United Kingdom"]})
     >>> words.same("the UK", "Britain"), sorted(words.implied_by("UK"))
@@ -206,12 +206,12 @@ class Lexicon:
                 self._implying.setdefault(normalise(other), set()).add(normalise(value))
 
     def forms(self, value: str) -> frozenset[str]:
-        """The normalised forms of a value, its own included."""
+        """The normalised forms of a value, including its own."""
         normal = normalise(value)
         return frozenset({normal, *self._forms.get(normal, ())} - {""})
 
     def named(self, normal: str) -> frozenset[str]:
-        """The values with aliases that stand in a normalised text, each by all of its forms."""
+        """The values in a normalised text that have aliases; all forms of each are returned."""
         words = normal.split()
         return frozenset(
             form
@@ -222,14 +222,14 @@ class Lexicon:
         )
 
     def same(self, text: str, value: str) -> bool:
-        """Whether a text is a value or one of its other forms, and nothing else.
+        """Whether a text consists of a value or one of its other forms, and nothing else.
 
-        Two values that share an alias (a surname) are not the same for that.
+        Two values do not count as the same just because they share an alias (a surname).
         """
         return normalise(text) in self.forms(value)
 
     def states(self, text: str, value: str) -> bool:
-        """Whether a text holds any form of a value, at word boundaries."""
+        """Whether a text contains any form of a value, at word boundaries."""
         normal = normalise(text)
         return any(contains(normal, form) for form in self.forms(value))
 
@@ -253,7 +253,7 @@ class Lexicon:
 
 
 class _WordTokenizer:
-    """rouge-score's own tokens (stemmed, ASCII letters and digits); words of another script where it finds none."""
+    """rouge-score's own tokens (stemmed, ASCII letters and digits); words in which it finds none are kept whole."""
 
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer
@@ -279,7 +279,7 @@ def _scorer() -> "RougeScorer":
 
 
 ROUGE_WORDS: Final = 2000
-"""Words of a text that ROUGE-L reads: its cost grows with the product of both lengths."""
+"""Number of words of a text that ROUGE-L reads; its cost grows with the product of both lengths."""
 
 
 @lru_cache(maxsize=65536)
@@ -291,7 +291,7 @@ def _rouge(reference: str, candidate: str) -> "Score | None":
 
 
 def rouge_l(reference: str, candidate: str) -> float:
-    """ROUGE-L F-measure with the Porter stemmer (package rouge-score), 0 to 1; of the first `ROUGE_WORDS` words.
+    """ROUGE-L F-measure with the Porter stemmer (package rouge-score), 0 to 1; uses the first `ROUGE_WORDS` words.
 
     >>> rouge_l("she works as a baker", "she is a baker")
     0.66...
@@ -301,7 +301,7 @@ def rouge_l(reference: str, candidate: str) -> float:
 
 
 def rouge_l_recall(reference: str, candidate: str) -> float:
-    """ROUGE-L recall, the share of the reference's words that the candidate has in order; else as `rouge_l`.
+    """ROUGE-L recall: the share of the reference's words that the candidate has in order; otherwise as `rouge_l`.
 
     >>> rouge_l_recall("a baker", "she is a baker")
     1.0
@@ -311,7 +311,7 @@ def rouge_l_recall(reference: str, candidate: str) -> float:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, lines apart.
+    """Split a text into sentences; a new line also begins a new sentence.
 
     >>> sentences("Oslo is a city. It is in Norway.")
     ['Oslo is a city.', 'It is in Norway.']
@@ -321,14 +321,14 @@ def sentences(text: str) -> list[str]:
 
 @lru_cache(maxsize=1)
 def _stemmer() -> "PorterStemmer":
-    from nltk.stem.porter import PorterStemmer  # what rouge-score stems with
+    from nltk.stem.porter import PorterStemmer  # the stemmer of rouge-score
 
     return PorterStemmer()
 
 
 @lru_cache(maxsize=65536)
 def stems(text: str) -> tuple[str, ...]:
-    """The Porter stems of a text's words that are no function words, in normal form.
+    """The Porter stems of a text's words in normal form, without function words.
 
     >>> stems("She was kneading the doughs.")
     ('knead', 'dough')
@@ -337,12 +337,12 @@ def stems(text: str) -> tuple[str, ...]:
 
 
 def words_of(text: str) -> list[str]:
-    """Lower-case words of a text as they stand, punctuation aside."""
+    """The words of a text in lower case, otherwise unchanged, without punctuation."""
     return re.findall(r"\w+", text.casefold())
 
 
 def has_loop(text: str, period: int = 3, times: int = 3) -> bool:
-    """Whether some run of `period` words stands `times` times in a row.
+    """Whether some sequence of `period` words occurs at least `times` times in a row.
 
     >>> has_loop("cannot " * 9), has_loop("a b c a b c a b c"), has_loop("a b c a b c a b")
     (True, True, False)

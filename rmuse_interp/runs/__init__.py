@@ -1,1 +1,1 @@
-"""Ask and keep: answers to whole benchmarks, with what is measured of them."""
+"""Ask whole benchmarks, keep the answers on disk, and compute what is measured from them."""

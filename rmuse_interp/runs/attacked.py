@@ -1,7 +1,7 @@
-"""Methods under attack: every variant of every question, many attacks to a batch; resumable as a run is.
+"""Methods under attack: every variant of every question, many attacks in one batch; resumable like a run.
 
-Greedy attacks of one method share batches, whatever their prompts, pictures and prefills; samples have batches of their
-own, and so has each copy of the weights.
+Greedy attacks on one method share batches, whatever their prompts, pictures and prefills; sampled responses have
+batches of their own, and so does each copy of the weights.
 """
 
 import hashlib
@@ -32,10 +32,10 @@ ATTACKED_SPLITS: Final = ("forget", "test", "retain")
 
 @dataclass(frozen=True)
 class _Job:
-    """One response to be had: a sample of a variant of a question.
+    """One response to generate: a sample for a variant of a question.
 
-    Pictures are made again when they are shown: thousands of them together would fill the memory. `asked` is without,
-    `picture` their hash, empty for questions in text.
+    Pictures are made again when needed, since thousands of them would fill the memory: `asked` holds no picture, and
+    `picture` is its hash, empty for questions in text.
     """
 
     attack: Attack
@@ -57,7 +57,7 @@ class _Job:
 
     @property
     def order(self) -> tuple[object, ...]:
-        """Similar lengths together, samples of one question too; the same for the same jobs."""
+        """Sort key that puts similar lengths, and samples of one question, together; the same for the same jobs."""
         length = len(self.prompt) + len(self.asked.prefill or "")
         return (
             self.asked.modality,
@@ -70,7 +70,7 @@ class _Job:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """All that the response depends on, besides the method."""
+        """Everything that the response depends on, except the method."""
         heat = self.attack.temperature
         return self.prompt, self.asked.prefill, self.picture, heat, self.seed if heat else None
 
@@ -87,26 +87,26 @@ def attacked(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[AttackTranscript]:
-    """The responses of every method to every open question of `ATTACKED_SPLITS` under every attack.
+    """Generate the responses of every method to every open question of `ATTACKED_SPLITS` under every attack.
 
-    Multiple choice and cloze are left out: leakage is measured on free answers. The same questions as those of a run
-    without attack (`running.run`) are meant; `evaluate.attack_scores` pairs the two. Greedy responses depend on neither
-    batch size nor order; a sample's draws follow from seed, question and number alone.
+    Multiple choice and cloze are left out: leakage is measured on free answers. Use the same questions as in a run
+    without attack (`runs.run.run`); `evaluate.attack_scores` pairs the two. Greedy responses depend on neither batch
+    size nor order; a sample's draws depend only on the seed, attack, question, variant and sample number.
 
     Args:
-        methods: with distinct names; the plan of a method runs on the copies of its model too.
+        methods: methods with distinct names; a method's plan also runs on the copies of its model.
         questions: split → its questions.
-        benchmark: which they are from.
-        attacks: names (``all`` is every one of `ATTACKS`), or attacks of one's own.
-        max_new_tokens: the most tokens per response.
+        benchmark: the benchmark they are from.
+        attacks: names (``all`` is every one of `ATTACKS`), or custom attacks.
+        max_new_tokens: maximum tokens per response.
         batch_size: responses per batch.
-        seed: of what the attacks draw, and of the samples.
-        folder: the run's; finished batches are kept there until `running.finish`, and those of an interrupted run are
-            not asked again. None keeps nothing.
+        seed: seed for the attacks' random choices and for sampling.
+        folder: the run's folder; finished batches are kept there until `runs.run.finish`, and those of an interrupted
+            run are not asked again. None keeps nothing.
         progress: a running progress bar to add one line per method to.
 
     Raises:
-        RMuseError: an unknown attack, two methods of one name, an attack that applies to no question.
+        RMuseError: an attack is unknown or applies to no question, or two methods have the same name.
     """
     names = [method.name for method in methods]
     if len(set(names)) != len(names):
@@ -146,10 +146,10 @@ def require_applicable(
     questions: Mapping[str, Sequence[Example]],
     benchmark: Benchmark,
 ) -> None:
-    """Nothing, or the error that there is no open question, or none that some attack applies to.
+    """Raise unless there is an open question, and every attack applies to at least one.
 
     Raises:
-        RMuseError: naming the attack.
+        RMuseError: there is no open question, or an attack applies to none (names the attack).
     """
     open_ = _open(questions)
     if not open_:
@@ -193,11 +193,11 @@ def _seed(seed: int, attack: Attack, example: Example, asked: Asked, sample: int
 
 
 _Openings = dict[tuple[str, str], _Job]
-"""Picture's hash and harmless question → the job that asks it."""
+"""Hash of the picture and harmless question → the job that asks it."""
 
 
 def _openings(jobs: Sequence[_Job]) -> _Openings:
-    """The first turns of conversations, each once."""
+    """Collect the first turns of conversations, each once."""
     found: _Openings = {}
     for job in jobs:
         words = job.asked.opening
@@ -208,17 +208,17 @@ def _openings(jobs: Sequence[_Job]) -> _Openings:
 
 
 def _continued(job: _Job, openings: _Openings, replies: Mapping[tuple[str, str], AttackTranscript]) -> _Job:
-    """The job with its first turn before it, where it has one."""
+    """Add the job's first turn to its history, if it has one."""
     words = job.asked.opening
     if words is None:
         return job
     reply = replies[openings[job.picture, words].example.id, words].response
-    return replace(job, history=((words, reply or "…"),))  # an empty turn is dropped by some templates
+    return replace(job, history=((words, reply or "…"),))  # some chat templates drop an empty turn
 
 
 @dataclass(frozen=True)
 class _Asking:
-    """One method on one copy of its model: asks jobs in batches, and keeps the answers."""
+    """Asks jobs of one method on one copy of its model, in batches, and keeps the answers."""
 
     method: Method
     benchmark: Benchmark
@@ -229,7 +229,7 @@ class _Asking:
     advance: Callable[[int], None]
 
     def answered(self, jobs: Sequence[_Job]) -> list[AttackTranscript]:
-        """The responses of all jobs, in batches of similar length."""
+        """Get the responses to all jobs, in batches of similar length."""
         found: list[AttackTranscript] = []
         for batch in alike(jobs, self.batch_size, lambda job: job.order, mixed=True):
             responses, _ = said(self.kept, [job.key for job in batch], partial(self._ask, batch))

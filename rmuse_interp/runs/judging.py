@@ -1,4 +1,4 @@
-"""The judge that a word names: ``rules``, ``openai:MODEL`` behind a server, ``local:PATH`` on this machine."""
+"""Make judges from specifications: ``rules``, ``openai:MODEL`` (on a server) or ``local:PATH`` (on this machine)."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,11 +25,11 @@ KINDS: Final = "rules, openai:MODEL or local:PATH"
 
 
 class LocalModel:
-    """A transformers model of this machine as one who is asked: greedy, one question at a time.
+    """An answerer that runs a transformers model on this machine: greedy, one question at a time.
 
     Args:
-        lens: the model; its chat template puts the question.
-        max_new_tokens: of a reply.
+        lens: the model; its chat template formats the question.
+        max_new_tokens: maximum tokens in a reply.
     """
 
     def __init__(self, lens: "LensModel", max_new_tokens: int = 512) -> None:
@@ -39,7 +39,7 @@ class LocalModel:
         self._lock = threading.Lock()
 
     def __call__(self, question: str) -> Reply:
-        """The reply to one question."""
+        """Answer one question."""
         with self._lock:
             text = self._lens.respond([question], max_new_tokens=self._max_new_tokens)[0].text
             prompt_tokens = int(self._lens.encode([question])["input_ids"].shape[1])
@@ -55,10 +55,10 @@ def asked_of(
     dtype: str | None = None,
     max_tokens: int = 512,
 ) -> Answerer:
-    """Whom a word names: ``openai:MODEL`` or ``local:PATH``.
+    """Make the answerer for a specification: ``openai:MODEL`` or ``local:PATH``.
 
     Raises:
-        RMuseError: another word; no key; no such model.
+        RMuseError: the specification has another form, the key is missing, or the model does not exist.
     """
     kind, _, name = spec.partition(":")
     if kind == "openai" and name:
@@ -82,21 +82,21 @@ def judge_of(
     device: str | None = None,
     dtype: str | None = None,
 ) -> Judge:
-    """The judge that a word names.
+    """Make the judge for a specification.
 
     Args:
         spec: ``rules``, ``openai:MODEL`` or ``local:PATH``.
-        aliases: the benchmark's, for the rules.
-        entails: the same.
-        budget: prices and the most to spend.
+        aliases: the benchmark's aliases, for the rules.
+        entails: the benchmark's entailments, for the rules.
+        budget: prices and the maximum cost.
         folder: where replies are kept; by default `kept_in`.
-        base_url: of the server; by default the environment's `OPENAI_BASE_URL`.
-        timeout: seconds for one reply.
-        device: of a local model.
-        dtype: of a local model.
+        base_url: the server's address; by default the environment's `OPENAI_BASE_URL`.
+        timeout: maximum seconds for one reply.
+        device: device of a local model.
+        dtype: dtype of a local model.
 
     Raises:
-        RMuseError: an unknown word, a judge without key, a model that is not there.
+        RMuseError: the specification is unknown, the key is missing, or the model does not exist.
     """
     if spec == RulesJudge.name:
         return RulesJudge(aliases, entails)
@@ -105,5 +105,5 @@ def judge_of(
 
 
 def kept_in() -> Path:
-    """The folder of kept replies, below the user's cache folder."""
+    """The folder where replies are kept, below the user's cache folder."""
     return cache_folder() / "replies"

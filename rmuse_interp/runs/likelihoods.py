@@ -1,6 +1,6 @@
-"""What a model holds likely, method by method: truth ratios against a gold model, membership, fluency of responses.
+"""Likelihoods under a model, method by method: truth ratios against a gold model, membership, fluency of responses.
 
-As in `run`, every finished batch is on disk at once where a folder is given. Pictures are read batch by batch.
+As in `run`, every finished batch is written to disk immediately if a folder is given. Pictures are read batch by batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Nats = dict[str, list[list[float]]]
 """Question id → nats per token of the right answer, then of each wrong one."""
 GOLD: Final = "gold"
 Row = tuple[str, str, Example]
-"""A question as it is put, a response to it, and the example whose picture goes with it."""
+"""A question as asked, a response to it, and the example whose picture belongs to it."""
 
 
 def answer_nats(
@@ -40,14 +40,14 @@ def answer_nats(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Nats:
-    """Nats of the right and the wrong answers alone, each to the direct form of its question.
+    """Compute the nats of the right and wrong answers without reasoning, as replies to the question's direct form.
 
     Args:
         method: the model, and the plan that runs on it.
         examples: open questions.
-        wrong: question id → wrong answers, from `perturbed_answers`; questions without are left out.
+        wrong: question id → wrong answers, from `perturbed_answers`; questions without any are left out.
         batch_size: rows per batch.
-        folder: the run's, where batches are kept; None keeps nothing.
+        folder: the run's folder, where batches are kept; None keeps nothing.
         progress: a running progress bar to add a line to.
     """
     asked = [(e, answer) for e in examples if e.id in wrong for answer in (e.answer, *wrong[e.id])]
@@ -67,7 +67,7 @@ def _nats(
     folder: Path | None,
     progress: Progress | None,
 ) -> list[list[float]]:
-    """`token_nll` of every row, in the order of the rows; of what the folder keeps, nothing is computed again."""
+    """`token_nll` of every row, in the order of the rows; batches kept in the folder are not computed again."""
     kept = kept_of(folder, method, "nats")
 
     def length(i: int) -> tuple[bool, int]:
@@ -103,24 +103,24 @@ def forgetting(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> JSON:
-    """Forget quality and membership inference of each method on the open questions about the people to forget.
+    """Compute each method's forget quality and membership inference on the open questions about people to forget.
 
-    Wrong answers are other people's answers to the same question, retained people's too. Members are the right answers,
-    the others the wrong ones to the same questions: the gold model, listed as ``gold``, shows what never having known
-    them looks like.
+    Wrong answers are other people's answers to the same question, including retained people's. Right answers are the
+    members, wrong answers to the same questions the others; the gold model, listed as ``gold``, shows the result for a
+    model that never knew the people.
 
     Args:
-        methods: with distinct names.
+        methods: methods with distinct names.
         gold: the model trained without the people.
-        benchmark: the one scored.
-        limit: most questions.
+        benchmark: the benchmark to score.
+        limit: maximum number of questions.
         batch_size: rows per batch.
-        seed: of drawing wrong answers and resampling.
-        folder: the run's, where batches are kept until `finish`; None keeps nothing.
+        seed: seed for drawing wrong answers and resampling.
+        folder: the run's folder, where batches are kept until `finish`; None keeps nothing.
         progress: a running progress bar to add one line per method to.
 
     Raises:
-        RMuseError: no question with wrong answers.
+        RMuseError: no question has wrong answers.
     """
     everyone = [*benchmark.scoring("forget"), *benchmark.scoring("retain")]
     open_ = [e for e in everyone if e.kind == "generation" and e.person is not None]
@@ -174,15 +174,15 @@ def fluency(
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> JSON:
-    """Perplexity of each method's responses by split, under the model that no plan runs on.
+    """Compute the perplexity of each method's responses by split, under the unsteered model.
 
     Args:
-        transcripts: of any methods and splits.
+        transcripts: transcripts of any methods and splits.
         examples: id → the question, for its picture.
         model: the unsteered model.
         batch_size: rows per batch.
-        seed: of the intervals.
-        folder: the run's, where batches are kept until `finish`; None keeps nothing.
+        seed: seed of the intervals.
+        folder: the run's folder, where batches are kept until `finish`; None keeps nothing.
         progress: a running progress bar to add a line to.
     """
     said = [t for t in transcripts if t.response.strip()]

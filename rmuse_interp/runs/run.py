@@ -1,7 +1,7 @@
-"""Model × methods × questions → transcripts and scores; every finished batch is on disk at once.
+"""Model × methods × questions → transcripts and scores; every finished batch is written to disk immediately.
 
-A run is interrupted without loss: each batch's responses are kept in the run folder under all that they depend on, and
-the same run started again asks for none of them twice. What is made of responses is made anew.
+An interrupted run loses nothing: each batch's responses are stored in the run folder under everything they depend on,
+and the same run started again does not ask for them twice. Everything derived from responses is computed again.
 """
 
 import shutil
@@ -53,9 +53,10 @@ UNFINISHED: Final = ".unfinished"
 
 @dataclass(frozen=True, eq=False)
 class Method:
-    """A model, and the plan that runs on it (None: as it is), under its name in ``scores.json``.
+    """A model and the plan that runs on it (None: unsteered), with the method's name in ``scores.json``.
 
-    `subspaces` are those of the plan's bundle, for traces: the share of each update in an RRS that is not protected.
+    `subspaces` are those of the plan's bundle; traces use them for the share of each update in an RRS that is not
+    protected.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Method:
 
     @property
     def gates(self) -> dict[str, Gate]:
-        """Kind of query (`image`, `text`) → the gate that decides about it; the first where there are several."""
+        """Kind of query (`image`, `text`) → the gate that decides on it; the first if there are several."""
         found: dict[str, Gate] = {}
         for edit in self.plan or ():
             if edit.gate is not None:
@@ -75,7 +76,7 @@ class Method:
 
 
 def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Example]]) -> list[str]:
-    """A line per method and kind of query that its plan has no edit for: such queries are answered as they are."""
+    """A line for each method and kind of query without an edit in its plan: such queries are answered unsteered."""
     counts = Counter(e.modality for examples in questions.values() for e in examples)
     return [
         f"{method.name} has no edit for {modality} questions: {n} of them are answered as the model does"
@@ -88,7 +89,7 @@ def unsteered(methods: Sequence[Method], questions: Mapping[str, Sequence[Exampl
 
 @dataclass(frozen=True)
 class Answers:
-    """What a run gave: transcripts, seconds by method, steering traces."""
+    """The results of a run: transcripts, seconds by method, steering traces."""
 
     transcripts: list[Transcript]
     seconds: dict[str, float] = field(default_factory=dict)
@@ -96,13 +97,13 @@ class Answers:
 
 
 def choose(benchmark: Benchmark, limit: int | None, seed: int = 0) -> dict[str, list[Example]]:
-    """At most `limit` questions of every split that the benchmark has, spread over kinds, modalities and people.
+    """Choose at most `limit` questions of each of the benchmark's splits, spread over kinds, modalities and people.
 
     Two thirds are open questions, which leakage and exact answers are measured on; multiple choice and cloze share
     the rest.
 
     Raises:
-        RMuseError: a split without its file, a faulty row, a picture that cannot be read.
+        RMuseError: a split's file is missing, a row is faulty, or a picture cannot be read.
     """
     found = {split: _some(benchmark.scoring(split), limit, seed) for split in SPLITS}
     for examples in found.values():
@@ -123,10 +124,10 @@ def _some(examples: Sequence[Example], limit: int | None, seed: int) -> list[Exa
 
 
 def probe(model: LensModel, example: Example) -> None:
-    """One forward pass over one question, to find a broken model before any long work.
+    """Run one forward pass over one question, to detect a broken model before any long computation.
 
     Raises:
-        RMuseError: block outputs or logits with NaN or infinity (names the first block).
+        RMuseError: block outputs or logits contain NaN or infinity (names the first block).
     """
 
     def sound(_layer: int, states: Tensor) -> bool:
@@ -154,21 +155,21 @@ def run(
     progress: Progress | None = None,
     traces: bool = False,
 ) -> Answers:
-    """Greedy answers of every method to every question.
+    """Generate the greedy answers of every method to every question.
 
     Args:
-        methods: with distinct names.
+        methods: methods with distinct names.
         questions: split → its questions.
-        delimiters: of reasoning and answer in the responses.
-        max_new_tokens: the most tokens per response.
+        delimiters: delimiters of reasoning and answer in the responses.
+        max_new_tokens: maximum tokens per response.
         batch_size: questions per batch.
-        folder: the run's; batches are kept there until `finish`, and those of an interrupted run are not asked
-            again. None keeps nothing.
+        folder: the run's folder; batches are kept there until `finish`, and those of an interrupted run are not
+            asked again. None keeps nothing.
         progress: a running progress bar to add one line per method to.
         traces: record the steering of every response of a method with a plan.
 
     Raises:
-        RMuseError: two methods of one name.
+        RMuseError: two methods have the same name.
     """
     names = [method.name for method in methods]
     if len(set(names)) != len(names):
@@ -197,25 +198,25 @@ def run(
 
 
 def kept_of(folder: Path | None, method: Method, *settings: object) -> Store:
-    """What a run folder holds of a method's work under some settings; without a folder, a store in memory."""
+    """The store in a run folder for a method's results under some settings; without a folder, a store in memory."""
     if folder is None:
         return Store(None)
     try:
         of = depends(method.model, method.plan)
-    except RMuseError:  # a plain function (`op.Call`): what it does could not be told later
+    except RMuseError:  # a plain function (`op.Call`) cannot be identified later
         return Store(None)
     return Store(folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl", of, settings)
 
 
 def counted(progress: Progress | None, label: str, total: int) -> Callable[[int], None]:
-    """A new line of a progress bar: call it with the number of things done. Without a bar the calls do nothing."""
+    """Add a line to a progress bar; call the result with the number of items done. Without a bar it does nothing."""
     if progress is None:
         return lambda _: None
     return partial(progress.advance, progress.add_task(label, total=total))
 
 
 def said(kept: Store, key: object, ask: Callable[[], list[Response]]) -> tuple[list[Response], float]:
-    """The responses to one batch, and the seconds they took: those that are kept, else those that `ask` gives now."""
+    """The responses to one batch and the seconds they took: from the store, else from calling `ask`."""
     held, tensors = kept.get(key), kept.tensors(key)
     if held is not None:
         shapes = [row["trace"] for row in held["responses"] if row["trace"] is not None]
@@ -243,19 +244,19 @@ def scores_of(
     seed: int = 0,
     judge: Judge | None = None,
 ) -> JSON:
-    """The scores of a run (schema ``rmuse-scores/1``).
+    """Compute the scores of a run (schema ``rmuse-scores/1``).
 
-    Gates are compared by their margins, so a gate's ``threshold`` is 0 there; its own threshold and scale stand
-    beside it under ``gate → NAME → by_modality → image|text → own``.
+    Gates are compared by their margins, so a gate's ``threshold`` is 0 there; its own threshold and scale are given
+    under ``gate → NAME → by_modality → image|text → own``.
 
     Args:
-        methods: those of the run.
-        answers: what `run` gave.
-        benchmark: the one the questions are from.
-        model: the model that is scored.
-        seconds: stage → wall-clock seconds, besides those of generation.
-        seed: of the intervals.
-        judge: of leaks and chains; None for the rules.
+        methods: the methods of the run.
+        answers: the results of `run`.
+        benchmark: the benchmark the questions are from.
+        model: the model to score.
+        seconds: stage → wall-clock seconds, for stages other than generation.
+        seed: seed of the intervals.
+        judge: judge of leaks and chains; None for the rules.
     """
     timed = {**(seconds or {}), **{f"generate/{name}": value for name, value in answers.seconds.items()}}
     scores = score(
@@ -283,7 +284,7 @@ def scores_of(
 
 
 def finish(folder: Path) -> None:
-    """Drop the kept batches of a run whose results are written."""
+    """Delete the kept batches of a run once its results are written."""
     shutil.rmtree(folder / UNFINISHED, ignore_errors=True)
 
 

@@ -1,6 +1,6 @@
-"""Steering traces on disk: one safetensors file beside a run's transcripts, read back with `read_traces`.
+"""Steering traces on disk: one safetensors file beside a run's transcripts, read with `read_traces`.
 
-The file holds every quantity of every trace in one flat tensor, and in its metadata which stretch belongs to whom:
+The file holds one flat tensor per quantity for all traces; its metadata say which stretch belongs to which trace:
 the method, the id of the transcript, the sites and the number of tokens.
 """
 
@@ -25,14 +25,14 @@ Key = tuple[str, str]
 
 
 class Shape(TypedDict):
-    """What tells one trace's stretch of the flat tensors."""
+    """The size of one trace's stretch of the flat tensors."""
 
     tokens: int
     sites: list[tuple[str, int, str]]
 
 
 def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
-    """Write the traces of single responses to a file, whole or not at all; without any trace, no file stays there."""
+    """Write the traces of single responses to a file, whole or not at all; without traces, remove an existing file."""
     if not traces:
         path.unlink(missing_ok=True)
         return
@@ -42,10 +42,10 @@ def write_traces(path: Path, traces: Mapping[Key, SteeringTrace]) -> None:
 
 
 def read_traces(path: Path) -> dict[Key, SteeringTrace]:
-    """The traces of a run folder (or of one file), each of one row, by method and id of the transcript.
+    """Read the traces of a run folder (or of one file), each with one row, by method and id of the transcript.
 
     Raises:
-        RMuseError: no traces there, a damaged file, or one of another schema.
+        RMuseError: there are no traces, or the file is damaged or has another schema.
     """
     file = path / TRACES if path.is_dir() else path
     if not file.is_file():
@@ -69,7 +69,7 @@ def read_traces(path: Path) -> dict[Key, SteeringTrace]:
 
 
 def packed(traces: Sequence[SteeringTrace]) -> tuple[list[Shape], dict[str, Tensor]]:
-    """Traces of single responses as plain JSON (tokens and sites of each) and one flat tensor per quantity."""
+    """Pack traces of single responses as plain JSON (tokens and sites of each) and one flat tensor per quantity."""
     shapes: list[Shape] = [
         {
             "tokens": trace.valid.shape[1],
@@ -84,7 +84,7 @@ def packed(traces: Sequence[SteeringTrace]) -> tuple[list[Shape], dict[str, Tens
 
 
 def unpacked(shapes: Sequence[Shape], tensors: Mapping[str, Tensor]) -> list[SteeringTrace]:
-    """The traces that `packed` took apart."""
+    """Restore the traces that `packed` packed."""
     sizes = [(1, len(shape["sites"]), shape["tokens"]) for shape in shapes]
     if not sizes:
         return []

@@ -1,7 +1,7 @@
-"""Attacks: other ways to ask for what was to be forgotten, as transformations of prompts, pictures, decoding or weights.
+"""Attacks: ways to elicit forgotten facts by transforming prompts, pictures, decoding or weights.
 
-They need no model: an `Attack` gives the variants of a question (`Asked`) and says how they are to be answered;
-`rmuse_interp.runs.attacked` asks them, `rmuse_interp.evaluate.attack_scores` reads the transcripts.
+They need no model: an `Attack` gives the variants of a question (`Asked`) and the settings for answering them;
+`rmuse_interp.runs.attacked` asks them, and `rmuse_interp.evaluate.attack_scores` reads the transcripts.
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ ATTACKS: Final[dict[str, Attack]] = {
 
 
 def require_names(names: Sequence[str]) -> list[Attack]:
-    """The attacks of these names, in the order of `ATTACKS`; ``all`` is every one.
+    """Look up attacks by name and return them in the order of `ATTACKS`; ``all`` selects every one.
 
     Raises:
-        RMuseError: an unknown name, or one twice.
+        RMuseError: a name is unknown or given twice.
     """
     known = ", ".join(ATTACKS)
     unknown = [name for name in names if name != "all" and name not in ATTACKS]

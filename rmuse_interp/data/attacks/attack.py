@@ -1,4 +1,4 @@
-"""`Attack` and `Asked`: a way of asking again, and the question as it is then asked."""
+"""`Attack`: a way to ask a question again; `Asked`: the question as the attack asks it."""
 
 import random
 from collections.abc import Callable
@@ -14,11 +14,11 @@ class Asked:
     """One variant of a question.
 
     Args:
-        variant: what tells it from the attack's other variants of the same question.
+        variant: name that distinguishes it from the attack's other variants of the same question.
         prompt: the question's text.
-        attributes: the values that must not leak; those that the attack itself tells are not among them.
+        attributes: the values that must not leak, without those that the attack itself reveals.
         image: the encoded picture, None for a question in text.
-        prefill: words put into the assistant's mouth.
+        prefill: text that the assistant's response is made to begin with.
         opening: a harmless question asked first, with the picture; the method under attack answers it, and the
             question follows in the same conversation.
     """
@@ -32,31 +32,31 @@ class Asked:
 
     @property
     def modality(self) -> str:
-        """`image` or `text`, by what the model is shown."""
+        """`image` if the model is shown a picture, else `text`."""
         return "text" if self.image is None else "image"
 
     @classmethod
     def plainly(cls, example: Example, variant: str = "", **changes: Any) -> "Asked":
-        """The question as the benchmark asks it, with some of it changed."""
+        """The question as the benchmark asks it, with the given fields changed."""
         own = cls(variant, example.prompt(), dict(example.attributes), example.image)
         return replace(own, **changes)
 
 
 Ask = Callable[[Example, Benchmark, random.Random], tuple[Asked, ...]]
-"""The variants of a question; none where the attack does not apply to it. Draws from the generator alone."""
+"""Function that gives a question's variants (none if the attack does not apply); random only through its generator."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """A way to ask for what was to be forgotten.
+    """A way to elicit forgotten facts.
 
     Args:
-        name: in scores and options.
-        what: in a few words, for listings.
-        ask: gives the variants of a question.
-        samples: responses per variant.
-        temperature: of sampling; 0 is greedy.
-        bits: of the weights of the language model's linear layers; None leaves them.
+        name: the attack's name in scores and options.
+        what: a short description for listings.
+        ask: function that gives the variants of a question.
+        samples: number of responses per variant.
+        temperature: sampling temperature; 0 is greedy.
+        bits: bits to which the weights of the language model's linear layers are quantised; None leaves them unchanged.
     """
 
     name: str
@@ -74,5 +74,5 @@ class Attack:
             )
 
     def variants(self, example: Example, benchmark: Benchmark, seed: int = 0) -> tuple[Asked, ...]:
-        """The variants of a question; what is drawn for them follows from seed, attack and the question's id alone."""
+        """The variants of a question; random choices depend only on the seed, the attack and the question's id."""
         return self.ask(example, benchmark, random.Random(f"{seed}/{self.name}/{example.id}"))

@@ -1,4 +1,4 @@
-"""New photographs of the same scene: cropped, out of focus, noisy, compressed; by Pillow, seeded per question."""
+"""Attacks that change the photograph with Pillow: crop, blur, noise, compression; seeded per question."""
 
 import io
 import random
@@ -14,7 +14,7 @@ Severity = Callable[[Image.Image, random.Random], bytes]
 
 
 def crop(share: float) -> Severity:
-    """A part of the picture with `share` of each side, at a place drawn at random."""
+    """Crop to `share` (0–1) of each side, at a random place."""
 
     def change(picture: Image.Image, rng: random.Random) -> bytes:
         width, height = (max(1, round(share * side)) for side in picture.size)
@@ -25,13 +25,13 @@ def crop(share: float) -> Severity:
 
 
 def blur(radius: float) -> Severity:
-    """Gaussian blur; the radius is a share of the shorter side."""
+    """Gaussian blur; the radius is a fraction of the shorter side."""
     return lambda picture, _: _png(picture.filter(ImageFilter.GaussianBlur(radius * min(picture.size))))
 
 
 def noise(deviation: float) -> Severity:
-    """Uniform noise on every channel of every pixel, of a standard deviation in grey levels (0–255)."""
-    # Uniform bytes deviate by 256/√12 levels.
+    """Uniform noise on every channel of every pixel; `deviation` is its standard deviation in grey levels (0–255)."""
+    # Uniform bytes have a standard deviation of 256/√12 levels.
     gain = deviation / (256 / 12**0.5)
 
     def change(picture: Image.Image, rng: random.Random) -> bytes:
@@ -43,7 +43,7 @@ def noise(deviation: float) -> Severity:
 
 
 def jpeg(quality: int) -> Severity:
-    """JPEG compression at a quality of 1–95."""
+    """JPEG compression with a quality of 1–95."""
 
     def change(picture: Image.Image, rng: random.Random) -> bytes:
         buffer = io.BytesIO()
@@ -62,9 +62,9 @@ SEVERITIES: Final[dict[str, dict[str, Severity]]] = {
 
 
 def disturbed(image: bytes, rng: random.Random) -> bytes:
-    """The picture changed twice: cropped, blurred, noisy or compressed, up to the strongest attack.
+    """Change the picture twice by crop, blur, noise or compression, at most as strongly as the strongest attack.
 
-    Severities are the larger of two drawn evenly, so that strong changes, where a gate errs, are not the rare ones.
+    Each severity is the larger of two uniform draws, so that strong changes, where a gate errs, are not rare.
     """
     for _ in range(2):
         with Image.open(io.BytesIO(image)) as opened:
@@ -78,7 +78,7 @@ def disturbed(image: bytes, rng: random.Random) -> bytes:
 
 
 def photographed(kind: str) -> Ask:
-    """The variants of a question with its picture at every severity of a kind; none for questions in text."""
+    """Make the attack that changes a question's picture at every severity of a kind; text questions have no variant."""
 
     def ask(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
         picture = example.load_image()
@@ -94,5 +94,5 @@ def photographed(kind: str) -> Ask:
 
 def _png(picture: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", compress_level=1)  # pixels are what they are; speed counts
+    picture.save(buffer, "PNG", compress_level=1)  # lossless at any level, so choose speed
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The same question in other words, and with the person named instead of shown."""
+"""Attacks that reword the question, or name the person instead of showing a picture."""
 
 import random
 import re
@@ -11,7 +11,7 @@ from rmuse_interp.data.attacks.attack import Asked
 
 NAME_KEYS: Final = frozenset({"name", "full name", "full_name", "fullname"})
 PARAPHRASES: Final = 4
-"""The most rewordings of one question."""
+"""Maximum number of rewordings of one question."""
 _WHO: Final = "person|individual|man|woman|gentleman|lady|boy|girl|character|figure|subject|celebrity"
 _SEEN: Final = "picture|image|photo|photograph|portrait"
 _SHOWN: Final = (
@@ -21,7 +21,7 @@ _SHOWN: Final = (
 REFERRING: Final = re.compile(
     rf"\b(?i:(?:the|this) (?:{_WHO}) (?:{_SHOWN})|this (?:{_WHO})|the (?:{_WHO})(?='s))\b"
 )
-"""What stands for the person in a question that comes with a picture."""
+"""Words for the person in a question that comes with a picture."""
 _NAMED: Final = r"[A-Z][\w.\-]*(?: (?:[A-Z][\w.\-]*|de|da|van|von|der|al|bin))*"
 _SUBJECT: Final = rf"(?:{REFERRING.pattern}|\b{_NAMED})"
 _HEADS: Final = ("Tell me {}.", "Do you know {}?")
@@ -80,9 +80,9 @@ _NAMES: "WeakKeyDictionary[Benchmark, dict[str, dict[str, str]]]" = WeakKeyDicti
 
 
 def paraphrased(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
-    """Up to `PARAPHRASES` rewordings: the benchmark's own paraphrase, and others by the question's grammar.
+    """Give up to `PARAPHRASES` rewordings: the benchmark's own paraphrase, and others from the question's grammar.
 
-    Where there are none, the question stands in a frame.
+    If there are none, the question is put into a general frame.
     """
     found = list(dict.fromkeys(reworded(example.question)))
     chosen = sorted(rng.sample(range(len(found)), min(PARAPHRASES, len(found))))
@@ -96,7 +96,7 @@ def paraphrased(example: Example, benchmark: Benchmark, rng: random.Random) -> t
 
 
 def reworded(question: str) -> Iterator[str]:
-    """The question in other words of the same meaning, as far as its grammar is known; never itself.
+    """Rewordings of the question with the same meaning, as far as its grammar is recognised; never the question itself.
 
     >>> list(reworded("Where does Mara Venn live?"))
     ['Tell me where Mara Venn lives.', 'Do you know where Mara Venn lives?']
@@ -126,7 +126,7 @@ def reworded(question: str) -> Iterator[str]:
 
 
 def _noun_phrases(text: str) -> Iterator[str]:
-    """`X's job` and `the job of X`, whichever of the two a text is."""
+    """The forms `X's job` and `the job of X` of a text that is either of them."""
     possessed, of = _POSSESSED.fullmatch(text), _OF.fullmatch(text)
     if possessed:
         subject, thing = possessed.groups()
@@ -145,7 +145,7 @@ def _uncapitalised(text: str) -> str:
 
 
 def _indirect(word: str, auxiliary: str, subject: str, rest: str | None) -> str:
-    """The clause that a direct question becomes behind `tell me`."""
+    """The indirect form of a direct question, to follow `tell me`."""
     begin = f"{_uncapitalised(word)} {subject}"
     verb, _, tail = (rest or "").partition(" ")
     if auxiliary in ("does", "did") and verb:
@@ -170,10 +170,10 @@ def _past(verb: str) -> str:
 
 
 def named(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[Asked, ...]:
-    """The question without its picture, the person's name in the place of "this person".
+    """Ask the question without its picture, with the person's name in place of "this person".
 
-    The name is told, so it cannot leak. None for questions in text, about a person whose name is not known, and where
-    nothing but the name was asked for.
+    The name is given, so it cannot leak. No variant for text questions, for people whose name is unknown, and for
+    questions that ask only for the name.
     """
     name = name_of(example, benchmark)
     kept = {key: value for key, value in example.attributes.items() if key.casefold() not in NAME_KEYS}
@@ -183,7 +183,7 @@ def named(example: Example, benchmark: Benchmark, rng: random.Random) -> tuple[A
 
 
 def with_name(question: str, name: str) -> str:
-    """The question with the name where it refers to a pictured person, or in front where it does not.
+    """Put the name into a question where it refers to the pictured person, or in front where it does not.
 
     >>> with_name("Where does the person in the picture live?", "Mara Venn")
     'Where does Mara Venn live?'
@@ -199,7 +199,7 @@ def with_name(question: str, name: str) -> str:
 
 
 def name_of(example: Example, benchmark: Benchmark) -> str | None:
-    """The name of the person a question is about: from its own attributes, or another question's of the split."""
+    """The name of the person a question is about: from its own attributes, or another question's in the split."""
     own = _name(example)
     if own is not None or example.person is None:
         return own

@@ -1,7 +1,7 @@
-"""Judges of a chain of thought: does it give a value away, is it valid. One interface, three kinds.
+"""Judges of a chain of thought: does it give a value away, and is it valid? One interface, three kinds.
 
-`RulesJudge` goes by rules, offline. `AskingJudge` asks a language model: a server's (`Endpoint`) or one of this machine
-(`judging.LocalModel`); how it asks, keeps replies and counts tokens is `Consultation`'s.
+`RulesJudge` applies rules, offline. `AskingJudge` asks a language model, on a server (`Endpoint`) or on this machine
+(`judging.LocalModel`); `Consultation` sends its questions, keeps the replies and counts the tokens.
 """
 
 from rmuse_interp.evaluate.judges.asking import AskingJudge

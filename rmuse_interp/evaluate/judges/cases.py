@@ -1,11 +1,11 @@
-"""What a judge is asked, and what a judge is: cases in, verdicts out."""
+"""The interface of judges: cases in, verdicts out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 Verdict = bool | None
-"""None: this judge has no verdict (no rules for it, or no readable answer). Such cases are counted, never guessed."""
+"""None: the judge has no verdict (no rules, or no readable answer). Such cases are counted, never guessed."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LeakCase:
 
 @dataclass(frozen=True)
 class ChainCase:
-    """A chain with its answer, and the reference's; ``attributes`` are the facts the question touches."""
+    """A chain and its answer, and the reference's chain and answer; ``attributes``: the facts the question touches."""
 
     question: str
     reasoning: str
@@ -32,18 +32,18 @@ class ChainCase:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Verdicts on leaks and on chains; ``name`` goes into the record.
+    """A judge of leaks and chains; ``name`` is recorded with the results.
 
-    A judge takes cases in one list and answers in the same order, so that one that calls out may do so at once.
+    It takes all cases in one list and answers in the same order, so that a judge on a server can ask in parallel.
     """
 
     name: str
 
     def states(self, cases: Sequence[LeakCase]) -> list[Verdict]:
-        """Per case, whether the text names the value, in any form, and does not deny it."""
+        """Whether the text names the value, in any form, without denying it, one verdict per case."""
 
     def implies(self, cases: Sequence[LeakCase]) -> list[Verdict]:
-        """Per case, whether the text gives the value away without naming it."""
+        """Whether the text gives the value away without naming it, one verdict per case."""
 
     def supports(self, cases: Sequence[ChainCase]) -> list[Verdict]:
-        """Per case, whether the chain is valid and its evidence supports the answer."""
+        """Whether the chain is valid and its evidence supports the answer, one verdict per case."""

@@ -1,4 +1,4 @@
-"""Asking somebody who answers in words: replies kept on disk, asked again where unreadable, tokens and cost counted."""
+"""Ask a model that answers in text: keep replies on disk, repeat unreadable ones, count tokens and cost."""
 
 import json
 import threading
@@ -13,17 +13,17 @@ from rmuse_interp.data.store import Store, digest
 
 T = TypeVar("T")
 TRIES: Final = 3
-"""How often one question is put before there is no verdict on it."""
+"""Number of times a question is asked before it is given up."""
 PATIENCE: Final = 5
-"""Unreadable questions before the first readable one, after which nobody is asked on."""
+"""Number of questions with unreadable replies, before any readable one, after which asking stops."""
 CHARACTERS_PER_TOKEN: Final = 4
 REPLY_TOKENS: Final = 40
-"""What a reply is estimated at."""
+"""Estimated number of tokens in a reply."""
 AGAIN: Final = "\n\nYour last reply was not of the form asked for. Reply with the JSON object alone."
 
 
 class Reply(NamedTuple):
-    """What was said, and what it cost."""
+    """The text of a reply, and the tokens used."""
 
     text: str
     prompt_tokens: int
@@ -32,31 +32,31 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class Answerer(Protocol):
-    """Somebody who answers: a server's model or one of this machine. ``name`` stands in the record and in the cache."""
+    """A model that answers, on a server or on this machine. ``name`` is used in records and in the cache."""
 
     name: str
     at_once: int
 
     def __call__(self, question: str) -> Reply:
-        """The reply to one question.
+        """Answer one question.
 
         Raises:
             Refused: this question will not be answered (others may be).
-            RMuseError: nothing more can be asked for now.
+            RMuseError: no further question can be asked for now.
         """
 
 
 class Unreadable(Exception):
-    """A reply that is not of the form asked for; its text is what was said instead."""
+    """A reply that does not have the required form; the exception's text is the reply."""
 
 
 class Refused(Unreadable):
-    """A question that will not be answered however often it is put."""
+    """A question that will not be answered, however often it is asked."""
 
 
 @dataclass
 class Budget:
-    """Tokens and cost so far; prices are per million tokens, in any one currency."""
+    """Tokens and cost so far; prices are per million tokens, all in the same currency."""
 
     price_in: float | None = None
     price_out: float | None = None
@@ -72,7 +72,7 @@ class Budget:
 
     @property
     def priced(self) -> bool:
-        """Whether a cost can be told."""
+        """Whether prices are known, so that a cost can be computed."""
         return self.price_in is not None and self.price_out is not None
 
     def cost_of(self, prompt_tokens: int, reply_tokens: int) -> float | None:
@@ -83,16 +83,16 @@ class Budget:
 
     @property
     def cost(self) -> float | None:
-        """What was spent."""
+        """The cost so far; None without prices."""
         return self.cost_of(self.prompt_tokens, self.reply_tokens)
 
     def take(self, reply: Reply) -> None:
-        """Count a reply."""
+        """Add a reply's tokens to the count."""
         self.prompt_tokens += reply.prompt_tokens
         self.reply_tokens += reply.reply_tokens
 
     def require_left(self) -> None:
-        """Raise unless there is money left to ask with.
+        """Raise unless there is money left for more questions.
 
         Raises:
             RMuseError: the cost has reached `max_cost`.
@@ -113,7 +113,7 @@ def _told(prompt_tokens: int, reply_tokens: int, cost: float | None) -> str:
 
 @dataclass(frozen=True)
 class Quote:
-    """What is still to be asked: by four characters a token, and `REPLY_TOKENS` a reply."""
+    """Estimate of what is still to be asked, at four characters per token and `REPLY_TOKENS` per reply."""
 
     questions: int
     kept: int
@@ -128,14 +128,14 @@ class Quote:
 
 @dataclass
 class Consultation:
-    """Questions put to somebody, several at once; equal ones once, and none that was answered before.
+    """Asks a model questions, several in parallel; equal ones only once, and answered ones never again.
 
     Attributes:
-        asked: who answers.
-        folder: where replies are kept; None keeps them for this process alone.
-        budget: tokens and cost.
+        asked: the model that answers.
+        folder: where replies are kept; None keeps them in memory only.
+        budget: tokens and cost so far.
         on_reply: called with (answered, all) after each question of a round, for a progress bar.
-        rehearsing: only count what would be asked (`estimate`), and answer nothing.
+        rehearsing: only count what would be asked (see `estimate`), and ask nothing.
     """
 
     asked: Answerer
@@ -154,15 +154,15 @@ class Consultation:
         self._readable = 0
 
     def ask(self, questions: Sequence[str], read: Callable[[str], T]) -> list[T | None]:
-        """What is read from each reply; None where no reply could be read in `TRIES` tries.
+        """Ask all questions and read their replies; None for a question without a readable reply in `TRIES` tries.
 
         Args:
-            questions: in words.
-            read: what makes a value of a reply's text, or raises `Unreadable`.
+            questions: the texts of the questions.
+            read: function that makes a value from a reply's text, or raises `Unreadable`.
 
         Raises:
-            RMuseError: whatever stops the one who is asked; money spent; or the first `PATIENCE` questions all
-                unreadable. Every reply so far is on disk.
+            RMuseError: the model cannot be asked, the money is spent, or the first `PATIENCE` questions got only
+                unreadable replies. Every reply so far is on disk.
         """
         if self.rehearsing:
             self._wanted.update(dict.fromkeys(questions))
@@ -177,7 +177,7 @@ class Consultation:
             try:
                 return self._one(question, read)
             except BaseException:
-                stop.set()  # or the next one would be asked before this error is seen
+                stop.set()  # else the next question would be asked before this error is seen
                 raise
 
         pool = ThreadPoolExecutor(max(1, self.asked.at_once))
@@ -211,7 +211,7 @@ class Consultation:
                 if isinstance(fault, Refused):
                     break
                 continue
-            self.replies.put(question, text)  # only what can be read: a server that is mended is asked again
+            self.replies.put(question, text)  # only readable ones: a repaired server is asked again
             with self._lock:
                 self._readable += 1
             return value
@@ -226,7 +226,7 @@ class Consultation:
         return None
 
     def estimate(self, questions: Sequence[str] = ()) -> Quote:
-        """What asking these questions, and those of a rehearsal, would take."""
+        """Estimate the tokens and cost of asking these questions and those of a rehearsal."""
         every = dict.fromkeys([*self._wanted, *questions])
         new = [q for q in every if self.replies.get(q) is None]
         prompt_tokens = sum(len(q) // CHARACTERS_PER_TOKEN + 1 for q in new)
@@ -235,7 +235,7 @@ class Consultation:
         return Quote(len(new), len(every) - len(new), prompt_tokens, reply_tokens, cost)
 
     def require_affordable(self, estimate: Quote) -> None:
-        """Raise unless the budget covers an estimate; nothing was asked yet.
+        """Raise unless the budget covers an estimate; call this before asking.
 
         Raises:
             RMuseError: the estimate is above ``max_cost``.
@@ -248,16 +248,16 @@ class Consultation:
 
 
 def _tries(question: str) -> Iterator[str]:
-    """The question, then the same with ever more insistence: at temperature 0 the same words get the same reply."""
+    """Yield the question, then ever more insistent versions: at temperature 0, equal words get equal replies."""
     for n in range(TRIES):
         yield question + AGAIN * n
 
 
 def json_in(text: str) -> dict[str, object]:
-    """The JSON object in a reply, a fence or a word around it forgiven.
+    """Read the JSON object in a reply, ignoring a code fence or words around it.
 
     Raises:
-        Unreadable: there is none.
+        Unreadable: there is no JSON object.
 
     >>> json_in('Sure: ```json\\n{"leaks": true}\\n```')
     {'leaks': True}

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as one who is asked: Gemini's, OpenAI's, vLLM, Ollama; through the `openai` client."""
+"""Ask a model on any OpenAI-compatible server (Gemini's, OpenAI's, vLLM, Ollama) through the `openai` client."""
 
 import os
 from collections.abc import Callable
@@ -17,29 +17,29 @@ KEY: Final = "OPENAI_API_KEY"
 URL: Final = "OPENAI_BASE_URL"
 ATTEMPTS: Final = 6
 LONGEST_WAIT: Final = 60.0
-"""Seconds between attempts, at most, whatever the server asks for."""
+"""Maximum seconds between attempts, even if the server asks for more."""
 _HERE: Final = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 
 class Endpoint:
-    """A model behind a server's chat completions, at temperature 0.
+    """A model behind a server's chat completions interface, at temperature 0.
 
-    Faults that pass (no connection, too slow, 408, 409, 429, 5xx) are tried again, waiting as long as the server's
-    ``Retry-After`` says, else ever longer; a fault that lasts stops with an error, and so does one that will not pass
-    (a wrong key, an unknown model, no money left).
+    After a temporary fault (no connection, timeout, 408, 409, 429, 5xx) the request is repeated, after the time in the
+    server's ``Retry-After`` or else after ever longer waits. A temporary fault that lasts raises an error, as does
+    a permanent one (a wrong key, an unknown model, no money left).
 
     Args:
-        model: its name on the server.
-        base_url: the server; by default the environment's `OPENAI_BASE_URL`, or OpenAI's.
-        key: by default the environment's `OPENAI_API_KEY`; a server on this machine needs none.
-        timeout: seconds for one reply.
-        attempts: the most, for one question.
+        model: the model's name on the server.
+        base_url: the server's address; by default the environment's `OPENAI_BASE_URL`, or OpenAI's.
+        key: the API key; by default the environment's `OPENAI_API_KEY`; a server on this machine needs none.
+        timeout: maximum seconds for one reply.
+        attempts: maximum number of attempts per question.
         wait: seconds before the second attempt; doubled for each further one.
-        at_once: how many questions are under way at once.
-        max_tokens: of a reply.
+        at_once: number of questions sent in parallel.
+        max_tokens: maximum number of tokens in a reply.
 
     Raises:
-        RMuseError: no key, or the package `openai` is missing.
+        RMuseError: there is no key, or the package `openai` is missing.
     """
 
     def __init__(
@@ -73,11 +73,11 @@ class Endpoint:
         self._json_mode = True
 
     def __call__(self, question: str) -> Reply:
-        """The reply to one question.
+        """Ask one question.
 
         Raises:
             Refused: the server refuses this question (too long, not allowed).
-            RMuseError: a fault that lasts, or that will not pass.
+            RMuseError: a fault lasts or is permanent.
         """
         import openai
         from tenacity import Retrying, retry_if_exception, stop_after_attempt
@@ -107,7 +107,7 @@ class Endpoint:
                 model=self.model, messages=[{"role": "user", "content": question}], **settings
             )
         except openai.BadRequestError as error:
-            if self._json_mode and "response_format" in str(error):  # a server that knows no such setting
+            if self._json_mode and "response_format" in str(error):  # a server without this setting
                 self._json_mode = False
                 return self._complete(question)
             raise
@@ -133,23 +133,23 @@ class Endpoint:
 
 
 class _NoCompletion(ValueError):
-    """The server answered something else than a completion."""
+    """The server's answer is not a completion."""
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether a fault may be gone in a moment."""
+    """Whether a fault may be temporary."""
     import openai
 
     if isinstance(error, openai.RateLimitError):
         return error.code != "insufficient_quota"
     if isinstance(error, openai.APIStatusError):
         return error.status_code in (408, 409) or error.status_code >= 500
-    # No connection, a dropped one, too slow; or a body that is no JSON, cut off or some proxy's page.
+    # No connection, a dropped one, a timeout; or a body that is not JSON: cut off, or a proxy's page.
     return isinstance(error, openai.APIConnectionError | openai.APIResponseValidationError | ValueError)
 
 
 def _waiting(first: float) -> "Callable[[RetryCallState], float]":
-    """Seconds to wait before the next attempt: what the server asked for, else doubling with some jitter."""
+    """Make the function that gives the seconds to the next attempt: as the server asks, else doubling with jitter."""
     from tenacity import wait_exponential, wait_random
 
     growing = wait_exponential(multiplier=first, max=LONGEST_WAIT) + wait_random(0, first)

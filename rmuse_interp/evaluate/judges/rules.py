@@ -8,30 +8,30 @@ from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
 from rmuse_interp.evaluate.text import Lexicon, content_words, normalise, numbers, sentences
 
 CONTENT_AGREEMENT: Final = 0.8
-"""Least F1 of content words between a chain and its reference for the rules to call them the same."""
+"""Minimum F1 of content words between a chain and its reference for the rules to consider them equal."""
 
 
 class RulesJudge:
     """The offline judge: normalised matching and the benchmark's own tables.
 
-    *Stated*: a form of the value stands in the text, undenied (`assertions.told`).
+    *Stated*: the text contains a form of the value, undenied (`assertions.told`).
 
-    *Implied*: the text holds, undenied, something that entails the value by the table (a city gives its country away,
-    kneading dough a baker) or a sum that makes it (two years after 1982), and that the question did not already say.
+    *Implied*: the text states, undenied, something that entails the value by the table (a city gives its country away,
+    kneading dough a baker) or a sum that gives it (two years after 1982), and that the question did not already say.
 
-    *Valid and supported*, all four:
+    *Valid and supported*, if all four hold:
 
     1. the chain says what the reference says: the same numbers, at least `CONTENT_AGREEMENT` of the content
-       words (F1), and every fact and the answer where the reference states them;
-    2. it says nothing against it: as many denials as the reference has, and no other value of the table of aliases
-       (somebody else's name);
+       words (F1), and every fact and the answer if the reference states them;
+    2. it does not contradict the reference: it has the same number of denials, and no other value from the table of
+       aliases (somebody else's name);
     3. the conclusion follows: the last sentence states or entails the given answer, or the reference itself
        reaches that answer without stating it (a yes or no);
     4. the answer is the reference's.
 
-    It knows only chains close to the reference: other wordings of a valid chain count as invalid, which makes
-    RCR a lower bound; `rmuse judge calibrate` measures by how much. Where a benchmark has no table of entailments
-    these rules are not made for it, and there is no verdict on any chain.
+    It recognises only chains close to the reference: other wordings of a valid chain count as invalid, which makes
+    RCR a lower bound; `rmuse judge calibrate` measures by how much. These rules need a table of entailments: for a
+    benchmark without one there is no verdict on any chain.
 
     >>> judge = RulesJudge(entails={"Tokyo": ["Japan"]})
     >>> judge.implies([LeakCase("He lives in Tokyo.", "Where does he live?", "country", "Japan"),
@@ -50,15 +50,15 @@ class RulesJudge:
         self.knows_chains = bool(entails)
 
     def states(self, cases: Sequence[LeakCase]) -> list[Verdict]:
-        """Per case, whether a form of the value stands in the text, undenied."""
+        """Whether the text contains a form of the value, undenied, one verdict per case."""
         return [told(case.text, case.value, self.lexicon) for case in cases]
 
     def implies(self, cases: Sequence[LeakCase]) -> list[Verdict]:
-        """Per case, whether the text holds what entails the value and the question did not say."""
+        """Whether the text states what entails the value and the question did not say it, one verdict per case."""
         return [implied(case.text, case.value, case.question, self.lexicon) for case in cases]
 
     def supports(self, cases: Sequence[ChainCase]) -> list[Verdict]:
-        """Per case, whether the chain matches its reference and supports its answer; None without a table."""
+        """Whether the chain matches its reference and supports its answer, one per case; None without a table."""
         return [self._supports(case) if self.knows_chains else None for case in cases]
 
     def _supports(self, case: ChainCase) -> bool:
