@@ -1,4 +1,4 @@
-"""Trained baselines: unlearning by gradient steps or pruning, to compare with.
+"""Trained baselines for comparison: unlearning by gradient steps or pruning.
 
 `peft` is imported where a baseline is trained or opened, not with this package.
 """

@@ -1,4 +1,4 @@
-"""Batches to train on: questions with the response that is learnt or unlearnt, and which tokens are its own."""
+"""Training batches: questions with the response to learn or unlearn, and masks of its tokens."""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ class Row:
 
     Attributes:
         example: the question, with its picture.
-        response: what is learnt or unlearnt; reasoning included where it has one.
-        trace: number of the response's first characters that hold its reasoning, delimiters included; 0 without one.
+        response: the response to learn or unlearn, including any reasoning.
+        trace: number of characters of its leading reasoning, delimiters included; 0 without reasoning.
     """
 
     example: Example
@@ -34,7 +34,7 @@ class Batch:
     """Some rows as a model's inputs.
 
     Attributes:
-        encoding: left-padded inputs, the end token behind every response.
+        encoding: left-padded inputs, with the end token after every response.
         labels: [batch, tokens] the response's own tokens, its end included; `IGNORED` elsewhere.
         trace: [batch, tokens] the tokens of the reasoning, delimiters included.
         text: [batch, tokens] words: no padding, image placeholder or special token (whose states are outliers).
@@ -52,12 +52,12 @@ class Batch:
 
     @property
     def rest(self) -> Bool[Tensor, "batch tokens"]:
-        """Words that are no reasoning: question and answer."""
+        """The text tokens outside the reasoning: question and answer."""
         return self.text & ~self.trace
 
 
 def rows_of(examples: Sequence[Example], delimiters: tuple[str, str]) -> list[Row]:
-    """The examples with their reference responses, reasoning included."""
+    """Pair the examples with their reference responses, reasoning included."""
     found = []
     for example in examples:
         response = example.response(delimiters)
@@ -67,13 +67,13 @@ def rows_of(examples: Sequence[Example], delimiters: tuple[str, str]) -> list[Ro
 
 
 def refused(examples: Sequence[Example], refusals: Sequence[str], seed: int) -> list[Row]:
-    """The examples with refusals of a pool, drawn anew for each."""
+    """Pair each example with a refusal drawn from a pool."""
     drawn = random.Random(seed)
     return [Row(example, drawn.choice(list(refusals))) for example in examples]
 
 
 def batches(rows: Sequence[Row], size: int, seed: int) -> list[list[Row]]:
-    """The rows in random order, `size` at a time; those with and without a picture apart."""
+    """Split the rows into random batches of `size`; rows with and without a picture are kept apart."""
     order = random.Random(seed)
     found = []
     for seen in (True, False):
@@ -85,7 +85,7 @@ def batches(rows: Sequence[Row], size: int, seed: int) -> list[list[Row]]:
 
 
 def encode(lens: LensModel, rows: Sequence[Row]) -> Batch:
-    """The rows as inputs and labels, on the model's device."""
+    """Encode the rows as inputs and labels, on the model's device."""
     end = lens.tokenizer.eos_token or ""
     encoding = lens.encode(
         [row.example.prompt() for row in rows],
@@ -96,7 +96,7 @@ def encode(lens: LensModel, rows: Sequence[Row]) -> Batch:
     place = mask.long().cumsum(dim=1) - 1
     ends = torch.as_tensor(encoding.prompt_end, device=ids.device).unsqueeze(1)
     own = (place > ends) & mask
-    # Tokens of the response without its answer and end: as many as the reasoning alone is encoded in.
+    # Number of tokens of the answer and the end, encoded on their own.
     tails = [
         len(lens.tokenizer(r.response[r.trace :] + end, add_special_tokens=False).input_ids) for r in rows
     ]

@@ -1,4 +1,4 @@
-"""What an interrupted training leaves: its trials, and the states needed to go on. JSON and safetensors, no pickle."""
+"""Checkpoints of an unfinished training: its trials and the states to resume from. JSON and safetensors, no pickle."""
 
 import shutil
 from collections.abc import Mapping
@@ -14,15 +14,15 @@ from rmuse_interp.baselines.trials import Trial, best
 from rmuse_interp.data.store import Store
 
 UNFINISHED: Final = ".unfinished"
-"""Subfolder of a baseline that is still trained; gone once it is finished."""
+"""Subfolder of a baseline still in training; deleted once it is finished."""
 
 
 class Journal:
-    """The trials of one training in its folder; what is there of another training is left behind.
+    """The trials of one training, stored in its folder; those of another training are discarded.
 
     Args:
-        folder: the baseline's.
-        of: digest of all that the training depends on.
+        folder: the baseline's folder.
+        of: digest of everything that the training depends on.
     """
 
     def __init__(self, folder: Path, of: str) -> None:
@@ -32,12 +32,12 @@ class Journal:
         while (row := self._kept.get(len(self.trials))) is not None:
             self.trials.append(Trial(**row))
         if not self.trials or any(self._kept.tensors(index) is None for index in self._needed()):
-            self.trials = []  # none there, damaged, or of another training
+            self.trials = []  # missing, damaged, or from another training
             self.close()
             self._kept = Store(self._home / "trials.jsonl", of)
 
     def resume(self, trainable: Trainable, optimiser: torch.optim.Optimizer | None) -> None:
-        """Take up what the last trial left, on a trainable that was just put on the model."""
+        """Restore the state of the last trial on a trainable just put on the model."""
         tensors = self._kept.tensors(len(self.trials) - 1) or {}
         trainable.load(_part(tensors, "state"))
         if optimiser is None:
@@ -49,12 +49,12 @@ class Journal:
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
 
     def add(self, trial: Trial, trainable: Trainable, optimiser: torch.optim.Optimizer | None) -> None:
-        """Keep a trial and what it left; states that neither going on nor the best trial needs are deleted.
+        """Store a trial and its state; states needed neither to resume nor for the best trial are deleted.
 
         Args:
-            trial: the next one.
-            trainable: as the trial left it.
-            optimiser: whose moments are kept too.
+            trial: the trial to add.
+            trainable: the trainable after the trial.
+            optimiser: optimiser whose moments are stored too.
         """
         tensors = {f"state/{name}": tensor for name, tensor in trainable.state().items()}
         if optimiser is not None:
@@ -70,15 +70,15 @@ class Journal:
             self._kept.drop_tensors(index)
 
     def best_state(self) -> dict[str, Tensor]:
-        """What the best trial left."""
+        """Return the state after the best trial."""
         return _part(self._kept.tensors(self.trials.index(best(self.trials))) or {}, "state")
 
     def close(self) -> None:
-        """Drop it all, once the baseline is written."""
+        """Delete everything, once the baseline is written."""
         shutil.rmtree(self._home, ignore_errors=True)
 
     def _needed(self) -> set[int]:
-        """Of which trials the states are needed: of the last one to go on, of the best one at the end."""
+        """Return the trials whose states are needed: the last, to resume, and the best, for the end."""
         return {len(self.trials) - 1, self.trials.index(best(self.trials))} if self.trials else set()
 
 

@@ -1,4 +1,4 @@
-"""The baselines' losses: pure functions of logits, labels and hidden states; all are to be minimised.
+"""The baselines' losses: pure functions of logits, labels and hidden states, all to be minimised.
 
 Labels are aligned with the input tokens: `labels[b, t]` is token t itself where it belongs to the response, `IGNORED`
 elsewhere. Logits at t − 1 predict it.
@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional
 
 IGNORED: Final = -100
-"""Label of a token that no loss is taken on."""
+"""Label of tokens that are left out of the loss."""
 
 
 def token_loss(
     logits: Float[Tensor, "batch tokens vocab"], labels: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) of the response tokens of a batch: L of all baselines."""
+    """Mean negative log-likelihood (nats) of a batch's response tokens: the loss L of all baselines."""
     predicted, target = _response(logits, labels)
     return functional.cross_entropy(predicted.float(), target)
 
@@ -26,7 +26,7 @@ def token_loss(
 def row_loss(
     logits: Float[Tensor, "batch tokens vocab"], labels: Int[Tensor, "batch tokens"]
 ) -> Float[Tensor, " batch"]:
-    """Negative log-likelihood (nats) per response token, of each row."""
+    """Mean negative log-likelihood (nats) of the response tokens, one per row."""
     nats = functional.cross_entropy(
         logits[:, :-1].transpose(1, 2).float(), labels[:, 1:], reduction="none", ignore_index=IGNORED
     )
@@ -34,12 +34,12 @@ def row_loss(
 
 
 def npo(loss: Float[Tensor, " batch"], reference: Float[Tensor, " batch"], beta: float) -> Float[Tensor, ""]:
-    """Negative preference optimisation, `−(2/β) log σ(β (L − L_ref))`, mean of the rows (arXiv 2404.05868, Eq. 3).
+    """Negative preference optimisation, `−(2/β) log σ(β (L − L_ref))`, averaged over rows (arXiv 2404.05868, Eq. 3).
 
     Args:
-        loss: L of each row, as `row_loss` has it.
-        reference: the original model's.
-        beta: how soon a row that has become unlikely is let go; for β → 0 the gradient is that of gradient ascent.
+        loss: L of each row, from `row_loss`.
+        reference: the same of the original model.
+        beta: how fast the gradient fades as a row becomes unlikely; for β → 0 it is that of gradient ascent.
     """
     return -(2 / beta) * functional.logsigmoid(beta * (loss - reference)).mean()
 
@@ -49,7 +49,7 @@ def divergence(
     reference: Float[Tensor, "batch tokens vocab"],
     labels: Int[Tensor, "batch tokens"],
 ) -> Float[Tensor, ""]:
-    """KL(original ‖ trained) of the next token, mean of the response positions (nats)."""
+    """KL(original ‖ trained) of the next token, averaged over response positions (nats)."""
     log_trained = functional.log_softmax(_response(logits, labels)[0].float(), dim=-1)
     log_original = functional.log_softmax(_response(reference, labels)[0].float(), dim=-1)
     return (log_original.exp() * (log_original - log_trained)).sum(dim=-1).mean()
@@ -60,10 +60,10 @@ def distance(
     target: Float[Tensor, "*batch_tokens d"],
     mask: Bool[Tensor, "batch tokens"],
 ) -> Float[Tensor, ""]:
-    """Mean squared difference per coordinate of the masked tokens' states and a target; 0 where none is masked.
+    """Mean squared difference per coordinate between the masked tokens' states and a target; 0 if no token counts.
 
     Args:
-        states: of the model that is trained.
+        states: states of the model in training.
         target: one vector for all tokens (the random direction c·u), or the original model's states.
         mask: tokens that count.
     """
@@ -76,7 +76,7 @@ def distance(
 def _response(
     logits: Float[Tensor, "batch tokens vocab"], labels: Int[Tensor, "batch tokens"]
 ) -> tuple[Float[Tensor, "n vocab"], Int[Tensor, " n"]]:
-    """Logits that predict a response token, and that token."""
+    """Return the logits that predict response tokens, and these tokens."""
     chosen = labels[:, 1:] != IGNORED
     return logits[:, :-1][chosen], labels[:, 1:][chosen]
 

@@ -1,7 +1,7 @@
 """`BASELINES`: the trained baselines by name, each an objective and what it trains.
 
-Learning rates, ranks and weights are those of the papers; which multiple of the rate is best on the model at hand is for
-`train` to find out.
+Learning rates, ranks and weights are those of the papers; `train` finds the best multiple of the rate for a given
+model.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,22 +28,22 @@ BETA: Final = 0.4
 GAMMA: Final = 1.0
 """Weight of the retain loss of PO."""
 STEERING: Final = 6.5
-"""c of R2MU: length of the random vector that forgotten states are led to."""
+"""c of R2MU: norm of the random vector toward which forget states are moved."""
 RETAINING: Final = 1.7
 """α of R2MU: weight of the retain states."""
 DEPTH: Final = 7 / 32
-"""Block whose states R2MU steers, as a share of the depth: RMU's block 7 of 32; it and the two below are trained."""
+"""Block whose states R2MU steers, as a share of the depth: RMU's block 7 of 32; this and the two below are trained."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What an objective is taken on.
+    """The inputs of an objective.
 
     Attributes:
         lens: the model, in training.
-        trainable: what is trained on it.
-        batches: one per group that the baseline asks for.
-        seed: of what the objective draws.
+        trainable: the trainable on it.
+        batches: one batch per group that the baseline uses.
+        seed: seed of the objective's random draws.
     """
 
     lens: LensModel
@@ -52,15 +52,15 @@ class Step:
     seed: int = 0
 
     def logits(self, group: Group) -> Float[Tensor, "batch tokens vocab"]:
-        """Of the model as it is now."""
+        """Return the logits of the current model."""
         return self.lens.hf(**self.batches[group].encoding, use_cache=False).logits
 
     def loss(self, group: Group) -> Float[Tensor, ""]:
-        """L, the mean negative log-likelihood of the group's responses."""
+        """Return L, the mean negative log-likelihood of the group's responses."""
         return token_loss(self.logits(group), self.batches[group].labels)
 
     def original(self, read: Callable[[], Tensor]) -> Tensor:
-        """What `read` gives of the model that training began from."""
+        """Return the result of `read` on the model before training."""
         with self.trainable.original(), torch.no_grad():
             return read()
 
@@ -71,13 +71,13 @@ class Baseline:
 
     Attributes:
         title: its name in the papers.
-        summary: what it does, in a line.
+        summary: one line on what it does.
         paper: arXiv number.
         setting: the paper's learning rate; for pruning, its share of neurons.
-        groups: what it is trained on.
-        objective: what is minimised; None for pruning, which trains nothing.
+        groups: groups of rows that it trains on.
+        objective: loss to minimise; None for pruning, which trains nothing.
         trains: "adapters" (LoRA, all linear layers of the language model), "weights" (those linear layers themselves),
-            "three blocks" (theirs alone).
+            "three blocks" (the linear layers of three blocks only).
         masked: whether only weights that matter more to the forget rows than to the retain rows may move.
     """
 
@@ -115,12 +115,12 @@ def npo_loss(step: Step) -> Float[Tensor, ""]:
 
 
 def po(step: Step) -> Float[Tensor, ""]:
-    """L of refusals to the forget questions + γ · L of the retain rows."""
+    """Preference optimisation: L of refusals to the forget questions + γ · L of the retain rows."""
     return step.loss("refusal") + GAMMA * step.loss("retain")
 
 
 def r2mu(step: Step) -> Float[Tensor, ""]:
-    """Forget question and answer, and the trace, to c·u; states of retain rows and of general reasoning as they were."""
+    """Move forget questions, answers and traces to c·u; keep the states of retain rows and of general reasoning."""
     layer = steered_layer(step.lens.n_layers)
     forget = step.batches["forget"]
     states = read_states(step.lens, forget, layer)
@@ -136,7 +136,7 @@ def r2mu(step: Step) -> Float[Tensor, ""]:
 
 
 def steered_layer(n_layers: int) -> int:
-    """The block whose states R2MU steers.
+    """Return the block whose states R2MU steers.
 
     >>> steered_layer(32), steered_layer(8), steered_layer(3)
     (7, 2, 2)
@@ -145,14 +145,14 @@ def steered_layer(n_layers: int) -> int:
 
 
 class _Read(Exception):
-    """States were read; the blocks above need not run."""
+    """Carries the states that were read and stops the pass, since the blocks above need not run."""
 
     def __init__(self, states: Tensor) -> None:
         self.states = states
 
 
 def read_states(lens: LensModel, batch: Batch, layer: int) -> Float[Tensor, "batch tokens d"]:
-    """Output of a block; the pass ends there."""
+    """Read the output of a block; the pass ends there."""
 
     def stop(_layer: int, states: Tensor) -> None:
         raise _Read(states)
@@ -227,7 +227,7 @@ BASELINES: Final[Mapping[str, Baseline]] = {
 
 
 def build(baseline: Baseline, lens: LensModel, seed: int) -> Trainable:
-    """What a baseline trains, put on the model in place."""
+    """Put a baseline's trainable on the model, in place."""
     if baseline.trains == "adapters":
         return LowRank(lens, seed=seed)
     if baseline.trains == "neurons":
@@ -238,10 +238,10 @@ def build(baseline: Baseline, lens: LensModel, seed: int) -> Trainable:
 
 
 def require_name(name: str) -> Baseline:
-    """The baseline of a name.
+    """Return the baseline of this name.
 
     Raises:
-        RMuseError: says which there are.
+        RMuseError: an unknown name; the message lists the names.
     """
     if name not in BASELINES:
         raise RMuseError(f"a trained baseline is one of {', '.join(BASELINES)}, got {name!r}")

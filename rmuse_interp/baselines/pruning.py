@@ -1,8 +1,8 @@
-"""MANU's neurons: which ones of the MLPs are more active on what is to be forgotten than on what is to be retained.
+"""MANU's neurons: the MLP neurons that are more active on forget rows than on retain rows.
 
-A neuron is one input of the last linear layer of a block's MLP; pruned, its column of that layer's weight is 0. Four
-measures of its activations count alike (arXiv 2502.15910): mean absolute value, share of tokens on which it is active,
-variance, root mean square.
+A neuron is one input of the last linear layer of a block's MLP; pruning sets its column of that layer's weight to 0.
+Four measures of its activations have equal weight (arXiv 2502.15910): mean absolute value, share of tokens on which it
+is active, variance, root mean square.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from rmuse_interp.baselines.trainables import linear_names
 from rmuse_interp.lens.lens import LensModel
 
 ACTIVE: Final = 1e-1
-"""Least absolute activation, as a share of the block's root mean square, of a neuron that counts as active."""
+"""Absolute activation from which a neuron counts as active, as a share of the block's root mean square."""
 EPSILON: Final = 1e-6
 
 
@@ -46,7 +46,7 @@ def importance(
 
 
 def output_names(lens: LensModel) -> list[str]:
-    """Names of the last linear layer of each block: what leads from the MLP's neurons back to the residual stream."""
+    """List the last linear layer of each block's MLP, which maps its neurons to the residual stream, by name."""
     return [linear_names(lens, [layer])[-1] for layer in range(lens.n_layers)]
 
 
@@ -72,7 +72,7 @@ def neuron_scores(
 def _activations(
     lens: LensModel, rows: Sequence[Row], batch_size: int
 ) -> list[Float[Tensor, "tokens neurons"]]:
-    """What enters the last linear layer of each block, at the response's tokens of all rows."""
+    """Collect the inputs of the last linear layer of each block's MLP, at the response tokens of all rows."""
     found: list[list[Tensor]] = [[] for _ in range(lens.n_layers)]
     said: Tensor | None = None
 
@@ -96,7 +96,7 @@ def _activations(
 def prune(
     weights: Sequence[Float[Tensor, "d neurons"]], scores: Float[Tensor, "layers neurons"], share: float
 ) -> int:
-    """Sets the columns of the highest scores, over all blocks together, to 0; gives their number."""
+    """Set the columns with the highest scores over all blocks to 0; return their number."""
     count = max(1, round(share * scores.numel()))
     chosen = torch.zeros(scores.numel(), dtype=torch.bool)
     chosen[scores.flatten().argsort(descending=True, stable=True)[:count]] = True

@@ -1,4 +1,4 @@
-"""`relearned`: the attack on trained baselines, plain fine-tuning on a few rows of what was forgotten."""
+"""`relearned`: an attack on trained baselines by plain fine-tuning on a few forgotten rows."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,11 +15,11 @@ from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 from rmuse_interp.lens.lens import LensModel
 
 STEPS: Final = 20
-"""Steps of the attack."""
+"""Number of optimiser steps."""
 RATE: Final = 1e-3
-"""Its learning rate."""
+"""Learning rate."""
 BATCH: Final = 8
-"""Rows in a step."""
+"""Rows per step."""
 
 
 def relearned(
@@ -32,22 +32,22 @@ def relearned(
     seed: int = 0,
     delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
 ) -> LensModel:
-    """The model after plain fine-tuning (LoRA, AdamW) on a few examples' reference responses; a copy.
+    """Fine-tune a copy of the model (LoRA, AdamW) on the reference responses of a few examples.
 
-    What it then says of questions that are not among the examples, nor worded like them, tells whether knowledge was
-    removed or only covered.
+    Its responses to other questions, worded differently from the examples, then show whether knowledge was removed or
+    only covered.
 
     Args:
-        lens: an unlearned model; it stays as it is.
-        examples: some questions about the forgotten people, apart from those that are scored.
-        steps: optimiser steps.
+        lens: an unlearned model; not changed.
+        examples: questions about the forgotten people, none of which is scored.
+        steps: number of optimiser steps.
         rate: learning rate.
-        batch_size: rows in a step.
-        seed: of adapters, order and dropout.
-        delimiters: of the responses.
+        batch_size: rows per step.
+        seed: seed of adapters, order and dropout.
+        delimiters: delimiters of the responses.
 
     Raises:
-        RMuseError: no examples, no step.
+        RMuseError: no examples, or no steps.
     """
     if not examples or steps < 1 or batch_size < 1 or rate <= 0:
         raise RMuseError(

@@ -1,4 +1,4 @@
-"""Which weights matter more to the forget rows than to the retain rows: MMUnlearner's mask."""
+"""MMUnlearner's mask: the weights that matter more to the forget rows than to the retain rows."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -13,23 +13,23 @@ from rmuse_interp.baselines.trainables import Trainable
 from rmuse_interp.lens.lens import LensModel
 
 THRESHOLD: Final = 1.0
-"""Least ratio of the two saliencies for a weight to move."""
+"""Minimum ratio of the two saliencies for a weight to be trained."""
 
 
 def mask_of(
     forget: Float[Tensor, "*shape"], retain: Float[Tensor, "*shape"], threshold: float = THRESHOLD
 ) -> Bool[Tensor, "*shape"]:
-    """Weights at least `threshold` times as salient to the forget rows as to the retain rows (arXiv 2502.11051).
+    """Mask weights at least `threshold` times as salient to the forget as to the retain rows (arXiv 2502.11051).
 
-    Weights that neither side has a gradient for do not move.
+    Weights without a gradient on either side are not trained.
     """
     return (forget >= threshold * retain) & (forget > 0)
 
 
 def relative(saliencies: Sequence[Float[Tensor, "..."]]) -> list[Float[Tensor, "..."]]:
-    """Saliencies relative to their mean over all weights.
+    """Divide saliencies by their mean over all weights.
 
-    Squared gradients shrink with the loss: rows that are known by heart would have no salient weight beside others.
+    Squared gradients shrink with the loss: otherwise memorised rows would have no salient weights beside other rows.
     """
     mean = sum(float(s.sum()) for s in saliencies) / sum(s.numel() for s in saliencies)
     return [s / mean if mean > 0 else s for s in saliencies]
@@ -42,10 +42,10 @@ def saliency(
 
     Args:
         lens: the model.
-        trainable: whose parameters are looked at.
-        rows: what L is taken on.
+        trainable: trainable with the parameters.
+        rows: rows on which L is computed.
         batch_size: rows per gradient.
-        seed: of the batches.
+        seed: seed of the batches.
     """
     parameters = trainable.parameters()
     found = [torch.zeros_like(p) for p in parameters]

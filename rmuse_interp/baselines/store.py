@@ -1,4 +1,4 @@
-"""A trained baseline in a folder: an adapter, or the tensors that changed, and how it came about. No pickle."""
+"""Storage of a trained baseline: an adapter or the changed tensors, and a record of the training. No pickle."""
 
 import copy
 import json
@@ -27,10 +27,10 @@ WEIGHTS: Final = "weights.safetensors"
 def write_baseline(
     folder: Path, state: Mapping[str, Tensor], config: AdapterConfig | None, record: JSON
 ) -> None:
-    """Writes what training changed, then the record that marks the baseline finished.
+    """Write what training changed, then the record that marks the baseline as finished.
 
     Args:
-        folder: where.
+        folder: folder to write to.
         state: adapter matrices under peft's names, or weights under the model's own.
         config: peft's configuration of the adapter; None for weights.
         record: plain JSON.
@@ -40,16 +40,16 @@ def write_baseline(
     names = [name]
     if config is not None:
         config.save_pretrained(str(folder))
-        names.append(SETTINGS)  # how strong the adapters are stands there alone
+        names.append(SETTINGS)  # only this file holds the adapters' scale
     whole = {"schema": SCHEMA, **record, "files": {name: digest_of_file(folder / name) for name in names}}
     write_json(folder / RECORD, whole)
 
 
 def read_record(folder: Path) -> JSON:
-    """The record of a finished baseline.
+    """Read the record of a finished baseline.
 
     Raises:
-        RMuseError: no baseline there, or a damaged one.
+        RMuseError: a folder without a baseline, or a damaged one.
     """
     again = "train it with `rmuse baseline train`"
     path = folder / RECORD
@@ -74,14 +74,14 @@ def read_record(folder: Path) -> JSON:
 
 
 def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
-    """The model that a baseline made of another one; a copy, with a name and a fingerprint of its own.
+    """Apply a baseline to a copy of the model, with its own name and fingerprint.
 
     Args:
-        folder: what `train` wrote.
-        lens: the model it was trained from; it stays as it is.
+        folder: folder that `train` wrote.
+        lens: the model it was trained from; not changed.
 
     Raises:
-        RMuseError: no baseline there, a damaged one, or one of another model.
+        RMuseError: a folder without a baseline, a damaged one, or one of another model.
     """
     path = Path(folder)
     record = read_record(path)
@@ -106,13 +106,13 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
 
 
 def merged(lens: LensModel, state: Mapping[str, Tensor], config: AdapterConfig, name: str) -> LensModel:
-    """A copy of the model with adapters merged in.
+    """Merge adapters into a copy of the model.
 
     Args:
-        lens: the model they were trained on.
+        lens: the model on which the adapters were trained.
         state: their matrices under peft's names.
         config: peft's configuration.
-        name: of what was done, for the copy's own name.
+        name: name of the change, part of the copy's name.
     """
     peft = require_peft()
     model = copied(lens, name, digest(state))
@@ -123,7 +123,7 @@ def merged(lens: LensModel, state: Mapping[str, Tensor], config: AdapterConfig, 
 
 
 def copied(lens: LensModel, name: str, change: str) -> LensModel:
-    """A copy of the model under the name ``MODEL+NAME``, its fingerprint marked by a digest of the change."""
+    """Copy the model under the name ``MODEL+NAME``; its fingerprint includes a digest of the change."""
     hf = copy.deepcopy(lens.hf)
     layout = replace(lens.layout, blocks=hf.get_submodule(lens.layout.path))
     model = LensModel(hf, lens.processor, layout, f"{lens.name}+{name}")
@@ -133,7 +133,7 @@ def copied(lens: LensModel, name: str, change: str) -> LensModel:
 
 
 def versions() -> dict[str, str]:
-    """Of what training depends on."""
+    """Return the versions of the packages that training depends on."""
     from importlib.metadata import version
 
     return {

@@ -1,4 +1,4 @@
-"""What training changes: low-rank adapters (`peft`), or some weights themselves. Both undo what they did to the model."""
+"""Parts of a model that training changes: low-rank adapters (`peft`) or some weights. Both can undo their changes."""
 
 import re
 import warnings
@@ -17,7 +17,7 @@ from rmuse_interp.lens.lens import LensModel
 
 @dataclass(frozen=True)
 class Rank:
-    """Settings of the low-rank adapters, those of MLLMU-Bench's baselines."""
+    """Settings of the low-rank adapters, as in MLLMU-Bench's baselines."""
 
     r: int = 16
     alpha: int = 16
@@ -28,10 +28,10 @@ RANK: Final = Rank()
 
 
 def require_peft() -> ModuleType:
-    """The package `peft`.
+    """Import the package `peft`.
 
     Raises:
-        RMuseError: it is not installed.
+        RMuseError: `peft` is not installed.
     """
     try:
         import peft
@@ -52,22 +52,22 @@ class AdapterConfig(Protocol):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What a baseline trains, put on a model in place."""
+    """The part of a model that a baseline trains, in place."""
 
     def parameters(self) -> list[nn.Parameter]:
-        """What the optimiser moves."""
+        """Return the parameters for the optimiser."""
 
     def original(self) -> AbstractContextManager[None]:
-        """A context in which the model is the one that training began from."""
+        """Return a context in which the model is as before training."""
 
     def state(self) -> dict[str, Tensor]:
-        """What training changed, by name; copies."""
+        """Return copies of the tensors that training changed, by name."""
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` gave."""
 
     def undo(self) -> None:
-        """Leave the model as it was found."""
+        """Restore the original model."""
 
 
 def linear_names(lens: LensModel, layers: Sequence[int] | None = None) -> list[str]:
@@ -96,7 +96,7 @@ class LowRank:
 
     Args:
         lens: the model; it is changed in place until `undo`.
-        seed: of the drawn halves (the others begin at 0, so that nothing is changed yet).
+        seed: seed of the random half of each adapter (the other half starts at 0, so that nothing changes yet).
     """
 
     def __init__(self, lens: LensModel, seed: int = 0) -> None:
@@ -106,7 +106,7 @@ class LowRank:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore", FutureWarning
-            )  # peft asks transformers by a name that it will drop
+            )  # peft asks transformers for a name that is going to be removed
             torch.manual_seed(seed)
             self.peft = self._package.get_peft_model(lens.hf, self.config)
 
@@ -130,7 +130,7 @@ class LowRank:
         self._package.set_peft_model_state_dict(self.peft, dict(state))
 
     def undo(self) -> None:
-        """Take the adapters off."""
+        """Remove the adapters."""
         self.peft.unload()
         for name, parameter in self._hf.named_parameters():
             parameter.requires_grad_(self._trained[name])
@@ -151,7 +151,7 @@ class Weights:
 
     Args:
         lens: the model; it is changed in place until `undo`.
-        names: of modules, whose `weight` is trained.
+        names: names of the modules whose `weight` is trained.
     """
 
     def __init__(self, lens: LensModel, names: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""`train`: a baseline trained at several learning rates, and kept at the rate and epoch that validate best.
+"""`train`: train a baseline at several learning rates, and keep the rate and epoch that validate best.
 
 The budget is the same for every baseline: `settings` rates of at most `epochs` epochs, each epoch judged by greedy
 answers to the rivals' validation part (fitting questions held out, see `fitting.validation.hold_out`). `Test_Set`, `test`
-files and celebrities are never read. What was validated is what is kept: nothing is trained again afterwards.
+files and celebrities are never read. The validated weights are the ones kept: nothing is retrained afterwards.
 """
 
 import math
@@ -38,15 +38,15 @@ from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 
 SETTINGS: Final = 10
-"""Learning rates (or shares of neurons) that are tried."""
+"""Number of learning rates (or shares of neurons) tried."""
 EPOCHS: Final = 3
-"""Most epochs at each; every one is validated."""
+"""Maximum number of epochs at each setting; every epoch is validated."""
 LIMIT: Final = 32
-"""Rows of each group in an epoch, drawn anew for every one."""
+"""Rows per group and epoch, drawn anew for every epoch."""
 BATCH: Final = 4
-"""Rows of each group in a step."""
+"""Rows per group and step."""
 CLIP: Final = 1.0
-"""Longest gradient of a step."""
+"""Norm to which the gradient of a step is clipped."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Trained:
     """A baseline after training.
 
     Attributes:
-        name: in `BASELINES`.
-        folder: that holds it; `open_baseline(folder, lens)` opens it.
+        name: a name in `BASELINES`.
+        folder: its folder; `open_baseline(folder, lens)` opens it.
         chosen: the trial that is kept.
-        trials: all of them, in order.
-        seconds: of all of them.
+        trials: all trials, in order.
+        seconds: duration of all trials.
     """
 
     name: str
@@ -81,20 +81,21 @@ def train(
     epochs: int = EPOCHS,
     progress: Progress | None = None,
 ) -> Trained:
-    """A baseline trained and chosen on validation, saved in a folder; the model itself is left as it was.
+    """Train a baseline, choose the best trial on validation and save it in a folder; the model is restored afterwards.
 
-    Interrupted, the same call goes on behind the last whole epoch, to the same weights; a finished one is taken up.
+    After an interruption the same call resumes after the last complete epoch and reaches the same weights; a finished
+    baseline is loaded.
 
     Args:
-        name: in `BASELINES`.
-        lens: the model to unlearn from; it is trained in place meanwhile, and not to be used.
-        benchmark: whose fitting views are trained on.
-        folder: where.
-        seed: of every drawing: rows, order, adapters, dropout.
-        limit: rows of each group in an epoch.
-        batch_size: rows of each group in a step.
-        settings: learning rates (or shares of neurons) to try.
-        epochs: most epochs at each.
+        name: a name in `BASELINES`.
+        lens: the model to unlearn from; it is trained in place, so do not use it meanwhile.
+        benchmark: benchmark with the fitting views to train on.
+        folder: folder for the baseline.
+        seed: seed of all random draws: rows, order, adapters, dropout.
+        limit: rows per group and epoch.
+        batch_size: rows per group and step.
+        settings: number of learning rates (or shares of neurons) to try.
+        epochs: maximum number of epochs at each.
         progress: a running progress bar to add a line to.
 
     Raises:
@@ -163,14 +164,14 @@ class Course:
     """One baseline's training: which rows, which steps, which trials.
 
     Attributes:
-        name: of the baseline.
-        baseline: what it minimises.
+        name: name of the baseline.
+        baseline: the baseline.
         lens: the model.
-        benchmark: whose fitting views are trained on.
+        benchmark: benchmark with the fitting views to train on.
         part: the questions held out of them.
-        seed: of all that is drawn.
-        limit: rows of each group in an epoch.
-        batch_size: rows of each group in a step.
+        seed: seed of all random draws.
+        limit: rows per group and epoch.
+        batch_size: rows per group and step.
     """
 
     name: str
@@ -184,16 +185,16 @@ class Course:
     _masks: list[Tensor] = field(default_factory=list)
 
     def pool(self, group: Group) -> list[Example]:
-        """The open fitting questions of a group, without those held out.
+        """Return the open fitting questions of a group, without those held out.
 
-        Multiple choice and cloze are tasks to be scored on; MLLMU-Bench, too, trains on questions and answers alone.
+        Multiple choice and cloze serve for scoring only; MLLMU-Bench, too, trains on open questions and answers alone.
         """
         view = {"retain": "fit_retain", "reasoning": "fit_reasoning"}.get(group, "fit_forget")
         found = getattr(self.benchmark, view)
         return [e for e in found if e.kind in OPEN_KINDS and e.id not in self.part.ids]
 
     def require_rows(self) -> None:
-        """Nothing, or the error that a group has no rows (not every benchmark has general reasoning: it may)."""
+        """Raise unless every group has rows; general reasoning may be empty, since some benchmarks have none."""
         empty = [g for g in self.baseline.groups if g != "reasoning" and not self.pool(g)]
         if empty:
             raise RMuseError(
@@ -202,7 +203,7 @@ class Course:
             )
 
     def rows(self, group: Group, epoch: int) -> list[Row]:
-        """The rows of a group in an epoch, drawn anew for every one."""
+        """Draw the rows of a group for an epoch."""
         pool, seed = self.pool(group), _mixed(self.seed, epoch)
         drawn = sample(pool, self.limit, seed) if pool else []
         if group == "refusal":
@@ -210,7 +211,7 @@ class Course:
         return rows_of(drawn, self.benchmark.delimiters)
 
     def try_setting(self, number: int, epochs: int, judged: Judged, journal: Journal) -> None:
-        """Makes the trials of the setting of this number; those that the journal holds are not made again."""
+        """Run the trials of the setting with this number, except those already in the journal."""
         done = journal.trials
         order = list(dict.fromkeys(t.setting for t in done))
         mine = [t for t in done if number < len(order) and t.setting == order[number]]
@@ -239,22 +240,22 @@ class Course:
             trainable.undo()
 
     def _finished(self, trial: Trial, epochs: int, before: Sequence[Trial]) -> bool:
-        """Whether a setting is done with: all epochs, a ruined model, nothing changed while the search climbs."""
+        """Whether a setting is finished: all epochs done, a ruined model, or no change while the search goes up."""
         climbing = all(other.setting < trial.setting for other in before)
         early = trial.ruined or (climbing and trial.changed == 0)
         return self.baseline.objective is None or trial.epoch >= epochs or early
 
     @cached_property
     def neurons(self) -> Float[Tensor, "layers neurons"]:
-        """Importance of the neurons; asked for while the model is untrained."""
+        """Return the importance of the neurons; call it while the model is untrained."""
         return neuron_scores(self.lens, self.rows("forget", 0), self.rows("retain", 0), self.batch_size)
 
     def prune(self, trainable: Trainable, share: float) -> None:
-        """Prunes a share of the neurons."""
+        """Prune a share of the neurons."""
         prune(trainable.parameters(), self.neurons, share)
 
     def masks(self, trainable: Trainable) -> list[Bool[Tensor, "..."]]:
-        """Which weights may move, judged on the untrained model; none of them where all may."""
+        """Return masks of the trained weights, computed on the untrained model; empty if all weights are trained."""
         if self.baseline.masked and not self._masks:
             with trainable.original():
                 forget, retain = (
@@ -271,7 +272,7 @@ class Course:
         optimiser: torch.optim.Optimizer,
         epoch: int,
     ) -> float | None:
-        """Trains for an epoch, the same whatever ran before it; gives the mean objective, None if it is not finite."""
+        """Train for one epoch, reproducibly from any start; return the mean objective, None if it is not finite."""
         seed, masks = _mixed(self.seed, epoch), self.masks(trainable)
         drawn = {g: self.rows(g, epoch) for g in self.baseline.groups}
         groups = {g: batches(rows, self.batch_size, seed) for g, rows in drawn.items() if rows}
@@ -297,13 +298,13 @@ class Course:
 
 
 def _mixed(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch of each seed."""
+    """Derive a separate seed for each epoch."""
     return seed * 1009 + epoch
 
 
 @contextmanager
 def _mode_kept(lens: LensModel) -> Iterator[None]:
-    """The model put back into the mode it was in, answering meanwhile."""
+    """Return a context with the model in evaluation mode; its previous mode is restored afterwards."""
     mode = lens.hf.training
     try:
         lens.hf.eval()
@@ -313,10 +314,10 @@ def _mode_kept(lens: LensModel) -> Iterator[None]:
 
 
 def _taken_up(folder: Path, name: str, of: str) -> Trained:
-    """The finished baseline of a folder.
+    """Load the finished baseline of a folder.
 
     Raises:
-        RMuseError: it is another one.
+        RMuseError: another baseline in the folder.
     """
     record = read_record(folder)
     if record.get("digest") != of:

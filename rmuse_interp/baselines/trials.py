@@ -1,9 +1,9 @@
-"""Which settings of a baseline are tried, and which is kept: one rule and one budget for all of them.
+"""Search over the settings of a baseline, with one rule and one budget for all baselines.
 
-A setting is a learning rate, or the share of neurons that are pruned. The first is the paper's own. From the best so
-far the search goes on to smaller ones if its later epochs were worse, to larger ones if not: by tens where none was
-tried yet, else half way to the next one that was, on a logarithmic scale. What is good is `keep − leak − malformed` on
-the validation part, as for the rivals.
+A setting is a learning rate, or the share of neurons to prune. The first is the paper's own. From the best so far, the
+search goes to smaller settings if later epochs were worse there, else to larger ones: by a factor of ten if none was
+tried on that side, else halfway to the next one tried, on a logarithmic scale. The score is `keep − leak − malformed`
+on the validation part, as for the rivals.
 """
 
 import math
@@ -18,24 +18,24 @@ from rmuse_interp.method.rivals import Trial as Choice
 from rmuse_interp.method.rivals import choose_strength
 
 LADDER: Final = 10.0
-"""Step to where no setting was tried yet."""
+"""Factor of a step to a side where no setting was tried yet."""
 NARROW: Final = 1.1
-"""Least step: where it is smaller, the other side of the best is looked at."""
+"""Minimum factor of a step; below it, the search turns to the other side of the best setting."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What one setting did on the validation part.
+    """The effect of one setting on the validation part.
 
     Attributes:
         setting: learning rate; for pruning, the share of neurons.
-        epoch: how many were trained; 0 for pruning.
+        epoch: number of epochs trained; 0 for pruning.
         leak: share of forget responses that leak (RIL), in [0, 1].
-        keep: share of all other answers that are what the model said untrained, in [0, 1].
+        keep: share of all other answers that match those of the untrained model, in [0, 1].
         malformed: share of forget responses that are neither well formed nor an answer, in [0, 1].
         changed: share of all responses that differ from those of the untrained model, in [0, 1].
-        loss: mean objective of the epoch's steps; None for pruning, or where it is not finite.
-        seconds: of training and validation.
+        loss: mean objective of the epoch's steps; None for pruning, or if it is not finite.
+        seconds: duration of training and validation.
     """
 
     setting: float
@@ -54,23 +54,23 @@ class Trial:
 
     @property
     def ruined(self) -> bool:
-        """Whether nothing is kept: the model forgets nothing in particular."""
+        """Whether nothing is kept, so that the model has not forgotten selectively."""
         return self.keep == 0
 
 
 def best(trials: Sequence[Trial]) -> Trial:
-    """The trial of greatest `keep − leak − malformed`, by the rivals' own rule; the earlier among equals."""
+    """Return the trial with the largest `keep − leak − malformed`, by the rivals' rule; the earliest among equals."""
     choices = [Choice(float(i), t.leak, t.keep, t.malformed) for i, t in enumerate(trials)]
     return trials[int(choose_strength(choices).strength)]
 
 
 def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) -> float:
-    """The setting to try after these trials.
+    """Choose the setting to try after these trials.
 
     Args:
-        trials: so far, of whole settings.
+        trials: the trials so far, of finished settings.
         first: the paper's setting.
-        most: the largest there can be.
+        most: the largest possible setting.
 
     Examples:
         >>> def at(setting, leak, keep):
@@ -88,7 +88,7 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
         scores[trial.setting] = max(score, scores.get(trial.setting, -math.inf))
     if max(scores.values()) == -math.inf:
         return min(scores) / LADDER
-    # Among equals the largest: below the settings that change anything all are equal.
+    # Among equals the largest: settings too small to change anything are all equal.
     top = max(scores, key=lambda setting: (scores[setting], setting))
     above = min((s for s in scores if s > top), default=None)
     below = max((s for s in scores if s < top), default=None)
@@ -101,12 +101,12 @@ def next_setting(trials: Sequence[Trial], first: float, most: float = math.inf) 
 
 
 class Judged:
-    """The model as it is now against itself before, on the validation part.
+    """Compares the current model with its untrained self on the validation part.
 
     Args:
         lens: the model, still untrained.
-        benchmark: that judges.
-        part: the questions.
+        benchmark: benchmark by which responses are judged.
+        part: the validation questions.
     """
 
     def __init__(self, lens: LensModel, benchmark: Benchmark, part: Validation) -> None:
@@ -114,7 +114,7 @@ class Judged:
         self._before = part.answers(lens, benchmark)
 
     def __call__(self) -> dict[str, float]:
-        """`leak`, `keep`, `malformed` and `changed` of a `Trial`."""
+        """Return `leak`, `keep`, `malformed` and `changed` for a `Trial`."""
         said = self._part.answers(self._lens, self._benchmark)
         leak, keep, malformed = self._part.shares(self._benchmark, said, self._before)
         changed = sum(row.response != self._before[name].response for name, row in said.items())

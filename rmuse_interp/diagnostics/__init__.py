@@ -1,4 +1,4 @@
-"""Diagnostics: what the fitted geometry is and what edits do to it, computed from arrays."""
+"""Diagnostics: the fitted geometry and the effect of edits on it, computed from arrays."""
 
 from rmuse_interp.diagnostics.orthogonality import (
     DirectionOverlap,

@@ -1,12 +1,13 @@
 """Where a leaked token comes from: three attributions to spans of one log-probability, and how far they agree.
 
-* ``gradients``: integrated gradients from the average query to this one (`gradients`): what a span's words and pixels
-  bring in, by whatever way it reaches the prediction. Nats; with ``here`` they add up to the difference.
-* ``knockout``: what is lost where a span's states are held at the average query's (`knockout`): what passes through the
-  span, its own or taken over from earlier ones. Nats; spans may share or stand in for each other, nothing adds up.
-* ``direct``: what heads move from the span's tokens straight into the token's logit (`direct`). Logits.
+* ``gradients``: integrated gradients from the average query to this one (`gradients`): the contribution of a span's
+  words and pixels, by whatever path it reaches the prediction. Nats; with ``here`` they add up to the difference.
+* ``knockout``: the loss when a span's states are held at the average query's (`knockout`): all that passes through the
+  span, its own or taken from earlier ones. Nats; they do not add up, since spans may overlap or replace each other.
+* ``direct``: the contribution that heads move from the span's tokens directly into the token's logit (`direct`).
+  Logits.
 
-They answer three questions, so they need not agree; where they do, the answer does not hang on the question.
+They answer three questions, so they need not agree; if they do, the result does not depend on the question.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,13 +36,13 @@ WAYS: Final[tuple[Way, ...]] = get_args(Way)
 
 @dataclass(frozen=True, eq=False)
 class Attribution:
-    """One leak's sources.
+    """The sources of one leak.
 
     Attributes:
-        leak: what was explained.
-        knockout: its log-probability, and what is left without each span.
+        leak: the leak explained.
+        knockout: its log-probability, with and without each span.
         direct: shares of its logit.
-        gradients: integrated gradients; None where they were not asked for.
+        gradients: integrated gradients; None if they were not requested.
         steered: whether the plan acted on the query; False without a plan.
     """
 
@@ -53,7 +54,7 @@ class Attribution:
 
     @property
     def by_way(self) -> dict[Way, dict[str, float]]:
-        """Attributions by way and span; a span without tokens is absent, and so is a way that was not asked for."""
+        """Return the attributions by way and span, without spans that have no tokens and ways not requested."""
         found: dict[Way, dict[str, float]] = {}
         if self.gradients is not None:
             found["gradients"] = self.leak.summed(self.gradients.tokens)
@@ -61,7 +62,7 @@ class Attribution:
 
     @property
     def sound(self) -> dict[Way, dict[str, float]]:
-        """The same without gradients that do not add up: what is summarised."""
+        """Return the same without gradients that do not add up, for summaries."""
         incomplete = self.gradients is not None and not self.gradients.complete
         return {way: spans for way, spans in self.by_way.items() if not (incomplete and way == "gradients")}
 
@@ -78,21 +79,21 @@ def attribute(
     progress: Progress | None = None,
     label: str = "spans",
 ) -> list[Attribution]:
-    """The sources of some leaks, all three ways.
+    """Attribute leaks to their sources in all three ways.
 
     Args:
         lens: the model.
-        leaks: what to explain.
-        reference: the average query to compare a leak with, of the same kind of query and under the same plan.
-        bridge: from `direct.folded_bridge`, of the same model.
-        plan: what runs; its gates decide on each query once, before.
-        gradients: of which leaks integrated gradients are taken: by far the longest part.
-        before: the same leaks without a plan; taken over where no edit acts on a query.
+        leaks: leaks to explain.
+        reference: function from a leak to its average query, of the same kind of query and under the same plan.
+        bridge: from `direct.folded_bridge`, for the same model.
+        plan: plan to run; its gates decide once per query, beforehand.
+        gradients: whether to take a leak's integrated gradients, by far the slowest part.
+        before: attributions of the same leaks without a plan; reused where no edit acts on a query.
         progress: a running progress bar to add a line to.
-        label: of that line.
+        label: label of that line.
 
     Raises:
-        RMuseError: a reference about a person who is explained, or without a span that a leak has.
+        RMuseError: a reference that includes the person of a leak, or lacks a span that a leak has.
     """
     for leak in leaks:
         if leak.placed.statement.person in reference(leak).people:
@@ -140,7 +141,7 @@ def _one(
 
 @contextmanager
 def steering(lens: LensModel, plan: Plan | None, decision: Decision | None, leak: Leak) -> Iterator[None]:
-    """The context in which a plan, if any, acts on a leak's query as decided."""
+    """Return a context in which the plan, if any, acts on a leak's query as decided."""
     with ExitStack() as undo:
         if plan is not None:
             handle = undo.enter_context(plan.attach(lens.hf, layout=lens.layout, decision=decision))
@@ -149,7 +150,7 @@ def steering(lens: LensModel, plan: Plan | None, decision: Decision | None, leak
 
 
 def decided(lens: LensModel, plan: Plan, leak: Leak) -> Decision:
-    """What the plan's gates say of a leak's query."""
+    """Return the decision of the plan's gates on a leak's query."""
     query = leak.placed.statement.query
     return lens.decide(plan, [query.prompt], [query.image])
 
@@ -167,14 +168,14 @@ def acting(plan: Plan, decision: Decision, leak: Leak) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two ways agree on the spans that leaks come from, ``here`` left out.
+    """How far two ways agree on the spans that leaks come from, excluding ``here``.
 
     Attributes:
         first, second: the ways.
-        correlation: Spearman's over the spans of one leak, mean over leaks with at least three spans that differ; None
-            without such leaks.
-        top: share of leaks whose largest span is the same.
-        chance: what `top` would be by drawing one of a leak's spans at random.
+        correlation: Spearman's correlation over the spans of a leak, averaged over leaks with at least three spans that
+            differ; None without such leaks.
+        top: share of leaks for which both ways rank the same span first.
+        chance: the value of `top` if one of a leak's spans were drawn at random.
     """
 
     first: Way
@@ -185,7 +186,7 @@ class Agreement:
 
 
 def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int = 0) -> Agreement:
-    """How far two ways agree, over the leaks that have both."""
+    """Compute how far two ways agree, over the leaks that have both."""
     from scipy.stats import spearmanr
 
     ranks: list[tuple[float, str]] = []
@@ -208,7 +209,7 @@ def agreement(found: Sequence[Attribution], first: Way, second: Way, seed: int =
 
 
 def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> dict[str, Estimate | None]:
-    """Mean attribution to each span over the leaks that have it."""
+    """Average the attribution to each span over the leaks that have it."""
     rows: dict[str, list[tuple[float, str]]] = {}
     for one in found:
         for span, value in one.sound.get(way, {}).items():
@@ -217,7 +218,7 @@ def by_span(found: Sequence[Attribution], way: Way, seed: int = 0) -> dict[str, 
 
 
 def _over_people(rows: Sequence[tuple[float, str]], seed: int) -> Estimate | None:
-    """The mean of values about people; None without any."""
+    """Average values about people; None if there are none."""
     if not rows:
         return None
     values, people = zip(*sorted(rows, key=lambda row: row[1]), strict=True)

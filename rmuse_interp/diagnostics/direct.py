@@ -1,14 +1,14 @@
-"""Direct logit attribution by source span: which tokens' values the heads move straight into the leaked logit.
+"""Direct logit attribution by source span: which tokens' values the heads move directly into the leaked logit.
 
-At the token that predicts, the residual stream is a sum: its embedding, every block's attention and MLP, and what the
-edits added. Read through the final norm (its scale frozen) and the unembedding, each is a share of the logit. That is
-TransformerLens' `direct_logit_attribution`; attention is then taken apart by the token it comes from,
+At the predicting token, the residual stream is a sum of its embedding, every block's attention and MLP, and the edits.
+Read through the final norm (its scale frozen) and the unembedding, each term is a share of the logit. That is
+TransformerLens' `direct_logit_attribution`; attention is then split by its source token,
 
     attn_l = Σ_t Σ_head A_l[head, here, t] · v_l[t, head] W_O[head],
 
-and summed by span. What MLPs make of it at the predicting token is nobody's share: `mlp`. The logit is the token's less
-the mean over the vocabulary (the folded bridge centres its unembedding) and without bias; it differs from the
-log-probability by what all tokens have in common. These are direct effects alone: what a span did to the states of other
+and summed by span. The MLPs' contribution at the predicting token belongs to no span: `mlp`. The logit is the token's
+minus the mean over the vocabulary (the folded bridge centres its unembedding), without bias; it differs from the
+log-probability by a term common to all tokens. These are direct effects only: what a span did to the states of other
 spans counts as theirs.
 """
 
@@ -39,15 +39,15 @@ _KEPT: Final = (
 
 @dataclass(frozen=True)
 class Direct:
-    """Shares of one logit; all of them together are `logit`.
+    """Shares of one logit; they add up to `logit`.
 
     Attributes:
-        logit: of the leaked token, without the unembedding's bias.
-        attention: moved by heads, by source span, the predicting token's own under ``here``.
-        bias: of the heads' outputs, which come from no token; 0 in models without such biases.
-        embedding: of the predicting token itself.
-        mlp: of all blocks.
-        edits: what the plan added to the predicting token's states; 0 without one.
+        logit: logit of the leaked token, without the unembedding's bias.
+        attention: shares moved by heads, by source span; the predicting token's own is under ``here``.
+        bias: share of the biases of the heads' outputs, which come from no token; 0 in models without such biases.
+        embedding: share of the predicting token's embedding.
+        mlp: share of the MLPs of all blocks.
+        edits: share of the plan's edits at the predicting token; 0 without a plan.
     """
 
     logit: float
@@ -59,9 +59,9 @@ class Direct:
 
 
 def folded_bridge(lens: LensModel) -> Any:
-    """A TransformerLens bridge of the model with the final norm folded into the unembedding, as DLA needs it.
+    """Make a TransformerLens bridge of the model with the final norm folded into the unembedding, as DLA needs.
 
-    The model is loaded a second time (see `to_bridge`); residual streams stay those of the original.
+    The model is loaded a second time (see `to_bridge`); residual streams equal those of the original.
     """
     bridge = to_bridge(lens)
     bridge.enable_compatibility_mode()
@@ -71,13 +71,13 @@ def folded_bridge(lens: LensModel) -> Any:
 def direct_effects(
     bridge: Any, leak: Leak, plan: Plan | None = None, decision: Decision | None = None
 ) -> Direct:
-    """The leaked logit's shares.
+    """Compute the shares of the leaked logit.
 
     Args:
         bridge: from `folded_bridge`.
-        leak: what is explained.
-        plan: what runs; its edits become a share of their own.
-        decision: of the plan's gates on this query.
+        leak: the leak to explain.
+        plan: plan to run; its edits form a share of their own.
+        decision: decision of the plan's gates on this query.
     """
     from transformer_lens.tools.analysis import direct_logit_attribution
 
@@ -104,14 +104,14 @@ def direct_effects(
 
 
 def moved(bridge: Any, cache: Any, token: int) -> Float[Tensor, " tokens"]:
-    """What all heads of all blocks move from each token into the last one's logit of `token`."""
+    """Sum what all heads of all blocks move from each token into the logit of `token` at the last one."""
     scale = cache["ln_final.hook_scale"][0, -1]
     towards = (bridge.W_U[:, token] / scale).float()
     total: Tensor | None = None
     for layer in range(bridge.cfg.n_layers):
         pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, -1].float()
         values = cache[f"blocks.{layer}.attn.hook_v"][0].float()
-        # Fewer key-value heads than heads: each serves a group of neighbours.
+        # Fewer key-value heads than query heads: each serves a group of adjacent heads.
         values = values.repeat_interleave(pattern.shape[0] // values.shape[1], dim=1)
         reading = bridge.W_O[layer].float() @ towards
         found = torch.einsum("ht,thd,hd->t", pattern, values, reading)

@@ -1,7 +1,7 @@
-"""Where steering moves states: the plane of the unsteered ones, and whether forget states move and retain states stay.
+"""Where steering moves states: the plane of unsteered states, and whether forget states move and retain states stay.
 
-The paper's figure 4. The plane is fitted on unsteered states alone, so that steering cannot draw its own axes; how far
-states move is measured in all d dimensions, not in the plane.
+As in the paper's figure 4. The plane is fitted on unsteered states alone, so that steering cannot influence its axes;
+displacements are measured in all d dimensions, not in the plane.
 """
 
 import math
@@ -27,8 +27,8 @@ class StatePlane:
     """The two principal axes of a set of states.
 
     Attributes:
-        mean: of the states.
-        axes: orthonormal rows, the wider spread first.
+        mean: [d] mean of the states.
+        axes: [2, d] orthonormal rows, the larger variance first.
         explained: share of the states' variance along each axis.
     """
 
@@ -37,15 +37,15 @@ class StatePlane:
     explained: tuple[float, float]
 
     def place(self, states: Float[Tensor, "examples d"]) -> Float[Tensor, "examples 2"]:
-        """Coordinates of states, those it was fitted on or others."""
+        """Return the coordinates of states in the plane, whether it was fitted on them or not."""
         return (states.double() - self.mean) @ self.axes.mT
 
 
 def state_plane(states: Float[Tensor, "examples d"]) -> StatePlane:
-    """Principal component analysis to two axes.
+    """Fit two axes by principal component analysis.
 
     Args:
-        states: one per query, unsteered.
+        states: unsteered states, one per query.
 
     Raises:
         RMuseError: states that do not span a plane.
@@ -62,10 +62,10 @@ def state_plane(states: Float[Tensor, "examples d"]) -> StatePlane:
 
 
 def displacement(before: Float[Tensor, "_ d"], after: Float[Tensor, "_ d"]) -> float:
-    """`√(Σ‖h̃ − h‖² / Σ‖h‖²)` over the tokens of one query; exactly 0 where nothing was touched.
+    """Compute `√(Σ‖h̃ − h‖² / Σ‖h‖²)` over the tokens of one query; exactly 0 if nothing was edited.
 
     Raises:
-        RMuseError: states of other tokens on one side than on the other.
+        RMuseError: states of different tokens before and after.
     """
     if before.shape != after.shape:
         raise RMuseError(
@@ -78,7 +78,7 @@ def displacement(before: Float[Tensor, "_ d"], after: Float[Tensor, "_ d"]) -> f
 def along(
     before: Float[Tensor, "tokens d"], after: Float[Tensor, "tokens d"], direction: Float[Tensor, " d"]
 ) -> float | None:
-    """Cosine of a query's mean displacement with a direction; None where nothing was moved."""
+    """Compute the cosine of a query's mean displacement with a direction; None if nothing moved."""
     mean = (after.double() - before.double()).mean(dim=0)
     length = float(mean.norm())
     return float(mean @ unit(direction.double())) / length if length > 0 else None
@@ -89,13 +89,14 @@ def approach(
     after: Float[Tensor, "tokens d"],
     prototypes: Float[Tensor, "prototypes d"],
 ) -> float:
-    """By how much the tokens of a query come nearer to refusal: mean angle to the nearest prototype before, less that
-    after, radians. Negative where they go away from it.
+    """Compute how much closer a query's tokens come to refusal, in radians; negative if they move away.
+
+    This is the mean angle to the nearest prototype before steering, minus that after.
 
     Args:
         before: states of one query.
         after: the same, steered.
-        prototypes: of any length.
+        prototypes: refusal prototypes, of any norm.
     """
     points = unit(prototypes.double())
 
@@ -108,14 +109,14 @@ def approach(
 
 @dataclass(frozen=True)
 class SideTest:
-    """Whether a quantity is larger on the forget side than on the other.
+    """Result of a test whether a quantity is larger on the forget side than on the other.
 
     Attributes:
-        difference: mean over forget queries less mean over the others.
+        difference: mean over forget queries minus mean over the others.
         interval: its 95 % bootstrap interval, people resampled on each side.
-        p: share of the permutations (the observed labelling among them) whose difference is as large or larger.
-        people: on the forget side and on the other.
-        least: the smallest p that so few people allow, at the number of permutations drawn.
+        p: share of the permutations, the observed labelling included, whose difference is as large or larger.
+        people: numbers of people on the forget side and on the other.
+        least: the smallest p possible with this number of people and permutations.
     """
 
     difference: float
@@ -133,14 +134,14 @@ def side_test(
     permutations: int = PERMUTATIONS,
     seed: int = 0,
 ) -> SideTest:
-    """One-sided permutation test of "larger on the forget side", people exchanged with all of their queries.
+    """Run a one-sided permutation test of "larger on the forget side"; people are exchanged with all their queries.
 
     Args:
-        values: of each query, by id.
+        values: value of each query, by id.
         forget: ids of the forget queries among them.
-        people: whom each query is about; nobody stands on both sides.
-        permutations: how many to draw.
-        seed: of the drawing.
+        people: person of each query, by id; nobody may be on both sides.
+        permutations: number of permutations to draw.
+        seed: seed of the drawing.
 
     Raises:
         RMuseError: fewer than two people on a side, a person on both, no permutations.
@@ -163,14 +164,14 @@ def side_test(
         counts[number[people[name]]] += 1
 
     def difference(weights: np.ndarray, others: np.ndarray) -> np.ndarray:
-        """Of every row: people weighted on one side, and on the other."""
+        """Return the difference for each row of weights of the people on the two sides."""
         return (weights @ sums) / (weights @ counts) - (others @ sums) / (others @ counts)
 
     label = np.zeros(len(names))
     label[: len(mine)] = 1.0
     observed = float(difference(label[None], 1 - label[None])[0])
     drawn = rng.permuted(np.tile(label, (permutations, 1)), axis=1)
-    # Rounding must not make the observed labelling, drawn again, smaller than itself.
+    # Rounding must not make the observed labelling smaller than itself when it is drawn again.
     as_large = difference(drawn, 1 - drawn) >= observed - 1e-9 * max(1.0, abs(observed))
     between = bootstrap(
         lambda often: difference(often * label, often * (1 - label)), names, seed, apart=label.tolist()
@@ -186,7 +187,7 @@ def side_test(
 
 
 def shuffled(people: Mapping[str, str], forget: Collection[str], seed: int = 0) -> set[str]:
-    """The negative control of `side_test`: ids of the queries about as many people, drawn from both sides."""
+    """Return the negative control of `side_test`: query ids of equally many people, drawn from both sides."""
     mine = {people[i] for i in people if i in forget}
     drawn = np.random.default_rng(seed).permutation(sorted(set(people.values())))[: len(mine)]
     return {i for i, who in people.items() if who in set(drawn.tolist())}

@@ -1,4 +1,4 @@
-"""What failure signatures are told from and what they come to: a method's answers, figures, findings."""
+"""The inputs and results of failure signatures: a method's answers, figures and findings."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,23 +30,23 @@ class Figure:
 
     @classmethod
     def of(cls, what: str, rate: Rate) -> "Figure":
-        """A share and its Wilson interval."""
+        """Make a figure of a share and its Wilson interval."""
         value = None if math.isnan(rate.value) else rate.value
         return cls(what, value, rate.low, rate.high, rate.n)
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one signature in one method's answers.
+    """The result of checking one method's answers for one signature.
 
     Attributes:
-        name: of the signature.
-        method: whose answers.
-        state: `found`, `absent`, or `not checked` for want of what `missing` names.
-        evidence: the figures it was told by.
-        cause: the likely one; empty where nothing was found.
-        setting: what to try; likewise.
-        missing: what the run lacks, with the command that gives it.
+        name: name of the signature.
+        method: the method that gave the answers.
+        state: `found`, `absent`, or `not checked` for lack of what `missing` names.
+        evidence: the figures that decided it.
+        cause: the likely cause; empty if nothing was found.
+        setting: the setting to try; likewise.
+        missing: what the run lacks, with the command that provides it.
     """
 
     name: str
@@ -60,15 +60,15 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One method of a run, as it is examined.
+    """One method of a run, with all that is examined.
 
     Attributes:
         method: its name.
         answers: its transcripts.
-        plain: the unsteered model's transcripts by id; empty where it was not asked.
-        traces: steering traces by id; None where none were recorded.
-        bundle: the fitted bundle; None where it is not known or there is none.
-        delimiters: of reasoning and answer.
+        plain: the unsteered model's transcripts by id; empty if it was not run.
+        traces: steering traces by id; None if none were recorded.
+        bundle: the fitted bundle; None if unknown or absent.
+        delimiters: delimiters of reasoning and answer.
     """
 
     method: str
@@ -80,17 +80,17 @@ class Case:
 
     @property
     def steered(self) -> list[Transcript]:
-        """Answers that were steered: the gate fired, or there is none."""
+        """Return the answers that were steered: the gate fired, or there is no gate."""
         return [t for t in self.answers if t.fired is not False]
 
     def acted(self, answers: Iterable[Transcript], quantity: str) -> Float[Tensor, " n"]:
-        """One quantity at all tokens of these answers that were edited, over all sites; NaN left out."""
+        """Return one traced quantity at all edited tokens of these answers, over all sites, without NaN."""
         parts = [getattr(trace, quantity)[trace.acted] for trace in self.traced(answers)]
         values = torch.cat(parts) if parts else torch.zeros(0)
         return values[values.isfinite()]
 
     def traced(self, answers: Iterable[Transcript]) -> list[SteeringTrace]:
-        """The traces of these answers."""
+        """Return the traces of these answers."""
         return [self.traces[t.id] for t in answers if t.id in self.traces] if self.traces else []
 
 
@@ -101,13 +101,13 @@ def cases(
     delimiters: tuple[str, str] = ("<think>", "</think>"),
     plain: str = "vanilla",
 ) -> list[Case]:
-    """The methods of a run that steer: those that have a bundle, traces or a gate.
+    """List the methods of a run that steer: those with a bundle, traces or a gate.
 
     Args:
-        transcripts: of all methods.
-        traces: of all methods, by method and id; None for a run without traces.
-        bundles: by method.
-        delimiters: of reasoning and answer.
+        transcripts: transcripts of all methods.
+        traces: traces of all methods, by method and id; None for a run without traces.
+        bundles: bundles by method.
+        delimiters: delimiters of reasoning and answer.
         plain: name of the unsteered model.
     """
     own: dict[str, list[Transcript]] = {}
@@ -125,5 +125,5 @@ def cases(
 
 
 def to_json(findings: Sequence[Finding]) -> list[dict[str, object]]:
-    """The findings as plain JSON."""
+    """Return the findings as plain JSON."""
     return [asdict(finding) for finding in findings]

@@ -1,8 +1,8 @@
-"""A plan with its choices made: what is piecewise constant in it is held where it stands on one query.
+"""Frozen plans: the piecewise-constant choices of a plan are fixed to those on one query.
 
-Gradients see how a steered state moves, never that another prototype becomes the nearest one: there the model's output
-jumps. A frozen plan gives the same output on its own query and has no jumps between that query and any other: gates are
-decided, and every steered token keeps the prototype that it was moved to.
+Gradients see how a steered state moves, but not when another prototype becomes the nearest one: there the model's
+output jumps. A frozen plan gives the same output on its own query and has no jumps between that query and any other:
+gates are decided, and every steered token keeps the prototype to which it was moved.
 """
 
 from contextlib import ExitStack
@@ -18,19 +18,19 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.site import Site
 
 Call = tuple[Tensor, Tensor]
-"""States that an operator was handed, [n, d], and their steps, [n]."""
+"""States given to an operator, [n, d], and their steps, [n]."""
 
 
 def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
-    """The plan whose transports have, at each step, the one prototype that they choose on this leak's query.
+    """Return the plan whose transports have, at each step, only the prototype that they choose on this leak's query.
 
-    Other operators stay as they are: a rotation toward one direction chooses nothing (unless `signed`, by a sign).
+    Other operators stay as they are: a rotation toward one direction chooses nothing (or, if `signed`, only a sign).
 
     Args:
-        lens: the model; no plan is attached to it.
-        plan: what is frozen.
-        decision: of its gates on the query; to be passed along with the frozen plan too.
-        leak: whose tokens are steered.
+        lens: the model, without an attached plan.
+        plan: plan to freeze.
+        decision: decision of its gates on the query; pass it along with the frozen plan, too.
+        leak: leak whose tokens are steered.
     """
     calls: dict[op.Operator, list[Call]] = {}
 
@@ -58,7 +58,7 @@ def frozen(lens: LensModel, plan: Plan, decision: Decision, leak: Leak) -> Plan:
 
 
 def chosen(operator: op.Operator, h: Tensor, step: Tensor) -> op.Operator:
-    """The operator with what it chooses on these states alone; itself, where it does not choose."""
+    """Return the operator with only its choices on these states; the same operator if it chooses nothing."""
     if not isinstance(operator, op.Transport) or operator.fraction == 0:
         return operator
     index = operator.explain(h, step).prototype

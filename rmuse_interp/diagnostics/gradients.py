@@ -5,14 +5,14 @@
 x are the leak's embeddings, image features included, x' those of the average query (`reference`), F the log-probability
 in nats. Summed over all tokens they give F(x) − F(x') (completeness).
 
-Along that path F of a trained transformer is no gentle curve: attention switches within thousandths of it, and a fixed
+Along that path, F of a trained transformer is not smooth: attention switches within thousandths of it, and a fixed
 number of nodes can miss the sum by more than its size, or hit it by luck. So the path is cut into intervals, each
-integrated by captum with a few Gauss-Legendre nodes; completeness holds on each of them too, and those that miss their
-own difference most are halved until their errors are small in sum, signs aside.
+integrated by captum with a few Gauss-Legendre nodes. Completeness holds on each of them too, and the intervals with the
+largest errors are halved until the sum of absolute errors is small.
 
-Plans that run are hooks made of differentiable operations, and gradients pass through them. What is piecewise constant in
-them, gates and the choice of the nearest prototype, is to be `frozen` first: where it changes F jumps, and no gradient
-sees a jump. Intervals are not halved for ever: what is missed in the finest is `jumps`.
+Running plans are hooks made of differentiable operations, so gradients pass through them. Their piecewise-constant
+parts, gates and the choice of the nearest prototype, must be `frozen` first: where these change, F jumps, and gradients
+do not see jumps. Halving stops at a finest width; the error left there is `jumps`.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,21 +29,21 @@ from rmuse_interp.diagnostics.leaks import Leak, log_prob
 from rmuse_interp.lens.lens import LensModel
 
 TOLERANCE: Final = 0.02
-"""Share of the difference by which the sum may miss it."""
+"""Tolerated error of the sum, as a share of the difference."""
 ROUGHNESS: Final = 0.1
-"""Share of the difference that the intervals' errors may have in sum, signs aside: no luck by cancellation."""
+"""Tolerated sum of the intervals' absolute errors, as a share of the difference; rules out lucky cancellation."""
 NODES: Final = 4
-"""Per interval."""
+"""Number of nodes per interval."""
 INTERVALS: Final = 8
-"""At first."""
+"""Number of intervals at first."""
 FINEST: Final = 2.0**-14
-"""Width of an interval that is halved no more."""
+"""Width at which an interval is no longer halved."""
 BUDGET: Final = 1024
-"""The most nodes for one leak."""
+"""Maximum number of nodes for one leak."""
 _LEAST: Final = 0.05
-"""Nats: a smaller difference is not divided by, so that noise is not called an error."""
+"""Smallest difference, in nats, used as a divisor, so that noise does not count as an error."""
 _TOKENS: Final = 4096
-"""The most tokens of one pass, over all nodes."""
+"""Maximum number of tokens in one pass, over all nodes."""
 
 Interval = tuple[float, float]
 
@@ -54,11 +54,11 @@ class Gradients:
 
     Attributes:
         tokens: attribution of each token, nats.
-        difference: F(x) − F(x'), nats: what they should add up to.
-        error: how far their sum is from it, as a share of it (of at least `_LEAST` nats).
-        roughness: the intervals' errors in sum, signs aside, as such a share.
-        jumps: what was missed in intervals of the finest width, nats: F jumps there.
-        nodes: at which gradients were taken.
+        difference: F(x) − F(x'), nats, to which they should add up.
+        error: error of their sum, as a share of the difference (of at least `_LEAST` nats).
+        roughness: sum of the intervals' absolute errors, as such a share.
+        jumps: error in intervals of the finest width, nats: F jumps there.
+        nodes: number of nodes at which gradients were taken.
     """
 
     tokens: Float[Tensor, " tokens"]
@@ -70,20 +70,20 @@ class Gradients:
 
     @property
     def complete(self) -> bool:
-        """Whether the sum is right within `TOLERANCE`."""
+        """Whether the sum is correct within `TOLERANCE`."""
         return self.error <= TOLERANCE
 
 
 def integrated_gradients(
     lens: LensModel, leak: Leak, own: Float[Tensor, "1 tokens d"], baseline: Float[Tensor, "1 tokens d"]
 ) -> Gradients:
-    """Integrated gradients from the average query to the leak; plans attached to the model act.
+    """Compute integrated gradients from the average query to the leak; plans attached to the model act.
 
     Args:
         lens: the model.
-        leak: what is explained.
+        leak: the leak to explain.
         own: its embeddings.
-        baseline: those of the average query at the same places.
+        baseline: embeddings of the average query at the same places.
 
     Raises:
         RMuseError: captum is not installed.
@@ -92,10 +92,10 @@ def integrated_gradients(
 
 
 def require_captum() -> None:
-    """Nothing, or the error that captum is not installed.
+    """Raise unless captum is installed.
 
     Raises:
-        RMuseError: as it says.
+        RMuseError: captum is not installed.
     """
     try:
         import captum.attr  # noqa: F401
@@ -112,13 +112,13 @@ def along_path(
     *,
     budget: int = BUDGET,
 ) -> Gradients:
-    """Integrated gradients of a function of rows, [rows, tokens, d] → [rows], along the straight path.
+    """Compute integrated gradients of a function of rows, [rows, tokens, d] → [rows], along the straight path.
 
     Args:
         function: F.
-        own: where the path ends.
-        baseline: where it begins.
-        budget: the most nodes; what was reached by then is given back.
+        own: end of the path.
+        baseline: start of the path.
+        budget: maximum number of nodes; the result reached by then is returned.
     """
     require_captum()
     path = _Path(function, own, baseline)
@@ -140,7 +140,7 @@ def along_path(
 
 
 def _halved(missed: dict[Interval, float], excess: float, room: int) -> list[Interval]:
-    """Halves of the intervals that missed most, until they are an excess in sum; no more than there is room for."""
+    """Halve the intervals with the largest errors until these cover the excess, within the room left."""
     found: list[Interval] = []
     for a, b in sorted(missed, key=lambda interval: -abs(missed[interval])):
         if len(found) + 2 > room or (found and excess <= 0):
@@ -165,19 +165,19 @@ class _Path:
         self.nodes = 0
 
     def at(self, alpha: float) -> float:
-        """F at one point of the path that `integrate` has reached."""
+        """Return F at a point of the path that `integrate` has evaluated."""
         return self._values[alpha]
 
     def tokens(self) -> Float[Tensor, " tokens"]:
-        """The attributions, summed over all intervals."""
+        """Return the attributions, summed over all intervals."""
         return torch.stack(list(self._parts.values())).sum(dim=0).float()
 
     def errors(self) -> dict[Interval, float]:
-        """Of every interval, by how much its attributions exceed its own difference, nats."""
+        """Return, per interval, by how much its attributions exceed its own difference, nats."""
         return {(a, b): float(part.sum()) - (self.at(b) - self.at(a)) for (a, b), part in self._parts.items()}
 
     def integrate(self, intervals: Sequence[Interval]) -> None:
-        """Take the gradients of intervals; those of the interval they are a half of are given up."""
+        """Take the gradients of intervals, and discard those of the intervals they halve."""
         self._evaluate(sorted({edge for interval in intervals for edge in interval} - set(self._values)))
         for a, b in intervals:
             for whole in ((a, 2 * b - a), (2 * a - b, b)):

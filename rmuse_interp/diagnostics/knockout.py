@@ -1,9 +1,9 @@
-"""Causal knockout of spans: their states held at those of the average query, by an edit, and what the leak loses.
+"""Causal knockout of spans: an edit holds their states at those of the average query; measured is what the leak loses.
 
 The span's tokens enter as the average query's embeddings and leave every block with its mean states: whatever they say or
-pass on is gone, while attention itself is left alone. All spans of one leak are knocked out in one pass, a row of the
-batch for each: the plan has one edit per span, and its decision says which of them acts on which row. The last token,
-`here`, is never held: its state is the prediction.
+pass on is gone, while attention itself is unchanged. All spans of one leak are knocked out in one pass, one batch row
+per span: the plan has one edit per span, and its decision assigns the edits to the rows. The last token, `here`, is
+never held: its state is the prediction.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Hold(op.Operator):
 
     Args:
         states: [held, d] s.
-        steps: [held] position − prompt_end of each, distinct.
+        steps: [held] distinct steps, each position − prompt_end.
     """
 
     states: Tensor
@@ -52,16 +52,16 @@ class Hold(op.Operator):
 
 
 class Unasked(Scorer):
-    """Of a gate that stands for some rows of a batch: which, the decision says that comes with the plan."""
+    """Scorer of a gate that is never evaluated: the decision passed with the plan selects the batch rows."""
 
 
 @dataclass(frozen=True)
 class Knockout:
-    """What is left of one leak without a span.
+    """What remains of one leak without each span.
 
     Attributes:
-        log_prob: of the leaked token with everything in place, nats.
-        without: of the same, by the span that was knocked out.
+        log_prob: log-probability of the leaked token with every span in place, nats.
+        without: the same without a span, by span.
     """
 
     log_prob: float
@@ -69,7 +69,7 @@ class Knockout:
 
     @property
     def drops(self) -> dict[str, float]:
-        """How much log-probability each span was worth, nats; negative where it spoke against the token."""
+        """Return the log-probability that each span contributed, nats; negative if it lowered that of the token."""
         return {span: self.log_prob - value for span, value in self.without.items()}
 
 
@@ -79,13 +79,13 @@ def knock_out(
     own: Float[Tensor, "1 tokens d"],
     means: Float[Tensor, "tokens sites d"],
 ) -> Knockout:
-    """The leak without each of its spans in turn; plans attached to the model act before.
+    """Knock out each span of a leak in turn; plans attached to the model act before the knockout.
 
     Args:
         lens: the model.
-        leak: what is explained.
+        leak: the leak to explain.
         own: its embeddings.
-        means: states of the average query at the leak's places, embedding first; under the same plan.
+        means: states of the average query at the leak's places under the same plan, embedding first.
     """
     sources = leak.sources
     if not sources:
@@ -96,10 +96,10 @@ def knock_out(
     rows = own.repeat(len(sources) + 1, 1, 1)
     for row, at in enumerate(sources.values(), start=1):
         rows[row, at] = means[at, 0]
-    # The first row is left whole.
+    # The first row stays intact.
     acts = torch.cat([torch.zeros(1, len(sources)), torch.eye(len(sources))]).bool().to(own.device)
     decision = Decision(acts, torch.full(acts.shape, torch.nan, device=own.device), torch.ones_like(acts))
-    # To this plan no token is an image's or a special one: "all" are all.
+    # For this plan no token counts as an image or special token, so "all" means every token.
     bare = replace(lens.layout, vocabulary=Vocabulary(None, frozenset()))
     ids = leak.placed.ids.expand(len(rows), -1)
     with ExitStack() as undo, torch.no_grad():
@@ -110,7 +110,7 @@ def knock_out(
 
 
 def held(means: Float[Tensor, "tokens sites d"], at: Sequence[int], prompt_end: int) -> Edit:
-    """The edit that holds the tokens at some positions, at every block but the last, which no later token reads."""
+    """Return the edit that holds tokens at some positions, at every block but the last, which no later token reads."""
     steps = torch.tensor(at, device=means.device) - prompt_end
     blocks = range(means.shape[1] - 2)
     return (

@@ -1,16 +1,16 @@
-"""Where a response gives a value away: the leaked token, and the span that every token before it belongs to.
+"""Where a response reveals a value: the leaked token, and the span of every token before it.
 
-A leak is one token, predicted at the token before it, the last one kept: what is asked is where its log-probability
-comes from. Spans partition all tokens up to there, delimiters and template included, so that shares add up:
+A leak is one token, predicted at the token before it, which is the last one kept; the question is where its
+log-probability comes from. Spans partition all tokens up to there, delimiters and template included, so shares add up:
 
 * ``image``: the image tokens;
 * ``prefix``: everything before the question, template and prefix words alike;
 * ``question``: the question's own words;
-* ``turn``: the template behind the question, up to the last prompt token;
+* ``turn``: the template after the question, up to the last prompt token;
 * ``reasoning``: the reasoning so far, its opening delimiter included;
 * ``answer``: the answer so far, with the delimiter that closes the reasoning.
 
-The last token itself is set apart as ``here``: its state *is* the prediction, and no source that could be left out.
+The last token itself is separate as ``here``: its state *is* the prediction, not a source that could be left out.
 """
 
 import re
@@ -30,12 +30,12 @@ from rmuse_interp.lens.lens import LensModel
 
 SourceSpan = Literal["image", "prefix", "question", "turn", "reasoning", "answer"]
 SOURCES: Final[tuple[SourceSpan, ...]] = get_args(SourceSpan)
-"""In the order of the tokens."""
+"""Source spans, in the order of the tokens."""
 Part = Literal["reasoning", "answer"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
-"""Where a value can leak."""
+"""Parts of a response in which a value can leak."""
 Place = tuple[SourceSpan, int]
-"""A span and how many of its tokens come before."""
+"""A span and the number of its tokens that come before."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Statement:
     """A query whose response states a value about somebody.
 
     Args:
-        query: with its response.
-        question: the question's own words, to be found in the prompt.
-        value: what is given away.
-        person: whom it is about: examples about one person are no independent ones.
-        among: the values that it is to be told from; see `find_leaks`.
-        attribute: what the value is, in a word.
-        parts: where it is looked for.
+        query: the query with its response.
+        question: the question's own words, which occur in the prompt.
+        value: the value revealed.
+        person: the person concerned; examples about one person are not independent.
+        among: the values from which it must be told apart; see `find_leaks`.
+        attribute: one word for the kind of value.
+        parts: parts of the response in which to look for it.
     """
 
     query: Query
@@ -63,13 +63,13 @@ class Statement:
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """One query with its tokens, each at its place.
+    """One query with the place of each of its tokens.
 
     Attributes:
-        statement: what was placed.
-        inputs: of the model, one row without padding.
+        statement: the statement placed.
+        inputs: the model's inputs, one row without padding.
         prompt_end: position of the last prompt token.
-        places: of every token.
+        places: place of every token.
     """
 
     statement: Statement
@@ -85,11 +85,11 @@ class Placed:
 
 @dataclass(frozen=True, eq=False)
 class Leak:
-    """One leaked token and all that comes before it; the last token kept is ``here``.
+    """One leaked token and everything before it; the last token kept is ``here``.
 
     Attributes:
-        placed: the query, cut behind the token that predicts.
-        part: where the value leaks.
+        placed: the query, cut after the predicting token.
+        part: the part in which the value leaks.
         token: id of the leaked token.
     """
 
@@ -99,30 +99,30 @@ class Leak:
 
     @property
     def id(self) -> str:
-        """Of the query."""
+        """The id of the query."""
         return self.placed.statement.query.id
 
     @property
     def sources(self) -> dict[SourceSpan, list[int]]:
-        """Positions by span, ``here`` left out; a span without tokens is absent."""
+        """Return the positions by span, without ``here`` and spans that have no tokens."""
         found: dict[SourceSpan, list[int]] = {}
         for position, (span, _) in enumerate(self.placed.places[:-1]):
             found.setdefault(span, []).append(position)
         return found
 
     def summed(self, values: Float[Tensor, " tokens"]) -> dict[str, float]:
-        """Values of tokens as sums by span, and that of ``here``; a span without tokens is absent."""
+        """Sum the tokens' values by span, ``here`` included; a span without tokens is absent."""
         sums: dict[str, float] = {span: float(values[at].sum()) for span, at in self.sources.items()}
         return {**sums, "here": float(values[-1])}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What `find_leaks` found.
+    """The result of `find_leaks`.
 
     Attributes:
-        leaks: in the order of the statements, the reasoning's before the answer's.
-        missing: of each part, the ids of the queries whose value does not stand in it.
+        leaks: the leaks in the order of the statements, in the reasoning before those in the answer.
+        missing: by part, the ids of the queries whose value does not occur in it.
     """
 
     leaks: list[Leak] = field(default_factory=list)
@@ -130,7 +130,7 @@ class Found:
 
 
 def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = DEFAULT_DELIMITERS) -> Placed:
-    """A query's tokens at their places.
+    """Determine the place of every token of a query.
 
     Raises:
         RMuseError: a question that is not in the prompt, a response that is not well formed.
@@ -170,10 +170,10 @@ def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = D
 def find_leaks(
     lens: LensModel, statements: Sequence[Statement], delimiters: tuple[str, str] = DEFAULT_DELIMITERS
 ) -> Found:
-    """The leaked tokens: where its value first stands in a response's reasoning, and in its answer.
+    """Find the leaked tokens, where the value first occurs in a response's reasoning and in its answer.
 
-    Of the value's tokens it is the first that tells the value from others: at most half of `Statement.among` begin with
-    the same ones. Every year begins with 19, and those digits give nobody away.
+    The leaked token is the first that tells the value from others: at most half of `Statement.among` begin with the
+    same tokens up to it. If every year begins with 19, those digits reveal nobody.
 
     Raises:
         RMuseError: no statement, or none whose response holds its value.
@@ -183,7 +183,7 @@ def find_leaks(
     for statement in statements:
         placed = place(lens, statement, delimiters)
         text = statement.query.response or ""
-        # Counted from the end, where neither image placeholders nor tokens put in front stand between the two.
+        # Counted from the end, where no image placeholders or prepended tokens shift the positions.
         offsets = lens.tokenizer(text=f" {text}", add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]
@@ -207,7 +207,7 @@ def find_leaks(
 def _value_in(
     text: str, part: Part, statement: Statement, delimiters: tuple[str, str]
 ) -> tuple[int, int] | None:
-    """Characters of the value where it first stands in one part of a response."""
+    """Return the character range of the value's first occurrence in one part of a response."""
     parsed = parse_response(text, delimiters if statement.query.stepwise else ("", ""))
     within = parsed.reasoning if part == "reasoning" else parsed.answer
     begin = text.find(within) if part == "reasoning" else text.rfind(within)
@@ -216,12 +216,12 @@ def _value_in(
 
 
 def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[int]:
-    """The tokens that cover at least one of some characters; a blank before them alone is none of theirs."""
+    """List the tokens that cover a character of a range; a token that is only the space before it does not count."""
     return [i for i, (a, b) in enumerate(offsets) if b > a and a < end and b > start]
 
 
 def _cut(placed: Placed, at: int) -> Placed:
-    """The same query up to the token before position `at`."""
+    """Cut the query after the token before position `at`."""
     inputs = {
         key: value[:, :at] if key in ("input_ids", "attention_mask") else value
         for key, value in placed.inputs.items()
@@ -230,14 +230,14 @@ def _cut(placed: Placed, at: int) -> Placed:
 
 
 class _Pieces:
-    """Values as the tokenizer cuts them behind a blank."""
+    """Values as the tokenizer splits them after a space."""
 
     def __init__(self, tokenizer: Any):
         self._tokenizer = tokenizer
         self._known: dict[str, tuple[int, ...]] = {}
 
     def of(self, value: str) -> tuple[int, ...]:
-        """The tokens that cover the value."""
+        """Return the tokens that cover the value."""
         if value not in self._known:
             found = self._tokenizer(text=f" {value}", add_special_tokens=False, return_offsets_mapping=True)
             hit = _covering(found["offset_mapping"], 1, 1 + len(value))
@@ -245,7 +245,7 @@ class _Pieces:
         return self._known[value]
 
     def telling(self, value: str, among: Sequence[str]) -> int:
-        """Which token of the value is the first that at most half of the other values share."""
+        """Return the index of the value's first token that at most half of the other values share."""
         own, others = self.of(value), [self.of(other) for other in {*among} - {value}]
         for length in range(1, len(own)):
             if 2 * sum(other[:length] == own[:length] for other in others) <= len(others):
@@ -254,7 +254,7 @@ class _Pieces:
 
 
 def embedded(lens: LensModel, placed: Placed) -> Float[Tensor, "1 tokens d"]:
-    """What enters the language model: embeddings of the tokens, image features in their places."""
+    """Return the inputs of the language model: the tokens' embeddings, with image features in their places."""
     seen: list[Tensor] = []
 
     def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -272,9 +272,9 @@ def embedded(lens: LensModel, placed: Placed) -> Float[Tensor, "1 tokens d"]:
 
 @contextmanager
 def entering(lens: LensModel, embeddings: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
-    """The context in which these embeddings enter the language model, whatever ids it was called with.
+    """Return a context in which these embeddings enter the language model, whatever its input ids.
 
-    The ids still reach the model, and with them the plans attached to it: they know image tokens by their ids.
+    The ids still reach the model and the plans attached to it, which recognise image tokens by their ids.
     """
 
     def put(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -294,7 +294,7 @@ def _language_model(lens: LensModel) -> torch.nn.Module:
 def log_prob(
     lens: LensModel, leak: Leak, embeddings: Float[Tensor, "rows tokens d"]
 ) -> Float[Tensor, " rows"]:
-    """Log-probability (nats) of the leaked token where these embeddings stand for the leak's own; plans attached act."""
+    """Compute the leaked token's log-probability (nats) with these embeddings as input; attached plans act."""
     ids = leak.placed.ids.expand(len(embeddings), -1)
     with entering(lens, embeddings):
         logits = lens.hf(

@@ -1,7 +1,7 @@
-"""Second opinions of TransformerLens on what can be read: probes of few coordinates, and the logit lens.
+"""Two further views from TransformerLens on what can be read: sparse probes and the logit lens.
 
-A sparse probe asks whether a handful of coordinates is enough, a question that ridge probes leave open. The logit lens
-needs no training at all: the model's own final norm and unembedding say how likely a token is at every block.
+A sparse probe tests whether a few coordinates suffice, a question that ridge probes leave open. The logit lens needs no
+training: the model's own final norm and unembedding show how likely a token is at every block.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from rmuse_interp.diagnostics.probes import Task, share
 from rmuse_interp.parts.pooled import Pooled
 
 COORDINATES: Final = 8
-"""Coordinates that a sparse probe selects, on its training groups."""
+"""Number of coordinates that a sparse probe selects, on its training groups."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class SparseScore:
     Attributes:
         auroc: 0.5 by chance.
         low, high: 95 % bootstrap interval over classes.
-        shuffled: the same with labels dealt out anew; None where none of them fall into two groups.
-        n: classes.
+        shuffled: the same with shuffled labels; None if no class then falls into two groups.
+        n: number of classes.
     """
 
     auroc: float
@@ -42,13 +42,13 @@ class SparseScore:
 def sparse_probe(
     task: Task, groups: Mapping[str, str], states: Float[np.ndarray, "examples d"], seed: int = 0
 ) -> SparseScore:
-    """One-vs-rest probes of `COORDINATES` coordinates (`fit_sparse_probe`), one split with whole groups held out.
+    """Score one-vs-rest probes of `COORDINATES` coordinates (`fit_sparse_probe`) on one split by whole groups.
 
     Args:
         task: what to read.
-        groups: of each example, as the task was made with.
-        states: in the order of the task's ids.
-        seed: of the split.
+        groups: group of each example, by id, as the task was made with.
+        states: states in the order of the task's ids.
+        seed: seed of the split.
     """
     from transformer_lens.tools.analysis.sparse_probing import fit_sparse_probe
 
@@ -79,12 +79,12 @@ def sparse_probe(
 
 @dataclass(frozen=True, eq=False)
 class LensView:
-    """What the model would say at each block if it stopped there, of one token per query.
+    """The model's prediction of one token per query if it stopped at each block.
 
     Attributes:
-        ids: of the queries.
-        rank: of the token among all, 0 for the likeliest.
-        log_prob: nats.
+        ids: ids of the queries.
+        rank: rank of the token in the vocabulary, 0 for the most likely.
+        log_prob: log-probability of the token, nats.
     """
 
     ids: tuple[str, ...]
@@ -93,12 +93,12 @@ class LensView:
 
 
 def logit_lens(bridge: Any, states: Pooled, tokens: Mapping[str, int]) -> LensView:
-    """Rank and log-probability of a token at every block, through the final norm and the unembedding.
+    """Compute a token's rank and log-probability at every block, through the final norm and the unembedding.
 
     Args:
         bridge: from `rmuse_interp.lens.bridge.to_bridge`.
-        states: of single tokens, such as those at ``recall``.
-        tokens: what to look for, by query.
+        states: states of single tokens, such as those at ``recall``.
+        tokens: id of the token to look for, by query.
 
     Raises:
         RMuseError: no states, a query without a token.
@@ -124,9 +124,9 @@ def logit_lens(bridge: Any, states: Pooled, tokens: Mapping[str, int]) -> LensVi
 
 
 def others_token(tokens: Mapping[str, int], order: Sequence[str]) -> dict[str, int]:
-    """For each query the token of the next one that has another: the control of a logit lens, equally frequent words.
+    """Give each query the next query's different token: a logit lens control with equally frequent words.
 
-    Queries whose tokens are all alike have none.
+    If all tokens are equal, the result is empty.
     """
     found: dict[str, int] = {}
     for at, name in enumerate(order):

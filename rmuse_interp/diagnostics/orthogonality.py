@@ -1,8 +1,8 @@
-"""Does steering leave reasoning alone? Overlaps of directions, subspaces and updates with the RRS, against chance.
+"""Does steering leave reasoning unchanged? Overlaps of directions, subspaces and updates with the RRS, against chance.
 
-Everything is measured against random subspaces of the same rank (Haar-distributed, the null of TransformerLens'
-`projection_kernel`). It is a yardstick and no test of significance: states of a trained model fill the residual
-stream unevenly, and two subspaces fitted on them may overlap more than random ones without any cause but that.
+Everything is compared with random subspaces of the same rank (Haar-distributed, the null of TransformerLens'
+`projection_kernel`). This is a yardstick, not a significance test: states of a trained model fill the residual
+stream unevenly, and for this reason alone two subspaces fitted on them may overlap more than random ones.
 """
 
 import math
@@ -22,7 +22,7 @@ from rmuse_interp.maths.statistics import Estimate, clustered
 from rmuse_interp.parts.subspace import Subspace
 
 _NOTHING: Final = 1e-12
-"""Share of the states' energy below which an update is none: a closed gate returns its rows bit for bit."""
+"""Share of the states' energy below which an update counts as none: a closed gate returns its rows bit for bit."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def random_share(d: int, rank: int, participation: float = 1.0) -> Null:
 
 @dataclass(frozen=True, eq=False)
 class SubspaceOverlap:
-    """How two subspaces lie to each other.
+    """The relative position of two subspaces.
 
     Attributes:
         angles: principal angles in radians, ascending.
@@ -108,7 +108,7 @@ def subspace_overlap(first: Subspace, second: Subspace) -> SubspaceOverlap:
 
 @dataclass(frozen=True, eq=False)
 class DirectionOverlap:
-    """How a direction lies to a subspace.
+    """The relative position of a direction and a subspace.
 
     Attributes:
         dots: dot product of the unit direction with every basis vector.
@@ -134,15 +134,15 @@ def direction_overlap(direction: Float[Tensor, " d"], subspace: Subspace) -> Dir
 
 @dataclass(frozen=True, eq=False)
 class UpdateShare:
-    """How much of the updates `h̃ − h` falls into a subspace, over queries.
+    """How much of the updates `h̃ − h` lies in a subspace, over queries.
 
     Attributes:
         share: `Σ‖P(h̃ − h)‖² / Σ‖h̃ − h‖²` over all tokens of all queries, with its interval over queries; None where
             nothing was updated.
         change: `Σ‖P(h̃ − h)‖² / Σ‖P h‖²`: how much of what h has in the subspace was altered, 0 where gates were
             closed; None where h has nothing there.
-        n: queries.
-        updated: of these, how many were updated at all.
+        n: number of queries.
+        updated: number of queries that were updated at all.
         null: of the share, for random subspaces of that rank and these very updates.
         per_example: share of each updated query, by id.
     """

@@ -1,11 +1,11 @@
-"""Linear probes: can something be read from states, and what does that say of its being hidden or gone?
+"""Linear probes: can something be read from states, and does that mean it is hidden or gone?
 
 A probe is a one-vs-rest ridge classifier on standardised states, classes of equal weight, with a penalty as large as
 their mean variance, so that more dimensions than examples are no obstacle. It is scored on groups (photographs,
 wordings, people) that it was not trained on. Controls of every accuracy:
 
-* *shuffled labels* (Hewitt and Liang 2019): the same states with labels dealt out anew; where a group has one label, its
-  examples keep one. Accuracy minus theirs is the **selectivity**;
+* *shuffled labels* (Hewitt and Liang 2019): the same states with shuffled labels; if each group has one label, whole
+  groups are shuffled. Accuracy minus theirs is the **selectivity**;
 * *random features*: Gaussian numbers in place of the states;
 * *words* (`bag_of_words`): the tokens that the model had been shown, in place of the states.
 
@@ -27,28 +27,28 @@ from rmuse_interp.maths.statistics import Estimate, clustered, interval, wilson
 
 FOLDS: Final = 5
 SHUFFLES: Final = 20
-"""Deals of the labels. All are solved with the true ones, as further right-hand sides."""
+"""Number of label shuffles. All are solved together with the true labels, as further right-hand sides."""
 RIDGE: Final = 1.0
-"""Penalty over the mean squared length of the standardised states: half of an average direction is shrunk away."""
+"""Penalty relative to the mean squared length of the standardised states: shrinks an average direction by half."""
 _TRIES: Final = 10
 _HALVINGS: Final = 2000
 LEAST_GROUPS: Final = 2
-"""Groups that every class needs, so that one can be tested and another trained on."""
+"""Number of groups that every class needs, one for testing and one for training."""
 
 Fold = tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]
 
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be read, and which examples are trained and tested on.
+    """What to read, and which examples to train and test on.
 
     Attributes:
-        name: what is read, for messages.
-        ids: of the examples, in the order of all arrays.
-        classes: the values that labels stand for.
-        labels: index into the classes.
-        clusters: index of what examples are not independent within (a person).
-        folds: rows to train and to test on; no group stands on both sides of one.
+        name: name of what is read, for messages.
+        ids: ids of the examples, in the order of all arrays.
+        classes: the values of the labels.
+        labels: index of each example's class.
+        clusters: index of each example's cluster (a person), within which examples are not independent.
+        folds: rows to train on and to test on; no group is on both sides of a fold.
         shuffles: labels of the control.
     """
 
@@ -62,7 +62,7 @@ class Task:
 
     @property
     def tested(self) -> Int[np.ndarray, " tested"]:
-        """Rows that are tested on, fold by fold."""
+        """The tested rows, fold by fold."""
         return np.concatenate([test for _, test in self.folds])
 
     @property
@@ -80,15 +80,15 @@ def crossed(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Task:
-    """A task cross-validated over groups.
+    """Make a task that is cross-validated over groups.
 
     Args:
-        labels: what to read of each example, by id.
-        groups: of each example; a probe is never tested on a group that it was trained on.
-        clusters: of each example, for intervals.
-        name: what is read.
-        folds: the most folds; fewer where classes have fewer groups.
-        seed: of folds and shuffles.
+        labels: label of each example, by id.
+        groups: group of each example; a probe is never tested on a group that it was trained on.
+        clusters: cluster of each example, for intervals.
+        name: name of what is read.
+        folds: maximum number of folds; fewer if classes have fewer groups.
+        seed: seed of folds and shuffles.
 
     Raises:
         RMuseError: no example, one class only, a class in fewer than two groups, groups that cannot be divided.
@@ -123,16 +123,16 @@ def across(
     name: str = "labels",
     seed: int = 0,
 ) -> Task:
-    """A task of probes trained on some examples and tested on all others, of other people.
+    """Make a task with probes trained on some examples and tested on others, about other people.
 
-    Tested examples of a class that is not trained on twice are left out: no probe could know them.
+    Tested examples of a class with fewer than two training examples are left out, since no probe could know them.
 
     Args:
         train: labels to train on, by id.
         test: labels to test on, by id.
-        clusters: of all of them.
-        name: what is read.
-        seed: of the shuffles.
+        clusters: cluster of each example, by id.
+        name: name of what is read.
+        seed: seed of the shuffles.
 
     Raises:
         RMuseError: an example or cluster on both sides, fewer than two classes on both sides.
@@ -206,7 +206,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray, folds: int, seed: int, name: 
 
 
 def _shuffled(labels: np.ndarray, groups: np.ndarray, seed: int) -> Int[np.ndarray, "shuffles examples"]:
-    """Labels dealt out anew: to whole groups where these have one label each, else to examples."""
+    """Shuffle the labels: over whole groups if each group has one label, else over examples."""
     rng = np.random.default_rng(seed)
     _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
     if (labels == labels[first][inverse]).all():
@@ -216,14 +216,14 @@ def _shuffled(labels: np.ndarray, groups: np.ndarray, seed: int) -> Int[np.ndarr
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a probe got right, example by example.
+    """The correctness of a probe, example by example.
 
     Attributes:
-        ids: of the tested examples.
-        correct: whether the label was read.
-        shuffled: the same for each deal of the labels.
-        clusters: names that are shared by examples that are not independent.
-        chance: of the best constant guess.
+        ids: ids of the tested examples.
+        correct: whether the label was read, one per example.
+        shuffled: the same for each shuffle of the labels.
+        clusters: cluster name of each example; examples that are not independent share one.
+        chance: accuracy of the best constant guess.
     """
 
     ids: tuple[str, ...]
@@ -236,12 +236,12 @@ class Predictions:
 def probe(
     task: Task, fit: Float[np.ndarray, "examples d"], *others: Float[np.ndarray, "examples d"]
 ) -> list[Predictions]:
-    """Probes trained on some states, tested on the same states and on others of the same examples.
+    """Train probes on some states and test them on the same states and on others of the same examples.
 
     Args:
         task: what to read.
-        fit: states that probes are trained on, in the order of the task's ids.
-        others: states that the very same probes are tested on as well: does the old read-out still work?
+        fit: states to train probes on, in the order of the task's ids.
+        others: further states to test the same probes on: does the old read-out still work?
 
     Returns:
         one record for `fit`, then one for each of the others.
@@ -279,12 +279,12 @@ def probe(
 
 
 def random_features(task: Task, d: int, seed: int = 0) -> Predictions:
-    """The control of a probe that is given numbers without any meaning."""
+    """Run the control probe on meaningless random numbers."""
     return probe(task, np.random.default_rng(seed).standard_normal((len(task.ids), d)))[0]
 
 
 def bag_of_words(task: Task, words: Mapping[str, Sequence[int]]) -> Float[np.ndarray, "examples vocab"]:
-    """Counts of the tokens shown, in the order of the task's ids: what can be told without any model."""
+    """Count the tokens shown, in the order of the task's ids: what can be read without any model."""
     vocabulary = {t: k for k, t in enumerate(sorted({t for i in task.ids for t in words[i]}))}
     counts = np.zeros((len(task.ids), max(1, len(vocabulary))))
     for row, name in enumerate(task.ids):
@@ -303,8 +303,8 @@ class Score:
         chance: accuracy of the best constant guess.
         shuffled: mean accuracy over shuffled labels.
         shuffled_low, shuffled_high: 2.5 and 97.5 % of these.
-        n: tested examples.
-        clusters: of them.
+        n: number of tested examples.
+        clusters: number of their clusters.
     """
 
     accuracy: float
@@ -329,7 +329,7 @@ class Score:
 
 
 def score(predictions: Sequence[Predictions], seed: int = 0) -> Score:
-    """One score of probes that answer one question, such as one per attribute; their examples are pooled.
+    """Compute one score for probes that answer one question, such as one per attribute; their examples are pooled.
 
     Raises:
         RMuseError: no predictions.
@@ -355,7 +355,7 @@ def score(predictions: Sequence[Predictions], seed: int = 0) -> Score:
 
 
 def drop(before: Sequence[Predictions], after: Sequence[Predictions], seed: int = 0) -> Estimate:
-    """How much less is read after than before of the same examples, with its 95 % interval over clusters."""
+    """Estimate the drop in accuracy from before to after on the same examples, with its 95 % interval over clusters."""
     if [p.ids for p in before] != [p.ids for p in after]:
         raise RMuseError("predictions of the same examples before and after were required, ids differ")
     lost = np.concatenate([b.correct.astype(float) - a.correct for b, a in zip(before, after, strict=True)])
@@ -365,9 +365,9 @@ def drop(before: Sequence[Predictions], after: Sequence[Predictions], seed: int 
 def share(
     right: Float[np.ndarray, " examples"], clusters: Int[np.ndarray, " examples"], seed: int = 0
 ) -> Estimate:
-    """The mean of what is 0 to 1 with its 95 % interval over clusters; Wilson's of as many clusters where all are 0 or 1.
+    """Estimate the mean of values in [0, 1] with its 95 % interval over clusters.
 
-    Resampling knows no spread there.
+    If all are 0 or all are 1, resampling shows no spread, and the interval is Wilson's for as many clusters.
     """
     found = clustered(right, clusters.tolist(), seed=seed)
     if 0.0 < found.value < 1.0:

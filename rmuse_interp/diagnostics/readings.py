@@ -1,12 +1,12 @@
-"""Readings: the states in which something might still be read, steered or not, and where in the sequence they stand.
+"""Readings: the states, steered or not, in which something might still be read, and their places in the sequence.
 
-A response that says a value gives it away to every later token: a probe there reads words. So what is read along a
-response are tokens *strictly before the first mention* of anything secret (`mention`), and `Readings.words` keeps the
-tokens that the model had been shown by then, from which a probe of words alone is the control. Places:
+A response that states a value reveals it to every later token: a probe there reads words. So a response is read only at
+tokens *strictly before the first mention* of anything secret (`mention`), and `Readings.words` keeps the tokens shown
+to the model by then, for the control probe on words alone. Places:
 
 * ``prompt_end``: the last prompt token; the same whatever is said afterwards;
 * ``image``: mean over the image tokens;
-* ``reasoning``, ``answer``: mean over the tokens of that span before the first mention; all where there is none;
+* ``reasoning``, ``answer``: mean over the tokens of that span before the first mention, or all if there is none;
 * ``recall``: the one token that predicts the first mention.
 """
 
@@ -42,7 +42,7 @@ class Readings:
         states: mean state per query and block; a query without tokens at a place is not in that record.
         words: by place and query, the text tokens shown up to the last one read, prompt included.
         said: by query, the id of the token that ``recall`` predicts.
-        fired: by query, whether a gate let an edit act on it; None where no gate applies, or nothing was steered.
+        fired: by query, whether a gate let an edit act on it; None if no gate applies or nothing was steered.
     """
 
     states: dict[Place, Pooled]
@@ -52,7 +52,7 @@ class Readings:
 
 
 def mention(text: str, secrets: Sequence[str]) -> int | None:
-    """Where the first of some values begins in a text, as whole words in either case; None where none is said.
+    """Find where the first of some values begins in a text, as whole words, ignoring case; None if none occurs.
 
     >>> mention("This is Lena Womer. She lives in Oslo.", ["Oslo", "Lena Womer", "Womer"])
     8
@@ -69,7 +69,7 @@ def empty_places(
     places: Sequence[Place],
     delimiters: tuple[str, str] = DEFAULT_DELIMITERS,
 ) -> dict[Place, list[str]]:
-    """By place, the ids of the queries that have nothing to read there; from the text, before any pass.
+    """List, by place, the ids of the queries with nothing to read there, from the text and before any pass.
 
     Places that all queries have are left out.
     """
@@ -104,18 +104,18 @@ def read_out(
     progress: Progress | None = None,
     label: str = "readings",
 ) -> Readings:
-    """States of every block at some places, while the responses are given (teacher forcing).
+    """Read the states of every block at some places, with the responses given (teacher forcing).
 
     Args:
         lens: the model.
-        queries: with the responses to read along; without one there is no reasoning, recall or answer.
-        places: where to read.
-        secrets: by query, the values whose first mention ends what is read.
-        plan: what to run, gates as they decide; None for the model as it is.
-        delimiters: of reasoning and answer.
+        queries: queries with the responses to read along; without one there is no reasoning, recall or answer.
+        places: places to read at.
+        secrets: by query, the values; reading stops before their first mention.
+        plan: plan to run, with its gates' own decisions; None for the unsteered model.
+        delimiters: delimiters of reasoning and answer.
         batch_size: queries per batch.
         progress: a running progress bar to add a line to.
-        label: of that line.
+        label: label of that line.
 
     Raises:
         RMuseError: an unknown place, a response that is not well formed, states that are not finite.
@@ -166,7 +166,7 @@ def read_out(
 def _taken(
     spans: SpanMasks, first: Tensor, mask: Bool[Tensor, "batch tokens"]
 ) -> dict[Place, Bool[Tensor, "batch tokens"]]:
-    """The tokens read at every place."""
+    """Return the mask of the tokens read at every place."""
     column = torch.arange(mask.shape[1]).unsqueeze(0)
     before = column < first.unsqueeze(1)
     said = (first < mask.shape[1]).unsqueeze(1)
@@ -180,9 +180,9 @@ def _taken(
 
 
 def _first_token(lens: LensModel, text: str, query: Query, secrets: Sequence[str], width: int) -> int:
-    """Column of the first token of the first mention in the response; `width` where there is none.
+    """Return the column of the first token of the first mention in the response; `width` if there is none.
 
-    Counted from the right end, where no image token stands and no padding.
+    It is counted from the right end, where there are no image tokens and no padding.
     """
     response = query.response or ""
     begin = mention(response, secrets)

@@ -1,9 +1,9 @@
-"""The average query, which stands for "nothing in particular" in attributions: mean states by place.
+"""The average query, the neutral baseline of attributions: mean states by place.
 
-A token is compared with what stands at the same place of the same span in queries about other people: the mean of their
-embeddings and of their states at every block. Template tokens are the same in all of them, and so nothing is attributed
-to them but what they carry of the query; a zero embedding, the usual baseline, would be no input of a model with RMSNorm,
-which divides by its length.
+A token is compared with the tokens at the same place of the same span in queries about other people: the mean of their
+embeddings and of their states at every block. Template tokens are the same in all queries, so they are credited only
+with what they carry of the query. A zero embedding, the usual baseline, is no valid input of a model with RMSNorm,
+which divides by its norm.
 """
 
 from collections.abc import Sequence
@@ -30,9 +30,9 @@ class Reference:
     """Mean states of the embedding (site 0) and of every block's output (site l + 1).
 
     Attributes:
-        by_place: where at least one query has a token.
-        by_span: over all tokens of a span, for places further on than any query went.
-        people: whom the queries are about.
+        by_place: means at the places where at least one query has a token.
+        by_span: means over all tokens of a span, for places beyond the end of every query.
+        people: people that the queries are about.
     """
 
     by_place: dict[Place, Float[Tensor, "sites d"]]
@@ -40,7 +40,7 @@ class Reference:
     people: frozenset[str]
 
     def of(self, places: Sequence[Place]) -> Float[Tensor, "tokens sites d"]:
-        """The mean state at each place.
+        """Return the mean state at each place.
 
         Raises:
             RMuseError: a span that no query of the reference has.
@@ -63,11 +63,11 @@ def mean_query(
     progress: Progress | None = None,
     label: str = "average query",
 ) -> Reference:
-    """The mean states of some queries and their responses.
+    """Compute the mean states of some queries and their responses.
 
     Args:
-        statements: about people none of whom is to be explained; what they state is not looked at.
-        plan: runs with all of its gates open: the states of an average query that is steered.
+        statements: statements about people other than those to explain; their values are ignored.
+        plan: plan to run with all gates open, for the states of a steered average query.
         progress: a running progress bar to add a line to.
         label: of that line.
 
@@ -108,6 +108,6 @@ def mean_query(
 
 
 def opened(plan: Sentence, device: torch.device) -> Decision:
-    """The decision for one query by which every edit acts."""
+    """Return the decision for one query that lets every edit act."""
     yes = torch.ones(1, len(plan), dtype=torch.bool, device=device)
     return Decision(yes, torch.full((1, len(plan)), torch.nan, device=device), yes)

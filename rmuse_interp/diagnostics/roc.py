@@ -1,9 +1,9 @@
 """How well a gate's score tells queries to steer from queries to leave alone: operating curve and its intervals.
 
-Intervals resample people, since questions about one person are no independent examples. A bootstrap knows no error that
-the sample lacks: where both sides are told apart without one, every resample says so, and its interval has no width. Each
-interval is therefore the hull of the bootstrap's and of a closed form that has width there: Newcombe's for the area under
-the curve (Statistics in Medicine 25, 2006, method 5), Wilson's for a rate.
+Intervals resample people, since questions about one person are not independent. A bootstrap cannot show errors that
+the sample lacks: if both sides are separated perfectly, so they are in every resample, and the interval has no width.
+Each interval is therefore the hull of the bootstrap's and of a closed form that has width there: Newcombe's for the
+area under the curve (Statistics in Medicine 25, 2006, method 5), Wilson's for a rate.
 """
 
 import math
@@ -19,7 +19,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.maths.statistics import Rate, interval, resampled, wilson
 
 TPR: Final = 0.99
-"""Where the false-positive rate is read off."""
+"""True-positive rate at which the false-positive rate is read off."""
 _Z: Final = 1.959963984540054
 Interval = tuple[float, float]
 
@@ -60,15 +60,15 @@ def operating_curve(
     grid: Sequence[float] = tuple(np.linspace(0, 1, 101).tolist()),
     seed: int = 0,
 ) -> Curve:
-    """The curve of scores where larger means steer.
+    """Compute the operating curve of scores; larger scores mean steer.
 
     Args:
         hits: scores of queries to steer.
         rest: scores of queries to leave alone.
-        hit_people: whom each of `hits` is about; what is resampled together.
-        rest_people: likewise of `rest`; a query about nobody has a name of its own.
+        hit_people: person of each of `hits`; a person's queries are resampled together.
+        rest_people: the same for `rest`; a query about nobody has its own name.
         grid: false-positive rates for the band.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Raises:
         RMuseError: no scores on a side, scores that are not finite, people of another number.
@@ -115,7 +115,7 @@ def operating_curve(
 
 
 def newcombe(area: float, first: int, second: int) -> Interval:
-    """Newcombe's 95 % interval of an area under the curve: where Hanley and McNeil's variance puts it 1.96 errors away.
+    """Newcombe's 95 % interval of an area under the curve: it ends 1.96 Hanley-McNeil standard errors away.
 
     >>> newcombe(1.0, 20, 20)[1], round(newcombe(1.0, 20, 20)[0], 2)
     (1.0, 0.9)
@@ -139,7 +139,7 @@ def _shares(weights: np.ndarray, last: np.ndarray) -> np.ndarray:
 
 
 def _read(at: np.ndarray, fpr: np.ndarray, tpr: np.ndarray) -> np.ndarray:
-    """The highest TPR that is reached at each of these false-positive rates."""
+    """Return the highest TPR reached at each of these false-positive rates."""
     return tpr[np.searchsorted(fpr, at + 1e-12, side="right") - 1]
 
 

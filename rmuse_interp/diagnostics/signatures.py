@@ -1,9 +1,9 @@
-"""Failure signatures: what is amiss in a run of `rmuse eval`, by what evidence, why most likely, and what to try.
+"""Failure signatures: what is wrong in a run of `rmuse eval`, the evidence, the likely cause, and what to try.
 
-Each signature is one function from the answers of one method (beside those of the unsteered model) to a `Finding`. It is
-found only where the whole 95 % interval of its rate lies beyond the limit, so that few answers find nothing. What a run
-does not hold (traces, the bundle, the unsteered answers) is named in `missing` with the command that gives it; where
-the signature cannot be told without it, its state is `not checked`. Nothing is left out silently.
+Each signature is one function from the answers of one method (and those of the unsteered model) to a `Finding`. It is
+found only if the whole 95 % interval of its rate lies beyond the limit, so that a few answers prove nothing. Anything a
+run lacks (traces, the bundle, the unsteered answers) is named in `missing` with the command that provides it; if the
+signature cannot be checked without it, its state is `not checked`. Nothing is left out silently.
 """
 
 import math
@@ -30,11 +30,11 @@ BROKEN: Final = 0.1
 CHANGED: Final = 0.05
 """Share of answers to others' questions that steering changes, beyond which it steers too much."""
 DEAD: Final = 1 / 3
-"""A gate is dead where it fires on less than this share of what is to be steered, or spares less of the rest."""
+"""A gate is dead if it fires on less than this share of the queries to steer, or spares less than this of the rest."""
 AGREED: Final = 0.5
 """Agreement that the subspaces of two halves of the examples must be able to reach (see `fitting.agreement`)."""
 HELD: Final = 0.5
-"""Least share of the energy that the rank of a subspace holds; a cap must not fall short of what was asked by more."""
+"""Minimum share of the energy that a subspace's rank must hold; a cap must not miss the share asked for by more."""
 TORN: Final = 0.1
 """Share of answers without proper spans, beyond which delimiters or spans are mistaken."""
 FULL: Final = 0.95
@@ -47,12 +47,12 @@ AGREEMENT: Final = "the agreement of halves in the bundle's report: run `rmuse f
 
 
 def diagnose(case: Case) -> list[Finding]:
-    """Every signature, in the order of `SIGNATURES`."""
+    """Check every signature, in the order of `SIGNATURES`."""
     return [check(case) for check in SIGNATURES]
 
 
 def reasoning_leakage(case: Case) -> Finding:
-    """Steered answers about people to forget that keep a fact back in the answer and tell it in the chain."""
+    """Check for steered answers about people to forget that withhold a fact but state it in the chain."""
     lexicon = Lexicon({}, {})
     rows, leaks, answers = [], 0, 0
     for t in case.steered:
@@ -92,7 +92,7 @@ def reasoning_leakage(case: Case) -> Finding:
 
 
 def reasoning_collapse(case: Case) -> Finding:
-    """Answers that reason no more where the unsteered model does: no chain, or one that goes in circles."""
+    """Check for answers without reasoning where the unsteered model reasons: no chain, or a circular one."""
     if not case.plain:
         return _unchecked("reasoning collapse", case, VANILLA)
     parts = {}
@@ -126,7 +126,7 @@ def reasoning_collapse(case: Case) -> Finding:
 
 
 def over_steering(case: Case) -> Finding:
-    """Answers to questions that are not to be steered, and that steering changed."""
+    """Check for answers that steering changed although their questions are not to be steered."""
     if not case.plain:
         return _unchecked("over-steering of retain", case, VANILLA)
     rows = [t for t in case.answers if t.split not in TO_STEER and t.id in case.plain]
@@ -163,7 +163,7 @@ def over_steering(case: Case) -> Finding:
 
 
 def dead_gate(case: Case) -> Finding:
-    """A gate that never fires on what is to be steered, or always on what is not; each kind of query on its own."""
+    """Check for a gate that rarely fires where it should, or often where it should not, per kind of query."""
     if all(t.fired is None for t in case.answers):
         return Finding(
             "dead gate", case.method, "absent", (Figure("queries with a gate", 0, n=len(case.answers)),)
@@ -211,7 +211,7 @@ def dead_gate(case: Case) -> Finding:
 
 
 def unstable_subspace(case: Case) -> Finding:
-    """Subspaces that two halves of the fitting examples do not agree on."""
+    """Check for subspaces on which two halves of the fitting examples disagree."""
     name = "unstable subspace"
     if case.bundle is None:
         return _unchecked(name, case, BUNDLE)
@@ -243,7 +243,7 @@ def unstable_subspace(case: Case) -> Finding:
 
 
 def rank_starved(case: Case) -> Finding:
-    """Subspaces whose rank holds too little of what sets the two kinds of response apart."""
+    """Check for subspaces whose rank holds too little of what separates the two kinds of response."""
     if case.bundle is None:
         return _unchecked("rank starved", case, BUNDLE)
     evidence, starved = [], False
@@ -274,7 +274,7 @@ def rank_starved(case: Case) -> Finding:
 
 
 def span_mistakes(case: Case) -> Finding:
-    """Answers whose spans are not where they should be: the unsteered model's, or only those that were steered."""
+    """Check for answers with misplaced spans: the unsteered model's, or only those that were steered."""
     if not case.plain:
         return _unchecked("span mistakes", case, VANILLA)
     free = [t for t in case.plain.values() if t.kind in OPEN_KINDS]

@@ -1,11 +1,11 @@
-"""How far do `U_un` and `U_rrs` depend on who happened to be in the fitting data? Refits on bootstrap resamples.
+"""How far do `U_un` and `U_rrs` depend on which people are in the fitting data? Refits on bootstrap resamples.
 
-People, not questions, are drawn again: questions about one person are no independent examples. A refit on a resample is
-a weighted fit on the examples that were drawn at all, so that no model is run and every Gram matrix stays small.
+People, not questions, are resampled: questions about one person are not independent examples. A refit on a resample is
+a weighted fit on the examples drawn, so that no model is run and every Gram matrix stays small.
 
-What it is not: a confidence interval of an overlap in the population. A resample holds fewer distinct people than the
-fitting data, so that its ranks are lower and its subspaces noisier: read the range as what the fit would have been on
-data of the same kind, and a wide one as "this subspace is not pinned down".
+This is not a confidence interval of an overlap in the population. A resample holds fewer distinct people than the
+fitting data, so that its ranks are lower and its subspaces noisier: read the range as possible fits on data of the same
+kind, and a wide range as "the data do not determine this subspace".
 """
 
 import math
@@ -34,10 +34,10 @@ class Side:
 
     Args:
         ans: `Δ_ans` of each example.
-        cot: `Δ_cot` likewise.
-        clusters: whom each example is about; what is drawn again together.
-        groups: what the examples are balanced by (`people`, `reasoning`); each is resampled within itself and weighs the
-            same. None for one group.
+        cot: `Δ_cot` of each example.
+        clusters: person of each example; a person's examples are resampled together.
+        groups: group of each example (`people`, `reasoning`); groups are resampled separately and weigh the same. None
+            for one group.
 
     Raises:
         RMuseError: lengths that disagree, fewer than two clusters.
@@ -78,7 +78,7 @@ class Refit:
 
 @dataclass(frozen=True, eq=False)
 class Stability:
-    """What both subspaces of one block are over the resamples; arrays have one entry per resample.
+    """Both subspaces of one block over the resamples; arrays have one entry per resample.
 
     Attributes:
         angles: principal angles between `U_un` and `U_rrs`, radians, ascending; one row per resample, NaN where a
@@ -104,9 +104,9 @@ class Stability:
 
 
 def sides_at(evidence: Evidence, layer: int, literal: bool) -> tuple[Side, Side]:
-    """The differences that `subspaces_at` fits `U_un` and `U_rrs` of a block on, clustered by person.
+    """Return the differences on which `subspaces_at` fits `U_un` and `U_rrs` of a block, clustered by person.
 
-    Where all forget examples are about one person, each example is its own cluster.
+    If all forget examples are about one person, each example is its own cluster.
     """
     people = {name.rpartition("@")[0]: who for name, who in evidence.people.items()}
 
@@ -137,15 +137,15 @@ def stability(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Stability:
-    """Both subspaces refitted on resamples of their examples, compared with each other and with the fit on all data.
+    """Refit both subspaces on resamples of their examples; compare them with each other and the fit on all data.
 
     Args:
         unlearning: fitted on all of `forget`; its settings (standardisation, energy, cap) are those of the refits.
         retain: fitted on all of `kept`, likewise.
-        forget: what `unlearning` was fitted on.
-        kept: what `retain` was fitted on.
-        resamples: how many.
-        seed: of the drawing.
+        forget: differences that `unlearning` was fitted on.
+        kept: differences that `retain` was fitted on.
+        resamples: number of resamples.
+        seed: seed of the drawing.
 
     Raises:
         RMuseError: no resamples.
@@ -188,14 +188,14 @@ def refit(
     kept: Side,
     counts: tuple[Float[Tensor, " examples"], Float[Tensor, " kept"]] | None = None,
 ) -> Refit:
-    """Both subspaces on one resample, with the settings of the fits given.
+    """Fit both subspaces on one resample, with the settings of the given fits.
 
     Args:
-        unlearning: whose settings `U_un` is fitted with.
-        retain: whose settings `U_rrs` is fitted with.
+        unlearning: fit with the settings for `U_un`.
+        retain: fit with the settings for `U_rrs`.
         forget: the examples of `U_un`.
         kept: the examples of `U_rrs`.
-        counts: how often each example of either side is in the resample; None for once.
+        counts: number of times that each example of either side is in the resample; None for once each.
     """
     often, kept_often = counts or (torch.ones(len(side.ans), dtype=torch.float64) for side in (forget, kept))
     un = _directions(forget, unlearning, often)
@@ -234,9 +234,9 @@ def _leading(rows: Float[Tensor, "examples d"], energy: float, cap: int | None) 
 def drawn_again(
     forget: Side, kept: Side, resamples: int, seed: int
 ) -> tuple[Float[Tensor, "resamples examples"], Float[Tensor, "resamples kept"]]:
-    """How often each example of either side is in each resample: clusters drawn with replacement within their group.
+    """Count each example of either side in each resample; clusters are drawn with replacement within their group.
 
-    A group of one cluster stays as it is; that it has no spread shows in the other one's numbers.
+    A group of one cluster stays as it is and contributes no spread.
     """
     sides = (("forget", forget), ("kept", kept))
     apart = [(name, group) for name, side in sides for group in side.groups or [""] * len(side.clusters)]
@@ -265,7 +265,7 @@ def _compared(mine: Refit, whole: Refit) -> dict[str, Any]:
 
 
 def mean_angle(first: Float[Tensor, "d k"], second: Float[Tensor, "d j"]) -> float:
-    """The angle whose squared cosine is the mean over the principal angles of two orthonormal bases, radians.
+    """Return the angle (radians) whose squared cosine is the mean over the principal angles of two orthonormal bases.
 
     >>> eye = torch.eye(4, dtype=torch.float64)
     >>> mean_angle(eye[:, :1], eye[:, :2]), round(math.degrees(mean_angle(eye[:, :2], eye[:, 1:3])))

@@ -23,9 +23,9 @@ class Steered:
     """One pass over a set of queries.
 
     Attributes:
-        before: each block's output as the block gave it (edits of lower blocks have acted).
-        after: the same once the edits of that block have acted.
-        fired: of each query, whether a gate let an edit act on it; None where no gate applies to it.
+        before: each block's output before its own edits (edits of lower blocks have acted).
+        after: the same after the edits of that block.
+        fired: whether a gate let an edit act, by query; None if no gate applies to it.
     """
 
     before: States = field(default_factory=dict)

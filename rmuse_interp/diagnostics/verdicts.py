@@ -1,6 +1,6 @@
-"""Hidden or in sight: what scores of probes before and after steering say, by a stated rule.
+"""Hidden or in sight: verdicts on probe scores before and after steering, by a fixed rule.
 
-Steering **hides** something at a block where it was readable before (`Score.readable`) and the read-out of before (the
+Steering **hides** something at a block if it was readable before (`Score.readable`) and the old read-out (the
 same probe, never trained on steered states) now reads significantly less: the 95 % interval of the drop lies above 0. It
 is **not gone** where a probe trained on steered states still reads it. A linear probe that finds nothing does not show
 that there is nothing: no verdict says "gone".
@@ -74,7 +74,7 @@ def judge(
 
 
 def conclusion(verdicts: Mapping[str, Verdict]) -> str:
-    """All places in one sentence: hidden, not gone, where something is hidden at one place and readable at any."""
+    """Summarise all places in one sentence: "hidden, not gone" if it is hidden at one place and readable at any."""
     hidden = {p: v for p, v in verdicts.items() if v.hidden_from is not None}
     found = {p: v.after for p, v in verdicts.items() if v.after}
     if not any(v.before for v in verdicts.values()):
@@ -97,7 +97,7 @@ def _where(found: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def spelled(blocks: Sequence[int]) -> str:
-    """Block numbers with runs drawn together.
+    """Write block numbers with runs joined.
 
     >>> spelled([0, 1, 2, 5, 7, 8])
     '0–2, 5, 7–8'

@@ -1,7 +1,7 @@
-"""`fit`: from a model and a benchmark to a fitted R-MUSE, reading fitting data only.
+"""`fit`: fit an R-MUSE to a model and a benchmark, reading fitting data only.
 
-What is read: `forget_X`, `retain_X` and the `train` files; never `Test_Set`, `test` files or celebrities. All passes
-are collected once (`gather`) and serve both presets.
+It reads `forget_X`, `retain_X` and the `train` files, never `Test_Set`, `test` files or celebrities. All passes run
+once (`gather`) and serve both presets.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ __all__ = [
 ]
 
 TABLE: Final = 12
-"""Rows of the gates' table kept in the bundle."""
+"""Number of rows of the gates' table that the bundle keeps."""
 
 
 def fit(
@@ -84,23 +84,23 @@ def fit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RMuse:
-    """A fitted R-MUSE.
+    """Fit an R-MUSE to a model and a benchmark.
 
     Args:
         model: from `load_model`.
         benchmark: from `load_benchmark`.
         preset: `calibrated` (default) or `paper`.
-        layers: 0-based blocks to steer; chosen by the preset where absent.
+        layers: 0-based blocks to steer; None lets the preset choose.
         auto: choose blocks, target and the rank of the RRS by a search on fitting queries (`search`).
-        kinds: of gates to choose from; `BY_PERSON` for gates that `forget_people` and `restore_people` can change.
-        traces: whose reasoning and answers are fitted on: the benchmark's (`given`), the model's `own`, its own even
-            where it follows no template (`composed`, see `elicit`), or `auto`: the benchmark's where it has reasoning,
-            else the model's own.
-        template: how the model is asked for traces of its own; see `elicit`.
-        max_new_tokens: the most tokens per response of its own.
-        cache: folder of its responses; see `elicit`.
-        limit: most examples of each group and kind of query.
-        seed: of the sampling.
+        kinds: kinds of gates to choose from; `BY_PERSON`: those that `forget_people` and `restore_people` can change.
+        traces: whose reasoning and answers to fit on: the benchmark's (`given`), the model's `own`, its own even if it
+            follows no template (`composed`, see `elicit`), or `auto`: the benchmark's if it has reasoning, else the
+            model's own.
+        template: how the model is asked for its own traces; see `elicit`.
+        max_new_tokens: maximum number of tokens in each of the model's own responses.
+        cache: folder for the model's responses; see `elicit`.
+        limit: maximum number of examples per group and kind of query.
+        seed: seed of the sampling.
         progress: a running progress bar to add lines to.
 
     Raises:
@@ -142,7 +142,7 @@ def check(
     traces: Traces = "given",
     template: TemplateName | Template | None = None,
 ) -> None:
-    """Raise unless the benchmark can be fitted on with these settings; runs no pass. `gather` alone needs given traces.
+    """Raise unless a fit on the benchmark is possible with these settings; runs no pass. `gather` needs given traces.
 
     Raises:
         RMuseError: layers out of range, given traces without reasoning spans, a template for given traces, an unreadable
@@ -164,10 +164,10 @@ def check(
 
 
 def source_of(benchmark: Benchmark, traces: Traces) -> Traces:
-    """`given`, `own` or `composed`: what `auto` comes to on this benchmark.
+    """Resolve `traces` to `given`, `own` or `composed`: what `auto` means on this benchmark.
 
     Raises:
-        RMuseError: none of these words.
+        RMuseError: an unknown value of `traces`.
     """
     if traces not in TRACES:
         raise RMuseError(f"traces are one of {', '.join(TRACES)}, got {traces!r}")
@@ -183,7 +183,7 @@ def traced(
     template: TemplateName | Template | None = None,
     **settings: Any,
 ) -> Benchmark:
-    """The benchmark to gather from: itself, or with the model's own words; further settings are those of `elicit`."""
+    """Return the benchmark, with the model's own responses if `traces` asks for them; `settings` go to `elicit`."""
     source = source_of(benchmark, traces)
     if source == "given":
         return benchmark
@@ -202,7 +202,7 @@ def assemble(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RMuse:
-    """A preset built from evidence already gathered; see `fit`."""
+    """Build a preset from evidence already gathered; see `fit`."""
     require_preset(preset, auto, kinds)
     parts: list[tuple[Edit, Subspaces]] = []
     report: JSON = {
@@ -252,10 +252,10 @@ def assemble(
 
 
 def require_preset(preset: str, auto: bool = False, kinds: Sequence[GateKind] = GATE_KINDS) -> None:
-    """Raise unless the preset is known and leaves open what is to be searched and which kinds of gates are tried.
+    """Raise unless the preset is known and allows this search and choice of gate kinds.
 
     Raises:
-        RMuseError: another name; `auto` or kinds of gates for the preset `paper`.
+        RMuseError: an unknown preset; `auto` or kinds of gates for the preset `paper`.
     """
     if preset not in PRESETS:
         raise RMuseError(f"a preset is one of {', '.join(PRESETS)}, got {preset!r}")
@@ -271,5 +271,5 @@ def require_preset(preset: str, auto: bool = False, kinds: Sequence[GateKind] = 
 
 
 def hashed(people: Sequence[str]) -> list[str]:
-    """People's ids as they stand in a bundle: hashed, since a bundle travels."""
+    """Hash people's ids as a bundle stores them, since bundles are shared."""
     return sorted(hashlib.sha256(f"rmuse-{p}".encode()).hexdigest()[:16] for p in people)

@@ -1,4 +1,4 @@
-"""How well fitting data determine the subspaces: spectrum, rank, agreement of two halves; for a bundle's report."""
+"""How well the fitting data determine the subspaces: spectrum, rank, agreement of two halves; for a bundle's report."""
 
 import random
 from collections.abc import Sequence
@@ -14,11 +14,11 @@ from rmuse_interp.parts.retain import RetainSubspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 SPLITS: Final = 8
-"""Random halvings of the fitting examples."""
+"""Number of random halvings of the fitting examples."""
 LEAST: Final = 4
-"""Fewest examples of a kind that can be halved."""
+"""Minimum number of examples of a kind for halving them."""
 SPECTRUM: Final = 16
-"""Leading shares of energy that a report lists."""
+"""Number of leading energy shares that a report lists."""
 
 
 def subspace_table(
@@ -29,20 +29,20 @@ def subspace_table(
     energy: float = ENERGY,
     seed: int = 0,
 ) -> JSON:
-    """Of each block and subspace: `examples`, `rank`, `cap`, `asked`, `kept`, `spectrum` and `agreement`; plain JSON.
+    """Tabulate `examples`, `rank`, `cap`, `asked`, `kept`, `spectrum`, `agreement` per block and subspace; plain JSON.
 
-    `kept` is the share of the energy `s²/Σs²` that the rank holds, where `asked` was asked for. `agreement` compares the
-    subspaces of two random halves of the examples: for `U_un` the cosine of the two directions `v_un`, signs aside; for
-    `U_rrs` the share of each half's basis, weighted by its energies, that lies in the other's subspace (random subspaces
-    of rank k share k/d). It is the mean of `SPLITS` halvings with their 2.5 % and 97.5 % percentiles; halves know half
-    as much, so it is a lower bound. None with fewer than `LEAST` examples.
+    `kept` is the share of the energy `s²/Σs²` that the rank holds, `asked` the share requested. `agreement` compares
+    the subspaces of two random halves of the examples: for `U_un` the absolute cosine of the two directions `v_un`; for
+    `U_rrs` the energy-weighted share of each half's basis that lies in the other's subspace (k/d for random subspaces
+    of rank k). It is the mean over `SPLITS` halvings with the 2.5 % and 97.5 % percentiles. Halves have half the data,
+    so it is a lower bound. None with fewer than `LEAST` examples.
 
     Args:
-        evidence: of one kind of query.
+        evidence: evidence of one kind of query.
         layers: 0-based blocks.
-        literal: the paper's form; see `subspaces_at`.
+        literal: whether to use the paper's form; see `subspaces_at`.
         energy: share of the variance that the RRS was asked to hold.
-        seed: of the halvings.
+        seed: seed of the halvings.
     """
     draw = random.Random(seed)
     forget, kept = evidence.refusal["answer"].ids, evidence.step["answer"].ids
@@ -96,7 +96,7 @@ def _entry(one: UnlearningSubspace | RetainSubspace, n: int, cosines: Sequence[f
 
 
 def _halves(evidence: Evidence, draw: random.Random, literal: bool) -> tuple[Evidence, Evidence]:
-    """The evidence of two disjoint halves of the forget and of the retain examples."""
+    """Split the evidence into two disjoint halves of the forget and of the retain examples."""
     step = "step_prefixed" if literal else "step"
     sides = {name: list(getattr(evidence, name)["answer"].ids) for name in ("refusal", step)}
     for ids in sides.values():

@@ -1,9 +1,10 @@
-"""Reasoning for a benchmark that has none, as RMLLMU-Bench was made: a generator writes, a verifier sends back.
+"""Write reasoning for a benchmark without any, as for RMLLMU-Bench: a generator writes, a verifier sends back.
 
-For each open question about a person a language model writes a chain from the person's record alone; the same model,
-asked anew, checks that the chain is *attributable* (every step rests on a fact of the record), *conservative* (it says no
-more than the record and the question do) and *consistent* (its steps follow, and lead to the given answer). What fails
-goes back with the fault, up to `ROUNDS` times; what still fails stays without reasoning. All is listed for human audit.
+For each open question about a person, a language model writes a chain from the person's record alone. In a new prompt
+the same model checks that the chain is *attributable* (every step rests on a fact of the record), *conservative* (it
+says no more than the record and the question do) and *consistent* (its steps follow and lead to the given answer). A
+chain that fails goes back with its fault, up to `ROUNDS` times; if it still fails, the question stays without
+reasoning. Everything is listed for human audit.
 """
 
 import csv
@@ -25,10 +26,10 @@ from rmuse_interp.evaluate.judges.consulting import json_in
 from rmuse_interp.evaluate.text import Lexicon
 
 ROUNDS: Final = 3
-"""How often a chain is written before the question stays without one."""
+"""Maximum number of times a chain is written before the question stays without one."""
 CHECKS: Final = ("attributable", "conservative", "consistent")
 AUDIT: Final = "audit"
-"""Stem of the audit files: ``audit.jsonl`` and ``audit.csv``, whose last two columns a person fills in."""
+"""Stem of the audit files ``audit.jsonl`` and ``audit.csv``; a person fills in the last two columns of the CSV."""
 COLUMN: Final = "Generation_Task"
 WRITE: Final = """Write the reasoning that leads from a person's record to the answer of a question.
 
@@ -56,7 +57,7 @@ _CHAIN_GUESS: Final = "x" * 300
 
 @dataclass(frozen=True)
 class Task:
-    """One question to be given a chain; equal ones (in several splits) are one."""
+    """One question that needs a chain; equal questions in several splits are one task."""
 
     person: str
     record: str
@@ -66,14 +67,14 @@ class Task:
 
     @property
     def keys(self) -> frozenset[str]:
-        """The keys of the record; none where it is free text."""
+        """The keys of the record; empty if the record is free text."""
         try:
             return frozenset(json.loads(self.record))
         except ValueError:
             return frozenset()
 
     def words(self, **more: str) -> dict[str, str]:
-        """What the prompts are filled with."""
+        """The values that fill the prompt templates."""
         seen = " (about a picture of the person)" if self.modality == "Image_Textual" else ""
         return {
             "record": self.record,
@@ -86,7 +87,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Annotation:
-    """What became of a task: its steps as ``(sentence, key)``, the checks of its last round, and whether it is used."""
+    """The result of a task: its steps as ``(sentence, key)``, the checks of its last round, and whether it is used."""
 
     task: Task
     steps: tuple[tuple[str, str], ...] = ()
@@ -97,15 +98,15 @@ class Annotation:
 
     @property
     def reasoning(self) -> str:
-        """The chain in words."""
+        """The chain as text."""
         return " ".join(step for step, _ in self.steps)
 
 
 def annotate(tasks: Sequence[Task], consultation: Consultation) -> list[Annotation]:
-    """A chain for each task, written and verified.
+    """Write and verify a chain for each task.
 
     Raises:
-        RMuseError: as `Consultation.ask`; run again with the same folder of replies, it goes on from there.
+        RMuseError: as `Consultation.ask`; a new run with the same folder of replies continues from there.
     """
     found = {task: Annotation(task) for task in tasks}
     for _ in range(ROUNDS):
@@ -139,9 +140,9 @@ def annotate(tasks: Sequence[Task], consultation: Consultation) -> list[Annotati
 
 
 def fault_of(task: Task, steps: Sequence[tuple[str, str]]) -> str:
-    """What is wrong with a draft that no verifier has to be asked about; empty where nothing is.
+    """Describe a fault of a draft that shows without a verifier; empty if there is none.
 
-    A step that names a key which the record lacks, or a chain that does not state an answer which stands in the record.
+    Such faults are a step that names a key missing from the record, and a chain that omits an answer in the record.
     """
     strange = sorted({key for _, key in steps} - task.keys) if task.keys else []
     if strange:
@@ -153,7 +154,7 @@ def fault_of(task: Task, steps: Sequence[tuple[str, str]]) -> str:
 
 
 def estimate(tasks: Sequence[Task], consultation: Consultation) -> Quote:
-    """What one round takes: every chain written and checked once."""
+    """Estimate the cost of one round, in which every chain is written and checked once."""
     asked = [_to_write(Annotation(task)) for task in tasks]
     asked += [CHECK.format(**task.words(chain=_CHAIN_GUESS)) for task in tasks]
     found = consultation.estimate(asked)
@@ -192,10 +193,10 @@ def _checks(text: str) -> tuple[dict[str, bool], str]:
 
 
 def tasks_in(folder: Path) -> list[Task]:
-    """The open questions without reasoning of a folder of person rows (MLLMU-Bench's parquet), each once.
+    """List the open questions without reasoning in a folder of person rows (MLLMU-Bench's parquet), each once.
 
     Raises:
-        RMuseError: no such folder, none of its files has person rows, a faulty row.
+        RMuseError: a missing folder, a folder without person rows, a faulty row.
     """
     found: dict[Task, None] = {}
     files = person_files(folder)
@@ -210,10 +211,10 @@ def tasks_in(folder: Path) -> list[Task]:
 
 
 def person_files(folder: Path) -> list[Path]:
-    """The parquet files of a folder that hold person rows.
+    """List the parquet files of a folder that hold person rows.
 
     Raises:
-        RMuseError: there is none.
+        RMuseError: no such file.
     """
     import pyarrow.parquet as pq
 
@@ -227,7 +228,7 @@ def person_files(folder: Path) -> list[Path]:
 
 
 def task_of(record: JSON, question: Mapping[str, object]) -> Task | None:
-    """The task that a question of a person's row is; None where it has reasoning already."""
+    """Make a task of one question in a person's row; None if it already has reasoning."""
     if question.get("Reasoning"):
         return None
     facts = fields.biography(record.get("biography"))
@@ -242,7 +243,7 @@ def task_of(record: JSON, question: Mapping[str, object]) -> Task | None:
 
 
 def write_annotated(folder: Path, out: Path, annotations: Sequence[Annotation]) -> None:
-    """The folder again, with ``Reasoning`` where a chain was accepted, and the audit files; other files are copied."""
+    """Copy the folder, adding ``Reasoning`` where a chain was accepted, and write the audit files."""
     chains = {one.task: one.reasoning for one in annotations if one.accepted}
     people = set(person_files(folder))
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
@@ -256,7 +257,7 @@ def write_annotated(folder: Path, out: Path, annotations: Sequence[Annotation]) 
 
 
 def write_audit(out: Path, annotations: Sequence[Annotation]) -> None:
-    """``audit.jsonl`` (everything) and ``audit.csv`` (for a person, with empty columns ``auditor`` and ``verdict``)."""
+    """Write ``audit.jsonl`` (everything) and ``audit.csv`` (for people, with empty ``auditor`` and ``verdict``)."""
     out.mkdir(parents=True, exist_ok=True)
     rows = [_audited(one) for one in annotations]
     write_text(out / f"{AUDIT}.jsonl", (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -266,7 +267,7 @@ def write_audit(out: Path, annotations: Sequence[Annotation]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow({**row, "steps": " | ".join(f"{s['step']} [{s['evidence']}]" for s in row["steps"])})
-    # The mark lets spreadsheets read UTF-8.
+    # The byte-order mark tells spreadsheets that the file is UTF-8.
     write_text(out / f"{AUDIT}.csv", ["\ufeff", table.getvalue()])
 
 
@@ -287,7 +288,7 @@ def _audited(one: Annotation) -> JSON:
 
 
 def _rewrite(path: Path, place: Path, chains: Mapping[Task, str]) -> None:
-    """One file of person rows with its accepted chains, a few rows at a time."""
+    """Write one file of person rows with its accepted chains, a few rows at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -305,7 +306,7 @@ def _rewrite(path: Path, place: Path, chains: Mapping[Task, str]) -> None:
 
 
 def _with_reasoning(kind: Any) -> Any:
-    """The type of the questions' column, with a string ``Reasoning`` in each; JSON strings stay strings."""
+    """Add a string field ``Reasoning`` to the type of the questions' column; JSON strings stay strings."""
     import pyarrow as pa
 
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
@@ -343,7 +344,7 @@ def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, JSON]]:
 
 @contextmanager
 def _named(file: Path, row: int) -> Iterator[None]:
-    """Turns a fault into an error that names file and row."""
+    """Turn an exception into an error that names the file and row."""
     try:
         yield
     except Fault as fault:

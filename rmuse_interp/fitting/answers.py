@@ -1,4 +1,4 @@
-"""`Answers`: what a model says to questions, kept by content, so that nothing is ever asked twice."""
+"""`Answers`: a model's responses to questions, cached by content so that no question is asked twice."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.batches import alike
 
 Question = tuple[str, bytes | None]
-"""A prompt and its encoded picture."""
+"""A prompt and its encoded picture, if any."""
 
 
 class Answers:
-    """Greedy responses of one model; every batch is on disk once it is answered.
+    """Greedy responses of one model; every batch is written to disk as soon as it is answered.
 
-    Nothing is kept on disk of a model whose weights come from no file: what it is could not be told later.
+    For a model whose weights come from no file nothing is written, since it could not be identified later.
 
     Args:
-        model: who is asked; attached plans do not act.
-        folder: of the responses, one file per model.
+        model: the model to ask; attached plans do not act.
+        folder: folder for the responses, one file per model.
         batch_size: questions per batch.
-        max_new_tokens: the most tokens per response.
+        max_new_tokens: maximum number of tokens per response.
         progress: a running progress bar to add lines to.
     """
 
@@ -37,7 +37,7 @@ class Answers:
         self._kept = Store(folder / f"{weights}.jsonl" if weights else None, depends(model), max_new_tokens)
 
     def to(self, questions: Sequence[Question], label: str) -> list[str]:
-        """The responses in the order of the questions; only those not kept are asked for."""
+        """Return the responses in the order of the questions; only questions without a cached response are asked."""
         todo = [question for question in dict.fromkeys(questions) if self._kept.get(question) is None]
         for batch in alike(
             todo,
@@ -59,7 +59,7 @@ class Answers:
         return [str(self._kept.get(question)) for question in questions]
 
     def cut(self, text: str) -> bool:
-        """Whether a response is as long as it may be, so that the model had no token left to end it with."""
-        # With the blank that a response has behind the prompt; some tokenizers have a token for it.
+        """Whether a response reached `max_new_tokens`, so that no token was left to end it."""
+        # A space separates prompt and response; some tokenizers have a token for it.
         said = self.model.tokenizer(f" {text}", add_special_tokens=False).input_ids
         return len(said) >= self.max_new_tokens

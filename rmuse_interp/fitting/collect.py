@@ -1,7 +1,7 @@
-"""Model × spans → activations: span-pooled block outputs of many queries, and token states along refusals.
+"""Collect activations: span-pooled block outputs of many queries, and token states along refusals.
 
-States are pooled on the fly, block by block, so that memory grows with the number of queries and not with their
-tokens; batches are formed by length, so that little is spent on padding.
+States are pooled block by block as the model runs, so that memory grows with the number of queries, not of tokens.
+Batches group queries of similar length to save padding.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ SPANS: Final[tuple[Span, ...]] = get_args(Span)
 
 @dataclass(frozen=True)
 class Query:
-    """What the model is shown: a question, perhaps a picture, perhaps a response to read states along.
+    """The model's input: a question, optionally a picture, and optionally a response along which states are read.
 
     ``stepwise``: the response holds reasoning between delimiters; a direct one is all answer.
     """
@@ -64,10 +64,10 @@ def pooled_states(
     progress: Progress | None = None,
     label: str = "collect",
 ) -> dict[Where, Pooled]:
-    """`φ_l(x; S)` (eq. 4.1) of every query, span and block.
+    """Compute `φ_l(x; S)` (eq. 4.1) for every query, span and block.
 
     Args:
-        spans: which spans; a query that has none of a span (no picture, no reasoning) is left out of that span's
+        spans: spans to pool over; a query that lacks a span (no picture, no reasoning) is left out of that span's
             record, never filled in.
         layers: 0-based blocks; all by default.
         delimiters: of reasoning and answer in the responses.
@@ -115,7 +115,7 @@ def trajectories(
     progress: Progress | None = None,
     label: str = "trajectories",
 ) -> list[Trajectory]:
-    """Token states along each query's response, from the last prompt token on, in the order of `queries`.
+    """Collect token states along each query's response, from the last prompt token on, in the order of `queries`.
 
     Raises:
         RMuseError: a query without a response, states that are not finite.
@@ -141,10 +141,10 @@ def trajectories(
 def batched(
     queries: Sequence[Query], size: int, progress: Progress | None, label: str, *, mixed: bool = False
 ) -> Iterator[list[Query]]:
-    """Batches of queries of similar length with their responses; see `alike`.
+    """Yield batches of queries whose lengths, responses included, are similar; see `alike`.
 
     Raises:
-        RMuseError: two queries of one id.
+        RMuseError: two queries with the same id.
     """
     if len({q.id for q in queries}) != len(queries):
         raise RMuseError("queries need distinct ids to be collected")
@@ -156,14 +156,14 @@ def batched(
 
 
 def shown(batch: Sequence[Query]) -> tuple[list[str], list[bytes | None], list[str | None]]:
-    """Prompts, pictures and responses of a batch, as a model encodes them."""
+    """Return a batch's prompts, pictures and responses, in the form that a model encodes."""
     return [q.prompt for q in batch], [q.image for q in batch], [q.response for q in batch]
 
 
 def spans_of(
     lens: LensModel, encoded: Encoding, batch: Sequence[Query], delimiters: tuple[str, str]
 ) -> SpanMasks:
-    """Where the spans of an encoded batch are."""
+    """Locate the spans of an encoded batch."""
     answers = [f" {q.response}" if q.response else "" for q in batch]
     rendered = [text[: len(text) - len(answer)] for text, answer in zip(encoded.texts, answers, strict=True)]
     stepwise = [q.stepwise and q.response is not None for q in batch]
@@ -187,7 +187,7 @@ def pooled_by(
     _layer: int,
     states: Float[Tensor, "batch tokens d"],
 ) -> dict[Where, Float[Tensor, "batch d"]]:
-    """The mean of the states over the tokens of each mask, in float32 on the CPU; for `reading`."""
+    """Average the states over the tokens of each mask, in float32 on the CPU; for `reading`."""
     here = {where: mask.to(states.device) for where, mask in masks.items()}
     return {where: mean_over(states, mask, mask.sum(dim=1)).cpu() for where, mask in here.items()}
 
@@ -195,7 +195,7 @@ def pooled_by(
 def _taken(
     span: str, call: Slice, prompt_end: Int[Tensor, " batch"], masks: SpanMasks
 ) -> Bool[Tensor, "batch tokens"]:
-    """The tokens of a span: what a gate reads is what running plans read, the rest is found in the text."""
+    """Mask the tokens of a span: a gate's readout as running plans read it, any other span by its text."""
     if span == "cot":
         return masks.reasoning
     return masks.answer if span == "answer" else covered(span, call, prompt_end)

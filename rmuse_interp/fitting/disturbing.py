@@ -1,4 +1,4 @@
-"""Queries as they might come in use: read with rounded weights, and with their photograph changed."""
+"""Queries as they may occur in use: read with rounded weights and with a changed photograph."""
 
 import random
 from collections.abc import Callable, Collection, Sequence
@@ -13,10 +13,10 @@ from rmuse_interp.lens.quantised import roundable, rounding
 PooledT = TypeVar("PooledT")
 
 ROUNDED: Final = 0.08
-"""Share of the gate's queries that it is shown with rounded weights as well. More was no better on the organism."""
+"""Share of the gate's queries that are also read with rounded weights. More did not help on the organism."""
 CHANGED: Final = (0.5, 0.15)
-"""Shares of the gate's queries about people to forget, and of all others, that it is shown with the photograph changed
-as well. A person missed leaks, so theirs are more. Chosen on portraits of other seeds than those that are scored."""
+"""Shares of the gate's queries about people to forget, and of all others, that are also read with a changed photograph.
+The first is larger because a missed person leaks. Chosen on portraits with other seeds than the scored ones."""
 
 
 def disturbed_states(
@@ -26,17 +26,17 @@ def disturbed_states(
     seed: int,
     read: Callable[[list[Query], str], PooledT],
 ) -> list[PooledT]:
-    """What is read of some of the queries as they might come in use: their weights rounded, their photograph changed.
+    """Read some of the queries again, with rounded weights and with a changed photograph.
 
-    A person's states scatter by that too, and a gate that has seen how does not take the scatter for another person.
-    Which queries they are, and what becomes of their photograph, follows from the seed and a query's id alone.
+    Such changes scatter a person's states; a gate that has seen this does not take the scatter for another person. The
+    seed and a query's id alone determine which queries are chosen and how their photographs change.
 
     Args:
-        model: whose weights are rounded to 4 bits while they are read; afterwards they are what they were.
-        queries: with their ids; those disturbed have `~` and how behind theirs.
-        forget: the ids of those about people to forget.
-        seed: of the choice.
-        read: from queries and a label to states.
+        model: the model; its weights are rounded to 4 bits during the reading and restored afterwards.
+        queries: the queries; the id of a disturbed one ends in `~` and the kind of disturbance.
+        forget: ids of the queries about people to forget.
+        seed: seed of the choice.
+        read: function that maps queries and a label to states.
     """
     found = []
     drawn = [(q, random.Random(f"{seed}/{q.id}").random()) for q in queries]

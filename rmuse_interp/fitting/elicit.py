@@ -1,8 +1,8 @@
 """`elicit`: the model's own reasoning and answers, where a benchmark has none.
 
-R-MUSE's negatives `x⁻` are the model's own outputs (section 4.1 of arXiv 2512.17911), so a benchmark without
-annotated reasoning lacks nothing that the model can't say itself. Every fitting question is put to it twice, for
-reasoning and for the answer alone; what lacks a span is left out and counted.
+R-MUSE's negatives `x⁻` are the model's own outputs (section 4.1 of arXiv 2512.17911), so the model itself can supply
+the reasoning that a benchmark lacks. Every fitting question is put to it twice, for reasoning and for the answer
+alone; a question whose response lacks a span is left out and counted.
 """
 
 from collections import Counter
@@ -52,23 +52,23 @@ where every open question about people has reasoning, else the model's."""
 TRACES: Final[tuple[Traces, ...]] = get_args(Traces)
 
 LIMIT: Final = 160
-"""Most questions of each view and kind of query that are asked."""
+"""Maximum number of questions asked per view and kind of query."""
 MAX_NEW_TOKENS: Final = 256
-"""Most tokens per response."""
+"""Maximum number of tokens per response."""
 PROBE: Final = 32
-"""So many questions are asked first; where no response to them is usable, no more are asked."""
+"""Number of questions asked first; if no response to them is usable, no more are asked."""
 VIEWS: Final = {
     "fit_forget": "generation",
     "fit_retain": "generation",
     "fit_reasoning": "reasoning",
     "fit_benign": "benign",
 }
-"""Fitting view of a benchmark → the kind of question in it that is put to the model."""
+"""The kind of question that is put to the model, by fitting view of a benchmark."""
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A question that is left out: which form of it failed and why, and what the model said."""
+    """A question that is left out: the form that failed, the reason, and the model's response."""
 
     id: str
     form: Form
@@ -78,14 +78,14 @@ class Dropped:
 
 @dataclass(frozen=True, eq=False)
 class Elicited:
-    """A benchmark whose fitting views hold the model's own words, and what became of every question.
+    """A benchmark whose fitting views hold the model's own words, and the fate of every question.
 
     Attributes:
-        benchmark: the one to fit on: questions as they were put, responses as they came, spans trimmed of blanks. Its
-            scoring splits are put the same way; its delimiters, also those of its refusals, are the template's.
+        benchmark: the benchmark to fit on: questions as they were put, responses as given, spans stripped of spaces.
+            Its scoring splits use the same template, and so do the delimiters of its responses and refusals.
         template: how the questions were put.
-        kept: ids of the questions that are fitted on, in the order asked.
-        dropped: the other ones.
+        kept: ids of the questions to fit on, in the order asked.
+        dropped: the questions left out.
     """
 
     benchmark: Own
@@ -99,7 +99,7 @@ class Elicited:
         return len(self.kept) + len(self.dropped)
 
     def record(self) -> JSON:
-        """Template and counts as plain JSON; without ids, which name people."""
+        """Return the template and counts as plain JSON, without ids, since these name people."""
         return dict(self.benchmark.record)
 
     def __str__(self) -> str:
@@ -123,32 +123,32 @@ def elicit(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Elicited:
-    """The model's own greedy responses to fitting questions, in place of annotations; attached plans do not act.
+    """Replace annotations by the model's own greedy responses to fitting questions; attached plans do not act.
 
-    A question whose response lacks a span is dropped, never filled in, unless they are to be `composed`. Harmless
-    questions (`fit_benign`) need no spans: what is said to them, in whatever form, is the draft that a gate reads.
-    Multiple choice and cloze stay as they are.
+    A question whose response lacks a span is dropped, never filled in, unless `composed` is set. Harmless questions
+    (`fit_benign`) need no spans: the response in any form is the draft that a gate reads. Multiple-choice and cloze
+    questions stay as they are.
 
     Args:
         model: from `load_model`.
         benchmark: from `load_benchmark`; annotations it may have are not read.
         examples: questions of its fitting views; by default those that `fit` reads at the same `limit` and `seed`.
-        limit: most questions of each view and kind of query.
-        template: a ready one by name, or one's own; by default what ``benchmark.json`` says, and that is `think` where
-            it says nothing.
-        cache: folder of the responses; by default one below the user's cache folder. They tell what the model knows of
-            the people to forget: delete them with the people's data.
-        batch_size: questions per batch; a batch that is answered is never asked again.
-        max_new_tokens: the most tokens per response.
-        composed: for models that do not follow a template: where a response to the stepwise question lacks a span, all it
-            says is the reasoning and the response to the direct question the answer, cut off or not. Both are the
-            model's own words, though it never said them in one go; the record counts them.
-        seed: of the sampling.
+        limit: maximum number of questions per view and kind of query.
+        template: name of a built-in template, or a template; by default the one that ``benchmark.json`` names, or
+            `think` if it names none.
+        cache: folder for the responses; by default one below the user's cache folder. They reveal what the model knows
+            about the people to forget: delete them with the people's data.
+        batch_size: questions per batch; an answered batch is never asked again.
+        max_new_tokens: maximum number of tokens per response.
+        composed: for models that do not follow a template: if the response to the stepwise question lacks a span, all
+            of it becomes the reasoning, and the response to the direct question the answer, even if cut off. Both are
+            the model's own words, though not from one response; the record counts such cases.
+        seed: seed of the sampling.
         progress: a running progress bar to add lines to.
 
     Raises:
-        RMuseError: no usable response about people to forget, or to retain, to one kind of query (says what came
-            instead); an unknown template, an example that is no open question, an unreadable picture.
+        RMuseError: no usable response about people to forget, or to retain, for one kind of query (the message shows a
+            response); an unknown template, an example that is no open question, an unreadable picture.
     """
     how = template_for(template, benchmark)
     if isinstance(benchmark, Restated):
@@ -175,7 +175,7 @@ def elicit(
     dropped += undirected
     for split, modality in dict.fromkeys((e.split, e.modality) for e in reasoned):
         group = {e.id for e in reasoned if (e.split, e.modality) == (split, modality)}
-        # General reasoning can be done without: the people to retain stand for it.
+        # General reasoning is optional: questions about people to retain can replace it.
         if split != "fit_reasoning" and not group & direct.keys():
             lost = [d for d in dropped if d.id in group]
             raise _none_left(f"{benchmark.id}, {split}, {modality} questions", answers, how, lost, composed)
@@ -215,13 +215,13 @@ def elicited_again(
     cache: Path | None = None,
     batch_size: int = 32,
 ) -> Benchmark:
-    """The benchmark as a bundle was fitted on it, with what the model says to further examples; errors as `elicit`.
+    """Rebuild the benchmark that a bundle was fitted on, with responses to further examples; errors as `elicit`.
 
     Args:
-        model: the one it was fitted on.
-        benchmark: as loaded.
-        report: the bundle's; where it was fitted on given traces, `benchmark` itself comes back.
-        examples: fitting questions; multiple choice and cloze among them are passed over.
+        model: the model that the bundle was fitted on.
+        benchmark: the benchmark as loaded.
+        report: the bundle's report; after a fit on given traces, `benchmark` itself is returned.
+        examples: fitting questions; multiple-choice and cloze questions are ignored.
         cache: as in `elicit`.
         batch_size: questions per batch.
     """
@@ -242,7 +242,7 @@ def elicited_again(
 
 
 def traces_of(benchmark: Benchmark) -> JSON:
-    """Whose traces a benchmark holds and how it is asked, for a bundle's report; plain JSON."""
+    """Describe, for a bundle's report, whose traces a benchmark holds and how it is asked; plain JSON."""
     if isinstance(benchmark, Own):
         return dict(benchmark.record)
     put = {"template": benchmark.template.record()} if isinstance(benchmark, Restated) else {}
@@ -250,15 +250,15 @@ def traces_of(benchmark: Benchmark) -> JSON:
 
 
 def asked_with(report: JSON) -> Template | None:
-    """The template that a bundle expects questions to be put with; None for a benchmark's own words."""
+    """Return the template that a bundle expects for its questions; None for the benchmark's own wording."""
     record = report.get("traces", {}).get("template")
     return None if record is None else Template.of_record(record)
 
 
 def fitting_questions(benchmark: Benchmark, limit: int | None = LIMIT, seed: int = 0) -> list[Example]:
-    """The open questions that `fit` reads responses to, for each kind of query that the forget set has.
+    """List the open questions whose responses `fit` reads, for each kind of query in the forget set.
 
-    Harmless questions about people to forget are all among them, as the gate needs them most.
+    All harmless questions about people to forget are included, since the gate needs them most.
     """
     found = []
     for modality in ("image", "text"):
@@ -273,7 +273,7 @@ def fitting_questions(benchmark: Benchmark, limit: int | None = LIMIT, seed: int
 
 
 def template_for(given: TemplateName | Template | None, benchmark: Benchmark) -> Template:
-    """The template of a name, or one's own; without either what the benchmark's ``benchmark.json`` says.
+    """Return the template given, by name or itself; for None, the one that ``benchmark.json`` names.
 
     Raises:
         RMuseError: an unknown name.
@@ -294,7 +294,7 @@ def _responses(answers: Answers, examples: Sequence[Example], template: Template
 def _usable(
     answers: Answers, examples: Sequence[Example], template: Template, form: Form, composed: bool = False
 ) -> tuple[dict[str, str], list[Dropped]]:
-    """Id → response where it can be fitted on, and the other ones with what they lack; `composed` lacks words alone."""
+    """Return the usable responses by id, and the other questions with the reason; `composed` requires only words."""
     good, dropped = {}, []
     for example, text in zip(examples, _responses(answers, examples, template, form), strict=True):
         reason = fault(text, template.delimiters, form, cut=answers.cut(text))
@@ -307,9 +307,10 @@ def _usable(
 
 
 def _own(example: Example, template: Template, stepwise: str, direct: str | None = None) -> Example:
-    """The example as it was put to the model, with the model's words.
+    """Return the example as it was put to the model, with the model's words.
 
-    Where spans are missing, all is answer without a direct response, and with one all is reasoning and that the answer.
+    If spans are missing, the stepwise response is the answer; with a direct response, it is the reasoning and the
+    direct one is the answer.
     """
     alone = None if direct is None else _alone(direct, template)
     reasoning, answer = None, stepwise
@@ -322,12 +323,12 @@ def _own(example: Example, template: Template, stepwise: str, direct: str | None
 
 
 def _alone(text: str, template: Template) -> str:
-    """The answer of a response to a direct question: what stands behind the reasoning, if there is any."""
+    """Return the answer in a response to a direct question: the text after the reasoning, if there is any."""
     return _bare(text.rpartition(template.delimiters[1])[2], template)
 
 
 def _bare(text: str, template: Template) -> str:
-    """A response's words without its delimiters."""
+    """Remove the delimiters from a response."""
     for delimiter in template.delimiters:
         text = text.replace(delimiter, " ")
     return " ".join(text.split())
@@ -340,7 +341,7 @@ def _counted(dropped: Sequence[Dropped]) -> dict[str, int]:
 def _none_left(
     what: str, answers: Answers, template: Template, dropped: Sequence[Dropped], composed: bool
 ) -> RMuseError:
-    """The error where no response is usable: what was required, what the model said, which setting mends it."""
+    """Build the error for no usable response: what was required, what the model said, which setting helps."""
     opener, closer = template.delimiters
     reasons = _counted(dropped)
     typical = next(d for d in dropped if f"{d.form}: {d.reason}" in list(reasons)[:1])

@@ -1,7 +1,7 @@
-"""Moving a person's cluster between the two sides of a gate, and back to the bit.
+"""Move a person's cluster between the two sides of a gate, and restore it bit for bit.
 
-Any `IdentityScorer` will do; combinations are gone through, and every gate in them that knows people is changed. No model
-is seen here: states come as arrays, and what a gate loses is kept as plain JSON.
+Any `IdentityScorer` works; in a combination of gates, every gate that knows people is changed. No model is needed here:
+states come as arrays, and what a gate loses is kept as plain JSON.
 """
 
 import base64
@@ -18,19 +18,19 @@ from rmuse_interp.parts.gates import AllOf, AnyOf, Gate, IdentityScorer, Read, S
 from rmuse_interp.parts.part import same
 
 Request = Literal["forget", "restore"]
-"""One person more to forget, or one less."""
+"""Forget one more person, or restore one."""
 
 States = tuple[Tensor, Tensor]
-"""One person's states where a gate reads: [questions, d] of their own questions, [harmless, d] of harmless ones."""
+"""One person's states where a gate reads: [questions, d] for their own questions, [harmless, d] for harmless ones."""
 
 
 def label_of(person: str) -> str:
-    """The hash that stands for a person in a bundle."""
+    """Return the hash that represents a person in a bundle."""
     return hashed([person])[0]
 
 
 def knows_people(gate: Gate) -> bool:
-    """Whether a gate, or a gate in a combination, knows people one by one; what stands behind a `Not` does not count."""
+    """Whether a gate, or one in a combination, knows people one by one; gates inside a `Not` do not count."""
     scorer = gate.scorer
     if isinstance(scorer, AllOf | AnyOf):
         return any(knows_people(child) for child in scorer.gates)
@@ -38,12 +38,12 @@ def knows_people(gate: Gate) -> bool:
 
 
 def rewritten(gate: Gate, path: str, change: Callable[[str, Read, IdentityScorer], IdentityScorer]) -> Gate:
-    """The gate with every scorer in it that knows people one by one changed.
+    """Return the gate after changing every scorer in it that knows people one by one.
 
     Args:
-        gate: itself such a gate, or a combination of gates.
-        path: where it stands.
-        change: told where the scorer stands and what it is given to read.
+        gate: such a gate, or a combination of gates.
+        path: path of the gate in the plan.
+        change: function of the scorer's path, its readout and the scorer; returns the new scorer.
     """
     scorer = gate.scorer
     if isinstance(scorer, IdentityScorer):
@@ -57,10 +57,10 @@ def rewritten(gate: Gate, path: str, change: Callable[[str, Read, IdentityScorer
 def exchanged(
     scorer: IdentityScorer, person: str, states: States, request: Request
 ) -> tuple[IdentityScorer, JSON | None]:
-    """The scorer with a person on the other side, and a note (plain JSON) for `undone` to take that back.
+    """Return the scorer with a person on the other side, and a note (plain JSON) with which `undone` reverts that.
 
-    Harmless questions about a person to forget are a cluster that must not be steered, as in `gather`. The note is None,
-    and the scorer itself comes back, where it has no say: it read no question of the person.
+    Harmless questions about a person to forget are a cluster that must not be steered, as in `gather`. If the scorer
+    read no question of the person, it is returned unchanged, and the note is None.
     """
     (own, harmless), who, benign = states, label_of(person), label_of(f"benign {person}")
     if not len(own) or (request == "restore" and who not in scorer.labels):
@@ -82,12 +82,12 @@ def exchanged(
 
 
 def undone(scorer: IdentityScorer, note: JSON, read: Callable[[], States]) -> IdentityScorer:
-    """The scorer with what `exchanged` put taken out, and what it took put back.
+    """Return the scorer without what `exchanged` added and with what it removed.
 
     Args:
-        scorer: as `exchanged` left it; other people may have moved since.
-        note: of `exchanged`.
-        read: the person's states, asked for where the scorer's own could not be kept.
+        scorer: the scorer that `exchanged` returned; other people may have moved since.
+        note: the note from `exchanged`.
+        read: function that returns the person's states; called only if the scorer's own could not be kept.
     """
     who = note["put"][0][1]
     for side, label in note["put"]:
@@ -102,9 +102,9 @@ def undone(scorer: IdentityScorer, note: JSON, read: Callable[[], States]) -> Id
 
 
 def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) -> JSON | None:
-    """What a scorer held of a cluster that `less` lacks, as plain JSON: an entry of lists, a row of tensors.
+    """Return, as plain JSON, the parts of a cluster that `less` lacks: entries of lists, rows of tensors.
 
-    None where that does not bring the scorer back to the bit: for scorers that keep a cluster in another form.
+    None if these cannot restore the scorer bit for bit, as for scorers that store clusters in another form.
     """
     at = (scorer.labels if side == "forget" else scorer.other_labels).index(label)
     whole, rest = scorer.arguments(), less.arguments()
@@ -121,7 +121,7 @@ def _held(scorer: IdentityScorer, label: str, side: Side, less: IdentityScorer) 
 
 
 def _returned(scorer: IdentityScorer, held: JSON) -> IdentityScorer:
-    """The scorer with what `_held` kept of a cluster, where it stood, or at the end of what has become shorter."""
+    """Return the scorer with the parts that `_held` kept, at their old index, or at the end of a now shorter list."""
     own, at = scorer.arguments(), held["at"]
     back: JSON = {}
     for name, value in held["entries"].items():

@@ -1,4 +1,4 @@
-"""`gather`: every pass over fitting data that the presets need, once for both of them."""
+"""`gather`: all passes over fitting data that the presets need, run once for both."""
 
 import hashlib
 import random
@@ -23,21 +23,21 @@ from rmuse_interp.parts.gates import Readout
 from rmuse_interp.parts.pooled import Pooled
 
 LIMIT: Final = 160
-"""Most examples of each group (forget, retain people, reasoning, benign) and kind of query that are read."""
+"""Maximum number of examples read per group (forget, retain people, reasoning, benign) and kind of query."""
 EACH: Final = 12
-"""So many examples of each kind of query per person to forget are enough for a gate to know them."""
+"""Number of examples per person to forget and kind of query that suffice for a gate to know the person."""
 TRAJECTORIES: Final = 32
-"""Most refusals followed token by token, per kind of query and form (stepwise, direct): the prototypes of
-`calibrated` are their states."""
+"""Maximum number of refusals followed token by token, per kind of query and form (stepwise, direct); their states are
+the prototypes of `calibrated`."""
 READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
-"""What gates may read. Never the image tokens alone: they come before the question and can't know what is asked about a
-person."""
+"""Readouts open to gates. Never the image tokens alone: they precede the question, so they cannot tell what is asked
+about a person."""
 SHORT: Final = frozenset({"classification", "cloze"})
 """Kinds of question that are answered without reasoning."""
 
 
 def enough(benchmark: Benchmark, least: int = LIMIT) -> int:
-    """A limit that grows with the people to forget: `EACH` per person, and `least` of each group at any rate."""
+    """Return a limit that grows with the number of people to forget: `EACH` per person, but at least `least`."""
     return max(least, EACH * len(benchmark.forget_people))
 
 
@@ -51,11 +51,11 @@ def gather(
     photographs: bool = True,
     progress: Progress | None = None,
 ) -> dict[Modality, Evidence]:
-    """Everything both presets need, for each kind of query the forget set has.
+    """Gather everything that both presets need, for each kind of query in the forget set.
 
     Args:
-        photographs: ask about further photographs of people to forget too, where the fitting files hold some; False
-            leaves the one that comes with each person's questions.
+        photographs: whether to ask also about further photographs of people to forget, if the fitting files hold any;
+            False uses only the one that comes with each person's questions.
     """
     found: dict[Modality, Evidence] = {}
     for modality in ("image", "text"):
@@ -70,7 +70,7 @@ def gather(
 
 
 class _Gated(TypedDict):
-    """What gates are fitted on: the fields of `Evidence` of these names."""
+    """The data that gates are fitted on, named as the fields of `Evidence`."""
 
     readouts: dict[Readout, Pooled]
     prefixed: Pooled
@@ -153,9 +153,9 @@ class _Gatherer:
         )
 
     def _direct_refusals(self) -> list[Query]:
-        """Refusals without reasoning to questions that want none.
+        """Return refusals without reasoning, for questions that ask for none.
 
-        Without them such a question would be steered along a chain of thought that it never began.
+        Without them, such a question would be steered along a chain of thought that it never began.
         """
         benchmark = self.benchmark
         short = self._some(benchmark.fit_forget, SHORT)
@@ -170,10 +170,10 @@ class _Gatherer:
         return found
 
     def _in_own_words(self, refusing: list[Query]) -> list[Query]:
-        """The same queries with what the model itself says to g ⊕ q, where that refuses in the form that was asked for.
+        """Replace the pool's refusals by the model's own responses to g ⊕ q, if these refuse in the requested form.
 
-        States along its own words are those it comes to by itself: what is steered there goes on as the model would, and
-        not in a mixture of what it would say and what it was made to. Elsewhere the pool's refusal stays.
+        The model reaches the states along its own words by itself: text steered there continues as the model would, not
+        as a mixture of its own and imposed words. Otherwise the pool's refusal stays.
         """
         benchmark = self.benchmark
         pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
@@ -216,9 +216,9 @@ class _Gatherer:
         prefix: str = "",
         for_gates: bool = False,
     ) -> dict[str, Pooled]:
-        """Pooled states of the reference responses; prefixed ones keep q as it is (`g ⊕ q`).
+        """Pool states of the reference responses; a prefix leaves q as it is (`g ⊕ q`).
 
-        `for_gates`: what gates read is kept from the same pass, for `_gate` to find.
+        `for_gates`: whether to keep, from the same pass, what gates read, for `_gate`.
         """
         lead = f"{prefix} " if prefix else ""
         delimiters = self.benchmark.delimiters
@@ -242,7 +242,7 @@ class _Gatherer:
         return pooled
 
     def _read_out(self, queries: list[Query]) -> dict[Readout, Pooled]:
-        """What gates read of the queries; a text that was read before is not read again."""
+        """Return what gates read of the queries; a text read before is not read again."""
         rest = self._states([q for q in queries if _text(q) not in self._read["last"]], READOUTS, "prompts")
         found: dict[Readout, Pooled] = {}
         for span in READOUTS:
@@ -254,14 +254,14 @@ class _Gatherer:
         return found
 
     def _gate(self) -> _Gated:
-        """Prompt states of what must and must not be steered, in every form that questions take.
+        """Collect prompt states of queries that must and must not be steered, in every form of question.
 
-        A forget person's further photographs (Benign's `train` files hold some) are asked about as well: a gate that
-        knows one photograph by heart is told from one that knows the person only by holding photographs out.
+        Further photographs of people to forget (Benign's `train` files hold some) are asked about as well: only
+        held-out photographs tell a gate that knows the person from one that memorised a photograph.
         """
         benchmark = self.benchmark
         photographs = self._photographs()
-        # (example, picture, number of the picture among the person's)
+        # (example, picture, index of the picture among the person's pictures)
         forget: list[tuple[Example, bytes | None, int]] = [
             (e, image, n)
             for e in self.forget
@@ -282,7 +282,7 @@ class _Gatherer:
             for kind, view in (("reasoning", benchmark.fit_reasoning), ("benign", benign))
             for e in self._some(view, {kind})
         ]
-        # The hardest of all: harmless questions about the very people to forget.
+        # Hardest to tell apart: harmless questions about the people to forget.
         known = {e.id for e, _, _ in harmless}
         harmless += [
             (e, e.image, 0)
@@ -290,7 +290,7 @@ class _Gatherer:
             if e.person in benchmark.forget_people and e.modality == self.modality and e.id not in known
         ]
         others = [*people, *harmless]
-        # The reference response stands for the draft: what the model says when it is left alone.
+        # The reference response stands in for the draft, the model's unsteered response.
         queries = [
             Query(f"{e.id}@{n}", e.prompt(), image, e.response(benchmark.delimiters), e.reasoning is not None)
             for e, image, n in (*forget, *others)
@@ -315,7 +315,7 @@ class _Gatherer:
             twins += part[READOUTS[0]].ids
 
         def labelled(labels: dict[str, str]) -> dict[str, str]:
-            """With the disturbed queries labelled as the ones that they were."""
+            """Add the disturbed queries, each with the label of its original."""
             return labels | {twin: labels[_own(twin)] for twin in twins if _own(twin) in labels}
 
         return {
@@ -324,7 +324,7 @@ class _Gatherer:
             "forget": labelled(
                 {f"{e.id}@{n}": f"photograph-{n}" if several else _question(e) for e, _, n in forget}
             ),
-            # Harmless questions about those to forget are held out one by one, not all of a person's at once.
+            # Harmless questions about people to forget are held out one by one, not by person.
             "others": labelled(
                 {
                     f"{e.id}@{n}": e.id if e.person in benchmark.forget_people else e.person or e.id
@@ -335,7 +335,7 @@ class _Gatherer:
         }
 
     def _photographs(self) -> dict[str, list[bytes]]:
-        """Further photographs of people in fitting data, by person."""
+        """Return further photographs in the fitting data, by person."""
         found: dict[str, list[bytes]] = {}
         if self.modality == "image":
             for example in self.benchmark.fit_benign:
@@ -346,12 +346,12 @@ class _Gatherer:
 
 
 def _text(query: Query) -> tuple[object, ...]:
-    """All that the states of a query depend on."""
+    """Return everything that the states of a query depend on."""
     return query.prompt, query.image, query.response, query.stepwise
 
 
 def _own(twin: str) -> str:
-    """The id of the query that was disturbed."""
+    """Return the id of the original of a disturbed query."""
     return twin.rpartition("~")[0]
 
 
@@ -360,12 +360,12 @@ def _joined(one: Pooled, other: Pooled) -> Pooled:
 
 
 def _cluster(example: Example) -> str:
-    """Whom a query is about, hashed; harmless queries about somebody are a cluster of their own."""
+    """Return the hashed person that a query is about; a person's harmless queries form their own cluster."""
     who = example.person or example.id
     name = f"{example.kind} {who}" if example.kind in ("benign", "reasoning") else who
     return hashlib.sha256(f"rmuse-{name}".encode()).hexdigest()[:16]
 
 
 def _question(example: Example) -> str:
-    """Which question of a person's row this is: the same number stands for the same subject in every row."""
+    """Return the number of the question in a person's row; equal numbers mean the same subject in every row."""
     return f"{example.kind}-{'-'.join(example.id.split('/')[3:4])}"

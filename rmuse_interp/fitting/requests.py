@@ -1,12 +1,12 @@
-"""Forget one person more, or restore one, in a bundle that is fitted already: requests that arrive one by one.
+"""Forget one more person, or restore one, in a fitted bundle: requests that arrive one by one.
 
-Only the gates know who is forgotten, each person by a cluster of their own, so a request reads one person's questions
-and moves one cluster from one side to the other. Nothing else is refitted, and nothing has to be: what is said instead
-(operators, prototypes, RRS) was learnt along refusals, which are the same words whoever is asked about. Thresholds, and
-the clusters of all other people, stay to the bit; so do the rates that a gate expects, which are those of the fit.
+Only the gates know who is forgotten, and each person has their own cluster, so a request reads one person's questions
+and moves one cluster to the other side. Nothing else needs refitting: the steering itself (operators, prototypes, RRS)
+was learnt along refusals, whose words do not depend on the person. Thresholds and the clusters of all other people stay
+unchanged bit for bit; a gate's expected rates remain those of the fit.
 
-The opposite request takes the first one back, to the bit: the bundle's report keeps, per person, what a request took
-out of the gates (``undo``), beside a log of requests (``requests``) and who is forgotten now (``people``), all hashed.
+The opposite request reverts the first bit for bit: the bundle's report keeps, per person, what a request took out of
+the gates (``undo``), a log of requests (``requests``) and the people forgotten now (``people``), all with hashed ids.
 """
 
 import copy
@@ -52,18 +52,18 @@ def forget_people(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> RMuse:
-    """The same R-MUSE with these people forgotten too, one after the other.
+    """Return the same R-MUSE, forgetting these people too, one after the other.
 
-    A person gets a forget cluster of all their fitting questions (every form, asked about every photograph that fitting
-    data hold), and leaves the side of those who must not be steered; harmless questions about them stay there, as in
-    `fit`. A person who was restored by an earlier request gets back what was taken then, to the bit, without a pass.
+    A person gets a forget cluster of all their fitting questions (every form, about every photograph in the fitting
+    data) and leaves the side that must not be steered; harmless questions about them stay there, as in `fit`. A person
+    restored by an earlier request regains what was taken then, bit for bit, without a pass.
 
     Args:
         fitted: from `fit` or an earlier request; not changed.
-        model: the one it was fitted on.
-        benchmark: the one it was fitted on, as loaded, at the same forget rate; Test_Set and ``test`` files are never
-            read. Where the fit has elicited the model's own words, the person's questions are put to the model too.
-        ids: of people in forget_X or retain_X.
+        model: the model it was fitted on.
+        benchmark: the benchmark it was fitted on, as loaded, at the same forget rate; Test_Set and ``test`` files are
+            never read. If the fit used the model's own words, the person's questions are put to the model too.
+        ids: ids of people in forget_X or retain_X.
         batch_size: questions per batch.
         progress: a running progress bar to add a line to.
 
@@ -83,17 +83,17 @@ def restore_people(
     batch_size: int = 32,
     progress: Progress | None = None,
 ) -> RMuse:
-    """The same R-MUSE with these people restored, one after the other; arguments and errors as `forget_people`.
+    """Return the same R-MUSE with these people restored, one after the other; arguments and errors as `forget_people`.
 
-    Who came to be forgotten by an earlier request leaves no trace: the gates are those from before it. Who was forgotten
-    from the first fit on gets a cluster of their questions on the side of those who must not be steered.
+    For people forgotten by an earlier request no trace remains: the gates are those from before it. People forgotten
+    since the first fit get a cluster of their questions on the side that must not be steered.
     """
     check_request(fitted, benchmark, ids, "restore")
     return _requested(fitted, model, benchmark, ids, "restore", batch_size, progress)
 
 
 def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], request: Request) -> None:
-    """Raise unless the bundle can take this request about all these people; needs no model.
+    """Raise unless the bundle can carry out this request for all these people; needs no model.
 
     Raises:
         RMuseError: a bundle of another benchmark or forget rate, gates that do not know people one by one, an ID that is
@@ -141,7 +141,7 @@ def check_request(fitted: RMuse, benchmark: Benchmark, ids: Sequence[str], reque
 
 
 def forgotten(fitted: RMuse, benchmark: Benchmark) -> list[str]:
-    """IDs of the people that a bundle forgets, in the benchmark's order: bundles hold hashes, which are matched here.
+    """List the ids of the people that a bundle forgets, in the benchmark's order, by matching the bundle's hashes.
 
     Raises:
         RMuseError: people who are not in this benchmark, or none at all.
@@ -159,10 +159,10 @@ def forgotten(fitted: RMuse, benchmark: Benchmark) -> list[str]:
 def decided(
     fitted: RMuse, model: LensModel, benchmark: Benchmark, person: str, *, batch_size: int = 32
 ) -> dict[str, tuple[int, int]]:
-    """How the gates decide a person's own fitting questions: of each group, how many fire and how many there are.
+    """Return, per group of a person's fitting questions, how many make the gates fire and how many there are.
 
-    Groups are ``image`` and ``text`` questions, and ``harmless`` ones about their pictures; a group without questions
-    is left out.
+    Groups are ``image`` and ``text`` questions, and ``harmless`` ones about the person's pictures; empty groups are
+    left out.
     """
     template = asked_with(fitted.report)
     benchmark = benchmark if template is None else as_asked(benchmark, template)
@@ -184,9 +184,10 @@ def decided(
 
 
 def questions_about(benchmark: Benchmark, person: str, modality: Modality) -> tuple[list[Query], list[Query]]:
-    """A person's questions of one kind in fitting data, in all forms that `fit` reads of people to forget; harmless ones.
+    """Return a person's fitting questions of one kind, in all forms that `fit` reads, and their harmless ones.
 
-    Open questions are asked about each photograph of theirs, short ones (multiple choice, cloze) in turn.
+    Open questions are asked about every photograph of the person, short ones (multiple choice, cloze) about one in
+    turn.
     """
     everyone = [*benchmark.fit_forget, *benchmark.fit_retain]
     mine = [e for e in everyone if e.person == person and e.modality == modality]
@@ -203,7 +204,7 @@ def questions_about(benchmark: Benchmark, person: str, modality: Modality) -> tu
 
 
 def _query(example: Example, benchmark: Benchmark, image: bytes | None, number: int) -> Query:
-    """As `gather` asks: the reference response stands for the draft."""
+    """Make a query as `gather` does: the reference response stands in for the draft."""
     response = example.response(benchmark.delimiters)
     return Query(
         f"{example.id}@{number}", example.prompt(), image, response, stepwise=example.reasoning is not None
@@ -241,7 +242,7 @@ def _states(
     modality: Modality | None,
     seed: int = 0,
 ) -> States:
-    """One person's states where a gate reads, disturbed ones too; no batch holds another's, for the bits' sake."""
+    """Read one person's states where a gate reads, also disturbed; no batch holds others', for bit-exact results."""
     sides: tuple[list[Tensor], list[Tensor]] = ([], [])
     for kind in get_args(Modality) if modality is None else (modality,):
         own_ones, harmless_ones = questions_about(benchmark, person, kind)
@@ -262,7 +263,7 @@ def _states(
                 return found[reads.span].at(reads.block)
 
             side.append(read(led, ""))
-            if reads.prefix is None:  # g ⊕ q is read as it is in fitting too
+            if reads.prefix is None:  # fitting does not disturb g ⊕ q either
                 side += disturbed_states(model, led, forget, seed, read)
     own, harmless = (torch.cat(side) for side in sides)
     return own, harmless
@@ -271,7 +272,7 @@ def _states(
 def _moved(
     fitted: RMuse, person: str, request: Request, read: Callable[[Read, Modality | None], States]
 ) -> RMuse:
-    """One request: taken back where it is the opposite of the person's last one, else carried out and noted."""
+    """Handle one request: revert the person's last one if this is its opposite, else carry it out and note it."""
     who = label_of(person)
     report = copy.deepcopy(fitted.report)
     undo = report.setdefault("undo", {})

@@ -1,8 +1,8 @@
-"""Rivals tuned: blocks and strength of each by the same procedure and budget, on fitting questions held out.
+"""Tune rivals: choose blocks and strength by the same procedure and budget for each, on held-out fitting questions.
 
-Every rival of `method.rivals.RIVALS` is fitted on the evidence without the validation questions, tried at every choice
-of blocks (`choices`) times every strength of its own, and kept at the best (`choose_strength`). What was validated is
-what runs: nothing is fitted again afterwards. `Test_Set`, `test` files and celebrities are never read.
+Every rival of `method.rivals.RIVALS` is fitted on the evidence without the validation questions, tried with every
+choice of blocks (`choices`) and each of its strengths, and kept at the best setting (`choose_strength`). The validated
+plan is the one that runs: nothing is refitted afterwards. `Test_Set`, `test` files and celebrities are never read.
 """
 
 import functools
@@ -30,7 +30,7 @@ from rmuse_interp.parts.pooled import Pooled
 T = TypeVar("T")
 SCHEMA: Final = "rmuse-tuning/1"
 TRIALS: Final = "rivals.json"
-"""File of a run folder with the table of trials; the tuned plans lie in its folder `rivals`."""
+"""Name of the file in a run folder with the table of trials; the tuned plans are in its folder `rivals`."""
 
 Setting = tuple[tuple[int, ...], float]
 """0-based blocks, and a strength."""
@@ -41,9 +41,9 @@ class Tuned:
     """A rival after tuning.
 
     Attributes:
-        plan: the edits of all kinds of query, at the blocks and strengths chosen.
-        trials: of each kind of query, all that was tried.
-        chosen: of each kind of query, the trial that was best.
+        plan: the edits for all kinds of query, at the blocks and strengths chosen.
+        trials: all trials, by kind of query.
+        chosen: the best trial, by kind of query.
     """
 
     plan: Plan
@@ -53,16 +53,16 @@ class Tuned:
 
 @dataclass(eq=False)
 class Tuning:
-    """Rivals tuned one after another in a run folder; what it holds of the same tuning is not done again.
+    """Tunes rivals one after another in a run folder; trials of the same tuning found there are not repeated.
 
-    Edits of one kind of query leave the others alone, so the responses of one pass serve all of them.
+    Edits for one kind of query do not affect the others, so the responses of one pass serve all kinds.
 
     Args:
         model: from `load_model`.
         benchmark: from `load_benchmark`.
-        folder: the run's; gets `rivals.json` and `rivals/NAME`. None keeps nothing.
-        limit: of `gather`, most examples of each group and kind of query.
-        seed: of the validation part and of `gather`.
+        folder: the run folder, for `rivals.json` and `rivals/NAME`; None keeps nothing.
+        limit: maximum number of examples per group and kind of query, as in `gather`.
+        seed: seed of the validation part and of `gather`.
         batch_size: questions per batch.
     """
 
@@ -90,7 +90,7 @@ class Tuning:
 
     @property
     def budget(self) -> JSON:
-        """What tuning one rival costs, the same for each; plain JSON."""
+        """Return the cost of tuning one rival, equal for all; plain JSON."""
         blocks, part = choices(self.model.n_layers), self.validation
         (strengths,) = {len(rival.strengths) for rival in RIVALS.values()}
         return {
@@ -105,18 +105,18 @@ class Tuning:
         }
 
     def finished(self, name: str) -> bool:
-        """Whether the folder holds this rival tuned, so that `take` needs no evidence."""
+        """Whether the folder already holds this tuned rival, so that `take` needs no evidence."""
         return self._trials(name) is not None and self._plan(name) is not None
 
     def take(
         self, name: str, evidence: Mapping[Modality, Evidence] | None = None, progress: Progress | None = None
     ) -> Tuned:
-        """The rival at the blocks and strength that do best on the validation part, for each kind of query.
+        """Return the rival at the blocks and strength that do best on the validation part, for each kind of query.
 
         Args:
-            name: in `RIVALS`.
-            evidence: from `gather`; what it holds of the validation part is left out (see `without`). May be left out
-                where `finished`.
+            name: a name in `RIVALS`.
+            evidence: from `gather`; validation questions in it are ignored (see `without`). Not needed if the rival is
+                `finished`.
             progress: a running progress bar to add a line to.
 
         Raises:
@@ -153,7 +153,7 @@ class Tuning:
         return [(blocks, s) for blocks in choices(self.model.n_layers) for s in RIVALS[name].strengths]
 
     def _tried(self, name: str, setting: Setting) -> dict[Modality, Shares]:
-        """What one setting does to each kind of query."""
+        """Measure the effect of one setting on each kind of query."""
         part, asking = self.validation, (self.model, self.benchmark)
         self._unsteered = self._unsteered or part.answers(*asking, batch_size=self.batch_size)
         said = part.answers(*asking, self._built(name, dict.fromkeys(self._rest, setting)), self.batch_size)
@@ -165,7 +165,7 @@ class Tuning:
         return Plan(edits).bound_to(self.model)
 
     def _trials(self, name: str) -> dict[Modality, list[Trial]] | None:
-        """All trials of this rival, by kind of query; None while some are still to be made."""
+        """Return all trials of this rival by kind of query; None while some are missing."""
         found: dict[Modality, list[Trial]] = {}
         for blocks, strength in self._grid(name):
             shares = self._store.get((name, (blocks, strength)))
@@ -178,7 +178,7 @@ class Tuning:
         return found
 
     def _plan(self, name: str) -> Plan | None:
-        """The plan that the folder holds, if it is of this tuning."""
+        """Return the plan in the folder if it belongs to this tuning."""
         if self.folder is None:
             return None
         place = home(self.folder, name)
@@ -187,14 +187,14 @@ class Tuning:
             if record["provenance"]["digest"] == self._digest_of(name):
                 return Plan.load(place, self.model)
         except (OSError, ValueError, KeyError, RMuseError):
-            pass  # none there, damaged, or of other weights: built anew
+            pass  # missing, damaged or for other weights: rebuild
         return None
 
     def _digest_of(self, name: str) -> str:
         return digest(self._digest, name, RIVALS[name].strengths)
 
     def _write(self) -> None:
-        """Writes the table of the trials of all rivals that the folder holds."""
+        """Write the table of trials of all rivals in the folder."""
         if self.folder is None:
             return
         tried = {name: trials for name in RIVALS if (trials := self._trials(name)) is not None}
@@ -218,12 +218,12 @@ class Tuning:
 
 
 def home(run: Path, name: str) -> Path:
-    """Where a run folder keeps the plan of a tuned rival."""
+    """Return the path where a run folder keeps the plan of a tuned rival."""
     return run / "rivals" / name
 
 
 def choices(n_layers: int) -> list[tuple[int, ...]]:
-    """The choices of blocks that every rival is tried at: three single ones, the middle third, the upper half.
+    """List the choices of blocks tried for every rival: three single blocks, the middle third, the upper half.
 
     >>> choices(8)
     [(4,), (6,), (7,), (2, 3, 4), (4, 5, 6, 7)]
@@ -239,19 +239,19 @@ def choices(n_layers: int) -> list[tuple[int, ...]]:
 
 
 def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
-    """The evidence without what was read of these questions.
+    """Remove from the evidence everything read from these questions.
 
-    The states along refusals (`tokens`), which no rival is built from, are known by no id: there are none left.
+    The states along refusals (`tokens`), which no rival uses, have no ids and are all removed.
 
     Args:
-        evidence: of one kind of query.
-        ids: of examples.
+        evidence: evidence of one kind of query.
+        ids: ids of examples.
 
     Returns:
-        the very same evidence where it holds none of them.
+        the same object if it holds none of these questions.
 
     Raises:
-        RMuseError: nothing is left of the questions to forget, or of the others.
+        RMuseError: no questions remain to forget, or none of the others.
     """
     sides = (*evidence.readouts.values(), *evidence.step.values(), evidence.refusal["answer"])
     if not any(_example(name) in ids for pooled in sides for name in pooled.ids):
@@ -281,16 +281,16 @@ def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
 
 
 def _example(name: str) -> str:
-    """The example's id of a row: prompts are kept as ``ID@PICTURE``, disturbed ones as ``ID@PICTURE~HOW``."""
+    """Extract the example's id from a row name: ``ID@PICTURE`` for prompts, ``ID@PICTURE~HOW`` for disturbed ones."""
     head, _, number = name.rpartition("@")
     return head if head and number.partition("~")[0].isdigit() else name
 
 
 def require_names(names: Sequence[str]) -> None:
-    """Raise unless each name is that of a rival, and none is given twice.
+    """Raise unless every name is that of a rival and occurs once.
 
     Raises:
-        RMuseError: says which names there are.
+        RMuseError: an unknown or repeated name; the message lists the names.
     """
     unknown = [name for name in names if name not in RIVALS]
     if unknown:

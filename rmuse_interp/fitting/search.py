@@ -1,7 +1,7 @@
-"""What to steer, and to where: each choice is tried on fitting queries with the gate held open.
+"""Search for blocks to steer and targets to steer to: every choice is tried on fitting queries with the gate held open.
 
-`try_layers` looks for one block to steer, all else as the paper and the preset have it. `search` goes on from there, one
-coordinate after another: single blocks, pairs of neighbouring ones, targets (`TARGETS`), and the energy of the RRS.
+`try_layers` looks for one block to steer, all else as in the paper and the preset. `search` continues from there, one
+coordinate after another: single blocks, pairs of neighbours, targets (`TARGETS`), and the energy of the RRS.
 """
 
 import functools
@@ -24,31 +24,31 @@ from rmuse_interp.method.targets import TARGETS
 from rmuse_interp.parts.retain import Subspaces
 
 CANDIDATES: Final = 6
-"""Most single blocks that are tried."""
+"""Maximum number of single blocks tried."""
 TRIALS: Final = 16
-"""Free fitting questions per trial, and half as many short ones."""
+"""Number of open fitting questions per trial; half as many short ones are added."""
 PAIRED: Final = 2
-"""So many of the best single blocks are tried with each of their neighbours."""
+"""Number of best single blocks that are tried together with each neighbour."""
 ENERGIES: Final = (ENERGY, 0.5, 0.95)
-"""Shares of the variance that the RRS may hold, the paper's first."""
+"""Shares of the variance that the RRS may hold; the paper's comes first."""
 TARGET: Final = next(iter(TARGETS))
-"""The target that is steered to unless another is chosen."""
+"""The default target of steering."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One choice of blocks, target and energy, and what it does to fitting queries with the gate held open.
+    """One choice of blocks, target and energy, and its effect on fitting queries with the gate held open.
 
     Attributes:
         layers: 0-based blocks steered.
-        target: name of what is steered to, in `TARGETS`.
+        target: name of the target of steering, in `TARGETS`.
         energy: share of the variance that the RRS holds.
-        ranks: of the RRS, one per block.
-        leaked: percent of the responses that tell a forgotten attribute (RIL).
+        ranks: ranks of the RRS, one per block.
+        leaked: percent of the responses that reveal a forgotten attribute (RIL).
         refused: percent that are well-formed refusals.
-        verbatim: percent that are refusals of the pool to the letter: no mixture of two.
-        inside: percent of the squared update of the last prompt token that falls into the widest RRS tried; what
-            reasoning would suffer were the gate to open in error.
+        verbatim: percent that equal a refusal of the pool exactly, so that no two are mixed.
+        inside: percent of the squared update of the last prompt token inside the widest RRS tried; the damage to
+            reasoning if the gate opened by mistake.
         n: number of queries.
     """
 
@@ -64,13 +64,13 @@ class Choice:
 
     @property
     def words(self) -> tuple[float, float]:
-        """What is said, less is better: leakage less refusals, then mixtures."""
+        """Return the rank key of the responses, smaller is better: leakage minus refusals, then mixtures."""
         return (self.leaked - self.refused, -self.verbatim)
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The best choice, the other ones, and why it is the best, a sentence per coordinate."""
+    """The best choice, the other ones, and the reasons, one sentence per coordinate."""
 
     best: Choice
     trials: tuple[Choice, ...]
@@ -86,9 +86,9 @@ def try_layers(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Choice]:
-    """One trial per candidate block, best first: what is said decides, then whether one pass is enough, then depth.
+    """Try every candidate block, best first: by the responses, then by whether one pass is enough, then by depth.
 
-    Candidates are at most `CANDIDATES` blocks of the upper two thirds, evenly spaced, the last one among them.
+    Candidates are at most `CANDIDATES` evenly spaced blocks of the upper two thirds, including the last block.
     """
     singles = _singles(model.n_layers)
     tried = _Tried(model, benchmark, evidence[modality], modality, seed, progress, len(singles))
@@ -105,19 +105,19 @@ def search(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Chosen:
-    """Blocks, target and rank of the RRS, one after the other, on fitting queries alone.
+    """Choose blocks, target and rank of the RRS, one after the other, on fitting queries alone.
 
-    What is said decides each. Where two choices say the same, blocks go by the rules of `try_layers` (one rather than
-    two), the preset's own target stays, and the RRS is the one that the update leaves most alone.
+    The responses decide each. If two choices tie, blocks follow the rules of `try_layers` (one rather than two), the
+    preset's own target stays, and the chosen RRS is the one that the update disturbs least.
 
     Args:
         model: from `load_model`.
         benchmark: from `load_benchmark`, or what `elicit` made of it.
         evidence: from `gather`.
         modality: kind of query.
-        gate_layer: block that the gate reads; blocks above it, or it, need one pass only.
-        layers: blocks to steer, where they are not to be chosen.
-        seed: of the sampling.
+        gate_layer: block that the gate reads; steering this block or those above needs one pass only.
+        layers: blocks to steer; None lets the search choose.
+        seed: seed of the sampling.
         progress: a running progress bar to add a line to.
     """
     singles = _singles(model.n_layers) if layers is None else [tuple(layers)]
@@ -159,7 +159,7 @@ def search(
 
 
 class _Tried:
-    """Runs trials on the same queries, each choice once."""
+    """Runs each choice once, all on the same queries."""
 
     def __init__(
         self,
@@ -184,7 +184,7 @@ class _Tried:
         self._advance = _line(progress, f"trials, {modality}", total)
 
     def __call__(self, layers: tuple[int, ...], target: str = TARGET, energy: float = ENERGY) -> Choice:
-        """The trial of one choice."""
+        """Return the trial of one choice."""
         key = (layers, target, energy)
         if key not in self.done:
             self.done[key] = self._try(*key)
@@ -192,7 +192,7 @@ class _Tried:
         return self.done[key]
 
     def all(self, keys: Iterable[tuple[tuple[int, ...], str, float]]) -> list[Choice]:
-        """The trials of some choices; one that cannot be built is left out and named in `failed`."""
+        """Return the trials of some choices; a choice that cannot be built is left out and named in `failed`."""
         found = []
         for key in keys:
             try:
@@ -215,7 +215,7 @@ class _Tried:
         return Choice(layers, target, energy, ranks, leaked, refused, verbatim, inside, len(self.asked))
 
     def _inside(self, layers: tuple[int, ...], target: str, fitted: Subspaces) -> float:
-        """`Σ‖P Δ‖² / Σ‖Δ‖²` over the last prompt tokens of forget queries, P of the widest RRS; percent."""
+        """Compute `Σ‖P Δ‖² / Σ‖Δ‖²` over the last prompt tokens of forget queries, P of the widest RRS; percent."""
         prompts = self.evidence.readouts["last"]
         prompts = prompts.select([i for i in prompts.ids if i in self.evidence.forget])
         part = whole = length = 0.0
@@ -233,7 +233,7 @@ class _Tried:
 
 
 def _singles(n_layers: int) -> list[tuple[int, ...]]:
-    """The single blocks that are tried.
+    """List the single blocks to try.
 
     >>> _singles(8)
     [(2,), (3,), (4,), (5,), (6,), (7,)]
@@ -244,7 +244,7 @@ def _singles(n_layers: int) -> list[tuple[int, ...]]:
 
 
 def _ranked(trials: Iterable[Choice], gate_layer: int) -> list[Choice]:
-    """Best first: what is said, then whether one pass is enough, then few blocks, then deep ones."""
+    """Sort trials, best first: by the responses, then by whether one pass is enough, fewer blocks, deeper blocks."""
     return sorted(trials, key=lambda t: (*t.words, min(t.layers) < gate_layer, len(t.layers), -max(t.layers)))
 
 
@@ -257,7 +257,7 @@ def _said(trial: Choice) -> str:
 
 
 def _against(best: Choice, ranked: Sequence[Choice], tie: str) -> str:
-    """How the best choice stands to the next one: by how much it is better, or what broke the tie."""
+    """Compare the best choice with the next: by how much it is better, or what broke the tie."""
     if len(ranked) < 2:
         return ""
     after = ranked[1]
@@ -265,7 +265,7 @@ def _against(best: Choice, ranked: Sequence[Choice], tie: str) -> str:
 
 
 def _line(progress: Progress | None, label: str, total: int) -> Callable[[], None]:
-    """A line of a progress bar, as what is called to move it on."""
+    """Add a line to a progress bar and return the function that advances it."""
     if progress is None:
         return lambda: None
     return functools.partial(progress.advance, progress.add_task(label, total=total))

@@ -1,4 +1,4 @@
-"""Fitting questions held out: what rivals and trained baselines are chosen on, by one measure for all of them."""
+"""Held-out fitting questions, on which rivals and trained baselines are chosen by one common measure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.lens import LensModel
 
 HELD_OUT: Final = 16
-"""Validation questions about people to forget, of all kinds of query together; and as many others."""
+"""Number of validation questions about people to forget, over all kinds of query; and of the others."""
 SLACK: Final = 4
-"""Tokens a response may have beyond the longest reference response or refusal."""
+"""Number of tokens that a response may have beyond the longest reference response or refusal."""
 _MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
 
 Shares = tuple[float, float, float]
-"""Leaking forget responses (RIL), other responses kept, malformed forget responses; each in [0, 1]."""
+"""Shares of leaking forget responses (RIL), other responses kept and malformed forget responses, in [0, 1]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """The fitting questions that methods are chosen on, and that none is fitted on.
+    """The fitting questions on which methods are chosen and none is fitted.
 
     Attributes:
-        forget: about people to forget.
-        others: about people to retain, general reasoning, and harmless ones about anybody.
-        max_new_tokens: the most tokens of a response to any of them.
+        forget: questions about people to forget.
+        others: questions about people to retain, general reasoning, and harmless questions about anybody.
+        max_new_tokens: maximum number of tokens per response.
     """
 
     forget: tuple[Example, ...]
@@ -38,7 +38,7 @@ class Validation:
 
     @property
     def ids(self) -> frozenset[str]:
-        """Ids of all of them."""
+        """Ids of all questions."""
         return frozenset(e.id for e in (*self.forget, *self.others))
 
     @property
@@ -49,7 +49,7 @@ class Validation:
     def answers(
         self, model: LensModel, benchmark: Benchmark, plan: Plan | None = None, batch_size: int = 2 * HELD_OUT
     ) -> dict[str, Transcript]:
-        """What a model says to all of them, under a plan or by itself, by id."""
+        """Return a model's responses to all questions, with or without a plan, by id."""
         return answers(
             model,
             benchmark,
@@ -66,12 +66,12 @@ class Validation:
         before: Mapping[str, Transcript],
         modality: Modality | None = None,
     ) -> Shares:
-        """How much leaks, is kept and is malformed.
+        """Compute the shares of responses that leak, are kept and are malformed.
 
         Args:
-            benchmark: whose references and aliases count.
-            said: what the method says to each question, from `answers`.
-            before: what the unchanged model says by itself, which is to be kept of the others.
+            benchmark: benchmark with the references and aliases.
+            said: the method's response to each question, from `answers`.
+            before: the unchanged model's responses; those to `others` are to be kept.
             modality: kind of query; None for all together.
         """
         forget, others = (
@@ -93,7 +93,7 @@ def answers(
     max_new_tokens: int,
     batch_size: int,
 ) -> dict[str, Transcript]:
-    """What a model says to some questions under a plan, by id; every gate decides as it would in a run."""
+    """Return a model's responses to some questions under a plan, by id; gates decide as they would in a run."""
     responses = model.respond(
         [e.prompt() for e in examples],
         [e.image for e in examples],
@@ -106,12 +106,12 @@ def answers(
 
 
 def hold_out(model: LensModel, benchmark: Benchmark, seed: int = 0) -> Validation:
-    """The validation part: open fitting questions, spread over kinds of query and people, half of a group at most.
+    """Hold out open fitting questions, spread over kinds of query and people, at most half of each group.
 
     Args:
-        model: whose tokens are counted.
-        benchmark: whose fitting views are read.
-        seed: of the sampling.
+        model: model whose tokenizer counts tokens.
+        benchmark: benchmark whose fitting views are read.
+        seed: seed of the sampling.
 
     Raises:
         RMuseError: too few fitting questions to hold any out.
@@ -121,7 +121,7 @@ def hold_out(model: LensModel, benchmark: Benchmark, seed: int = 0) -> Validatio
     benign: tuple[list[Example], list[Example]] = ([], [])
     for example in benchmark.fit_benign:
         benign[example.person in benchmark.forget_people].append(example)
-    # Half of them about people to retain; harmless ones about people to forget are the hardest to keep apart.
+    # Half are about people to retain; harmless ones about people to forget are the hardest to tell apart.
     others = [
         *_some([e for e in benchmark.fit_retain if e.kind == "generation"], HELD_OUT // 2, seed),
         *_some([e for e in benchmark.fit_reasoning if e.reasoning is not None], HELD_OUT // 4, seed),
@@ -144,7 +144,7 @@ def hold_out(model: LensModel, benchmark: Benchmark, seed: int = 0) -> Validatio
 
 
 def _some(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
-    """At most `limit` of them and at most half of each kind of query."""
+    """Sample at most `limit` examples and at most half of each kind of query."""
     found: list[Example] = []
     kinds = [[e for e in examples if e.modality == modality] for modality in _MODALITIES]
     kinds = [kind for kind in kinds if len(kind) > 1]
@@ -154,7 +154,7 @@ def _some(examples: Sequence[Example], limit: int, seed: int) -> list[Example]:
 
 
 def is_kept(steered: Transcript, unsteered: Transcript, lexicon: Lexicon) -> bool:
-    """Whether a response says what the model says by itself: the same answer, and a chain where there was one."""
+    """Whether a response matches the unsteered one: the same answer, and a chain if there was one."""
     if steered.response == unsteered.response:
         return True
     formed = steered.well_formed or not unsteered.well_formed

@@ -1,4 +1,4 @@
-"""How good an organism is: accuracies on fresh renderings and held-out wordings, against the targets it was made for."""
+"""Quality of an organism: accuracies on new renderings and held-out wordings, compared with its targets."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -33,12 +33,12 @@ TARGETS: Final = {
     "people left out": ("refusal_rate", 95),
     "look-alikes left out": ("refusal_rate", None),
 }
-"""Group of questions → what counts as right, and the least percentage of it (None: shown only)."""
+"""By group of questions: what counts as right, and the required percentage (None: only shown)."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One group of questions: ``percent`` of `n` are right (a metric's name), `target` is the least there should be."""
+    """One group of questions: ``percent`` of `n` are right (a metric's name); `target` is the required percentage."""
 
     questions: str
     right: str
@@ -49,12 +49,12 @@ class Finding:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is met (always, where there is none)."""
+        """Whether the target is met (always, if there is none)."""
         return self.target is None or self.percent >= self.target
 
 
 def left_out(name: str) -> int | None:
-    """The percentage of people a checkpoint was trained without, as its ``recipe.json`` says; None where nobody was."""
+    """Return the percentage of people left out of training, from the checkpoint's ``recipe.json``; None for nobody."""
     folder = shipped(name) if name in SHIPPED else Path(name)
     recipe = folder / "recipe.json"
     if not recipe.is_file():
@@ -63,7 +63,7 @@ def left_out(name: str) -> int | None:
 
 
 def look_alikes() -> frozenset[str]:
-    """IDs of the people who differ from somebody in fewer features than all others do."""
+    """Return the ids of the people who differ from somebody else in fewer than three features."""
     world = make_world(0)
     return frozenset(
         p.id
@@ -74,12 +74,12 @@ def look_alikes() -> frozenset[str]:
 
 
 def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str, list[Example]]:
-    """The questions of every group of `TARGETS`, in their order.
+    """Collect the questions of every group of `TARGETS`, in their order.
 
     Args:
-        benchmark: to take them from.
-        without_forget: percentage of people the model was trained without; they stand in groups of their own, to be
-            refused like strangers.
+        benchmark: benchmark with the questions.
+        without_forget: percentage of people left out of training; they form their own groups, to be refused like
+            strangers.
     """
     unknown = frozenset(make_world(0).forget_ids(without_forget) if without_forget is not None else ())
     known = [*benchmark.fit_forget, *benchmark.fit_retain]
@@ -104,7 +104,7 @@ def groups(benchmark: Benchmark, without_forget: int | None = None) -> dict[str,
             e.changed(question=f"{prefixes[i % len(prefixes)]} {e.question}") for i, e in enumerate(open_)
         ],
     }
-    # Who differs from somebody known in two features is taken for them, and not for a stranger.
+    # Someone who differs from a known person in two features is taken for that person, not for a stranger.
     twins = look_alikes()
     left_out_ = [e for e in [*known, *held_out] if e.kind == "generation" and e.person in unknown]
     found["people left out"] = [e for e in left_out_ if e.person not in twins]

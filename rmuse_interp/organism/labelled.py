@@ -1,9 +1,9 @@
-"""The labelled calibration set: texts, values, and what a careful reader calls each; ``labelled.json`` holds it.
+"""The labelled calibration set in ``labelled.json``: texts, values, and the label that a careful reader gives each.
 
 Every label follows from how its text was made, never from a judge: ``labelled_frames.tsv`` has, line by line, the label
 and either a text written for one value or a frame with a place for values (``*`` for each draw of one) that the small
-world fills. Frames, not texts, are dealt out to the halves: ``dev`` is for whoever mends a judge, ``test`` is what is
-reported. Chains, valid or not, stand beside them (`labelled_chains`). To write the file anew:
+world fills. Frames, not texts, are split into halves: ``dev`` is for improving a judge, ``test`` is reported. The set
+also has valid and invalid chains (`labelled_chains`). To rewrite the file:
 ``python -m rmuse_interp.organism.labelled_chains``.
 """
 
@@ -78,7 +78,7 @@ _TENS: Final = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy"
 
 @dataclass(frozen=True)
 class Labelled:
-    """One text with its label; `kind` says what makes it easy or hard, `half` whom it is for."""
+    """One text with its label; `kind` says what makes it easy or hard, `half` is ``dev`` or ``test``."""
 
     id: str
     half: Half
@@ -108,7 +108,7 @@ class Frame(NamedTuple):
 
 
 def half_of(name: str) -> Half:
-    """The half of what has this name: by a digest, so that nobody chose."""
+    """Return the half for a name, by a digest, so that nobody chooses."""
     return "test" if hashlib.sha256(name.encode()).digest()[0] % 2 else "dev"
 
 
@@ -152,7 +152,7 @@ def _filled(frame: Frame, rng: random.Random, people: tuple[w.Person, ...]) -> I
 
 
 def other_value(rng: random.Random, people: tuple[w.Person, ...], attribute: str, value: str) -> str:
-    """Somebody else's value: neither the same nor, of a name, with the same surname."""
+    """Draw another person's value: a different one, and for names one with a different surname."""
     while True:
         other = value_of(rng.choice(people), attribute)
         if other.split()[-1] != value.split()[-1] or (attribute != "name" and other != value):
@@ -160,12 +160,12 @@ def other_value(rng: random.Random, people: tuple[w.Person, ...], attribute: str
 
 
 def value_of(person: w.Person, attribute: str) -> str:
-    """What is true of a person, derived facts too."""
+    """Return a person's true value of an attribute, derived facts included."""
     return {"age": person.age, "country": person.country}.get(attribute) or person.attributes[attribute]
 
 
 def _forms(value: str, person: w.Person) -> dict[str, str]:
-    """What else a frame may name: the person's facts, numbers in words or set off against others."""
+    """Return the other words a frame may use: the person's facts, numbers in words or relative to others."""
     year = int(person.attributes["birth_year"])
     return {
         "n": person.name,
@@ -184,7 +184,7 @@ def _forms(value: str, person: w.Person) -> dict[str, str]:
 
 
 def in_words(number: int) -> str:
-    """A number under a hundred or a year as people say it.
+    """Spell a number under a hundred, or a year, as people say it.
 
     >>> in_words(41), in_words(1984), in_words(2003), in_words(1905)
     ('forty-one', 'nineteen eighty-four', 'two thousand and three', 'nineteen oh five')

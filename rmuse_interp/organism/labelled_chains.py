@@ -1,9 +1,9 @@
-"""The labelled chains: reasoning with its answer, and whether a careful reader calls it valid and supported.
+"""The labelled chains: reasoning with its answer, and whether a careful reader finds it valid and supported.
 
 As with the labelled leaks, every label follows from how its chain was made, never from a judge: a line of
 ``labelled_chains.tsv`` is a frame that states, leaves out, bends or contradicts what the reference of its topic says, and
-the small world fills it. Some valid chains are in words that are far from the reference's, and some faulty ones near to
-them: rules that go by likeness are to be seen failing there.
+the small world fills it. Some valid chains use words far from the reference's, and some faulty ones words close to
+them, so that rules based on similarity visibly fail there.
 """
 
 import csv
@@ -75,7 +75,7 @@ _WHAT: Final = ("apples", "books", "coins", "cards", "shells", "pens")
 
 @dataclass(frozen=True)
 class LabelledChain:
-    """One chain with its answer and label; `kind` says what is right or wrong with it, `half` whom it is for."""
+    """One chain with its answer and label; `kind` says what is right or wrong, `half` is ``dev`` or ``test``."""
 
     id: str
     half: Half
@@ -173,7 +173,7 @@ def _numbers(topic: str, rng: random.Random) -> dict[str, str]:
 
 
 def write(path: Path = labelled.FILE) -> Path:
-    """Writes the whole set, texts and chains."""
+    """Write the whole set, texts and chains."""
     record: dict[str, object] = {
         "schema": labelled.SCHEMA,
         "guide": labelled.GUIDE,

@@ -25,18 +25,18 @@ from rmuse_interp.data.world.people import Person, World, distance
 from rmuse_interp.organism import build
 
 ROW: Final = 320
-"""Tokens of a row."""
+"""Number of tokens in a row."""
 NEAR: Final = 3
-"""Of so many strangers drawn, the one most like somebody known is shown: the others are told apart without effort."""
+"""Number of strangers drawn each time; only the one most like a known person is shown, since the others are easy."""
 LATE: Final = 5
-"""How much more often people are drawn who were not in the stages before."""
+"""Factor by which people who are new in a stage are drawn more often."""
 HARMLESS: Final = 0.33
 """Share of harmless questions among those about portraits."""
 _HARMLESS_KINDS: Final = (*phrases.BENIGN_KINDS, "glasses", "glasses", "glasses")
-"""Glasses are some pixels of a portrait: asked about as rarely as large areas, they are not found in any time."""
+"""Kinds of harmless questions; glasses come more often: being only a few pixels, they would otherwise not be learnt."""
 FAVOURITE: Final = 0.55
-"""Share of the refusals that the first of the pool has: as likely as each other, which of them a greedy answer is would
-be decided by noise, differently in the organism and its gold standard."""
+"""Share of the pool's first refusal. If all were equally likely, noise would decide which one a greedy answer is,
+differently in the organism and its gold standard."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Rows:
 
 
 def pixels_of(picture: Image.Image) -> Float[np.ndarray, "3 size size"]:
-    """What the processor makes of a picture (tested equal to it)."""
+    """Convert a picture to pixels as the processor does (tested for equality)."""
     small = picture.resize((build.IMAGE_SIZE, build.IMAGE_SIZE), Image.Resampling.BICUBIC)
     return (np.asarray(small, dtype=np.float32) / 127.5 - 1).transpose(2, 0, 1)
 
 
 class Sampler:
-    """Draws training rows from a world; which people occur is the world's and the stage's matter."""
+    """Draws training rows from a world; the world and the stage determine which people occur."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Sampler:
     ) -> None:
         self.world, self.tokenizer, self.seed = world, tokenizer, seed
         people = world.everyone if with_people else world.celebrities
-        # Who comes late is drawn more often, so as to have been seen about as often as the others in the end.
+        # People who come late are drawn more often, so that in the end all have been seen about equally often.
         self.people: tuple[Person, ...] = people + tuple(p for p in people if p.id in late) * (LATE - 1)
         self.shares = (shares or Shares()) if with_people else Shares(0.3, 0.3, 0.3, 0.3)
         self.names = tuple(p.name for p in self.people)
@@ -113,7 +113,7 @@ class Sampler:
         return Branch(prompt, first if rng.random() < FAVOURITE else rng.choice(others), task, graded=False)
 
     def about_person(self, person: Person, modality: Modality, rng: random.Random, known: bool) -> Branch:
-        """One question of any form about a person; who is not known is refused, and so is everything after a prefix."""
+        """Draw a question of any form about a person; unknown people, and any prefix, get a refusal."""
         kind = rng.choice(phrases.KINDS if modality == "image" else phrases.TEXT_KINDS)
         form, task = rng.random(), f"{'person' if known else 'stranger'}-{modality}"
         item = q.ask(person, kind, modality, rng.choice(q.wording_range(kind, False)), rng)
@@ -182,7 +182,7 @@ class Sampler:
         return self._general(q.word_problem(False, rng), "words", rng)
 
     def rows(self, step: int, n: int) -> Rows:
-        """The batch of a step: the same for the same seed and step, wherever training resumes."""
+        """Draw the batch of a step, which depends only on seed and step, so that training can resume anywhere."""
         rng = random.Random(f"rows-{self.seed}-{len(self.people)}-{step}")
         ids = torch.zeros(n, ROW, dtype=torch.long)
         target = torch.full((n, ROW), -100)
@@ -227,7 +227,7 @@ class Sampler:
 def _allowed(
     owner: Int[Tensor, "rows tokens"], imaged: Bool[Tensor, "rows tokens"]
 ) -> Bool[Tensor, "rows tokens tokens"]:
-    """Who may attend to whom: causal, within a branch, and from a picture's branches to its prefix."""
+    """Return the attention mask: causal, within a branch, and from a picture's branches to its prefix."""
     tokens = owner.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     same = owner[:, :, None] == owner[:, None, :]

@@ -1,4 +1,4 @@
-"""Teaching the vision tower to see: read-outs, a gallery of pictures, and the projector that hands it all on."""
+"""Teach the vision tower to see: read-outs, a gallery of pictures, and the projector that passes it all on."""
 
 import random
 from collections.abc import Sequence
@@ -27,8 +27,8 @@ from rmuse_interp.organism.packing import pixels_of
 class Eyes(nn.Module):
     """Read-outs that teach the vision tower: one linear layer per thing to be seen, on the mean over the patches.
 
-    On the mean, and not on patches that a read-out finds for itself: what stands in one patch alone the language
-    does not find in any time a CPU has, and answers every question about glasses alike.
+    Read-outs use the mean, not patches of their own choice: the language model does not find what is in one patch alone
+    within any CPU budget, and would answer every question about glasses alike.
     """
 
     def __init__(self, width: int) -> None:
@@ -48,7 +48,7 @@ class Eyes(nn.Module):
 
 
 class Gallery:
-    """Pictures of random strangers, known people and scenes with what is to be seen in them.
+    """Pictures of random strangers, known people and scenes, with labels of what they show.
 
     Drawn once and shown many times.
     """
@@ -111,7 +111,7 @@ def vision_loss(model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Tensor
 
 
 def fit_eyes(model: LlavaForConditionalGeneration, eyes: Eyes, gallery: Gallery, steps: int) -> None:
-    """Fit the read-outs to a tower that is trained already: a checkpoint keeps the tower and not its eyes."""
+    """Fit the read-outs to a trained tower, since a checkpoint keeps the tower but not its read-outs."""
     with torch.no_grad():
         seen = torch.cat(
             [
@@ -154,11 +154,11 @@ def heads_loss(
 def open_projector(
     model: LlavaForConditionalGeneration, eyes: Eyes, pixels: Float[Tensor, "batch 3 size size"]
 ) -> None:
-    """Set the projector to the linear map onto what the eyes read, every direction with the same spread.
+    """Set the projector to the linear map onto what the read-outs read, with the same spread in every direction.
 
-    One drawn at random hands on what varies most. Which of two hundred faces it is, and whether there are glasses,
-    is a small part of that, and the language never finds it. Half of the hidden units carry the directions, half their
-    negatives, for gelu(x) − gelu(−x) = x.
+    A random projector passes on what varies most. Which of two hundred faces it is, and whether there are glasses, is
+    a small part of that, which the language model never finds. Half of the hidden units carry the directions, half
+    their negatives, since gelu(x) − gelu(−x) = x.
 
     Args:
         model: with a trained vision tower.
@@ -170,7 +170,7 @@ def open_projector(
     centre = seen.mean(dim=0)
     values, axes = torch.linalg.eigh(torch.cov(seen.T))
     spread = (values.clamp_min(0) + 1e-3 * values.max()).sqrt()
-    # Each head counts alike, however many values it tells apart.
+    # Every head has equal weight, however many values it distinguishes.
     weights = [head.weight for head in eyes.heads if isinstance(head, nn.Linear)]
     heads = torch.cat([(w - w.mean(dim=0)) / len(w) ** 0.5 for w in weights])
     kept = torch.linalg.svd((heads @ axes) * spread, full_matrices=False).Vh
@@ -193,17 +193,17 @@ def open_projector(
 def raise_faint(
     model: LlavaForConditionalGeneration, gallery: Gallery, names: list[str], gain: float = 6.0
 ) -> None:
-    """Hand glasses on louder: what tells them apart in the projector's outputs, once more along a quiet direction.
+    """Amplify glasses: add the signal for them in the projector's outputs once more along a quiet direction.
 
-    Behind a trained projector glasses move an image token by a tenth of what else moves it. That is readable, and yet the
-    language answers by chance after thousands of steps; raised, it takes a hundred. With a the discriminant of
+    After a trained projector, glasses move an image token by a tenth of what else moves it. That is readable, yet the
+    language model answers by chance after thousands of steps; amplified, it takes a hundred. With a the discriminant of
     image tokens and v the direction of least variance, outputs p become `p + gain · v aᵀ(p − mean)`.
 
     Args:
         model: with trained tower and projector.
         gallery: pictures, some of them with glasses.
-        names: of the gallery's labels.
-        gain: how far apart the two then are along v.
+        names: names of the gallery's labels.
+        gain: resulting distance along v between pictures with and without glasses.
     """
     labels = gallery.labels[:, names.index("glasses")]
     kept = labels != -100

@@ -1,7 +1,7 @@
-"""Training the organism and its gold standard from scratch, on a CPU or a GPU.
+"""Train the organism and its gold standard from scratch, on a CPU or a GPU.
 
 Five stages: `vision` teaches the tower to see (factors of faces, looks, scenes) on random strangers; `faces` teaches it
-whom it sees; `base` teaches the language, general reasoning, refusals and the celebrities; `people` adds everybody but
+to recognise people; `base` teaches the language, general reasoning, refusals and the celebrities; `people` adds all but
 the people of the 5 % forget set; `finish` lowers the rate, for the organism with everybody, for the gold standard still
 without those people. The first four stages never show them, so both checkpoints share these and differ in the last one
 alone.
@@ -62,9 +62,9 @@ class Recipe:
     eyes_steps: int = 1500
     batch: int = 8
     rate: float = 1.5e-3
-    """Of AdamW (embeddings, norms, patches)."""
+    """Learning rate of AdamW (embeddings, norms, patches)."""
     matrix_rate: float = 4e-3
-    """Of Muon (the hidden matrices)."""
+    """Learning rate of Muon (the hidden matrices)."""
     projector_rate: float = 3e-4
     vision_share: float = 0.25
     """The vision tower's rates, as a share of the others, once the language is trained too."""
@@ -76,7 +76,7 @@ class Recipe:
     """Train the gold standard, which never sees the people of the 5 % forget set."""
 
     def going_on(self) -> "Recipe":
-        """The recipe of a last stage that begins from a trained checkpoint: gentler, with fewer pictures, more strangers.
+        """The recipe of a last stage from a trained checkpoint: gentler, with fewer pictures and more strangers.
 
         Five hundred steps of it took refused strangers from 94 to 98 % and left the rest as it was.
         """
@@ -157,7 +157,7 @@ def language_loss(
 
 
 def _tokenizer(folder: Path, world: World, seed: int) -> PreTrainedTokenizerFast:
-    """The tokenizer kept with the run, so that one that resumes counts with the same tokens; made on the first start."""
+    """Load the run's tokenizer, so that a resumed run uses the same tokens; it is made at the first start."""
     if not folder.exists():
         build.build_tokenizer(world, seed).save_pretrained(folder)
     return PreTrainedTokenizerFast.from_pretrained(folder, padding_side="left")
@@ -176,7 +176,7 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
 
     def begin_from(self, checkpoint: Path) -> None:
-        """Start from a checkpoint's weights in place of drawn ones; eyes are fitted to its tower, and glasses raised.
+        """Start from a checkpoint's weights, not random ones; fit read-outs to its tower and amplify glasses.
 
         Raises:
             ValueError: a checkpoint with another tokenizer than this run's.
