@@ -1,8 +1,8 @@
-"""Names beside the points of a figure, where they cover nothing; a thin line leads there unless that is plain.
+"""Names beside the points of a figure, placed to cover nothing, with a thin line to the point if it is not obvious.
 
-Each name has candidate places on rings around its point. A candidate costs what it covers, and each pair of candidates
-costs what they cover of one another; names are moved in turn, each to its cheapest place among the others, until none
-moves. That is done in several orders of the names, and the cheapest outcome is drawn.
+Each name has candidate places on rings around its point. A candidate's cost is what it covers, and a pair of candidates
+costs what they cover of each other. Names are moved in turn, each to its cheapest place among the others, until none
+moves. This is repeated in several orders of the names, and the cheapest result is drawn.
 """
 
 import math
@@ -16,17 +16,17 @@ from matplotlib.transforms import Bbox
 
 Point = tuple[float, float]
 RINGS: Final = tuple((r, a) for r in (6, 9, 13, 18, 24, 32, 42, 54, 68, 84, 104) for a in range(0, 360, 15))
-"""Distance in points and angle in degrees of the name's nearest edge."""
+"""Distance (points) and angle (degrees) of each candidate: from the point to the name's nearest edge."""
 CLOSE: Final = 14.0
-"""Points that are nearer to each other than this need lines to their names."""
+"""Distance below which neighbouring points need lines to their names."""
 KEPT: Final = 48
-"""Candidates of each name that are compared with those of others."""
+"""Number of candidates per name that are compared with those of other names."""
 ORDERS: Final = 24
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a name may stand: its box, the end of the line to it (None for no line), and what it costs by itself."""
+    """A candidate place of a name: its box, the end of the line to it (None for no line), and its own cost."""
 
     box: Bbox
     foot: Point | None
@@ -44,16 +44,16 @@ def label(
     """Write each point's name.
 
     Args:
-        axis: drawn but for the names; its layout is frozen.
+        axis: complete except for the names; its layout is frozen.
         places: method → its point, in data units.
         words: method → its name; points that coincide share a text, in the colour of the first of them.
         colours: method → colour of its name.
-        bars: what else is to stay clear: intervals, each as two points in data units.
+        bars: intervals that names must not cover, each as two points in data units.
     """
     figure = axis.figure
     figure.canvas.draw()
     renderer = figure.canvas.get_renderer()
-    figure.set_layout_engine("none")  # what was measured stays where it is
+    figure.set_layout_engine("none")  # keeps everything where it was measured
     scale = figure.dpi / 72
     points: dict[str, Point] = {n: tuple(axis.transData.transform(at)) for n, at in places.items()}
     said: dict[str, list[str]] = {}
@@ -103,7 +103,7 @@ def candidates(
     frame: Bbox,
     scale: float,
 ) -> list[Place]:
-    """The cheapest places of one name by itself, in pixels."""
+    """The cheapest places of one name, regardless of other names, in pixels."""
     at, (width, height) = points[name], size
     crowded = any(math.dist(at, p) < CLOSE * scale for n, p in points.items() if n != name)
     distant = [dot for n, dot in dots.items() if math.dist(points[n], at) > CLOSE * scale]
@@ -126,7 +126,7 @@ def candidates(
 
 
 def arranged(points: Mapping[str, Point], found: Mapping[str, Sequence[Place]]) -> dict[str, Place]:
-    """One place per name, at the least cost that moving them in turn finds."""
+    """One place per name, at the lowest cost found by moving the names in turn."""
     names = [name for name in points if found[name]]  # a name too long for the frame has no place
     memory: dict[Any, float] = {}
 
@@ -161,7 +161,7 @@ def arranged(points: Mapping[str, Point], found: Mapping[str, Sequence[Place]]) 
 
 
 def conflict(at: Point, one: Place, there: Point, other: Place) -> float:
-    """What two names cover of each other: boxes, lines over boxes, lines over lines."""
+    """Cost of the overlap of two names: boxes, lines over boxes, lines over lines."""
     cost = 1000.0 * one.box.overlaps(other.box)
     for start, line, box in ((at, one.foot, other.box), (there, other.foot, one.box)):
         cost += 0.0 if line is None else 400.0 * crosses(start, line, box)
@@ -171,7 +171,7 @@ def conflict(at: Point, one: Place, there: Point, other: Place) -> float:
 
 
 def crosses(start: Point, end: Point, box: Bbox) -> bool:
-    """Whether a line runs through a box, by twenty points of it."""
+    """Whether a line runs through a box, tested at twenty points of the line."""
     return any(
         box.contains(start[0] + (end[0] - start[0]) * i / 20, start[1] + (end[1] - start[1]) * i / 20)
         for i in range(20)

@@ -1,4 +1,4 @@
-"""How methods are drawn and named, the same in every figure: by kind with marker and colour, never by colour alone."""
+"""Names and looks of methods, the same in every figure: marker and colour by kind, never colour alone."""
 
 from collections.abc import Collection
 from typing import Final
@@ -13,7 +13,7 @@ LOOK: Final = {
     "reference": ("s", style.GREEN, 4.6),
     "rmuse": ("D", style.BLUE, 4.8),
 }
-"""Kind → marker, colour and size in points; ours last, so that they lie on top."""
+"""Kind → marker, colour and size in points; ours last, so that it is drawn on top."""
 SAID: Final = {
     "rmuse": "R-MUSE",
     "rival": "steered at inference",
@@ -43,7 +43,7 @@ NAMES: Final = {
     "manu": "MANU",
     "r2mu": "R2MU",
 }
-"""Method → its name in a figure; others have their own."""
+"""Method → its name in a figure, if that differs from the method's own name."""
 
 
 def name_of(method: str) -> str:
@@ -52,7 +52,7 @@ def name_of(method: str) -> str:
 
 
 def handles(kinds: Collection[str]) -> list[Line2D]:
-    """Entries of a legend for kinds of method."""
+    """Legend entries for kinds of method."""
     looks = {kind: LOOK[kind] for kind in SAID if kind in kinds}
     return [
         style.entry(SAID[kind], marker=marker, mec=colour, mfc="white", ls="", ms=size)

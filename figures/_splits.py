@@ -1,4 +1,4 @@
-"""How the figures of answers draw splits and metrics, and how their captions end."""
+"""Splits and metrics in the figures of answers, and the end of their captions."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -19,7 +19,7 @@ SPLIT: Final[dict[str, tuple[str, str]]] = {
 }
 """Split → colour and marker: never by colour alone."""
 SAID: Final = {"test": "test (forget, new)", "retain_test": "retain, new"}
-"""Splits whose name alone does not say what they are."""
+"""Splits whose name alone does not explain them → what they are."""
 GATE: Final[dict[str, tuple[str, str, str]]] = {
     "literal": (style.GREY, "o", "--"),
     "paper": (style.GREY, "o", "--"),
@@ -36,13 +36,13 @@ BARS: Final = {"elinewidth": 0.6, "capsize": 1.2}
 
 
 def look(split: str) -> dict[str, str]:
-    """How a split is drawn."""
+    """Colour and marker of a split."""
     colour, marker = SPLIT[split]
     return {"color": colour, "marker": marker}
 
 
 def cells(rows: Sequence[Row], metric: str, lines: Sequence[tuple[float, Row]]) -> list[tuple[float, Row]]:
-    """A metric's values on the lines that have one: place of the line, and the cell of the row its labels pick."""
+    """A metric's values: for each line that has one, its place and the cell of the row that its labels select."""
     found = [(at, next(iter(style.picked(rows, **labels)), None)) for at, labels in lines]
     return [(at, row[metric]) for at, row in found if row is not None and row[metric] is not None]
 
@@ -58,7 +58,7 @@ def panel(
     """One metric of every line, in percent: a dot with its interval for each of the splits `shown`.
 
     Args:
-        lines: height of each line, and the labels that pick its rows.
+        lines: height of each line, and the labels that select its rows.
     """
     present = [s for s in shown if any(r["split"] == s for r in rows)]
     for i, split in enumerate(present):
@@ -77,7 +77,7 @@ def by_split(axis: Axes, rows: Sequence[Row], key: str, step: float, ms: float) 
 
     Args:
         key: where a row holds its cells by split.
-        step: distance of two splits.
+        step: distance between two splits.
         ms: size of the markers in points.
     """
     shown = present(rows, key)
@@ -92,12 +92,12 @@ def by_split(axis: Axes, rows: Sequence[Row], key: str, step: float, ms: float) 
 
 
 def named(row: Row) -> str:
-    """A gate's name, marked where it is the one chosen."""
+    """A gate's name, marked if it is the chosen one."""
     return row["gate"] + " *" * bool(row.get("chosen") or row.get("chosen_for"))
 
 
 def operating_axes(axis: Axes, floor: float, low: float, high: float) -> None:
-    """False positives along x on a logarithmic axis whose left edge stands for 0, true ones along y, in percent."""
+    """Set up axes in percent: false positives along a logarithmic x whose left edge stands for 0, true ones along y."""
     axis.set_xscale("log")
     axis.set_xlim(floor * low, high)
     axis.set_xticks([floor, 0.01, 0.1, 1.0], ["0", "1", "10", "100"])
@@ -106,7 +106,7 @@ def operating_axes(axis: Axes, floor: float, low: float, high: float) -> None:
 
 
 def operating_point(axis: Axes, row: Row, fpr: Row, tpr: Row, floor: float, **look: Any) -> None:
-    """A gate's point at its threshold with the intervals of both rates, on `operating_axes`."""
+    """Draw a gate's point at its threshold with the intervals of both rates, on `operating_axes`."""
     at = {key: max(floor, fpr[key] / 100) for key in ("value", "low", "high")}
     colour, marker, _ = GATE[row["gate"]]
     edge = {"color": colour, "marker": marker, "mec": style.BLACK, "mew": 0.4}
@@ -115,23 +115,23 @@ def operating_point(axis: Axes, row: Row, fpr: Row, tpr: Row, floor: float, **lo
 
 
 def present(rows: Sequence[Row], key: str) -> list[str]:
-    """The splits that some row has cells of."""
+    """The splits that at least one row has cells for."""
     return [split for split in SPLIT if any(split in row[key] for row in rows)]
 
 
 def legend(splits: Sequence[str], line: str = "") -> list[Line2D]:
-    """Handles of splits."""
+    """Legend handles of splits."""
     return [style.entry(SAID.get(s, s), ls=line, **look(s)) for s in splits]
 
 
 def about(record: Row, n: str) -> str:
-    """Model, benchmark, numbers and seed, as every caption ends."""
+    """The end of every caption: model, benchmark, numbers and seed."""
     fitted = f"at most {record['provenance']['fit_limit']} examples of each group in fitting"
     return f"Bars are 95 % intervals. {style.origin(record, f'n = {n}', fitted)}"
 
 
 def counted(n: Row) -> str:
-    """Questions per split in words."""
+    """Questions per split, as a text."""
     groups: dict[int, list[str]] = {}
     for split, count in n.items():
         groups.setdefault(count, []).append(split)

@@ -1,4 +1,4 @@
-"""What all figures share: their command line, type, colours that everyone can tell apart, intervals and captions."""
+"""What all figures share: command line, fonts, colours that everyone can tell apart, intervals and captions."""
 
 import argparse
 import json
@@ -18,15 +18,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 Row = dict[str, Any]
-"""A record, or a part of one, as JSON has it."""
+"""A record, or a part of one, as read from JSON."""
 Drawing = tuple[Callable[[Row], Figure | None], Callable[[Row], str]]
-"""What draws a figure (None where the record has nothing for it), and what captions it."""
+"""The function that draws a figure (None if the record has nothing for it), and the one that captions it."""
 COLUMN: Final = 3.25
-"""Inches: one column of a two-column page."""
+"""Width of one column of a two-column page, inches."""
 TEXT: Final = 6.75
-"""Inches: the whole width of the text."""
+"""Width of the whole text, inches."""
 
-# Okabe and Ito: told apart with any colour vision, and in grey by their lightness.
+# Okabe and Ito: distinct with any colour vision, and in grey by their lightness.
 BLACK, GREY = "#000000", "#8C8C8C"
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, RED, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
@@ -35,7 +35,7 @@ MODALITY: Final[dict[str, tuple[str, str]]] = {"image": (BLUE, "o"), "text": (RE
 
 
 def use() -> None:
-    """Set Matplotlib's defaults: small sans type that is embedded as type, thin lines, no frame at top and right."""
+    """Set Matplotlib's defaults: small sans-serif text embedded as fonts, thin lines, no frame at top and right."""
     plt.rcParams.update(
         {
             "font.family": "sans-serif",
@@ -75,9 +75,9 @@ def command(
     Args:
         doc: the module's docstring; its first line describes the command.
         source: stem of the result file.
-        schema: what that file must be.
-        figures: stem of each figure → what draws it and what captions it.
-        argv: words of the command line; the process's own by default.
+        schema: schema that the file must have.
+        figures: stem of each figure → the functions that draw and caption it.
+        argv: arguments of the command line; `sys.argv[1:]` by default.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("--results", type=Path, default=Path("results"), help=f"folder of {source}.json")
@@ -93,7 +93,7 @@ def command(
 
 
 def read(path: Path, schema: str) -> dict[str, Any]:
-    """A result file; leaves with one line and exit code 2 where it is missing or of another schema."""
+    """Read a result file; exit with one line and code 2 if it is missing or of another schema."""
     stem = path.stem
     if not path.is_file():
         leave(f"required {path}, got none; write it with `python analyses/{stem}.py`")
@@ -108,7 +108,7 @@ def read(path: Path, schema: str) -> dict[str, Any]:
 
 
 def leave(message: str) -> NoReturn:
-    """End with one line and exit code 2."""
+    """Exit with one line and code 2."""
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)
 
@@ -130,13 +130,13 @@ def modalities(rows: Sequence[Row]) -> list[str]:
 
 
 def picked(rows: Sequence[Row], **labels: Any) -> list[Row]:
-    """The rows with these labels, by block."""
+    """The rows with these labels, in the order of blocks."""
     found = [row for row in rows if all(row[key] == value for key, value in labels.items())]
     return sorted(found, key=lambda row: -1 if row.get("layer") is None else row["layer"])
 
 
 def reach(cells: Sequence[Row], scale: float = 1.0, value: str = "value") -> list[list[float]]:
-    """Lengths of the error bars below and above each value; 0 where there is no interval."""
+    """Lengths of the error bars below and above each value; 0 if there is no interval."""
     ends = [[cell[value] if cell[end] is None else cell[end] for cell in cells] for end in ("low", "high")]
     return [
         [max(0.0, scale * sign * (end - cell[value])) for end, cell in zip(side, cells, strict=True)]
@@ -157,13 +157,13 @@ def intervals(
     """Draw values with their error bars.
 
     Args:
-        axis: where.
-        at: place of each value on the other axis.
-        cells: `{value, low, high}` of each.
-        along: axis of the values.
+        axis: axes to draw on.
+        at: position of each value on the other axis.
+        cells: `{value, low, high}`, one per value.
+        along: axis of the values, "x" or "y".
         scale: factor of the values, 100 for shares drawn in percent.
         value: key of the value in its cell.
-        **look: as `Axes.errorbar` takes it.
+        **look: options of `Axes.errorbar`.
     """
     values = [scale * cell[value] for cell in cells]
     x, y = (values, at) if along == "x" else (at, values)
@@ -171,36 +171,36 @@ def intervals(
 
 
 def entry(label: str, **look: Any) -> Line2D:
-    """An entry of a legend; black unless said otherwise."""
+    """A legend entry, black by default."""
     return Line2D([], [], label=label, **{"color": BLACK, **look})
 
 
 def legend(figure: Figure, handles: Sequence[Any], **look: Any) -> None:
-    """A legend above all panels, on one line unless said otherwise."""
+    """Draw a legend above all panels, on one line by default."""
     settings = {"loc": "outside upper center", "ncols": len(handles), **look}
     figure.legend(handles=list(handles), **settings)
 
 
 def titles(axes: Sequence[Axes], texts: Sequence[str]) -> None:
-    """A title at the left of each panel."""
+    """Set a title at the left of each panel."""
     for axis, text in zip(axes, texts, strict=False):
         axis.set_title(text, loc="left")
 
 
 def blocks(axis: Axes, label: str = "block") -> None:
-    """Whole numbers of decoder blocks along x."""
+    """Set whole numbers of decoder blocks along x."""
     axis.set_xlabel(label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def percents(axis: Axes, which: str = "y") -> None:
-    """0 to 100, with room for the markers at both ends."""
+    """Set an axis from 0 to 100, with room for the markers at both ends."""
     getattr(axis, f"set_{which}lim")(-4, 104)
     getattr(axis, f"set_{which}ticks")([0, 25, 50, 75, 100])
 
 
 def origin(record: Row, *more: str) -> str:
-    """Model, benchmark, forget rates and seeds, as captions end."""
+    """The end of a caption: model, benchmark, forget rates and seeds."""
     it = record["provenance"]
     benchmark = it["benchmark"]
     rates = it.get("rates") or it.get("forget") or [benchmark["forget"]]

@@ -24,7 +24,7 @@ PANELS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "ablations", SCHEMA, {"ablations": (draw, caption)}, argv)
 
 
@@ -54,7 +54,7 @@ def draw(record: Row) -> Figure:
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     return (
         "Ablations of both presets, each one edit of the fitted expression; whatever an ablation does not name stays as "
         "fitted. (a) Reasoning information leakage. (b) Well-formed refusals. (c) Responses that are neither an answer "

@@ -22,7 +22,7 @@ DASHES = {"image": "-", "text": "--"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(
         __doc__, "activation_dynamics", SCHEMA, {"activation_dynamics": (draw, caption)}, argv
     )
@@ -34,13 +34,13 @@ def presets(record: Row) -> list[str]:
 
 
 def shown(record: Row, preset: str, modality: str) -> Row | None:
-    """The block whose plane is drawn: the highest steered one (the highest at all, where none was looked at)."""
+    """Row of the block whose plane is drawn: the highest steered block, or the highest block if none is steered."""
     mine = [r for r in record["rows"] if (r["preset"], r["modality"]) == (preset, modality)]
     return max(mine, key=lambda r: (r["steered"], r["layer"]), default=None)
 
 
 def draw(record: Row) -> Figure:
-    """One row of panels per method: a plane per kind of query, then how far states move at each block."""
+    """One row of panels per method: a plane per kind of query, then the displacement of states at each block."""
     names = presets(record)
     kinds = style.modalities(record["rows"])
     size = (style.TEXT, 0.6 + 1.9 * len(names))
@@ -69,7 +69,7 @@ def draw(record: Row) -> Figure:
 
 
 def plane(axis: Axes, row: Row) -> None:
-    """States before (hollow) and after (filled), a thin line from one to the other where they moved."""
+    """Draw states before (hollow) and after (filled), joined by a thin line if they moved."""
     for side, (colour, marker) in SIDE.items():
         mine = [p for p in row["points"].values() if p["side"] == side]
         moves = [(p["before"], p["after"]) for p in mine if p["displaced"] > 0]
@@ -83,7 +83,7 @@ def plane(axis: Axes, row: Row) -> None:
     axis.set_ylabel(f"axis 2 ({100 * second:.0f} %)", labelpad=1)
     axis.set_xticks([])
     axis.set_yticks([])
-    axis.margins(0.06)  # marks keep clear of the frame
+    axis.margins(0.06)  # keeps markers off the frame
 
 
 def distances(axis: Axes, rows: Sequence[Row]) -> None:
@@ -142,7 +142,7 @@ def caption(record: Row) -> str:
 
 
 def chance(test: Row) -> str:
-    """The p value, as a bound where no permutation was as large."""
+    """The p value; an upper bound if no permutation was as large."""
     return f"p = {test['p']:.2g}" if test["p"] > test["least"] * 1.001 else f"p ≤ {test['p']:.2g}"
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 SCHEMA = "rmuse-adaptive-vs-fixed/1"
 ADAPTIVE = "ACS"
 AT = 1.22
-"""Where ACS stands on the axis of λ."""
+"""Position of ACS on the axis of λ."""
 SHOWN = (
     ("test", "ril", "RIL, test ↓", "-"),
     ("test", "malformed_rate", "malformed, test ↓", ":"),
@@ -27,7 +27,7 @@ SHOWN = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "adaptive_vs_fixed", SCHEMA, {"adaptive_vs_fixed": (draw, caption)}, argv)
 
 
@@ -54,7 +54,7 @@ def draw(record: Row) -> Figure:
 
 
 def panel(axis: Axes, rows: Sequence[Row]) -> None:
-    """Metrics against fixed λ, 0 being the model as it is, and those of ACS apart."""
+    """Draw metrics against fixed λ (0 is the unsteered model), and those of ACS separately."""
     for i, (split, name, label, dashes) in enumerate(SHOWN):
         colour, _ = splits.SPLIT[split]
         mine = {r["strength"]: r[name] for r in rows if r["split"] == split and r[name] is not None}
@@ -71,7 +71,7 @@ def panel(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     n = record["provenance"]["n"]
     same = len({str(v) for v in n.values()}) == 1
     counts = (

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> int:
-    """Draw, and say where."""
+    """Draw the figure and print the paths of its files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run", nargs="?", type=Path, default=ROOT / "results" / "demo")
     parser.add_argument("--out", type=Path, default=ROOT / "figures")

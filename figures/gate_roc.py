@@ -17,16 +17,16 @@ from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-gate-roc/1"
 FLOOR = 0.002
-"""Where a false-positive rate of 0 is drawn on the logarithmic axis."""
+"""Position of a false-positive rate of 0 on the logarithmic axis."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "gate_roc", SCHEMA, {"gate_roc": (draw, caption)}, argv)
 
 
 def banded(rows: Sequence[Row]) -> list[Row]:
-    """The gates drawn with a band and with their margins: the literal one and the one chosen, else the first two."""
+    """The gates drawn with a band and margins: the literal and the chosen one, else the first two."""
     main_ones = [r for r in rows if r["chosen"] or r["gate"] == "paper"]
     return (main_ones or list(rows))[:2]
 
@@ -61,7 +61,7 @@ def draw(record: Row) -> Figure:
 
 
 def curves(axis: Axes, rows: Sequence[Row], kind: str) -> None:
-    """Every gate's curve with its operating point; bands of the literal gate and of the one chosen."""
+    """Draw every gate's curve with its operating point, and bands of the literal and the chosen gate."""
     wide = [r["gate"] for r in banded(rows)]
     for row in rows:
         colour, _, line = splits.GATE[row["gate"]]
@@ -80,7 +80,7 @@ def curves(axis: Axes, rows: Sequence[Row], kind: str) -> None:
 
 
 def areas(axis: Axes, rows: Sequence[Row]) -> None:
-    """Area under the curve against each split to leave alone, a line per gate, with intervals."""
+    """Draw the area under the curve against each split that must not be steered, a line per gate, with intervals."""
     splits.by_split(axis, rows, "against", step=0.17, ms=2.8)
     axis.axvline(0.5, color=style.GREY, lw=0.6, ls=":", zorder=-1)
     least = min(c["low"] for r in rows for c in r["against"].values())
@@ -88,7 +88,7 @@ def areas(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def margins(axis: Axes, rows: Sequence[Row]) -> None:
-    """Margins of every query by split, below one another, for the gates that have a band; 0 is the threshold."""
+    """Draw the margins of all queries, one line per split, for the gates that have a band; 0 is the threshold."""
     shown = splits.present(rows, "margins")
     place, ticks, labels = 0.0, [], []
     for row in rows:
@@ -96,7 +96,7 @@ def margins(axis: Axes, rows: Sequence[Row]) -> None:
         for split in (s for s in shown if s in row["margins"]):
             colour, marker = splits.SPLIT[split]
             values = sorted(row["margins"][split].values())
-            # Spread over the line's height in an order that has nothing to do with the value.
+            # Spread over the line's height in an order unrelated to the value.
             up = [((7 * i) % 11) / 11 - 0.5 for i in range(len(values))]
             axis.plot(
                 values, [place + 0.6 * u for u in up], marker, ms=1.6, color=colour, mew=0, alpha=0.6, ls=""

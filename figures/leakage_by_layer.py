@@ -39,7 +39,7 @@ SHUFFLED = Patch(color=style.GREY, alpha=0.3, lw=0, label="shuffled labels (95 %
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     figures = {
         "leakage_by_layer": (probes, caption),
         "leakage_by_layer_lens": (recall, lens_caption),
@@ -75,7 +75,7 @@ def probes(record: Row) -> Figure:
 
 
 def panel(axis: Axes, record: Row, labels: Row) -> None:
-    """Accuracy by block with intervals, chance, the bands of shuffled labels and what words alone tell."""
+    """Draw accuracy by block with intervals, chance, the bands of shuffled labels and the accuracy from words alone."""
     mine = style.picked(record["probes"], group="forget", side="before", **labels)
     if not mine:
         middle = {"transform": axis.transAxes, "ha": "center"}
@@ -99,13 +99,13 @@ def panel(axis: Axes, record: Row, labels: Row) -> None:
 
 
 def apart(rows: Sequence[Row]) -> list[Row]:
-    """Rows from the block on, at which they part from those of before; all of a side that is compared with none."""
+    """Rows from one before the first that differs from before steering; all rows of a side without a comparison."""
     parted = [i for i, r in enumerate(rows) if "drop" not in r or any(r["drop"].values())]
     return list(rows[max(0, parted[0] - 1) :]) if parted else []
 
 
 def chance(axis: Axes, rows: Sequence[Row]) -> None:
-    """The best constant guess, and the band of shuffled labels."""
+    """Draw the best constant guess and the band of shuffled labels."""
     if not rows:
         return
     low, high = ([100 * r[k] for r in rows] for k in ("shuffled_low", "shuffled_high"))
@@ -116,7 +116,7 @@ def chance(axis: Axes, rows: Sequence[Row]) -> None:
 def curve(
     axis: Axes, rows: Sequence[Row], side: str, colour: str, marker: str, step: float = 0.0, **cells: Any
 ) -> None:
-    """Values by block with error bars; filled marks before steering, open ones after."""
+    """Draw values by block with error bars: filled markers before steering, open ones after."""
     face = colour if side == "before" else "white"
     look = {"color": colour, "marker": marker, "mfc": face, "ls": SIDES[side][0], "ms": 2.4, "mew": 0.6}
     at = [r["layer"] + step for r in rows]
@@ -125,7 +125,7 @@ def curve(
 
 
 def steered(axis: Axes, record: Row, modality: str) -> None:
-    """Triangles on the axis at the blocks that the plan edits."""
+    """Draw triangles on the axis at the blocks that the plan edits."""
     blocks = record["provenance"]["layers"][modality]
     below = {"transform": axis.get_xaxis_transform(), "clip_on": False, "zorder": 5}
     axis.plot(blocks, [0] * len(blocks), "^", ms=4, color=style.BLACK, **below)
@@ -146,7 +146,7 @@ def recall(record: Row) -> Figure | None:
                 curve(above, apart(style.picked(record["lens"], **labels)), side, tone, marker)
         above.set_title(f"{modality} queries", loc="left")
         labels = {"group": "forget", "modality": modality, "held_out": "person", "place": "recall"}
-        # `moved` is drawn as what it is: the only one after.
+        # `moved` is drawn as after steering: there is no other value after.
         for name, side in (("before", "before"), ("moved", "after")):
             rows = apart(style.picked(record["probes"], side=name, **labels))
             curve(below, rows, side, colour, marker, scale=100, value="accuracy")
@@ -170,7 +170,7 @@ def recall(record: Row) -> Figure | None:
 
 
 def about(record: Row) -> str:
-    """Model, benchmark, questions and seed, as every caption ends."""
+    """The end of every caption: model, benchmark, questions and seed."""
     asked = [q for q in record["questions"] if q["group"] == "forget"]
     counted = " and ".join(
         f"{q['n']} {q['modality']} (attributes {', '.join(q['attributes'])}; {q['people']} people, {q['renderings']} "
@@ -183,7 +183,7 @@ def about(record: Row) -> str:
 
 
 def caption(record: Row) -> str:
-    """What the wide figure shows, and what was concluded."""
+    """Caption of the wide figure, with the conclusions."""
     said = "; ".join(
         f"{c['target']}, {c['modality']} queries: {c['says'].partition(':')[0]}"
         + ("" if c["hidden_from"] is None else f", from block {c['hidden_from']} on")
@@ -202,7 +202,7 @@ def caption(record: Row) -> str:
 
 
 def lens_caption(record: Row) -> str:
-    """What the narrow figure shows."""
+    """Caption of the narrow figure."""
     others = {
         r["modality"]: r["n"]
         for r in style.picked(record["probes"], held_out="person", place="recall", side="before")

@@ -24,7 +24,7 @@ SAID = {"none": "no protection", "direction": "direction protected", "rotation":
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     figures = {
         "orthogonality": (everywhere, caption),
         "orthogonality_plan": (plans, plan_caption),
@@ -74,13 +74,13 @@ def everywhere(record: Row) -> Figure:
 
 
 def queries(rows: Sequence[Row], **look: Any) -> list[Line2D]:
-    """Entries of a legend for the kinds of query of some rows."""
+    """Legend entries for the kinds of query of some rows."""
     looks = {kind: style.MODALITY[kind] for kind in style.modalities(rows)}
     return [style.entry(f"{kind} queries", color=c, marker=m, **look) for kind, (c, m) in looks.items()]
 
 
 def band(axis: Axes, rows: list[Row], nulls: list[Row], scale: list[float], colour: str) -> None:
-    """Mean and 95 % range of random subspaces, in the colour of the queries whose ranks they have."""
+    """Draw mean and 95 % range of random subspaces, in the colour of the kind of query with the same ranks."""
     layers = [row["layer"] for row in rows]
     mean = [n["mean"] * s for n, s in zip(nulls, scale, strict=True)]
     low = [max(0.0, (n["mean"] - 1.96 * n["sd"]) * s) for n, s in zip(nulls, scale, strict=True)]
@@ -90,7 +90,7 @@ def band(axis: Axes, rows: list[Row], nulls: list[Row], scale: list[float], colo
 
 
 def kernels(axis: Axes, rows: list[Row]) -> None:
-    """Cosine of the two projections, against random subspaces of the same ranks."""
+    """Draw the cosine of the two projections, against random subspaces of the same ranks."""
     for kind in style.modalities(rows):
         mine = style.picked(rows, modality=kind)
         colour, marker = style.MODALITY[kind]
@@ -102,7 +102,7 @@ def kernels(axis: Axes, rows: list[Row]) -> None:
 
 
 def directions(axis: Axes, rows: list[Row]) -> None:
-    """Share of the steering direction inside the RRS, before and after protection."""
+    """Draw the share of the steering direction inside the RRS, before and after protection."""
     for kind in style.modalities(rows):
         mine = style.picked(rows, modality=kind)
         colour, marker = style.MODALITY[kind]
@@ -114,7 +114,7 @@ def directions(axis: Axes, rows: list[Row]) -> None:
 
 
 def updates(axis: Axes, rows: list[Row]) -> None:
-    """Share of the updates inside the RRS with 95 % intervals, by protection."""
+    """Draw the share of the updates inside the RRS with 95 % intervals, by protection."""
     for kind in style.modalities(rows):
         colour, marker = style.MODALITY[kind]
         for protection, line in LINES.items():
@@ -132,7 +132,7 @@ def updates(axis: Axes, rows: list[Row]) -> None:
 
 
 def plans(record: Row) -> Figure:
-    """The plans as they are run: what of their updates falls into the RRS, and how much of it they alter."""
+    """The whole plans: the share of their updates inside the RRS by protection, beside that of random subspaces."""
     rows = style.picked(record["updates"], run="plan", measure="update", gate="open")
     groups = list(dict.fromkeys((r["preset"], r["protection"]) for r in rows))
     figure, axis = plt.subplots(figsize=(style.COLUMN, 0.75 + 0.42 * len(groups)))
@@ -152,7 +152,7 @@ def plans(record: Row) -> Figure:
                     "ls": "",
                 }
                 style.intervals(axis, [y], [r], along="x", scale=100, value="share", **look)
-                if share > 1:  # at 0 the numbers would lie on each other
+                if share > 1:  # at 0 the numbers would overlap
                     away, side = (-3, "top") if kind == "text" else (3, "bottom")
                     beside = {"textcoords": "offset points", "ha": "center", "va": side, "fontsize": 5.5}
                     axis.annotate(str(r["layer"]), (share, y), (0, away), **beside)
@@ -173,7 +173,7 @@ MOVED = (
     ("direction_angle_degrees", None, "c  $v_{un}$, refit to fit"),
     ("rrs_angle_degrees", 1, "d  $U_{rrs}$, refit to fit"),
 )
-"""Angle, its place among the angles of chance, title."""
+"""Key of an angle, its index among the angles of chance, and the panel's title."""
 
 
 def stability(record: Row) -> Figure | None:
@@ -217,7 +217,7 @@ def stability(record: Row) -> Figure | None:
 
 
 def stability_caption(record: Row) -> str:
-    """What the figure of resamples shows."""
+    """Caption of the figure of resamples."""
     origin, rows = record["provenance"], record["stability"]
     kinds = {r["modality"]: r for r in rows}
     counted = "; ".join(
@@ -236,13 +236,13 @@ def stability_caption(record: Row) -> str:
 
 
 def about(record: Row) -> str:
-    """Model, benchmark, queries and seed, as every caption ends."""
+    """The end of every caption: model, benchmark, queries and seed."""
     counted = " and ".join(f"{n} {kind}" for kind, n in record["provenance"]["n"].items())
     return style.origin(record, f"n = {counted} held-out reasoning queries with their reference responses")
 
 
 def caption(record: Row) -> str:
-    """What the wide figure shows."""
+    """Caption of the wide figure."""
     own = "; ".join(
         f"{name}, {kind}: {', '.join(map(str, blocks)) or 'none'}"
         for name, kinds in record["provenance"]["layers"].items()
@@ -259,7 +259,7 @@ def caption(record: Row) -> str:
 
 
 def plan_caption(record: Row) -> str:
-    """What the narrow figure shows."""
+    """Caption of the narrow figure."""
     gated = style.picked(record["updates"], run="plan", measure="update", gate="gated")
     fired = {(r["preset"], r["modality"]): f"{r['n_updated']} of {r['n']}" for r in gated if r["own"]}
     said = "; ".join(f"{preset}, {kind}: {count}" for (preset, kind), count in fired.items())

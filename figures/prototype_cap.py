@@ -20,16 +20,16 @@ SHOWN = (
     ("test", "malformed_rate", "malformed, test ↓", ":", {"color": style.BLACK, "marker": "X"}),
     ("retain_test", "exact", "exact, retain, new ↑", "-", {}),
 )
-"""Split, metric, label, line, and what is drawn unlike the split: three metrics are of one."""
+"""Split, metric, label, line, and changes to the split's look: three metrics share one split."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "prototype_cap", SCHEMA, {"prototype_cap": (draw, caption)}, argv)
 
 
 def draw(record: Row) -> Figure:
-    """Metrics against the cap, evenly spaced, all prototypes last."""
+    """Draw metrics against the cap, evenly spaced, all prototypes last."""
     rows = [r for r in record["rows"] if r["cap"] is not None]
     caps = list(dict.fromkeys(r["cap"] for r in rows))
     figure, axis = plt.subplots(figsize=(style.COLUMN, 2.7))
@@ -49,7 +49,7 @@ def draw(record: Row) -> Figure:
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     plain = {
         r["split"]: r["ril"]["value"] for r in record["rows"] if r["cap"] is None and r["ril"] is not None
     }

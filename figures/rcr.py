@@ -17,17 +17,17 @@ from matplotlib.figure import Figure
 
 SCHEMA = "rmuse-leaderboard/1"
 SPLITS = {"retain": "|", "retain_test": "x", "celebrity": "+", "reasoning": "1", "benign": "2"}
-"""Split → marker of its own value."""
+"""Split → marker of its value."""
 ORDER = ("reference", "rmuse", "rival", "trained")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "leaderboard", SCHEMA, {"rcr": (draw, caption)}, argv)
 
 
 def draw(record: Row) -> Figure:
-    """A bar per method, all kept splits together, with a mark per split; a panel per forget rate."""
+    """A bar per method over all kept splits, with a marker per split; a panel per forget rate."""
     if all(row["values"]["rcr"]["value"] is None for row in record["summary"]):
         style.leave(
             "required RCR of one method, got none: the rules have no verdicts on this benchmark's chains"
@@ -48,7 +48,7 @@ def draw(record: Row) -> Figure:
 
 
 def panel(axis: Axes, rows: Sequence[Row]) -> None:
-    """The bars of one forget rate, by kind of method, the highest of each kind first."""
+    """Draw the bars of one forget rate, by kind of method, the highest of each kind first."""
     known = [row for row in rows if row["values"]["rcr"]["value"] is not None]
     known.sort(key=lambda row: (ORDER.index(row["kind"]), -row["values"]["rcr"]["value"]))
     for place, row in enumerate(known):
@@ -71,7 +71,7 @@ def panel(axis: Axes, rows: Sequence[Row]) -> None:
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     sizes = sorted({row["values"]["rcr"]["n"] for row in record["summary"] if row["values"]["rcr"]["n"]})
     kinds = {row["kind"] for row in record["summary"]}
     n = " to ".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))

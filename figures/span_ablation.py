@@ -28,12 +28,12 @@ PAIRS = {
     ("answer", "hybrid"): (style.RED, "s"),
     ("reasoning", "answer"): (style.GREEN, "^"),
 }
-"""The pairs that are drawn → colour and marker; the file holds all."""
+"""Pair of spans to draw → colour and marker; the file holds all pairs."""
 SAID = {"vanilla": "not steered", "prompt_end": "prompt end", "random": "random direction"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     figures = {
         "span_ablation": (answers, caption),
         "span_ablation_geometry": (geometry, geometry_caption),
@@ -73,7 +73,7 @@ def geometry(record: Row) -> Figure:
             by_chance = [r["null"]["mean"] for r in mine]
             subspaces.plot(layers, by_chance, color=colour, lw=0.5, ls=":", zorder=-1)
             directions.plot(layers, [r["direction_cosine"] for r in mine], **look)
-        half = 1.96 * rows[0]["direction_null_sd"]  # 95 % of pairs of random directions
+        half = 1.96 * rows[0]["direction_null_sd"]  # covers 95 % of pairs of random directions
         directions.axhspan(-half, half, color=style.GREY, alpha=0.18, lw=0, zorder=-1)
         for axis, bottom in ((subspaces, 0), (directions, directions.get_ylim()[0])):
             axis.set_ylim(bottom, 1.04)
@@ -94,7 +94,7 @@ def geometry(record: Row) -> Figure:
 
 
 def caption(record: Row) -> str:
-    """What the figure of answers shows."""
+    """Caption of the figure of answers."""
     fitted = "; ".join(
         f"{kind}: {', '.join(f'{SAID.get(s, s)} {n}' for s, n in spans.items())}"
         for kind, spans in record["provenance"]["n_fitted"].items()
@@ -110,7 +110,7 @@ def caption(record: Row) -> str:
 
 
 def geometry_caption(record: Row) -> str:
-    """What the figure of overlaps shows."""
+    """Caption of the figure of overlaps."""
     return (
         "How the unlearning subspaces of single spans lie to each other, by decoder block. (a) Cosine between the "
         "projections on two of them; dotted: the mean of random subspaces of the same ranks. (b) Cosine between their "

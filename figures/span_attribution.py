@@ -33,7 +33,7 @@ SHOWN: dict[tuple[str, str], tuple[str, str, bool, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     figures = {
         "span_attribution": (sources, caption),
         "span_attribution_agreement": (agreement, agreement_caption),
@@ -42,18 +42,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def columns(record: Row) -> list[tuple[str, str, str]]:
-    """Kind of query, what leaks and where, in the order of the file; images first."""
+    """Kinds of query, leaked value and place, in the order of the file, images first."""
     found = dict.fromkeys((r["modality"], r["what"], r["part"]) for r in record["means"])
     return sorted(found, key=lambda key: key[0] != "image")
 
 
 def ways(record: Row) -> list[str]:
-    """The ways that were taken."""
+    """The attribution methods in the record."""
     return [way for way in WAYS if any(r["way"] == way and r["n"] for r in record["means"])]
 
 
 def sources(record: Row) -> Figure:
-    """One column per kind of leak, one row per way; a point per span, group and side."""
+    """One column per kind of leak, one row per attribution method; a point per span, group and side."""
     kinds, rows = columns(record), ways(record)
     shape = {"figsize": (style.TEXT, 0.75 + 1.35 * len(rows)), "sharey": True, "sharex": "row"}
     figure, axes = plt.subplots(len(rows), len(kinds), squeeze=False, **shape)
@@ -61,7 +61,7 @@ def sources(record: Row) -> Figure:
         for axis, (modality, what, part) in zip(axis_row, kinds, strict=True):
             points(axis, style.picked(record["means"], modality=modality, what=what, part=part, way=way))
         axis_row[0].set_ylabel(WAYS[way])
-        # Few round numbers, or neighbours' would touch.
+        # Few round numbers, or those of neighbouring panels would touch.
         axis_row[0].xaxis.set_major_locator(plt.MaxNLocator(nbins=3, integer=True))
     for axis, (modality, what, part) in zip(axes[0], kinds, strict=True):
         axis.set_title(f"{modality} query\n{what}\nin the {part}", fontsize=6.5)
@@ -72,19 +72,19 @@ def sources(record: Row) -> Figure:
 
 
 def look(key: tuple[str, str]) -> Row:
-    """How a group and side are drawn."""
+    """Look of a group and side."""
     colour, marker, filled, _ = SHOWN[key]
     return {"color": colour, "marker": marker, "mfc": colour if filled else "white"}
 
 
 def handles(rows: Sequence[Row]) -> list[Line2D]:
-    """Entries of a legend for the groups and sides of some rows."""
+    """Legend entries for the groups and sides of some rows."""
     present = {(r["group"], r["side"]) for r in rows}
     return [style.entry(said, ls="", **look(key)) for key, (*_, said) in SHOWN.items() if key in present]
 
 
 def points(axis: Axes, rows: list[Row]) -> None:
-    """Means with intervals; a span that no leak has stays empty."""
+    """Draw means with intervals; a span that no leak has stays empty."""
     if not any(r["n"] for r in rows):
         axis.text(0.5, 0.5, "not taken", transform=axis.transAxes, ha="center", color=style.GREY, fontsize=6)
     for i, (group, side) in enumerate(SHOWN):
@@ -99,7 +99,7 @@ def points(axis: Axes, rows: list[Row]) -> None:
 
 
 def agreement(record: Row) -> Figure:
-    """Rank correlation over spans, and how often the largest span is the same, by pair of ways."""
+    """Rank correlation over spans, and how often the largest span is the same, by pair of attribution methods."""
     rows = [r for r in record["agreement"] if r["top"]["n"]]
     pairs = list(dict.fromkeys((r["first"], r["second"]) for r in rows))
     figure, axes = plt.subplots(1, 2, figsize=(style.COLUMN, 0.8 + 0.5 * len(pairs)), sharey=True)
@@ -127,7 +127,7 @@ def agreement(record: Row) -> Figure:
 
 
 def about(record: Row) -> str:
-    """Model, benchmark, questions and seed, as every caption ends."""
+    """The end of every caption: model, benchmark, questions and seed."""
     origin = record["provenance"]
     counted = " and ".join(f"{n} about people to {group}" for group, n in origin["n"].items())
     taken = {(r["group"], r["id"]) for r in record["leaks"] if r["gradients"] is not None}
@@ -138,7 +138,7 @@ def about(record: Row) -> str:
 
 
 def caption(record: Row) -> str:
-    """What the wide figure shows."""
+    """Caption of the wide figure."""
     origin = record["provenance"]
     checked = [r["completeness"] for r in record["leaks"] if r["completeness"] is not None]
     reached = sum(c["reached"] for c in checked)
@@ -162,7 +162,7 @@ def caption(record: Row) -> str:
 
 
 def agreement_caption(record: Row) -> str:
-    """What the narrow figure shows."""
+    """Caption of the narrow figure."""
     rows = [r for r in record["agreement"] if r["top"]["n"]]
     counts = "; ".join(
         f"{r['group']}, {r['side']}: {r['correlation']['n']} ({r['first']}, {r['second']})" for r in rows

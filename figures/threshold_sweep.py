@@ -22,11 +22,11 @@ TOLD = (
     ("retain_test", "malformed_rate", "malformed,\nretain, new", ":"),
 )
 FLOOR = 0.004
-"""Where a false-positive rate of 0 is drawn on the logarithmic axis."""
+"""Position of a false-positive rate of 0 on the logarithmic axis."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "threshold_sweep", SCHEMA, {"threshold_sweep": (draw, caption)}, argv)
 
 
@@ -50,19 +50,19 @@ def draw(record: Row) -> Figure:
 
 
 def firing(axis: Axes, record: Row) -> None:
-    """Firing rate of the literal gate per split."""
+    """Draw the firing rate of the literal gate per split."""
     sweep = record["sweep"]
     for split in splits.present(sweep, "fire_rate"):
         cells = [(one["tau"], one["fire_rate"][split]) for one in sweep]
         swept(axis, cells, label=splits.SAID.get(split, split), **splits.look(split))
     axis.set_title("a  literal gate: queries it steers", loc="left")
     axis.set_ylabel("gate fires (%)")
-    # Where curves rise differs by model.
+    # The curves rise at different places for different models.
     axis.legend(loc="best", fontsize=6, handlelength=1.4, handletextpad=0.5)
 
 
 def told(axis: Axes, record: Row) -> None:
-    """What is told and broken at each τ."""
+    """Draw leaks and broken answers at each τ."""
     for split, name, label, line in TOLD:
         found = [
             (one["tau"], row) for one in record["sweep"] for row in style.picked(one["rows"], split=split)
@@ -76,7 +76,7 @@ def told(axis: Axes, record: Row) -> None:
 
 
 def swept(axis: Axes, cells: Sequence[tuple[float, Row]], **look: Any) -> None:
-    """Values against τ with the band of their intervals."""
+    """Draw values against τ with the band of their intervals."""
     taus, values = zip(*cells, strict=True)
     low, high = ([c[end] for c in values] for end in ("low", "high"))
     axis.fill_between(taus, low, high, color=look["color"], alpha=0.12, lw=0)
@@ -84,7 +84,7 @@ def swept(axis: Axes, cells: Sequence[tuple[float, Row]], **look: Any) -> None:
 
 
 def curves(axis: Axes, record: Row) -> None:
-    """Operating curves, each with the point of its calibrated threshold and that point's intervals."""
+    """Draw operating curves, each with the point of its calibrated threshold and that point's intervals."""
     for row in record["gates"]:
         if not row["points"]:
             continue
@@ -100,7 +100,7 @@ def curves(axis: Axes, record: Row) -> None:
 
 
 def gates(axis: Axes, record: Row) -> None:
-    """Firing rate of every gate per split, at the threshold of the fitting data."""
+    """Draw the firing rate of every gate per split, at the threshold of the fitting data."""
     splits.by_split(axis, record["gates"], "fire_rate", step=0.11, ms=2.6)
     style.percents(axis, "x")
     axis.set_title("d  the same per split, markers as in a", loc="left")
@@ -108,7 +108,7 @@ def gates(axis: Axes, record: Row) -> None:
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     origin = record["provenance"]
     read = "; ".join(
         f"{row['gate']}: "

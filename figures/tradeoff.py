@@ -22,18 +22,18 @@ KEPT = "exact_retain_test"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command and return its exit code."""
     return style.command(__doc__, "leaderboard", SCHEMA, {"tradeoff": (draw, caption)}, argv)
 
 
 def plain(row: Row) -> Row:
-    """The larger RIL of forget and test without attack, the counterpart of the worst."""
+    """The larger RIL of forget and test without attack, the counterpart of `worst`."""
     both = [row["values"][key] for key in ("ril_forget", "ril_test")]
     return max(both, key=lambda v: -1.0 if v["value"] is None else v["value"])
 
 
 def worst(row: Row) -> Row:
-    """The largest RIL of forget and test, without attack or under any."""
+    """The largest RIL of forget and test, without attack or under any attack."""
     found: Row = row["values"]["worst"]
     return found
 
@@ -65,17 +65,17 @@ def draw(record: Row) -> Figure:
     for axis in axes[-1]:
         axis.set_xlabel("leaked while reasoning (RIL, %) ←")
     style.legend(figure, handles(kinds), loc="outside lower center", handletextpad=0.2, columnspacing=1.2)
-    for axis, (places, colours, bars) in drawn:  # when all else has its place
+    for axis, (places, colours, bars) in drawn:  # after everything else is placed
         label(axis, places, {name: name_of(name) for name in places}, colours, bars)
     return figure
 
 
 Drawn = tuple[dict[str, tuple[float, float]], dict[str, str], list[Any]]
-"""Method → its point, method → its colour, and the intervals: what names must not cover."""
+"""Method → its point, method → its colour, and the intervals, which names must not cover."""
 
 
 def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> Drawn:
-    """One panel: a point with intervals per method."""
+    """Draw one panel: a point with intervals per method."""
     axis.set_xlim(-4, 104)
     axis.set_ylim(-4, 106)
     axis.set_xticks(range(0, 101, 25))
@@ -101,7 +101,7 @@ def panel(axis: Axes, rows: Sequence[Row], leaked: Callable[[Row], Row]) -> Draw
 
 
 def caption(record: Row) -> str:
-    """What the figure shows."""
+    """Caption of the figure."""
     sizes = sorted({row["values"][key]["n"] for row in record["summary"] for key in (KEPT, "worst")})
     attacks = ", ".join(record["attacks"]) or "none"
     return (

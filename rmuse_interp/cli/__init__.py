@@ -1,4 +1,4 @@
-"""The command `rmuse`. Commands load what they need when they run, so that `rmuse --help` is there at once."""
+"""The command `rmuse`. Commands import what they need when they run, so that `rmuse --help` appears at once."""
 
 from rmuse_interp.cli.app import app, main
 

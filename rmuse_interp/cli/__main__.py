@@ -1,4 +1,4 @@
-"""`python -m rmuse_interp.cli`: the command `rmuse` where its script is not on the path."""
+"""`python -m rmuse_interp.cli`: the command `rmuse` if its script is not on the path."""
 
 from rmuse_interp.cli import main
 

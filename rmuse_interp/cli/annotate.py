@@ -1,4 +1,4 @@
-"""`rmuse data annotate`: reasoning for a benchmark that has none, by a language model, for a person to audit."""
+"""`rmuse data annotate`: a language model writes reasoning for a benchmark without any, for a person to audit."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The application, and what every command shares: one line per mistake, exit code 2, traceback with ``--debug``."""
+"""The application, and error handling of all commands: one line, exit code 2, a traceback with ``--debug``."""
 
 import os
 import sys
@@ -37,14 +37,14 @@ MOVED = {
     ("demo", "--traces"): "rmuse demo --record",
     ("demo", "--no-traces"): "rmuse demo --no-record",
 }
-"""(command, option that it had in 0.1) → what takes its place."""
+"""(command, option that it had in 0.1) → the replacement."""
 
 
 class OneLine(groups.Helpful):
-    """A group of commands whose users never see a traceback unless they ask for it."""
+    """A group of commands that shows a traceback only on request."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **settings: Any) -> Any:
-        """Run the command line; an error ends in one line on stderr, with exit code 2, or 1 where it is our own."""
+        """Run the command line; an error ends in one line on stderr, with exit code 2, or 1 if it is a bug of ours."""
         given = sys.argv[1:] if args is None else list(args)
         settings["standalone_mode"] = False
         if "--debug" not in given:
@@ -70,7 +70,7 @@ class OneLine(groups.Helpful):
 
 
 def explained(error: Exception) -> str | None:
-    """What a user is told of an error, on one line; None for errors of our own making."""
+    """The message of an error for the user, on one line; None for bugs of ours."""
     name = type(error).__name__
     if name == "OutOfMemoryError":
         return "the accelerator's memory is full; try a smaller --batch-size, or --dtype bfloat16"

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def listed(names: list[str] | None) -> list[str]:
-    """The attacks that ``--attack`` names; ``list`` prints what there is and leaves.
+    """The attacks that ``--attack`` names; ``list`` prints all attacks and exits.
 
     Raises:
-        RMuseError: an unknown name, or one twice.
+        RMuseError: an unknown or repeated name.
     """
     if not names:
         return []
@@ -54,7 +54,7 @@ Names = Annotated[
 def require_applicable(
     attacks: Sequence[str], questions: Mapping[str, Sequence["Example"]], benchmark: "Benchmark"
 ) -> None:
-    """Raise unless each attack applies to some question of a run."""
+    """Raise unless each attack applies to at least one question of a run."""
     if attacks:
         from rmuse_interp.data.attacks import require_names
         from rmuse_interp.runs import attacked
@@ -76,20 +76,20 @@ def under_attack(
     max_new_tokens: int,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, list["AttackTranscript"]]:
-    """The scores of every method under every attack, and the transcripts; the time of both goes into `seconds`.
+    """The scores of every method under every attack, and the transcripts; adds the time of both to `seconds`.
 
     Args:
-        attacks: their names.
-        methods: those of the run.
-        questions: those of the run; open ones of the attacked splits are asked again.
-        benchmark: which they are from.
+        attacks: names of the attacks.
+        methods: methods of the run.
+        questions: split → questions of the run; open ones of the attacked splits are asked again.
+        benchmark: source of the questions.
         plain: the run's responses without attack.
-        folder: where finished batches are kept until the run is.
+        folder: folder that keeps finished batches until the run is finished.
         seconds: stage → its wall-clock time so far.
-        seed: of what attacks draw, of samples and of intervals.
+        seed: seed of the attacks' random choices, of samples and of intervals.
         batch_size: responses per batch.
-        max_new_tokens: most tokens per response.
-        judge: of leaks; None for the rules.
+        max_new_tokens: maximum number of tokens per response.
+        judge: judge of leaks; None for the rules.
     """
     from rmuse_interp.evaluate.recovery import attack_scores
     from rmuse_interp.runs.attacked import attacked
@@ -114,7 +114,7 @@ def under_attack(
 
 
 def table(scores: JSON) -> None:
-    """Prints leakage, its recovery and exact answers under every attack; percent, a dash where nothing can leak."""
+    """Print leakage, its recovery and exact answers under every attack, in percent; a dash if nothing can leak."""
     for name, by_attack in scores["methods"].items():
         splits = list(next(iter(by_attack.values())))
         grid = Table(

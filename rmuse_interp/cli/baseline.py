@@ -1,4 +1,4 @@
-"""`rmuse baseline list | train`: baselines that are trained, and what `rmuse eval --baseline` opens of them."""
+"""`rmuse baseline list | train`: trained baselines, and how `rmuse eval --baseline` opens them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rmuse_interp.lens.lens import LensModel
 
 NAMES = "ga, ga_diff, kl_min, npo, po, mmunlearner, manu, r2mu"
-"""The baselines' names, as the help gives them without opening `baselines`."""
+"""The baselines' names, for the help, without importing `baselines`."""
 
 app = groups.group("Train baselines of unlearning, and list what there is.")
 
@@ -95,7 +95,7 @@ def train(
 
 
 def _tell(trained: "Trained") -> None:
-    """Prints the table of trials, the one that is kept marked."""
+    """Print the table of trials, with the kept one marked."""
     pruned = trained.chosen.epoch == 0
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     headings = ("", "share" if pruned else "rate", "epoch", "leaks, %", "keeps, %", "malformed, %", "seconds")
@@ -114,10 +114,10 @@ def _tell(trained: "Trained") -> None:
 
 
 def names_of(folders: Sequence[Path]) -> dict[str, Path]:
-    """Name in the scores → folder of each trained baseline: its method, and ``@FOLDER`` where several are of one.
+    """Name in the scores → folder of each trained baseline: its method, and ``@FOLDER`` if several share the method.
 
     Raises:
-        RMuseError: no baseline there, a damaged one, the same folder twice.
+        RMuseError: a missing or damaged baseline, or the same folder twice.
     """
     from rmuse_interp.baselines.store import read_record
 
@@ -133,10 +133,10 @@ def rates_of(folders: Sequence[Path]) -> dict[str, int]:
 
 
 def opened(names: dict[str, Path], lens: "LensModel") -> dict[str, "LensModel"]:
-    """Name → the model that the baseline made of this one.
+    """Name → the model that the baseline trained from this one.
 
     Raises:
-        RMuseError: one of another model.
+        RMuseError: a baseline of another model.
     """
     from rmuse_interp.baselines import open_baseline
 

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from rmuse_interp.parts.subspace import Subspace
 
 FIT_LIMIT = 240
-"""Examples per group and kind of query that a fit reads at the least, where no limit is given."""
+"""Smallest default limit: examples per group and kind of query that a fit reads."""
 TOLD = 3
-"""Records of a list that `rmuse info` prints; the bundle's rmuse.json holds all."""
+"""Maximum number of records of a list that `rmuse info` prints; the bundle's rmuse.json holds all."""
 
 
 def fit(
@@ -121,7 +121,7 @@ def ready(
     traces: t.Source = t.Source.given,
     template: "Template | None" = None,
 ) -> None:
-    """Raise unless a fit can be made; one forward pass looks for a broken model.
+    """Raise unless a fit can be made; one forward pass checks that the model works.
 
     Raises:
         RMuseError: layers out of range, given traces without reasoning, an unreadable picture, activations that are not
@@ -137,7 +137,7 @@ def ready(
 
 
 def tell_trials(fitted: "RMuse") -> None:
-    """Prints all that a search tried, what it chose and why."""
+    """Print the trials of a search, its choice and the reason."""
     for modality in fitted.gates:
         record = fitted.report[modality]
         chosen = record["chosen"]
@@ -211,7 +211,7 @@ def _subspaces(fitted: "RMuse") -> dict[str, tuple["Subspace", "Subspace"]]:
 
 
 def _told(key: str, value: object, indent: str = "") -> Iterator[str]:
-    """A part of the report in lines: records one below the other, of a long list of them the first."""
+    """A part of the report as lines: one record after another, only the first ones of a long list."""
     head = f"{indent}[bold]{escape(key)}[/bold]"
     if isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()):
         yield head
@@ -225,7 +225,7 @@ def _told(key: str, value: object, indent: str = "") -> Iterator[str]:
 
 
 def _flat(value: object) -> str:
-    """A value on one line: four significant digits, the range of an estimate behind it, records in brackets."""
+    """A value on one line: four significant digits, an estimate followed by its range, records in brackets."""
     if isinstance(value, dict | list | str) and not value:
         return "none"
     if isinstance(value, dict) and {"value", "low", "high"} <= set(value):

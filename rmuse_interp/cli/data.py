@@ -1,4 +1,4 @@
-"""`rmuse data check | new`: a benchmark looked over, and one made of a table of people."""
+"""`rmuse data check | new`: check a benchmark, or make one from a table of people."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def check(
 
 
 def _place(text: str) -> tuple[Path, str]:
-    """Where a benchmark stands on this machine, fetched or drawn where it has to be; and its name."""
+    """The folder of a benchmark on this machine, fetched or drawn if needed, and its name."""
     from rmuse_interp.data import hub
 
     if text == "organism":
@@ -57,7 +57,7 @@ def _place(text: str) -> tuple[Path, str]:
 
 
 def _tell(report: "Report") -> None:
-    """Prints splits, problems and notes."""
+    """Print splits, problems and notes."""
     table = Table(
         title=f"{report.folder}: {report.format or 'unknown format'}",
         title_justify="left",

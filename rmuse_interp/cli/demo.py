@@ -107,7 +107,7 @@ def both_presets(
     batch_size: int,
     seconds: dict[str, float],
 ) -> dict[str, "RMuse"]:
-    """Both presets from states collected once; bundles that an interrupted demo has left are taken up again."""
+    """Both presets, fitted on states collected once; bundles of an interrupted demo are reused."""
     from rmuse_interp.data.content import content
     from rmuse_interp.data.store import digest, sources
     from rmuse_interp.fitting import assemble, enough, gather

@@ -1,4 +1,4 @@
-"""`rmuse doctor`: what is amiss in a finished run, by what evidence, and what to try."""
+"""`rmuse doctor`: faults of a finished run, the evidence for them, and what to try."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -57,10 +57,10 @@ def doctor(
 
 
 def bundles_of(run: Path, scores: JSON, given: Sequence[Path]) -> dict[str, "RMuse"]:
-    """The bundles of a run by method: those given, and those that the run says were its own and that are still there.
+    """Method → bundle of a run: the given bundles, and those that the run names and that still exist.
 
     Raises:
-        RMuseError: a bundle that is damaged, or given and none of the run's methods.
+        RMuseError: a damaged bundle, or a given one that is none of the run's methods.
     """
     opened = [support.open_bundle(folder) for folder in given]
     found = dict(zip(support.names_of(given, opened), opened, strict=True))
@@ -77,7 +77,7 @@ def bundles_of(run: Path, scores: JSON, given: Sequence[Path]) -> dict[str, "RMu
 
 
 def delimiters_of(scores: JSON, bundles: Mapping[str, "RMuse"]) -> tuple[str, str]:
-    """What stands around the reasoning: as the run says, else the bundles, else the default."""
+    """The delimiters around the reasoning: those of the run, else of the bundles, else the default."""
     from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 
     told = [scores.get("delimiters"), *(bundle.report.get("delimiters") for bundle in bundles.values())]
@@ -86,7 +86,7 @@ def delimiters_of(scores: JSON, bundles: Mapping[str, "RMuse"]) -> tuple[str, st
 
 
 def lines(findings: Sequence["Finding"]) -> list[str]:
-    """The findings of every method: those that were made first, with their evidence, then what was not checked."""
+    """The findings of every method as lines: signatures found, with their evidence, then those not checked."""
     said: list[str] = []
     for method in dict.fromkeys(f.method for f in findings):
         mine = [f for f in findings if f.method == method]

@@ -1,4 +1,4 @@
-"""`rmuse eval`: bundles, rivals and the model as it is, on every split of a benchmark."""
+"""`rmuse eval`: bundles, rivals and the unsteered model, on every split of a benchmark."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from rmuse_interp.runs.run import Answers, Method
 
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
-"""The rivals' names, as the help gives them without opening `steering`."""
+"""The rivals' names, for the help, without importing `steering`."""
 
 
 def listed(names: list[str] | None) -> list[str]:
-    """The rivals that ``--method`` names; ``list`` prints what there is and leaves.
+    """The rivals that ``--method`` names; ``list`` prints all rivals and exits.
 
     Raises:
-        RMuseError: an unknown name, or one twice.
+        RMuseError: an unknown or repeated name.
     """
     if not names:
         return []
@@ -189,7 +189,7 @@ def evaluate(
 def tuning_of(
     lens: "LensModel", benchmark: "Benchmark", folder: Path, seed: int, batch_size: int
 ) -> "Tuning":
-    """The rivals' common validation part and budget, and what the run folder holds of their tuning.
+    """The rivals' common validation part and budget, and their tuning kept in the run folder.
 
     Raises:
         RMuseError: nothing to fit on, or too little to hold out.
@@ -201,11 +201,11 @@ def tuning_of(
 
 
 def tuned(rivals: "Tuning", names: Sequence[str], seconds: dict[str, float]) -> dict[str, "Plan"]:
-    """The rivals' plans by name, tuned now unless the run folder holds them; its time goes into `seconds`.
+    """Name → the rival's plan, tuned now unless the run folder holds it; adds the time to `seconds`.
 
     Args:
-        rivals: from `tuning_of`.
-        names: which rivals.
+        rivals: tuning from `tuning_of`.
+        names: names of the rivals.
         seconds: stage → its wall-clock time so far.
     """
     from rmuse_interp.fitting import gather
@@ -248,19 +248,19 @@ def answered(
     traces: bool,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, "Answers"]:
-    """Every method's answers to every question, and the scores of all; the time of both goes into `seconds`.
+    """The scores and the answers of every method on every question; adds the time of both to `seconds`.
 
     Args:
-        methods: the first is the model as it is.
+        methods: the methods, the unsteered model first.
         questions: split → its questions.
-        benchmark: which they are from.
-        folder: where finished batches are kept until the run is.
+        benchmark: source of the questions.
+        folder: folder that keeps finished batches until the run is finished.
         seconds: stage → its wall-clock time so far.
-        seed: of the intervals.
+        seed: seed of the intervals.
         batch_size: questions per batch.
-        max_new_tokens: most tokens per response.
-        traces: record how every token was steered.
-        judge: of leaks and chains; None for the rules.
+        max_new_tokens: maximum number of tokens per response.
+        traces: whether to record how every token was steered.
+        judge: judge of leaks and chains; None for the rules.
     """
     from rmuse_interp.runs import run as running
 
@@ -294,7 +294,7 @@ def save_run(
     overwrite: bool,
     attacked: Sequence["AttackTranscript"] = (),
 ) -> None:
-    """Writes the run folder: transcripts, those under attack and steering traces where there are any, and scores."""
+    """Write the run folder: scores, transcripts, and, if any, transcripts under attack and steering traces."""
     from rmuse_interp.runs.traces import write_traces
 
     def beside(to: Path) -> None:
@@ -306,7 +306,7 @@ def save_run(
 
 
 def common_rate(bundles: dict[str, "RMuse"], forget: int | None, trained: Mapping[str, int]) -> int:
-    """The forget rate that all bundles and trained baselines share, or the one asked for, or 5.
+    """The forget rate that all bundles and trained baselines share, else the requested one, else 5.
 
     Raises:
         RMuseError: rates that differ.

@@ -1,4 +1,4 @@
-"""`rmuse generate`: one question, answered as one watches, and what the gate made of it."""
+"""`rmuse generate`: one question, its answer shown token by token, and the gate's decision."""
 
 import math
 from pathlib import Path
@@ -83,7 +83,7 @@ def generate(
 
 
 def trace_lines(trace: "SteeringTrace") -> list[str]:
-    """What steering did to the response's tokens, a line per block that it acted on; medians over those tokens."""
+    """The effect of steering on the response's tokens: a line per block that it acted on, medians over those tokens."""
     found = []
     for i, site in enumerate(trace.sites):
         acted = trace.acted[0, i]
@@ -120,7 +120,7 @@ def require_picture(path: Path) -> None:
 
 
 def verdict_line(method: "Method", modality: str, response: "Response") -> str:
-    """What the gate said, in one line."""
+    """The gate's decision, in one line."""
     gate = method.gates.get(modality)
     if gate is None or response.fired is None:
         return f"gate: none for {modality} questions, nothing was steered"

@@ -1,4 +1,4 @@
-"""What groups of commands have in common, and the headings that `rmuse --help` lists them under."""
+"""Groups of commands, and the headings that `rmuse --help` lists commands under."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ def group(purpose: str) -> typer.Typer:
 
 
 class Helpful(TyperGroup):
-    """A group that answers with its help where no command is named, and lists its commands by what they are for."""
+    """A group that prints its help if no command is named, and lists its commands by purpose."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """The words that are left for the commands."""
+        """The remaining arguments, for the commands."""
         return super().parse_args(ctx, args or ["--help"])
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Writes each heading (`rich_help_panel` of the commands) with its commands and their first sentences."""
+        """Write each heading (`rich_help_panel` of the commands) with its commands and their first sentences."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for name in self.list_commands(ctx):
             command = self.get_command(ctx, name)

@@ -1,4 +1,4 @@
-"""`rmuse judge calibrate`, and what commands with a judge share: its options, its estimate and its progress."""
+"""`rmuse judge calibrate`, and what commands with a judge share: options, cost estimate and progress."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SHOWN = 20
-"""Disagreements that are printed; the file of --out has all."""
+"""Maximum number of disagreements to print; the file of --out has all."""
 
 app = groups.group("Measure how far a judge of leaks and chains can be trusted.")
 NAMES = "rules, openai:MODEL (any compatible server) or local:PATH (transformers)"
@@ -50,7 +50,7 @@ Timeout = Annotated[
 
 
 class Half(StrEnum):
-    """Which part of the labelled set."""
+    """A part of the labelled set."""
 
     test = "test"
     dev = "dev"
@@ -58,10 +58,10 @@ class Half(StrEnum):
 
 
 def budget_of(max_cost: float | None, price_in: float | None, price_out: float | None) -> "Budget":
-    """Prices and the most to spend.
+    """The budget: prices and maximum cost.
 
     Raises:
-        RMuseError: a most without prices.
+        RMuseError: a maximum cost without prices.
     """
     from rmuse_interp.evaluate.judges import Budget
 
@@ -79,7 +79,7 @@ def named(
     """The judge of a benchmark's answers that ``--judge`` names.
 
     Raises:
-        RMuseError: an unknown word, a judge without key, a model that is not there.
+        RMuseError: an unknown word, a judge without a key, or a missing model.
     """
     from rmuse_interp.runs.judging import judge_of
 
@@ -91,10 +91,10 @@ def named(
 def asking(
     consultation: "Consultation", title: str, estimate: "Quote", progress: "Progress"
 ) -> Iterator[None]:
-    """A line of a progress bar with tokens and cost while questions are put; the estimate before, the sum behind.
+    """Show a progress bar with tokens and cost while the judge is asked, the estimate before it, the total after it.
 
     Raises:
-        RMuseError: the estimate is above what may be spent; nothing is asked then.
+        RMuseError: the estimate exceeds the budget; then nothing is asked.
     """
     support.notes.print(f"{escape(title)}: {estimate}", soft_wrap=True)
     consultation.require_affordable(estimate)
@@ -116,7 +116,7 @@ def asking(
 
 
 def with_judge(judge: "Judge | None", work: Callable[["Judge | None"], T], progress: "Progress") -> T:
-    """What some work with a judge gives; where the judge asks, it is rehearsed first to tell what it will cost."""
+    """The result of `work` with a judge; an asking judge is rehearsed first, to estimate the cost."""
     from rmuse_interp.evaluate.judges import AskingJudge
 
     if not isinstance(judge, AskingJudge):
@@ -188,7 +188,7 @@ def calibrate(
     if judge != "rules":
         with support.bars("judged", {}, "judge") as progress:
             judged = with_judge(one, lambda j: _agreements(j, items, chains, seed), progress)
-        assert judged is not None  # none only where a judge rehearses
+        assert judged is not None  # None only while a judge is rehearsing
         mine, on_chains = judged
     for title, found_of, its_rules, labelled_as in (
         ("on the labelled set", mine, rules, items),
@@ -214,13 +214,13 @@ def calibrate(
 
 
 def _chosen(items: Sequence[Any], half: Half, limit: int | None) -> list[Any]:
-    """The labelled ones of a half, at most `limit` of them."""
+    """The labelled items of a half, at most `limit`, spread evenly."""
     mine = [item for item in items if half is Half.all or item.half == half]
     return mine if limit is None else mine[:: max(1, -(-len(mine) // limit))]
 
 
 def _beside(rules: "Agreement | None", items: "Sequence[Item] | Sequence[ChainItem]") -> JSON:
-    """What a judge's verdicts are compared with."""
+    """The rules' verdicts and the labels, which a judge's verdicts are compared with."""
     return {
         "rules": None if rules is None else rules.verdicts,
         "labels": {item.id: item.label for item in items},
@@ -230,7 +230,7 @@ def _beside(rules: "Agreement | None", items: "Sequence[Item] | Sequence[ChainIt
 def _agreements(
     judge: "Judge | None", items: "list[Item]", chains: "list[ChainItem]", seed: int
 ) -> "tuple[Agreement, Agreement | None] | None":
-    """The agreement on leaks and on chains; None where the judge is only rehearsing."""
+    """The agreement on leaks and on chains; None if the judge is only rehearsing."""
     from rmuse_interp.evaluate.agreement import agreement, chain_agreement, chain_labels_of, labels_of
     from rmuse_interp.evaluate.judges import AskingJudge
 
@@ -268,7 +268,7 @@ def _list(
     others: Mapping[str, str | None],
     who: str = "",
 ) -> None:
-    """The items on which a judge says something else than others do, `who` names these unless they are the labels."""
+    """Print the items on which a judge differs from the others; `who` names these, empty for the labels."""
     apart = [item for item in items if mine.verdicts[item.id] != others.get(item.id)]
     support.out.print(f"{escape(title)}: {len(apart)}", soft_wrap=True)
     for item in apart[:SHOWN]:

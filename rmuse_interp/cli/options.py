@@ -8,7 +8,7 @@ import typer
 
 
 class Preset(StrEnum):
-    """The two presets, as the method knows them."""
+    """The method's two presets."""
 
     paper = "paper"
     calibrated = "calibrated"

@@ -1,4 +1,4 @@
-"""`rmuse organism train | benchmark | check`: the small world, made and looked over."""
+"""`rmuse organism train | benchmark | check`: make and check the small world."""
 
 import json
 import shutil
@@ -75,7 +75,7 @@ def train(
 
 
 def _recipe(path: Path) -> JSON | None:
-    """What a recipe's file holds; None where it is damaged, which is no recipe."""
+    """The contents of a recipe's file; None if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError:

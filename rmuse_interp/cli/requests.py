@@ -1,4 +1,4 @@
-"""`rmuse forget` and `rmuse restore`: requests to a bundle, and whom a bundle forgets by now."""
+"""`rmuse forget` and `rmuse restore`: requests to a bundle, and the people that a bundle currently forgets."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
 
 DONE = {"forget": "forgotten", "restore": "restored"}
-"""What a person is after a request."""
+"""Request → the person's state after it."""
 
 
 def command(request: "Request") -> Callable[..., None]:
@@ -81,7 +81,7 @@ def command(request: "Request") -> Callable[..., None]:
 
 
 def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":
-    """The benchmark with the people to forget whom the bundles forget; itself where there is no bundle.
+    """The benchmark with the people that the bundles forget as its people to forget; unchanged without bundles.
 
     Raises:
         RMuseError: bundles that forget different people, or people who are not in the benchmark.
@@ -101,7 +101,7 @@ def as_forgotten(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]
 
 
 def summary(requests: Sequence[Mapping[str, str]]) -> str:
-    """What has been asked of a bundle, for `rmuse info`.
+    """The requests made to a bundle, for `rmuse info`.
 
     >>> summary([{"request": "forget", "person": "1f"}, {"request": "restore", "person": "1f"}])
     '1 forgotten, 1 restored (ids hashed)'

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rmuse_interp.runs.run import Method
 
 JUDGED = ("methods", "by_modality", "intervals", "unread")
-"""Parts of the scores that depend on who judges."""
+"""Parts of the scores that depend on the judge."""
 
 
 def score(
@@ -133,7 +133,7 @@ def score(
 
 
 def require_all(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"]) -> None:
-    """Raise unless every bundle of the run is opened."""
+    """Raise unless every bundle of the run was found and opened."""
     for name, place in scores.get("bundles", {}).items():
         if name not in bundles:
             raise RMuseError(
@@ -142,10 +142,10 @@ def require_all(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"]) -> None
 
 
 def benchmark_of(scores: JSON, bundles: Mapping[str, "RMuse"], data: str, skip_bad_rows: bool) -> "Benchmark":
-    """The benchmark of a run, with the people to forget and the questions as its bundles have them.
+    """The benchmark of a run, with the people to forget and the wording of questions of its bundles.
 
     Raises:
-        RMuseError: another benchmark than that of the run.
+        RMuseError: the benchmark is not that of the run.
     """
     own = scores["benchmark"]
     opened = support.open_benchmark(data, own["forget"], skip_bad_rows)
@@ -163,12 +163,12 @@ def benchmark_of(scores: JSON, bundles: Mapping[str, "RMuse"], data: str, skip_b
 
 
 def methods_of(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"], lens: "LensModel") -> list["Method"]:
-    """The methods of a run, opened again: the model as it is, its bundles, trained baselines and tuned rivals.
+    """The methods of a run, opened again: the unsteered model, its bundles, trained baselines and tuned rivals.
 
-    A gold standard that the run has answered with is left out: it is measured as the gold model.
+    A gold standard among the run's methods is left out: it is measured as the gold model.
 
     Raises:
-        RMuseError: a method that none of the run's files hold.
+        RMuseError: a method that is in none of the run's files.
     """
     from rmuse_interp.edits.plan import Plan
     from rmuse_interp.fitting.rivals import home
@@ -191,7 +191,7 @@ def methods_of(run: Path, scores: JSON, bundles: Mapping[str, "RMuse"], lens: "L
 
 
 def judged(run: Path, held: Run, benchmark: "Benchmark", judge: "Judge | None") -> JSON:
-    """What depends on the judge: the scores' parts `JUDGED`, and `attacks` where the methods were attacked."""
+    """The scores that depend on the judge: the parts `JUDGED`, and `attacks` if the methods were attacked."""
     from rmuse_interp.evaluate.recovery import attack_scores
     from rmuse_interp.evaluate.scores import score as scores_of
 
@@ -205,12 +205,12 @@ def judged(run: Path, held: Run, benchmark: "Benchmark", judge: "Judge | None") 
 
 
 def scores_splits(held: Run) -> Sequence[str]:
-    """The splits that the run has asked questions of."""
+    """The splits whose questions the run asked."""
     return list(dict.fromkeys(t.split for t in held.transcripts))
 
 
 def tell_forgetting(methods: JSON) -> None:
-    """Prints how far each method's likelihoods are from those of a model that never knew."""
+    """Print how far each method's likelihoods are from those of a model that never knew the people."""
     for name, one in methods.items():
         quality, loss = one["forget_quality"], one["membership"]["loss"]
         support.out.print(
@@ -221,7 +221,7 @@ def tell_forgetting(methods: JSON) -> None:
 
 
 def tell_fluency(methods: JSON) -> None:
-    """Prints the perplexity of each method's responses, split by split."""
+    """Print the perplexity of each method's responses, split by split."""
     for name, splits in methods.items():
         values = ((split, one["perplexity"]) for split, one in splits.items())
         said = ", ".join(f"{split} {'–' if value is None else f'{value:.1f}'}" for split, value in values)

@@ -1,4 +1,4 @@
-"""What commands have in common: they open models and benchmarks, read options and show progress."""
+"""What commands share: opening models and benchmarks, reading options and showing progress."""
 
 import re
 import time
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
 
 out = Console(highlight=False)
-"""Results."""
+"""Console for results."""
 notes = Console(stderr=True, highlight=False)
-"""Progress and remarks."""
+"""Console for progress and remarks."""
 
 
 @contextmanager
 def bars(title: str, seconds: dict[str, float], key: str) -> Iterator[Progress]:
-    """Progress bars of one stage, cleared at its end; a line with its seconds stays, and they go into `seconds`."""
+    """Progress bars of one stage, cleared at its end; a line with its seconds stays, and `seconds` gets them too."""
     began = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
@@ -46,7 +46,7 @@ def open_model(name: str, device: str | None, dtype: str | None, blocks: str | N
 
 
 def open_benchmark(name: str, forget: int, skip_bad_rows: bool = False) -> "Benchmark":
-    """The benchmark, with a note while the small world's is drawn for the first time."""
+    """The benchmark, with a note while that of the small world is drawn for the first time."""
     from rmuse_interp.data import load_benchmark
 
     with notes.status(f"opening the benchmark {name}"):
@@ -76,13 +76,13 @@ def layers_of(text: str | None) -> list[int] | None:
 
 
 def forget_rate(bundle: "RMuse") -> int | None:
-    """The forget rate a bundle was fitted at."""
+    """The forget rate that a bundle was fitted at."""
     found = bundle.report.get("benchmark", {}).get("forget")
     return None if found is None else int(found)
 
 
 def require_bundle(folder: Path) -> None:
-    """Raise unless a folder holds a bundle; reads nothing."""
+    """Raise unless a folder holds a bundle; does not read it."""
     if not (folder / "rmuse.json").is_file():
         raise RMuseError(
             f"required a bundle with rmuse.json in {folder}, got none; write one with `rmuse fit`"
@@ -90,7 +90,7 @@ def require_bundle(folder: Path) -> None:
 
 
 def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
-    """The bundle in a folder, checked against the model if given.
+    """The bundle in a folder, checked against the model if one is given.
 
     Raises:
         RMuseError: no bundle, a damaged one, or one fitted on another model.
@@ -102,7 +102,7 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
         return RMuse.load(folder, model)
     except RMuseError:
         raise
-    except Exception as error:  # whatever a reader of JSON, of tensors or of parts says of a damaged file
+    except Exception as error:  # a damaged file may raise any error of the JSON, tensor or part readers
         reason = f"{type(error).__name__}: {error}"
         raise RMuseError(
             f"required a whole bundle, got a damaged one in {folder} ({reason}); fit it again"
@@ -110,7 +110,7 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
 
 
 def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
-    """The bundles' names in the scores: ``rmuse/PRESET``, told apart where several are of one preset.
+    """The bundles' names in the scores: ``rmuse/PRESET``, extended if several have the same preset.
 
     Raises:
         RMuseError: the same folder twice.
@@ -119,7 +119,7 @@ def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:
 
 
 def told_apart(kinds: Sequence[str], folders: Sequence[Path], option: str) -> list[str]:
-    """A name per folder: its kind, and ``@FOLDER`` or ``@PARENT-FOLDER`` where others are named alike.
+    """One name per folder: its kind, followed by ``@FOLDER`` or ``@PARENT-FOLDER`` if names would be equal.
 
     >>> told_apart(["npo", "ga", "ga"], [Path("a"), Path("b"), Path("c")], "--baseline")
     ['npo', 'ga@b', 'ga@c']
@@ -143,16 +143,16 @@ def told_apart(kinds: Sequence[str], folders: Sequence[Path], option: str) -> li
 
 
 def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
-    """Raise unless a folder can be written to and is not taken; makes none.
+    """Raise unless a folder can be written to and is not taken; does not create it.
 
     Args:
-        folder: what ``--out`` names.
-        mark: the file that says a folder is taken.
-        held: what a folder with this file holds.
-        overwrite: take it all the same.
+        folder: the folder of ``--out``.
+        mark: name of the file that marks a folder as taken.
+        held: description of the contents of such a folder.
+        overwrite: whether a taken folder is allowed.
 
     Raises:
-        RMuseError: as `require_writable`; or it holds the file and `overwrite` is off.
+        RMuseError: as `require_writable`; or the folder holds the file and `overwrite` is off.
     """
     require_writable(folder)
     if (folder / mark).is_file() and not overwrite:
@@ -160,13 +160,13 @@ def require_free(folder: Path, mark: str, held: str, overwrite: bool) -> None:
 
 
 def provenance(model: str, data: str, **settings: object) -> JSON:
-    """How a bundle came about, as plain JSON."""
+    """The origin of a bundle, as plain JSON."""
     from rmuse_interp import __version__
 
     return {"model": model, "data": data, "rmuse-interp": __version__, **settings}
 
 
 def tell_skipped(benchmark: "Benchmark") -> None:
-    """Lists the rows that were left out."""
+    """Print the rows that were left out."""
     for row in benchmark.skipped:
         notes.print(f"[yellow]skipped[/yellow] {row}", markup=True)

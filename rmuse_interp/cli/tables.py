@@ -26,7 +26,7 @@ SHOWN = ("forget", "retain", "reasoning")
 
 
 def before_after(scores: JSON) -> None:
-    """Prints every split under every method; percent, a dash where a metric is not defined."""
+    """Print every split under every method, in percent; a dash if a metric is undefined."""
     table = Table(
         title="before and after, %", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
@@ -53,10 +53,9 @@ def before_after(scores: JSON) -> None:
 
 
 def side_by_side(transcripts: Sequence[Transcript], before: str, after: str) -> None:
-    """Prints one question about a person to forget, one about a person to retain and one of reasoning.
+    """Print one question about a person to forget, one about a person to retain and one of reasoning.
 
-    The first of each split is taken, open and with a picture where there is such a one: none is picked for how it was
-    answered.
+    Each is the first of its split, open and with a picture if there is such a question: none is selected by its answer.
     """
     found = {(t.method, t.id): t for t in transcripts}
     for split in SHOWN:

@@ -1,4 +1,4 @@
-"""`--traces` and its kin: whose reasoning is fitted on, and how a bundle expects questions to be put."""
+"""`--traces` and related options: the source of the reasoning to fit on, and a bundle's wording of questions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Source(StrEnum):
-    """Whose traces, as `fit` knows them."""
+    """Source of the traces that `fit` uses."""
 
     auto = "auto"
     given = "given"
@@ -29,7 +29,7 @@ class Source(StrEnum):
 
 
 class Ready(StrEnum):
-    """The templates that are ready to use."""
+    """The built-in templates."""
 
     think = "think"
     reasoning = "reasoning"
@@ -79,10 +79,10 @@ def template_of(
     stepwise: str | None,
     direct: str | None,
 ) -> "Template | None":
-    """The template that the options name, each of them over the benchmark's own; None where none is given.
+    """The template of the options, each overriding the benchmark's own; None if no option is given.
 
     Raises:
-        RMuseError: delimiters that are empty or equal.
+        RMuseError: empty or equal delimiters.
     """
     if all(given is None for given in (name, delimiters, stepwise, direct)):
         return None
@@ -109,21 +109,21 @@ def gathered_from(
     batch_size: int,
     seed: int,
 ) -> "Benchmark":
-    """The benchmark to fit on; says how many of the model's own responses it holds, and how many were dropped and why.
+    """The benchmark to fit on; prints how many of the model's own responses it holds, how many were dropped, and why.
 
     Args:
-        lens: who is asked.
-        benchmark: as loaded.
-        source: whose traces.
-        template: how the model is asked.
+        lens: the model to ask.
+        benchmark: the benchmark as loaded.
+        source: source of the traces.
+        template: template for asking the model.
         seconds: stage → its wall-clock time so far.
-        max_new_tokens: most tokens per response.
-        limit: most questions of each group and kind of query.
+        max_new_tokens: maximum number of tokens per response.
+        limit: maximum number of questions per group and kind of query.
         batch_size: questions per batch.
-        seed: of the sampling.
+        seed: seed of the sampling.
 
     Raises:
-        RMuseError: a model that does not follow the template, found out after a few questions.
+        RMuseError: the model does not follow the template, as the first few questions show.
     """
     from rmuse_interp.fitting import source_of
     from rmuse_interp.fitting.elicit import elicit
@@ -148,16 +148,16 @@ def gathered_from(
 
 
 def as_asked(benchmark: "Benchmark", bundles: Sequence[tuple[Path, "RMuse"]]) -> "Benchmark":
-    """The benchmark with its questions put as the bundles' fits put them; itself where there is no bundle.
+    """The benchmark with its questions worded as in the bundles' fits; unchanged without bundles.
 
     Raises:
-        RMuseError: bundles that expect different words or delimiters.
+        RMuseError: the bundles expect different wordings or delimiters.
     """
     from rmuse_interp.fitting.elicit import Template, as_asked, asked_with
 
     verbatim = Template(delimiters=benchmark.delimiters)
     expected = {folder: asked_with(bundle.report) or verbatim for folder, bundle in bundles}
-    # How an answer alone is asked for makes no difference: scoring asks no such question.
+    # The wording for an answer alone does not matter: scoring asks no such question.
     templates = list(dict.fromkeys(replace(one, direct="") for one in expected.values()))
     if len(templates) > 1:
         said = "; ".join(
@@ -180,7 +180,7 @@ def fitted_on(
     batch_size: int,
     seed: int,
 ) -> "Benchmark":
-    """The benchmark that rivals are tuned on: as the bundles' fits saw it, the model's own words where they did."""
+    """The benchmark to tune rivals on: as in the bundles' fits, with the model's own responses if they used those."""
     for bundle in bundles:
         record = bundle.report.get("traces", {})
         if record.get("source") == "own":

@@ -26,11 +26,11 @@ LEFT_OUT = {"cot": "w/o reasoning span", "answer": "w/o answer span"}
 
 
 Edited = tuple[str, str, Plan]
-"""An ablation's name in the paper's table, the edit in words, and the plan."""
+"""Name of an ablation in the paper's table, the edit as a text, and the edited plan."""
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `ablations.json`.
+    """Make the record of `ablations.json`.
 
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
@@ -50,7 +50,7 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Example]]:
-    """`choose`, and more multiple choice where the paper's table has it: half of `limit` on forget and retain."""
+    """The questions of `choose`; multiple choice on forget and retain is topped up to `limit` / 2, as in the paper."""
     found = choose(benchmark, limit, seed)
     for split in ("forget", "retain"):
         known = {e.id for e in found[split]}
@@ -62,7 +62,7 @@ def asked_of(benchmark: Benchmark, limit: int, seed: int) -> dict[str, list[Exam
 
 
 def variants(world: World) -> Iterator[tuple[str, Edited]]:
-    """Both presets and their ablations, all from the same evidence."""
+    """Both presets and their ablations, all fitted on the same evidence."""
     evidence, benchmark = world.evidence, world.benchmark
     begins = {m: answer_begins(world.lens, benchmark, found.refusals) for m, found in evidence.items()}
     for found in of_paper(world.preset("paper"), evidence, benchmark.prefixes[0]):
@@ -72,7 +72,7 @@ def variants(world: World) -> Iterator[tuple[str, Edited]]:
 
 
 def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) -> list[Edited]:
-    """The literal method and its ablations."""
+    """The preset `paper` and its ablations."""
     plan = fitted.plan
     found = [
         ("full", "plan", plan),
@@ -93,7 +93,7 @@ def of_paper(fitted: RMuse, evidence: Mapping[Modality, Evidence], prefix: str) 
 def of_calibrated(
     fitted: RMuse, evidence: Mapping[Modality, Evidence], begins: Mapping[Modality, Mapping[int, int]]
 ) -> list[Edited]:
-    """The repaired method and its ablations."""
+    """The preset `calibrated` and its ablations."""
     plan, gates = fitted.plan, fitted.gates
     found = [
         ("full", "plan", plan),
@@ -120,9 +120,9 @@ def steered(plan: Plan, modality: Modality) -> list[int]:
 
 
 def tokens_of(evidence: Evidence, span: str, begins: Mapping[int, int]) -> Evidence:
-    """The evidence with the refusals' states of one span alone: what stands before the answer, or the rest.
+    """The evidence, its refusal states limited to one span: the tokens before the answer (`cot`), or the rest.
 
-    The last prompt token belongs to whatever comes first; refusals without reasoning are all answer.
+    The last prompt token belongs to the span that comes first; a refusal without reasoning is all answer.
     """
     first = torch.tensor([begins.get(t, 0) for t in evidence.template.tolist()])
     kept = (evidence.position < first) if span == "cot" else (evidence.position >= first)
@@ -151,6 +151,6 @@ def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]
 
 
 def show(record: Record) -> None:
-    """What the people to forget and the retained are told, per ablation."""
+    """Print what is answered about people to forget and about retained people, one line per ablation."""
     title = "percent, greedy answers"
     tabulate(title, record["rows"], ("preset", ""), lambda row: [row["preset"], row["ablation"]], COLUMNS)

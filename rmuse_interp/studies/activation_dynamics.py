@@ -29,12 +29,12 @@ from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.updates import unsteered
 
 SIDES = {"forget": "test", "retain": "retain_test"}
-"""Side → split that its queries are taken from."""
+"""Side → the split that its queries come from."""
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """The queries of one kind: forget side first, each with whom it is about."""
+    """The queries of one kind, forget side first, and the person that each is about."""
 
     modality: Modality
     queries: list[Query]
@@ -44,7 +44,7 @@ class Asked:
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `activation_dynamics.json`.
+    """Make the record of `activation_dynamics.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, too few people, a bundle for another model; before the first long pass.
@@ -79,7 +79,7 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def asked_of(benchmark: Benchmark, modality: Modality, limit: int, seed: int) -> Asked:
-    """Open questions of both sides with their reference responses; none where a side has fewer than two people."""
+    """Open questions of both sides with their reference responses; empty if a side has fewer than two people."""
     sides: dict[str, list[Example]] = {}
     for side, split in SIDES.items():
         mine = [e for e in benchmark.scoring(split) if e.modality == modality and e.kind == "generation"]
@@ -93,7 +93,7 @@ def asked_of(benchmark: Benchmark, modality: Modality, limit: int, seed: int) ->
 
 
 def rows_of(preset: str, fitted: RMuse, asked: Asked, world: World) -> list[Record]:
-    """One row per block; none where the plan does not steer this kind of query."""
+    """One row per block; empty if the plan does not steer this kind of query."""
     edits = [edit for edit in fitted.plan if edit.modality in (None, asked.modality)]
     if not edits:
         return []
@@ -115,14 +115,14 @@ def rows_of(preset: str, fitted: RMuse, asked: Asked, world: World) -> list[Reco
 
 
 def closed(edit: Edit) -> Edit:
-    """The edit behind a gate that fires on nothing: the negative control."""
+    """The edit behind a gate that never fires: the negative control."""
     return edit if edit.gate is None else edit.when(edit.gate.at_threshold(math.inf), edit.per)
 
 
 def row_of(
     layer: int, asked: Asked, found: Steered, shut: Steered, fitted: RMuse, edits: Sequence[Edit], seed: int
 ) -> Record:
-    """All that is measured at one block."""
+    """All measurements at one block."""
     before, after = asked.plain[layer], found.after[layer]
     moved = {name: displacement(h, after[name]) for name, h in before.items()}
     means = {name: h.mean(dim=0) for name, h in before.items()}
@@ -176,18 +176,18 @@ def row_of(
 
 
 def prototypes_of(operator: Operator | None) -> torch.Tensor | None:
-    """The refusal prototypes that an operator steers to: of a transport, or of the ACS of a rotation."""
+    """The refusal prototypes of a transport, or of the ACS of a rotation."""
     points = getattr(operator, "points", None)
     return getattr(getattr(getattr(operator, "angle", None), "prototypes", None), "points", points)
 
 
 def sides_of(asked: Asked) -> dict[str, list[str]]:
-    """Ids of each side."""
+    """Side → the ids of its queries."""
     return {side: [i for i in asked.people if (i in asked.forget) is (side == "forget")] for side in SIDES}
 
 
 def by_side(values: Mapping[str, float], asked: Asked, seed: int) -> Record:
-    """Mean of each side with its interval; None where a side has no value."""
+    """Mean of each side with its interval; None if a side has no value."""
     found: Record = {}
     for side, ids in sides_of(asked).items():
         mine = {name: values[name] for name in ids if name in values}
@@ -205,7 +205,7 @@ def by_side(values: Mapping[str, float], asked: Asked, seed: int) -> Record:
 
 
 def rounded(values: Record) -> Record:
-    """A result with every float at six digits, in pairs too."""
+    """A result with every float, those in pairs too, rounded to six digits."""
 
     def of(value: object) -> object:
         return short(value) if isinstance(value, float) else value
@@ -214,7 +214,7 @@ def rounded(values: Record) -> Record:
 
 
 def show(record: Record) -> None:
-    """Displacement of both sides and its test, at every block."""
+    """Print the displacement of both sides and its test, for every block."""
     headings = ("preset", "queries", "block", "forget", "retain", "p", "p shuffled", "gate closed: most")
     rows = []
     for r in record["rows"]:

@@ -31,13 +31,13 @@ SPLITS_ASKED = ("test", "retain_test", "reasoning")
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `adaptive_vs_fixed.json`.
+    """Make the record of `adaptive_vs_fixed.json`.
 
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
     """
     for λ in given.fractions:
-        FixedFraction(λ)  # its own check
+        FixedFraction(λ)  # raises for a λ out of range
     lens, first = opened(given, given.forget[0])
     benchmarks = [first, *(load_benchmark(given.data, forget=rate) for rate in given.forget[1:])]
     asked = {benchmark.forget_rate: questions_of(benchmark, given) for benchmark in benchmarks}
@@ -55,10 +55,10 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, list[Example]]:
-    """Open questions of the splits asked for: leakage and exact answers are defined on those.
+    """The open questions of the requested splits: leakage and exact answers are defined on those alone.
 
     Raises:
-        RMuseError: none of the splits has any.
+        RMuseError: none of the splits has an open question.
     """
     found = {}
     for split in given.splits:
@@ -74,7 +74,7 @@ def questions_of(benchmark: Benchmark, given: argparse.Namespace) -> dict[str, l
 
 
 def at_rate(world: World, questions: Questions) -> tuple[list[Record], list[Record]]:
-    """Rows of every strength and gate at one forget rate, and the λ of ACS."""
+    """Rows of every strength and gate at one forget rate, and rows of the λ that ACS chooses."""
     given, lens, benchmark, fitted = world.given, world.lens, world.benchmark, world.preset("paper")
     gates: Gates = {
         "paper": fitted.gates,
@@ -136,7 +136,7 @@ def strengths_of(
 
 
 def show(record: Record) -> None:
-    """RIL of the people to forget against what is kept of everybody else."""
+    """Print RIL on the people to forget beside what is kept about everybody else."""
 
     def labels(row: Record) -> list[str]:
         return [str(row["forget"]), row["gate"] or "–", row["strength"]]

@@ -1,7 +1,8 @@
 """One cell of the leaderboard: a method at a forget rate and a seed, from fitting to attacks.
 
-A finished cell lies in a folder of its own, `FORGET-SEED/METHOD`, with its transcripts; it is found again by all that it
-depends on. What an unfinished one has fitted and answered lies there too. A failure is a result: the cell's `error`.
+A finished cell is kept with its transcripts in its own folder, `FORGET-SEED/METHOD`, and reused while everything it
+depends on is unchanged. The folder also keeps the partial work of an unfinished cell. A failure is a result: the cell's
+`error`.
 """
 
 import argparse
@@ -46,25 +47,25 @@ REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
     **{f"rcr_{split}": ("rcr", (split,)) for split in KEPT},
 }
 RELEARNT: Final = 16
-"""Questions that relearning trains on."""
+"""Number of questions that relearning trains on."""
 RELEARNING: Final = Attack(
     "relearning",
     f"the weights trained on {RELEARNT} questions about half of the people to forget, then asked about the other half",
     as_it_is,
 )
-"""Of trained baselines alone: who steers at inference has no changed weights to train back."""
+"""Attacks on trained baselines alone: a method that steers at inference has no changed weights to train back."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method at a forget rate and a seed: of its questions, its fit or training, and its intervals."""
+    """A method at a forget rate and a seed; the seed is that of questions, fit or training, and intervals."""
 
     method: str
     forget: int
     seed: int
 
     def folder(self, root: Path) -> Path:
-        """Where the cell is kept."""
+        """The folder where the cell is kept."""
         return root / f"{self.forget}-{self.seed}" / self.method.replace("/", "-")
 
 
@@ -78,15 +79,15 @@ def world(
 
 
 def world_of(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
-    """`world` as the command line has it."""
+    """The `world` that the command line names, at a forget rate."""
     return world(given.model, given.data, forget, given.render_seed, given.device, given.dtype)
 
 
 def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress | None = None) -> Record:
-    """The record of a cell: what its folder holds, else worked out now and kept. Never raises for the cell's own faults.
+    """The record of a cell, from its folder or worked out now and kept there. Errors in the cell's work are not raised.
 
     Args:
-        cell: which.
+        cell: the cell.
         given: the leaderboard's command line.
         root: the leaderboard's folder.
         progress: a running progress bar to add lines to.
@@ -103,7 +104,7 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
     try:
         record = _worked_out(cell, world, folder, clock)
         error = None
-    except Exception as fault:  # whatever it is, the other cells go on; the record says it
+    except Exception as fault:  # of any kind: the record keeps it, and the other cells go on
         if given.debug:
             raise
         record, error = {}, f"{type(fault).__name__}: {' '.join(str(fault).split())}"
@@ -122,7 +123,7 @@ def settle(cell: Cell, given: argparse.Namespace, root: Path, progress: Progress
 
 
 def kept_of(cell: Cell, given: argparse.Namespace, root: Path) -> Store:
-    """What the folder of a cell holds under these settings: its record, once it is finished, and its seconds by stage."""
+    """The store of a cell under these settings: its record, once finished, and its seconds by stage."""
     lens, benchmark = world_of(given, cell.forget)
     names = ("limit", "attack_limit", "attacks", "fit_limit", "batch_size", "max_new_tokens")
     settings = {name: getattr(given, name) for name in names}
@@ -131,7 +132,7 @@ def kept_of(cell: Cell, given: argparse.Namespace, root: Path) -> Store:
 
 
 class Clock:
-    """Seconds by stage, those of interrupted attempts included as long as the settings are the same."""
+    """Seconds by stage, including those of interrupted attempts with the same settings."""
 
     def __init__(self, kept: Store) -> None:
         self._kept = kept
@@ -139,7 +140,7 @@ class Clock:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds what passes inside to a stage."""
+        """Add the time spent inside this context to a stage."""
         began = time.monotonic()
         try:
             yield
@@ -149,7 +150,7 @@ class Clock:
 
 
 def peak_mb() -> float:
-    """The most memory this process has held, MB."""
+    """Peak memory of this process, MB."""
     unit = 1e6 if sys.platform == "darwin" else 1e3
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
@@ -204,7 +205,7 @@ def _worked_out(cell: Cell, world: World, folder: Path, clock: Clock) -> Record:
 
 
 def worst_of(values: Mapping[str, Record], found: Record | None) -> Record:
-    """The largest RIL on the people to forget, `{value, low, high, n, attack, split}`; without attacks, that of none."""
+    """The largest RIL on people to forget, `{value, low, high, n, attack, split}`; without attack if none was run."""
     if found is not None:
         return {"value": found["ril"], **{key: found[key] for key in ("low", "high", "n", "attack", "split")}}
     plain = {split: values[f"ril_{split}"] for split in FORGET}
@@ -213,13 +214,13 @@ def worst_of(values: Mapping[str, Record], found: Record | None) -> Record:
 
 
 def save(folder: Path, plain: Sequence[Transcript], under: Sequence[AttackTranscript]) -> None:
-    """Writes a cell's transcripts, for those who read them rather than their scores."""
+    """Write a cell's transcripts, for people to read."""
     write_text(folder / "transcripts.jsonl", [t.to_json() + "\n" for t in plain])
     write_text(folder / "attacked.jsonl", [t.to_json() + "\n" for t in under])
 
 
 def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
-    """The method, fitted, tuned or trained as it is (what its folder holds is taken up), and what was chosen."""
+    """The method, fitted, tuned or trained (work kept in the folder is reused), and the settings that were chosen."""
     given, lens, benchmark, progress = world.given, world.lens, world.benchmark, world.progress
     name = cell.method
     if name == "vanilla":
@@ -242,7 +243,7 @@ def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
             "layers": chosen,
             "trials": sum(map(len, tuned.trials.values())),
         }
-    # A folder of its own for each world: one that holds another training is refused.
+    # One folder per world: a folder that holds another training is refused.
     home = folder / f"baseline-{digest(depends(lens), content(benchmark))[:8]}"
     trained = train(name, lens, benchmark, home, seed=given.seed, progress=progress)
     return Method(name, open_baseline(trained.folder, lens)), {
@@ -253,7 +254,7 @@ def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
 
 
 def to_attack(questions: Mapping[str, Sequence[Example]], limit: int, seed: int) -> dict[str, list[Example]]:
-    """Of the questions that are asked, those that are asked under attack: open ones, spread over people."""
+    """The questions to ask again under attack: open ones, spread over people."""
     return {
         split: sample([e for e in questions[split] if e.kind in OPEN_KINDS], limit, seed)
         for split in ATTACKED_SPLITS
@@ -264,7 +265,7 @@ def to_attack(questions: Mapping[str, Sequence[Example]], limit: int, seed: int)
 def halves(
     benchmark: Benchmark, questions: Mapping[str, Sequence[Example]], seed: int
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """What relearning trains on, about half of the people to forget, and the questions about everybody else."""
+    """Questions on half of the people to forget, for relearning, and the asked questions about everybody else."""
     people = sorted(benchmark.forget_people)
     random.Random(seed).shuffle(people)
     taught = frozenset(people[: len(people) // 2])

@@ -1,4 +1,4 @@
-"""What all analyses share: options, errors in one line, progress, provenance, and answers that outlive a broken run.
+"""What all analyses share: options, one-line errors, progress, provenance, and answers that survive an interrupted run.
 
 An analysis is a script `analyses/STEM.py` with a command line of `options`, and a module `studies/STEM.py` that makes the
 record of `results/STEM.json` from it; `command` runs both. The script begins with
@@ -6,7 +6,7 @@ record of `results/STEM.json` from it; `command` runs both. The script begins wi
     if not __package__:  # run as a script: its own folder is no place to import from
         sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-so that none of the scripts beside it stands for a package of the same name.
+so that no script beside it shadows a package of the same name.
 """
 
 import argparse
@@ -58,7 +58,7 @@ def options(
         limit: default of `--limit`; None for all.
         what: what `--limit` counts, for the help.
         fit_limit: default of `--fit-limit`.
-        max_new_tokens: default of `--max-new-tokens`; None where nothing is answered.
+        max_new_tokens: default of `--max-new-tokens`; None if nothing is answered.
         small: name of an option → its default under `--small`, for an analysis that has a figure: `make figures` runs
             it at these sizes, with what is fitted shared in the folder `--fits`. None takes neither option.
     """
@@ -112,9 +112,9 @@ def command(
         parser: its command line.
         run: makes the record from the arguments.
         show: prints the record for people.
-        argv: words of the command line; the process's own by default.
+        argv: arguments of the command line; `sys.argv[1:]` by default.
         markdown: makes the text of `STEM.md` from the record; no such file by default.
-        failures: names what failed in a record whose other parts are whole.
+        failures: names the parts of a record that failed, where the other parts are complete.
 
     Returns:
         The exit code: 2 with an error in one line, 1 where something failed.
@@ -122,7 +122,7 @@ def command(
     given = parser.parse_args(argv)
     if getattr(given, "small", None):
         parser.set_defaults(**given.small)
-        given = parser.parse_args(argv)  # again: what is given counts more, wherever it stands
+        given = parser.parse_args(argv)  # again, so that given options override these defaults
     try:
         for name in ("limit", "fit_limit", "batch_size", "max_new_tokens", "resamples", "queries"):
             value = getattr(given, name, None)
@@ -196,10 +196,10 @@ def ready(lens: LensModel, benchmark: Benchmark) -> None:
 
 
 def opened(given: argparse.Namespace, forget: int) -> tuple[LensModel, Benchmark]:
-    """The model and the benchmark at one forget rate, all that fitting needs checked.
+    """The model and the benchmark at one forget rate, after checking all that fitting needs.
 
     Raises:
-        RMuseError: a model or benchmark that is not there, or that cannot be fitted on.
+        RMuseError: a model or benchmark that is missing or cannot be fitted on.
     """
     benchmark = load_benchmark(given.data, forget=forget)
     lens = load_model(given.model, device=given.device, dtype=given.dtype)
@@ -215,9 +215,9 @@ def answered(
     benchmark: Benchmark,
     progress: Progress | None = None,
 ) -> Answers:
-    """Greedy answers of methods with distinct names, of at most ``--max-new-tokens``.
+    """Greedy answers of methods with distinct names, each of at most ``--max-new-tokens`` tokens.
 
-    The questions of all splits share batches. Finished batches are kept, and found by the same run begun again.
+    The questions of all splits share batches. Finished batches are kept, and reused when the same run is started again.
     """
     pooled = {"all": [example for examples in questions.values() for example in examples]}
     return ask(
@@ -232,7 +232,7 @@ def answered(
 
 
 def steered_blocks(plan: Plan) -> dict[str, list[int]]:
-    """The blocks that a plan steers, by kind of query."""
+    """Kind of query → the blocks that a plan steers."""
     return {
         kind: sorted({block for edit in plan if edit.modality in (None, kind) for block in edit.layers})
         for kind in MODALITIES
@@ -240,7 +240,7 @@ def steered_blocks(plan: Plan) -> dict[str, list[int]]:
 
 
 def places(fitted: RMuse) -> list[tuple[Modality, int]]:
-    """Kind of query and block of every subspace that a bundle holds."""
+    """The kind of query and the block of every subspace in a bundle."""
     keys = (key.rpartition("-") for key in fitted.subspaces.unlearning)
     return [("image" if kind == "image" else "text", int(layer)) for kind, _, layer in keys]
 
@@ -252,7 +252,7 @@ def steering(edit: Edit) -> dict[int, Operator]:
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table, wider than the terminal where that is narrow."""
+    """Print a table; it may be wider than a narrow terminal."""
     table = Table(title=title, box=None)
     for heading in headings:
         table.add_column(heading, no_wrap=True)
@@ -278,10 +278,10 @@ def of_metric(metric: Metric) -> Record:
 
 
 def estimate(value: float | None, low: float | None, high: float | None, **more: object) -> Record:
-    """A value with its interval, and what else belongs to it."""
+    """A value with its interval and further entries, as JSON."""
     return {"value": short(value), "low": short(low), "high": short(high), **more}
 
 
 def short(value: float | None) -> float | None:
-    """Six significant digits."""
+    """A value at six significant digits."""
     return None if value is None else float(f"{value:.6g}")

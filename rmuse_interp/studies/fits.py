@@ -1,8 +1,8 @@
-"""What analyses fit, fitted once: evidence and presets, kept in a folder for every analysis of the same settings.
+"""Evidence and presets, fitted once and kept in a folder for every analysis with the same settings.
 
 `--fits DIR` names the folder; without it everything is fitted anew and nothing is kept. Each entry's name is a digest of
-all that it depends on: model, benchmark down to its questions and pictures, settings, and the package's own sources. So
-an entry is never stale, and a change of any of them makes another.
+all that it depends on: model, benchmark with its questions and pictures, settings, and the package's own sources. So an
+entry is never stale: a change of any of them makes a new entry.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from rmuse_interp.studies.common import Record, bars, provenance
 
 @dataclass(frozen=True, eq=False)
 class World:
-    """A model, a benchmark and what is fitted on them, with the settings of the command line.
+    """A model, a benchmark and their fits, with the settings of the command line.
 
     Attributes:
         given: the command line.
-        lens, benchmark: what it names.
+        lens, benchmark: the model and the benchmark that it names.
         progress: a running progress bar to add lines to.
-        began: when the work began, for the seconds in the record.
+        began: start of the work (`time.monotonic`), for the seconds in the record.
     """
 
     given: argparse.Namespace
@@ -50,7 +50,7 @@ class World:
 
     @cached_property
     def evidence(self) -> dict[Modality, Evidence]:
-        """`gather` with the settings of the command line; from the folder of `--fits` where it holds it."""
+        """`gather` with the settings of the command line; read from the folder of `--fits` if kept there."""
         if self._place is None:
             return self._gathered()
         place = self._place / "evidence.safetensors"
@@ -63,7 +63,7 @@ class World:
         return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
 
     def preset(self, name: PresetName) -> RMuse:
-        """`assemble` of a preset at the blocks that are its own choice; from the folder where it holds it."""
+        """`assemble` of a preset at the blocks it chooses itself; read from the folder of `--fits` if kept there."""
         if self._place is None:
             return self._assembled(name)
         place = self._place / name
@@ -73,14 +73,14 @@ class World:
         return RMuse.load(place, self.lens)
 
     def presets(self, names: Sequence[PresetName]) -> dict[str, RMuse]:
-        """The bundle of `--bundle` alone where one is given, else these presets from one evidence."""
+        """The bundle of `--bundle` alone if one is given, else these presets, fitted on the same evidence."""
         if self.given.bundle is not None:
             bundle = bundle_of(self.given.bundle, self.lens, self.benchmark)
             return {bundle.preset: bundle}
         return {name: self.preset(name) for name in names}
 
     def record(self, schema: str, origin: Record, **entries: object) -> Record:
-        """The record of an analysis: its schema, its provenance with what `origin` adds, and its entries."""
+        """The record of an analysis: its schema, its provenance (`origin` adds to it), and its entries."""
         source = provenance(self.given, self.lens, self.benchmark, self.began, **origin)
         return {"schema": schema, "provenance": source, **entries}
 
@@ -95,7 +95,7 @@ class World:
 
     @cached_property
     def _place(self) -> Path | None:
-        """The folder of these fits; None where `--fits` is not given."""
+        """The folder of these fits; None without `--fits`."""
         given = self.given
         if given.fits is None:
             return None
@@ -107,7 +107,7 @@ class World:
 
 @contextmanager
 def working(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) -> Iterator[World]:
-    """A world with progress bars on standard error; a bundle that is wrong is told before they begin."""
+    """A world with progress bars on standard error; an error in the bundle is raised before they start."""
     if getattr(given, "bundle", None) is not None:
         bundle_of(given.bundle, lens, benchmark)
     with bars() as progress:
@@ -115,10 +115,10 @@ def working(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) ->
 
 
 def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
-    """The bundle that `--bundle` names, for this model and the people this benchmark forgets.
+    """The bundle that `--bundle` names, for this model and the people to forget of this benchmark.
 
     Raises:
-        RMuseError: no bundle, one of another model, one fitted at another forget rate.
+        RMuseError: no bundle, or one of another model or forget rate.
     """
     found = RMuse.load(path, lens)
     rate = found.report.get("benchmark", {}).get("forget")
@@ -131,7 +131,7 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """Evidence as JSON: tensors are put aside by number, records and tuples become objects that name their kind."""
+    """Evidence as JSON: tensors go to `tensors` by number, records and tuples become objects that name their type."""
     if isinstance(value, Tensor):
         tensors[str(len(tensors))] = value.contiguous()
         return {"tensor": str(len(tensors) - 1)}
@@ -145,7 +145,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpacked(value: Any, tensor: Callable[[str], Tensor]) -> Any:
-    """What `_packed` made JSON of."""
+    """The evidence that `_packed` turned into JSON."""
     if not isinstance(value, dict):
         return value
     ((kind, held),) = value.items()

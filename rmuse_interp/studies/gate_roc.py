@@ -19,13 +19,13 @@ from rmuse_interp.studies.gated import Gates, fires, gates_of, probes, rate, sco
 
 PAPER = "paper"
 GRID = (0.0, *np.logspace(-3, 0, 61).round(6).tolist())
-"""False-positive rates at which the band is given."""
+"""False-positive rates at which the confidence band is evaluated."""
 DEALS = 200
-"""Of the negative control."""
+"""Number of random deals in the negative control."""
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `gate_roc.json`.
+    """Make the record of `gate_roc.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, a bundle without gates or for another model; before any long pass.
@@ -66,12 +66,12 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def placed(bundle: RMuse) -> dict[str, Gate]:
-    """The gates of a bundle by kind of query."""
+    """Kind of query → the gate of a bundle."""
     return {str(edit.modality): edit.gate for edit in bundle.plan if edit.gate is not None and edit.modality}
 
 
 def who(example: Example) -> str:
-    """Whom a query is about; a harmless one about somebody is a cluster of its own, one about nobody likewise."""
+    """The cluster of a query: its person; benign queries about a person form their own, one about nobody is its own."""
     if example.person is None:
         return example.id
     return f"benign {example.person}" if example.kind == "benign" else example.person
@@ -85,10 +85,10 @@ def row_of(
     benchmark: Benchmark,
     seed: int,
 ) -> Record:
-    """All that is measured of one gate on its kind of query.
+    """All measurements of one gate on its kind of query.
 
     Raises:
-        RMuseError: no query of this kind on a side.
+        RMuseError: one side has no query of this kind.
     """
     mine = {split: [e for e in examples if e.modality == modality] for split, examples in asked.items()}
     mine = {split: examples for split, examples in mine.items() if examples}
@@ -153,7 +153,7 @@ def dealt(
     seed: int,
     deals: int = DEALS,
 ) -> Record:
-    """Mean area, and its 95 % range, when people are dealt to both sides at random, with all of their queries."""
+    """Mean area and its 95 % range when people, each with all queries, are dealt to the two sides at random."""
     both = [*hits, *rest]
     people = {e.id: who(e) for e in both}
     names = sorted(set(people.values()))
@@ -162,7 +162,7 @@ def dealt(
     for _ in range(deals):
         taken: set[str] = set()
         n = 0
-        for name in rng.permutation(names)[:-1].tolist():  # somebody is left for the other side
+        for name in rng.permutation(names)[:-1].tolist():  # one is left for the other side
             taken.add(name)
             n += sum(person == name for person in people.values())
             if n >= len(hits):
@@ -176,7 +176,7 @@ def dealt(
 
 
 def show(record: Record) -> None:
-    """Area, false positives and operating point of every gate."""
+    """Print area, false positives and operating point of every gate."""
     strict = f"FPR at {100 * record['tpr']:g} % TPR"
     headings = ("gate", "queries", "reads", "AUROC [95 %]", strict, "TPR", "FPR", "shuffled")
     rows = [

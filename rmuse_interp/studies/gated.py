@@ -1,8 +1,8 @@
-"""Answers of a gated plan put together from an ungated run and an unsteered one, instead of being generated again.
+"""Answers of a gated plan, composed from an ungated run and an unsteered one instead of being generated again.
 
-A closed gate leaves its row bit for bit, and rows of a batch do not see each other. So the answers of a plan under any
-gate are, row by row, those of the same plan without gates where the gate fires, and those of the model as it is where
-it does not: exactly, as long as all runs form the same batches.
+A closed gate leaves its row unchanged bit for bit, and rows of a batch do not affect each other. So each answer of a
+gated plan is that of the same plan without gates if the gate fires, and that of the unsteered model if it does not.
+This is exact as long as all runs form the same batches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,14 +24,14 @@ from rmuse_interp.parts.gates import GATE_KINDS, Gate, GateKind, GateStates, Rea
 from rmuse_interp.studies.common import Record, estimate, percent, short
 
 Scores = dict[str, dict[str, float]]
-"""Name of a gate → id of a question → its score, where the gate applies to the question."""
+"""Name of a gate → id of a question → its score, for the questions that the gate applies to."""
 
 
 def probes(fitted: RMuse, gates: Mapping[str, Mapping[str, Gate]]) -> Plan:
-    """A plan that is only ever asked to decide: one edit per gate and kind of query, named ``gate/kind``.
+    """A plan used only for its gates' decisions: one edit per gate and kind of query, named ``gate/kind``.
 
     Args:
-        fitted: gives edits to hang the gates on, one per kind of query.
+        fitted: bundle whose edits, one per kind of query, carry the gates.
         gates: name → kind of query → gate.
     """
     host = {edit.modality: edit for edit in fitted.plan}
@@ -50,10 +50,10 @@ def scored(
     batch_size: int,
     progress: Progress | None = None,
 ) -> Scores:
-    """What the gates of `probes` score, in the batches that `rmuse_interp.runs.run.run` forms.
+    """The scores of the gates of `probes`, in the batches that `rmuse_interp.runs.run.run` forms.
 
     Raises:
-        RMuseError: a gate that reads nothing of a question it applies to.
+        RMuseError: a gate has no score for a question that it applies to.
     """
     found: Scores = {str(edit.name).rpartition("/")[0]: {} for edit in plan}
     for batch in alike(examples, batch_size, by_length, progress=progress, label="gates"):
@@ -73,7 +73,7 @@ def scored(
 def fires(
     scores: Mapping[str, float], gates: Mapping[str, Gate], examples: Iterable[Example]
 ) -> dict[str, bool]:
-    """Id → whether the gate of its kind of query fires, as `Gate.fires` decides: in float32, strictly above."""
+    """Id → whether the gate of its kind of query fires, as `Gate.fires` decides: strictly above, in float32."""
     return {
         e.id: bool(torch.tensor(scores[e.id], dtype=torch.float32) > gates[e.modality].threshold)
         for e in examples
@@ -83,10 +83,10 @@ def fires(
 def composed(
     name: str, steered: Iterable[Transcript], plain: Iterable[Transcript], fired: Mapping[str, bool]
 ) -> list[Transcript]:
-    """The transcripts of a gated plan under a new name: steered ones where the gate fires, plain ones elsewhere.
+    """The transcripts of a gated plan under a new name: steered if the gate fires, plain if it does not.
 
     Raises:
-        RMuseError: runs over different questions.
+        RMuseError: the runs are over different questions.
     """
     sides: list[Record] = [{t.id: t for t in run} for run in (plain, steered)]
     if sides[0].keys() != sides[1].keys() or not sides[0].keys() <= fired.keys():
@@ -102,7 +102,7 @@ Gates = dict[str, dict[str, Gate]]
 
 
 def gates_of(evidence: Mapping[Modality, Evidence], seed: int) -> tuple[Gates, dict[str, str]]:
-    """The best gate of each kind by cross-validation on fitting data, and which kind wins, per kind of query."""
+    """The best gate of each kind by cross-validation on fitting data, and the best kind, for each kind of query."""
     found: Gates = {kind: {} for kind in GATE_KINDS}
     chosen: dict[str, str] = {}
     for modality, one in evidence.items():
@@ -110,7 +110,7 @@ def gates_of(evidence: Mapping[Modality, Evidence], seed: int) -> tuple[Gates, d
         table = select_gate(candidates, seed=seed).table
         chosen[modality] = table[0].kind
         for kind in GATE_KINDS:
-            # The table is in order: its first row of a kind is where that kind is best read.
+            # The table is sorted: the first row of a kind has the best place to read it.
             row = next((r for r in table if r.kind == kind), None)
             if row is not None:
                 found[kind][modality] = best_at(candidates, row.layer, row.readout, kind, seed)
@@ -129,7 +129,7 @@ def best_at(
 
 
 def rate(fired: Mapping[str, bool]) -> Record:
-    """Share of the queries a gate fires on."""
+    """Share of the queries that a gate fires on."""
     return percent(wilson(sum(fired.values()), len(fired)))
 
 

@@ -1,4 +1,4 @@
-"""Every method at every forget rate and seed, in cells that are kept."""
+"""Every method at every forget rate and seed, in cells that are kept and reused."""
 
 import argparse
 import multiprocessing
@@ -28,11 +28,11 @@ from rmuse_interp.studies.standings import kind_of, shown, summary, verdict
 
 SCHEMA: Final = "rmuse-leaderboard/1"
 KNOWN: Final = (*ATTACKS, RELEARNING.name)
-"""Attacks that `--attacks` takes by name."""
+"""The attacks that `--attacks` accepts by name."""
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `leaderboard.json`.
+    """Make the record of `leaderboard.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, too little to fit on; all before the first long pass.
@@ -53,7 +53,7 @@ def run(given: argparse.Namespace) -> Record:
     for rate in dict.fromkeys(given.forget):
         lens, benchmark = world_of(given, rate)
         common.ready(lens, benchmark)
-        choose(benchmark, given.limit, given.seeds[0])  # reads what is scored, before any long work
+        choose(benchmark, given.limit, given.seeds[0])  # reads the scoring files before any long work
     began = time.monotonic()
     root = given.out / "leaderboard"
     with common.bars() as progress:
@@ -90,10 +90,10 @@ def failures(record: Record) -> list[str]:
 
 
 def named(given: argparse.Namespace) -> list[str]:
-    """The methods asked for, in the order of `METHODS`.
+    """The requested methods, in the order of `METHODS`.
 
     Raises:
-        RMuseError: an unknown name, `gold` where there is none.
+        RMuseError: an unknown name, or `gold` where there is no gold standard.
     """
     asked = METHODS if given.methods is None else tuple(n.strip() for n in given.methods.split(","))
     unknown = [name for name in asked if name not in METHODS]
@@ -142,13 +142,13 @@ def _cell(row: Record) -> Cell:
 def settled(
     wanted: Sequence[Cell], given: argparse.Namespace, root: Path, progress: Progress
 ) -> Iterator[Record]:
-    """The cells' records as they come, in `--jobs` processes; what several cells share is worked out before."""
+    """The cells' records as they finish, in `--jobs` processes; what several cells share is worked out first."""
     steering = [c for c in wanted if c.method in RIVALS or c.method.startswith("rmuse/")]
     for rate, seed in dict.fromkeys((c.forget, c.seed) for c in steering):
         own = argparse.Namespace(**vars(given) | {"seed": seed, "fits": root / "fits"})
-        _ = World(own, *world_of(given, rate), progress).evidence  # kept for all of them
+        _ = World(own, *world_of(given, rate), progress).evidence  # kept for all cells
     task = progress.add_task("cells", total=len(wanted))
-    # The longest first, so that no process is alone at the end.
+    # The longest first, so that processes finish at about the same time.
     kinds = (BASELINES, PRESETS, RIVALS)
     ordered = sorted(wanted, key=lambda c: [c.method.removeprefix("rmuse/") not in names for names in kinds])
     if given.jobs == 1:
@@ -192,7 +192,7 @@ def failed(cell: Cell, error: str) -> Record:
 
 
 def _told(row: Record, progress: Progress) -> Record:
-    """Prints what became of a cell above the progress bars."""
+    """Print the outcome of a cell above the progress bars."""
     if row["error"] is not None:
         said = f"[red]{escape(row['error'])}[/red]"
     else:
@@ -203,7 +203,7 @@ def _told(row: Record, progress: Progress) -> Record:
 
 
 def spent(rows: Sequence[Record]) -> Record:
-    """Seconds of all cells by kind of method, and the most memory of one process."""
+    """Seconds of all cells by kind of method, and the peak memory of one process."""
     seconds: dict[str, float] = {}
     for row in rows:
         seconds[row["kind"]] = seconds.get(row["kind"], 0.0) + sum(row["seconds"].values())

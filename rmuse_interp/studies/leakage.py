@@ -1,4 +1,4 @@
-"""What leakage probes read: questions by attribute and rendering, and their states before and after steering."""
+"""Material of leakage probes: questions by attribute and rendering, and their states before and after steering."""
 
 import hashlib
 import random
@@ -17,14 +17,14 @@ from rmuse_interp.studies.fits import World
 
 Group = Literal["forget", "retain"]
 Words = Literal["prompt", "reference", "refusal", "own"]
-"""What is said up to where states are read: nothing yet; the reference response; one and the same refusal; what the
-steered model says by itself. All but the last are the same before and after steering."""
+"""The response text up to the place where states are read: none yet; the reference; one fixed refusal; the steered
+model's own. All but the last are the same before and after steering."""
 NAME_KEYS: Final = ("name", "full name", "full_name")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One question: about whom, which attribute, in which photograph or wording, and what must not be said before."""
+    """One question: its person, attribute and value, its photograph or wording, and secrets not to be said before."""
 
     example: Example
     person: str
@@ -35,23 +35,23 @@ class Asked:
 
     @property
     def id(self) -> str:
-        """Of the example."""
+        """Id of the example."""
         return self.example.id
 
 
 def asked_of(
     benchmark: Benchmark, splits: Sequence[str], modality: str, people: int | None = None, seed: int = 0
 ) -> list[Asked]:
-    """The questions with reasoning that ask one kind of query for an attribute of a person, their name left out.
+    """The questions with reasoning, of one kind of query, that ask for an attribute of a person other than the name.
 
-    Renderings are photographs for image queries, else the question with the person's names taken out.
+    The rendering is the photograph for image queries, else the question without the person's names.
 
     Args:
-        benchmark: whose questions.
+        benchmark: source of the questions.
         splits: scoring splits.
         modality: kind of query.
-        people: most people; all where absent.
-        seed: of which.
+        people: maximum number of people; all by default.
+        seed: seed of their choice.
     """
     pool = [e for split in splits for e in benchmark.scoring(split) if e.person is not None]
     known = sorted({str(e.person) for e in pool})
@@ -75,7 +75,7 @@ def asked_of(
         called = sorted(names.get(person, ()), key=len, reverse=True)
         values = [*facts.values(), e.answer, *called]
         values += [alias for value in values for alias in benchmark.aliases.get(value, ())]
-        # What the question says itself (a name, in text) is no secret any more.
+        # A value that the question itself states (a name, in text) is not secret.
         secrets = tuple(dict.fromkeys(v for v in values if mention(e.question, [v]) is None))
         wording = e.question
         for name in called:
@@ -86,16 +86,16 @@ def asked_of(
 
 
 def chosen(pool: Sequence[Asked], limit: int, seed: int, attributes: Sequence[str] = ()) -> list[Asked]:
-    """Whole attributes (all people in all renderings) up to `limit` questions; one of fewer people if need be.
+    """Whole attributes (all people in all renderings), up to `limit` questions; if none fits, one with fewer people.
 
     Args:
-        pool: from `asked_of`.
-        limit: most questions.
-        seed: of the order of attributes and people.
-        attributes: these alone, in this order; all where none are given.
+        pool: questions from `asked_of`.
+        limit: maximum number of questions.
+        seed: seed of the order of attributes and people.
+        attributes: the only attributes to use, in this order; all if empty.
 
     Raises:
-        RMuseError: a limit that two people do not fit in.
+        RMuseError: the limit is too small for two people.
     """
     known = sorted({a.person for a in pool})
     random.Random(f"people-{seed}").shuffle(known)
@@ -124,13 +124,13 @@ def chosen(pool: Sequence[Asked], limit: int, seed: int, attributes: Sequence[st
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """States of the same questions before and after steering, read at one place along some words.
+    """States of the same questions before and after steering, read at one place of one response text.
 
     Attributes:
-        words: what was said.
+        words: kind of response text.
         place: where states are read.
-        before, after: None where one side does not say these words.
-        told_before, told_after: the text tokens shown by then, by id.
+        before, after: states; None for a side without this text.
+        told_before, told_after: id → the text tokens up to that place.
     """
 
     words: Words
@@ -143,16 +143,16 @@ class Cell:
 
 @dataclass(frozen=True, eq=False)
 class Material:
-    """All that was collected of one group and kind of query.
+    """All that was collected for one group and kind of query.
 
     Attributes:
-        group, modality, asked: what was asked.
+        group, modality, asked: the group, the kind of query and the questions.
         cells: states by place and words.
-        recall: the cell of the token that predicts the value alone, along the reference (a name may stand before it).
-        said: by id, the first token of the value.
-        fired: by id, whether the gate let the plan act.
-        responses: by id, what the steered model says by itself; empty for the retain group.
-        empty: by words and place, the ids of the questions that have nothing to read there.
+        recall: the cell of the token that predicts the value itself, in the reference (a name may precede it).
+        said: id → the first token of the value.
+        fired: id → whether the gate let the plan act.
+        responses: id → the steered model's own response; empty for the retain group.
+        empty: words and place → the ids of the questions without a token to read there.
     """
 
     group: Group
@@ -167,7 +167,7 @@ class Material:
 
 
 def collected(world: World, plan: Plan, group: Group, modality: Modality, asked: Sequence[Asked]) -> Material:
-    """States of every block before and after the plan, gates as they decide."""
+    """States of every block without and with the plan, its gates deciding."""
     lens, benchmark, given = world.lens, world.benchmark, world.given
     marks = benchmark.delimiters
     secrets = {a.id: a.secrets for a in asked}
@@ -218,7 +218,7 @@ def collected(world: World, plan: Plan, group: Group, modality: Modality, asked:
         responses = {a.id: r.text for a, r in zip(asked, found, strict=True)}
         own = [_spoken(q, responses[q.id], marks) for q in reference]
         after = read(own, ["reasoning", "answer"], "own", plan, secrets)
-        # Other words on both sides would be told apart from one another, not what steering did: no states of before.
+        # No states of before: with different words, probes would compare the words, not the effect of steering.
         cells += [
             Cell("own", place, None, after.states[place], {}, after.words[place])
             for place in ("reasoning", "answer")
@@ -238,12 +238,12 @@ def collected(world: World, plan: Plan, group: Group, modality: Modality, asked:
 
 
 def _spoken(query: Query, text: str, delimiters: tuple[str, str]) -> Query:
-    """The query with the model's own words; what is not well formed is read as answer alone."""
+    """The query with the model's own response; a malformed response is read as an answer without reasoning."""
     return replace(query, response=text or None, stepwise=parse_response(text, delimiters).well_formed)
 
 
 def _cell(words: Words, place: Place, before: Readings, after: Readings) -> Cell:
-    """Both sides, on the questions that have something to read on both."""
+    """Both sides, on the questions that can be read on both."""
     both = [i for i in before.states[place].ids if i in set(after.states[place].ids)]
     return Cell(
         words,

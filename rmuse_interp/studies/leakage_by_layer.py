@@ -1,4 +1,4 @@
-"""Whether the forgotten attribute, and who is meant, can still be read after steering, block by block."""
+"""Whether the forgotten attribute and the person's identity can still be read after steering, block by block."""
 
 import argparse
 import time
@@ -25,7 +25,7 @@ SPLITS = {"forget": ("forget", "test"), "retain": ("retain", "retain_test")}
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `leakage_by_layer.json`.
+    """Make the record of `leakage_by_layer.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, too few examples for any probe; all before the first long pass.
@@ -67,10 +67,10 @@ def run(given: argparse.Namespace) -> Record:
 def selected(
     benchmark: Benchmark, given: argparse.Namespace
 ) -> tuple[dict[tuple[Group, Modality], list[Asked]], list[Record]]:
-    """The questions of every group and kind of query that can be probed, and why others cannot.
+    """The questions of every group and kind of query that can be probed, and the reasons why others cannot.
 
     Raises:
-        RMuseError: none can; the first reason.
+        RMuseError: none can be probed; states the first reason.
     """
     found: dict[tuple[Group, Modality], list[Asked]] = {}
     left_out: list[Record] = []
@@ -100,7 +100,7 @@ def selected(
 
 
 def learnt(world: World, material: Material) -> tuple[list[Asked], dict[str, Pooled]]:
-    """Unsteered states of retained people, asked for the same attributes, that values are learnt from."""
+    """Questions about retained people for the same attributes, and their unsteered states, to learn values from."""
     lens, benchmark, given = world.lens, world.benchmark, world.given
     pool = asked_of(benchmark, ("retain",), material.modality, given.others, given.seed)
     names = list(dict.fromkeys(a.attribute for a in material.asked))
@@ -124,7 +124,7 @@ def learnt(world: World, material: Material) -> tuple[list[Asked], dict[str, Poo
 
 
 def conclude(record: Record, materials: Sequence[Material]) -> None:
-    """One sentence per group, kind of query and target, from the verdicts, the logit lens and what is said."""
+    """Add one sentence per group, kind of query and target, from the verdicts, the logit lens and the responses."""
     key = ("group", "modality", "target")
     for labels in dict.fromkeys(tuple(v[k] for k in key) for v in record["verdicts"]):
         mine = [v for v in record["verdicts"] if tuple(v[k] for k in key) == labels]
@@ -168,18 +168,18 @@ def verdict_of(row: Record) -> Verdict:
 
 
 def least(blocks: Iterable[int | None]) -> int | None:
-    """The lowest block that is one."""
+    """The lowest block, Nones left out; None if there is none."""
     return min((b for b in blocks if b is not None), default=None)
 
 
 def spoken(material: Material) -> list[str]:
-    """Ids of the questions whose response by the steered model says something secret."""
+    """Ids of the questions whose response by the steered model states a secret."""
     secrets = {a.id: a.secrets for a in material.asked}
     return [i for i, text in material.responses.items() if mention(text, secrets[i]) is not None]
 
 
 def about(material: Material) -> Record:
-    """What was asked of one group and kind of query."""
+    """The questions of one group and kind of query, for the record."""
     asked = material.asked
     return {
         "group": material.group,
@@ -199,7 +199,7 @@ def about(material: Material) -> Record:
 
 
 def show(record: Record) -> None:
-    """Where what can be read, then what was concluded."""
+    """Print what can be read at which block, then the conclusions."""
     names = "group, queries, target, held out, place, words, before, after (same probe), after (trained anew)"
     key = ("group", "modality", "target", "held_out", "place", "words")
     last = record["provenance"]["n_layers"] - 1
@@ -217,7 +217,7 @@ def show(record: Record) -> None:
 
 
 def lines(record: Record) -> Iterable[str]:
-    """The conclusions, and what was left out or empty, in plain words."""
+    """The conclusions, and what was left out or empty, as sentences."""
     for c in record["conclusions"]:
         yield f"{c['group']}, {c['modality']} queries, {c['target']}: {c['says']}."
     for q in record["questions"]:

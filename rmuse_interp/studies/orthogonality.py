@@ -1,4 +1,4 @@
-"""How steering lies to the RRS: geometry, updates, and their stability over resamples."""
+"""Steering relative to the RRS: geometry, updates, and their stability over resamples."""
 
 import argparse
 import math
@@ -24,7 +24,7 @@ RANGE = (0.025, 0.5, 0.975)
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `orthogonality.json`.
+    """Make the record of `orthogonality.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, a bundle for another model; all before the first long pass.
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def fitted(world: World) -> list[Case]:
-    """Both presets, from the same evidence."""
+    """Both presets, fitted on the same evidence."""
     cases = []
     n_layers, prefix = world.lens.n_layers, world.benchmark.prefixes[0]
     for preset in PRESETS:
@@ -79,7 +79,7 @@ def fitted(world: World) -> list[Case]:
 
 
 def everywhere(own: RMuse, evidence: Mapping[Modality, Evidence], n_layers: int, prefix: str) -> RMuse:
-    """The same method at every block, behind the gates it has: choosing those again would take longer than all else."""
+    """The same method at every block, with its own gates: choosing gates anew would take longer than all the rest."""
     blocks = range(n_layers)
     parts = [
         paper_edit(one, modality, blocks, prefix)
@@ -101,7 +101,7 @@ def reasoning_queries(benchmark: Benchmark, modality: str, limit: int, seed: int
 
 
 def geometry_of(case: Case) -> list[Record]:
-    """Angles, kernel and dot products at every block that was fitted."""
+    """Angles, kernel and dot products at every fitted block."""
     rows = []
     for modality, layer in places(case.everywhere):
         unlearning, retain = case.everywhere.subspaces.at(modality, layer)
@@ -135,7 +135,7 @@ def geometry_of(case: Case) -> list[Record]:
 
 
 def resampled(world: World, cases: Sequence[Case]) -> tuple[list[Record], dict[str, str]]:
-    """Ranges over resamples at every block that was fitted, and kind of query → why it has none."""
+    """Ranges over resamples at every fitted block; and kind of query → the reason why it has none."""
     rows: list[Record] = []
     missing: dict[str, str] = {}
     keys = [(case, place) for case in cases for place in places(case.everywhere)]
@@ -143,7 +143,7 @@ def resampled(world: World, cases: Sequence[Case]) -> tuple[list[Record], dict[s
     for case, (modality, layer) in keys:
         try:
             sides = sides_at(world.evidence[modality], layer, literal=case.preset == "paper")
-        except RMuseError as error:  # a single example of this kind
+        except RMuseError as error:  # only one example of this kind
             missing[modality] = str(error)
         else:
             rows.append(stability_of(case, modality, layer, *sides, world.given))
@@ -178,14 +178,14 @@ def stability_of(
 
 
 def reach(values: Float[Tensor, " resamples"]) -> Record:
-    """Median and 95 % range over the resamples that have a value, and how many have one."""
+    """Median and 95 % range over the resamples that have a value, and the number of these."""
     there = values[~values.isnan()]
     low, median, high = (short(float(there.quantile(q))) for q in RANGE)
     return {"low": low, "median": median, "high": high, "n": len(there)}
 
 
 def show(record: Record) -> None:
-    """The plans' own blocks as a table: what of the update falls into the RRS, against chance."""
+    """Print, for each plan's own blocks, the share of the update inside the RRS beside chance."""
     rows = [r for r in record["updates"] if r["run"] == "plan" and r["measure"] == "update"]
     key = ("preset", "modality", "layer", "protection")
     gated = {tuple(r[k] for k in key): r for r in rows if r["gate"] == "gated"}

@@ -1,4 +1,4 @@
-"""R-MUSE fitted on the benchmark's own traces and on the model's, compared question by question."""
+"""R-MUSE fitted on the benchmark's traces and on the model's own, compared question by question."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from rmuse_interp.studies.variants import REPORTED
 
 FITS = ("given", "own")
 MARGIN = 1.0
-"""Points within which two figures agree."""
+"""Percentage points within which two figures agree."""
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `own_traces.json`.
+    """Make the record of `own_traces.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, a benchmark without reasoning, a model that does not reason.
@@ -52,7 +52,7 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def chosen(fitted: RMuse) -> Record:
-    """What a fit chose, for each kind of query."""
+    """The choices of a fit, for each kind of query."""
     return {
         modality: {
             "blocks": fitted.report[modality]["steered"],
@@ -70,7 +70,7 @@ def rows_of(
 ) -> list[Record]:
     """One row per split and metric: the figure of each method, and `own − given` with its interval; percent.
 
-    ``fire_rate`` and ``identical`` (share of responses that are the same to the letter under both fits) are rows too.
+    ``fire_rate`` and ``identical`` (share of responses that are the same text under both fits) are rows too.
     """
     found = []
     for split in (s for s in SPLITS if questions.get(s)):
@@ -112,7 +112,7 @@ def _difference(metric: str, pairs: Sequence[tuple[Transcript, float]], seed: in
 
 
 def show(record: Record) -> None:
-    """The figures side by side, and how many differ by more than the margin."""
+    """Print the figures side by side, and how many differ by more than the margin."""
     rows = []
     for row in record["rows"]:
         values = ("–" if row.get(name) is None else f"{row[name]:.1f}" for name in ("vanilla", *FITS))

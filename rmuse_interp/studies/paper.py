@@ -1,4 +1,4 @@
-"""The figures that R-MUSE's paper (arXiv 2512.17911) reports, and a table of ours with them beside."""
+"""The figures that R-MUSE's paper (arXiv 2512.17911) reports, and a table of ours beside them."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -46,8 +46,8 @@ PAPER: Final[tuple[Record, ...]] = (
     *_reported(QWEN, 15, "classification", "forget", _ENDS, (60.5, 33.8)),
     *_reported(QWEN, 15, "classification", "retain", _ENDS, (53.8, 53.6)),
 )
-"""What the paper reports of 5, 10 and 15 %, as far as it is known; it gives neither n nor intervals. Its benchmark is
-RMLLMU-Bench, whose reasoning is unpublished: its leakage and ours are not measured on the same chains."""
+"""Known figures of the paper at 5, 10 and 15 %; it gives neither n nor intervals. Its benchmark is RMLLMU-Bench, whose
+reasoning is unpublished: its leakage and ours are not measured on the same chains."""
 
 
 def markdown(record: Record) -> str:
@@ -93,7 +93,7 @@ def _table(cells: list[Record], reported: list[Record], questions: str) -> list[
 
 
 def _ours(row: Record | None) -> str:
-    """``value (low–high), n``; a dash where the metric is defined on nothing."""
+    """``value (low–high), n``; a dash if the metric is undefined."""
     if row is None or row["value"] is None:
         return "–"
     digits = 3 if row["metric"] == "rouge_l" else 1

@@ -37,18 +37,18 @@ SCHEMA = "rmuse-paper-table/1"
 STEM = "paper_table"
 METHODS = ("vanilla", *(f"rmuse/{preset}" for preset in reversed(PRESETS)))
 SHORT_TOKENS = 50
-"""New tokens of an answer, as MLLMU-Bench has it."""
+"""Maximum number of new tokens per answer, as in MLLMU-Bench."""
 REASONED = ("ril", "ril_explicit", "ril_implicit", "rcr")
-"""Metrics of the responses with reasoning; all others are of the short ones."""
+"""Metrics of the responses with reasoning; all others are of the short responses."""
 
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """What is asked at one forget rate: short as MLLMU-Bench does, and once more for reasoning.
+    """The questions at one forget rate: asked for a short answer as in MLLMU-Bench, and again with reasoning.
 
     Attributes:
-        put: the benchmark with its questions put for reasoning, and the delimiters that go with it.
-        template: how they are put; None for the benchmark's own words, which its reasoning goes with.
+        put: the benchmark with its questions worded for reasoning, and the matching delimiters.
+        template: that wording; None for the benchmark's own, which matches its reasoning.
         short: split → questions of all three tasks.
         reasoned: split → its open questions.
     """
@@ -61,7 +61,7 @@ class Questions:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many are asked of each method."""
+        """Number of questions asked of each method."""
         return {
             form: sum(map(len, splits.values()))
             for form, splits in (("short", self.short), ("reasoned", self.reasoned))
@@ -69,7 +69,7 @@ class Questions:
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `paper_table.json`.
+    """Make the record of `paper_table.json`.
 
     Raises:
         RMuseError: bad arguments, no model, a benchmark that has none of the rates; all before the first long pass.
@@ -110,7 +110,7 @@ def run(given: argparse.Namespace) -> Record:
                         fitted = fits(next(p for p in PRESETS if name == f"rmuse/{p}"))
                     method = Method(name, lens, None if fitted is None else fitted.plan)
                     rows = rows_of(given, method, asked[rate], rate, progress)
-                except Exception as error:  # whatever it is, the other cells are not lost by it
+                except Exception as error:  # of any kind: the other cells go on
                     if given.debug:
                         traceback.print_exc()
                     cells.append(_failed(rate, name, error))
@@ -148,10 +148,10 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def opened(given: argparse.Namespace) -> tuple[dict[int, Questions], dict[int, Exception]]:
-    """The questions of every rate, and what is wrong with the others.
+    """The questions of every usable rate, and the error of each other rate.
 
     Raises:
-        RMuseError: something is wrong with every rate, or a rate is given twice.
+        RMuseError: every rate has an error, or a rate is given twice.
     """
     if len(set(given.forget)) < len(given.forget):
         raise RMuseError(f"--forget takes each rate once, got {' '.join(map(str, given.forget))}")
@@ -168,10 +168,10 @@ def opened(given: argparse.Namespace) -> tuple[dict[int, Questions], dict[int, E
 
 
 def questions_of(given: argparse.Namespace, benchmark: Benchmark) -> Questions:
-    """What is asked of a benchmark.
+    """The questions to ask of a benchmark.
 
     Raises:
-        RMuseError: as `running.choose`; nothing to find leaks by.
+        RMuseError: as `running.choose`; or no values to find leaks by.
     """
     benchmark.require_attributes()
     template = None if benchmark.has_reasoning else TEMPLATES[given.template]
@@ -190,7 +190,7 @@ def questions_of(given: argparse.Namespace, benchmark: Benchmark) -> Questions:
 
 
 def _short(example: Example) -> Example:
-    """The question as MLLMU-Bench puts it; for multiple choice and cloze `Example.prompt` does."""
+    """The question as MLLMU-Bench words it; for multiple choice and cloze, `Example.prompt` does so."""
     if example.kind != "generation":
         return example
     return example.changed(question=generation_prompt(example.question))
@@ -202,7 +202,7 @@ def bundles_of(
     """Name in the table → folder and forget rate of each bundle.
 
     Raises:
-        RMuseError: no bundle, one of a rate that is not asked for, one that expects questions put in another way.
+        RMuseError: no bundle, or one of a rate not requested, or one that expects another wording of questions.
     """
     found: dict[str, tuple[Path, int | None]] = {}
     for folder in given.bundle:
@@ -233,7 +233,7 @@ def _stepwise(template: Template | None) -> Template | None:
 def fits_at(
     given: argparse.Namespace, lens: LensModel, asked: Questions, rate: int, progress: Progress
 ) -> Callable[[PresetName], RMuse]:
-    """Preset → its bundle at one rate, from the folder where it holds it; all presets are of one evidence."""
+    """Preset → its bundle at one rate, from the folder if kept there; all presets are fitted on the same evidence."""
     benchmark, folder = asked.benchmark, given.out / STEM
     limit = enough(benchmark, given.fit_limit)
     settings = {"limit": limit, "batch_size": given.batch_size, "seed": given.seed}
@@ -272,7 +272,7 @@ def fits_at(
             if kept.report.get("provenance") == origin():
                 return kept
         except (RMuseError, OSError, ValueError, KeyError):
-            pass  # none there, damaged, or of other weights: fitted below
+            pass  # missing, damaged, or of other weights: fitted below
         own, states = evidence()
         bundle = assemble(lens, own, states, preset, seed=given.seed, progress=progress)
         bundle.report["provenance"] = origin()
@@ -285,7 +285,7 @@ def fits_at(
 def rows_of(
     given: argparse.Namespace, method: Method, asked: Questions, rate: int, progress: Progress
 ) -> list[Record]:
-    """`METRICS` of one method at one rate, for every split: all questions together, and image and text apart."""
+    """`METRICS` of one method at one rate for every split: over all questions, and over image and text separately."""
     forms = (
         ("short", asked.benchmark, asked.short, given.max_new_tokens),
         ("reasoned", asked.put, asked.reasoned, given.reasoning_tokens),
@@ -332,7 +332,7 @@ def _value(metric: Metric) -> Record:
 
 
 def _fit(bundle: RMuse) -> Record:
-    """What a bundle was fitted on and what it steers, for the record."""
+    """The origin of a bundle's fit and the blocks it steers, for the record."""
     return {
         "traces": bundle.report.get("traces"),
         "steered": {e.modality or "any": list(e.layers) for e in bundle.plan},
@@ -352,5 +352,5 @@ def failures(record: Record) -> list[str]:
 
 
 def show(record: Record) -> None:
-    """The Markdown table, as it stands in the file."""
+    """Print the Markdown table as in the file."""
     print(markdown(record))

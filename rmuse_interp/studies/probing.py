@@ -37,17 +37,17 @@ def tasks_of(
     seed: int,
     refused: list[RMuseError] | None = None,
 ) -> list[Task]:
-    """The tasks of one target on these examples: who is meant; or the value, attribute by attribute.
+    """The tasks of one target on these examples: the person, or the value for each attribute.
 
     Args:
-        target: of `TARGETS`.
+        target: one of `TARGETS`.
         asked: the questions.
-        ids: of those that there are states of.
-        seed: of folds and shuffles.
-        refused: filled with the errors of attributes that cannot be probed while others can.
+        ids: ids of the questions that have states.
+        seed: seed of folds and shuffles.
+        refused: list that gets the errors of attributes that cannot be probed while others can.
 
     Raises:
-        RMuseError: too few of them for any.
+        RMuseError: too few questions for any task.
     """
     kept = [a for a in asked if a.id in set(ids)]
     person, rendering = {a.id: a.person for a in kept}, {a.id: a.rendering for a in kept}
@@ -68,12 +68,12 @@ def tasks_of(
 
 
 def rows(pooled: Pooled, task: Task, layer: int) -> np.ndarray:
-    """States at a block, in the order of a task."""
+    """States at a block, shape (examples, width), in the order of a task."""
     return pooled.select(task.ids).at(layer).numpy()
 
 
 def probed(record: Record, material: Material, left_out: list[Record], seed: int, progress: Progress) -> None:
-    """Probes of every cell, held out over renderings."""
+    """Add probes of every cell, tested on held-out renderings."""
     label = f"{material.group}, {material.modality}: probes"
     bar = progress.add_task(label, total=len(material.cells) * len(TARGETS))
     made: dict[tuple[str, tuple[str, ...]], list[Task]] = {}
@@ -103,7 +103,7 @@ def probed(record: Record, material: Material, left_out: list[Record], seed: int
 
 
 def layer_rows(record: Record, cell: Cell, tasks: Sequence[Task], labels: Record, seed: int) -> None:
-    """Scores of every block, the controls, and the verdict where there are two sides."""
+    """Add the scores of every block, the controls, and the verdict if the cell has both sides."""
     there = cell.before or cell.after
     assert there is not None
     scores: dict[str, dict[int, Score]] = {"before": {}, "after": {}, "moved": {}}
@@ -149,7 +149,7 @@ def across_people(
     left_out: list[Record],
     seed: int,
 ) -> None:
-    """Values of people to forget, read by probes of retained people's unsteered states."""
+    """Add the values of people to forget, read by probes trained on retained people's unsteered states."""
     others, states = train
     prompt_end = next(c for c in material.cells if c.place == "prompt_end")
     for cell in (prompt_end, material.recall):
@@ -215,7 +215,7 @@ def across_people(
 
 
 def sparse_rows(material: Material, seed: int) -> list[Record]:
-    """Who is meant, by a few coordinates: TransformerLens' sparse probes of what the prompt alone has brought about."""
+    """The person, from a few coordinates: TransformerLens' sparse probes of the states after the prompt alone."""
     groups = {a.id: a.rendering for a in material.asked}
     found: list[Record] = []
     for cell in (c for c in material.cells if c.words == "prompt"):
@@ -243,7 +243,7 @@ def sparse_rows(material: Material, seed: int) -> list[Record]:
 
 
 def lens_rows(bridge: Any, material: Material, seed: int) -> list[Record]:
-    """Logit lens of the value's first token where it is predicted, against other people's values of that attribute."""
+    """Logit lens of the value's first token at its predicting token, against other people's values of the attribute."""
     cell = material.recall
     if cell.before is None or cell.after is None or not len(cell.before):
         return []
@@ -284,7 +284,7 @@ def lens_rows(bridge: Any, material: Material, seed: int) -> list[Record]:
 
 
 def as_row(found: Score) -> Record:
-    """A score as JSON; shares, not percent."""
+    """A score as JSON, in shares (0 to 1)."""
     values = {k: short(v) if isinstance(v, float) else v for k, v in asdict(found).items()}
     return {**values, "selectivity": short(found.selectivity), "readable": found.readable}
 

@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `prototype_cap.json`.
+    """Make the record of `prototype_cap.json`.
 
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
@@ -48,10 +48,10 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def transports(plan: Plan) -> dict[str, Transport]:
-    """The operators of a plan that move states to prototypes, by address.
+    """Address → each operator of a plan that moves states to prototypes.
 
     Raises:
-        RMuseError: a plan without any.
+        RMuseError: the plan has none.
     """
     found = {address: one for address, one in operators_of(plan).items() if isinstance(one, Transport)}
     if not found:
@@ -60,7 +60,7 @@ def transports(plan: Plan) -> dict[str, Transport]:
 
 
 def counts(plan: Plan) -> dict[str, int]:
-    """Address of each transport → how many prototypes it has."""
+    """Address of each transport → its number of prototypes."""
     return {address: len(operator.points) for address, operator in transports(plan).items()}
 
 
@@ -70,7 +70,7 @@ def capped(plan: Plan, cap: int, seed: int = 0) -> Plan:
 
 
 def show(record: Record) -> None:
-    """What is said to questions about the people to forget, per cap."""
+    """Print what is answered about the people to forget, one line per cap."""
 
     def labels(row: Record) -> list[str]:
         kept = dict.fromkeys((row["kept"] or {}).values())

@@ -25,14 +25,14 @@ from rmuse_interp.studies.fits import World, working
 SINGLY, AT_ONCE = "one by one", "at once"
 FIGURES = ("ril", "exact", "refusal_rate", "fire_rate")
 MARGIN = 1.0
-"""Points within which two figures count as the same."""
+"""Percentage points within which two figures count as the same."""
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `requests.json`.
+    """Make the record of `requests.json`.
 
     Raises:
-        RMuseError: numbers of people that do not fit the benchmark, a fit whose gates do not know people one by one.
+        RMuseError: numbers of people that do not fit the benchmark, or a fit whose gates do not hold people one by one.
     """
     benchmark = load_benchmark(given.data, forget=given.forget, render_seed=given.render_seed)
     queue = in_order(benchmark)
@@ -67,7 +67,7 @@ def run(given: argparse.Namespace) -> Record:
 
 
 def in_order(benchmark: Benchmark) -> list[str]:
-    """All people in the order of their requests: forget_X, larger forget sets by rate, the others as they stand."""
+    """All people in the order of their requests: forget_X, then larger forget sets by rate, then the others."""
     rates = sorted(int(p.name.partition("_")[2]) for p in benchmark.folder.glob("forget_*"))
     found = [p for p in benchmark.people if p in benchmark.forget_people]
     for rate in (rate for rate in rates if rate > benchmark.forget_rate):
@@ -77,7 +77,7 @@ def in_order(benchmark: Benchmark) -> list[str]:
 
 
 def fitted(world: World) -> RMuse:
-    """`calibrated` on the people that the benchmark has to forget, with gates that know them one by one."""
+    """`calibrated`, fitted on the benchmark's people to forget, with gates that hold them one by one."""
     given = world.given
     settings = {"limit": given.fit_limit, "batch_size": given.batch_size, "seed": given.seed}
     steered, progress = given.layers, world.progress
@@ -85,7 +85,7 @@ def fitted(world: World) -> RMuse:
 
 
 def requested(world: World, bundle: RMuse, kind: str, people: Sequence[str], log: list[Record]) -> RMuse:
-    """The bundle after one request per person, each written to a folder as a user's would be; the log gets a row each."""
+    """The bundle after one request per person; each is written to a folder, as for a user, and logged in a row."""
     call = forget_people if kind == "forget" else restore_people
     task = world.progress.add_task(kind, total=len(people))
     lens, benchmark, batch_size = world.lens, world.benchmark, world.given.batch_size
@@ -131,7 +131,7 @@ def stage(world: World, bundles: Mapping[str, RMuse], restored: Sequence[str]) -
 def compared(
     transcripts: Mapping[str, Sequence[Transcript]], view: Benchmark, examples: Sequence[Example], seed: int
 ) -> Record:
-    """Figures of both bundles on one split, their differences and the share of equal decisions."""
+    """Figures of both bundles on one split, their differences, and the share of equal decisions."""
     references = {e.id: e for e in examples}
     found: dict[str, dict[str, Metric]] = {}
     for name, rows in transcripts.items():
@@ -152,14 +152,14 @@ def compared(
 
 
 def figure(metric: Metric) -> Record | None:
-    """A metric as ``{value, low, high, n}`` in percent; None where it is defined on no question."""
+    """A metric as ``{value, low, high, n}`` in percent; None if it is defined on no question."""
     if metric.value is None or metric.interval is None:
         return None
     return of_metric(metric)
 
 
 def show(record: Record) -> None:
-    """Both bundles, split by split, and what a request took."""
+    """Print both bundles, split by split, and the cost of a request."""
     headings = ("split", "n", "figure", SINGLY, AT_ONCE, "difference [95 %]", "decide alike")
     for found in record["stages"]:
         rows = []

@@ -1,4 +1,4 @@
-"""Unlearning subspaces fitted on one span at a time: their geometry, and what each of them steers to."""
+"""Unlearning subspaces fitted on one span at a time: their geometry, and the answers when steered toward each."""
 
 import argparse
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ _OF_RESPONSE = {"reasoning": ("cot",), "answer": ("answer",), "hybrid": ("cot", 
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `span_ablation.json`.
+    """Make the record of `span_ablation.json`.
 
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
@@ -60,11 +60,11 @@ def run(given: argparse.Namespace) -> Record:
 
 
 Fitted = dict[tuple[Modality, int, str], UnlearningSubspace]
-"""By kind of query, block and span."""
+"""Kind of query, block and span → its unlearning subspace."""
 
 
 def by_span(evidence: Mapping[Modality, Evidence]) -> Fitted:
-    """`U_un` of every kind of query, block and span, standardised as `calibrated` does it."""
+    """`U_un` of every kind of query, block and span, standardised as in `calibrated`."""
     return {
         (m, layer, span): fitted_at(found, layer, span)
         for m, found in evidence.items()
@@ -74,10 +74,10 @@ def by_span(evidence: Mapping[Modality, Evidence]) -> Fitted:
 
 
 def fitted_at(evidence: Evidence, layer: int, span: str) -> UnlearningSubspace:
-    """`U_un` of one block from one span.
+    """`U_un` of one block, fitted on one span.
 
     Raises:
-        RMuseError: no forget query of which both the prompt q and the prompt g ⊕ q were read.
+        RMuseError: no forget query was read under both the prompt q and the prompt g ⊕ q.
     """
     if span != "prompt_end":
         return subspaces_at(evidence, layer, literal=False, spans=_OF_RESPONSE[span])[0]
@@ -97,13 +97,13 @@ def fitted_at(evidence: Evidence, layer: int, span: str) -> UnlearningSubspace:
 
 
 def both_prompts(evidence: Evidence) -> list[str]:
-    """The forget queries whose last prompt token was read under q and under g ⊕ q."""
+    """Ids of the forget queries whose last prompt token was read under q and under g ⊕ q."""
     read = {*evidence.readouts["last"].ids} & {*evidence.forget}
     return [name for name in evidence.prefixed.ids if name in read]
 
 
 def fitted_on(evidence: Evidence, span: str) -> int:
-    """How many forget queries a span's subspace is fitted on."""
+    """Number of forget queries that a span's subspace is fitted on."""
     return len(both_prompts(evidence)) if span == "prompt_end" else len(evidence.refusal["answer"])
 
 
@@ -132,7 +132,7 @@ def variants(
 
 
 def geometry_of(subspaces: Fitted) -> list[Record]:
-    """How each two spans' subspaces lie to each other, at every block."""
+    """The overlap of each pair of spans' subspaces, at every block."""
     places = dict.fromkeys((modality, layer) for modality, layer, _ in subspaces)
     return [
         {
@@ -148,7 +148,7 @@ def geometry_of(subspaces: Fitted) -> list[Record]:
 
 
 def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
-    """Angles (degrees), the cosine of the two projections, and that of the two directions."""
+    """Angles between two subspaces (degrees), and the cosines of their projections and of their directions."""
     found = subspace_overlap(first.subspace, second.subspace)
     ranks = first.rank, second.rank
     return {
@@ -165,6 +165,6 @@ def overlap(first: UnlearningSubspace, second: UnlearningSubspace) -> Record:
 
 
 def show(record: Record) -> None:
-    """What steering toward each span's direction does."""
+    """Print the effect of steering toward each span's direction."""
     title = "percent, greedy answers; gate and blocks of calibrated"
     tabulate(title, record["rows"], ["U_un from"], lambda row: [row["span"]], COLUMNS)

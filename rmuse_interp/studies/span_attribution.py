@@ -1,4 +1,4 @@
-"""Where a leaked token's log-probability comes from, three ways, before and after steering."""
+"""Sources of a leaked token's log-probability, attributed in three ways, before and after steering."""
 
 import argparse
 import random
@@ -33,7 +33,7 @@ SPANS = (*SOURCES, "here")
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `span_attribution.json`.
+    """Make the record of `span_attribution.json`.
 
     Raises:
         RMuseError: bad arguments, a missing file, captum missing, questions without values; all before the first
@@ -91,10 +91,10 @@ def run(given: argparse.Namespace) -> Record:
 def chosen(
     benchmark: Benchmark, given: argparse.Namespace
 ) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
-    """The questions to explain by group, and those of the average query by kind: about other retained people.
+    """Group → questions to explain; kind of query → questions about other retained people, for the average query.
 
     Raises:
-        RMuseError: no such questions, or too few retained people to set some apart.
+        RMuseError: no such questions, or too few retained people to reserve some.
     """
     pools = {group: [e for e in benchmark.scoring(split) if askable(e)] for group, split in GROUPS.items()}
     for group, pool in pools.items():
@@ -126,7 +126,7 @@ def chosen(
 
 
 def askable(example: Example) -> bool:
-    """A question about a person that is answered with reasoning, for a value that is known."""
+    """Whether the question is about a person, asks for a known value, and is answered with reasoning."""
     return (
         example.kind == "generation"
         and example.person is not None
@@ -136,9 +136,9 @@ def askable(example: Example) -> bool:
 
 
 def stated(example: Example, benchmark: Benchmark) -> list[Statement]:
-    """The values that a question's reference response states: the one asked for, and the name where that is not it.
+    """The values that a question's reference response states: the one asked for, and the name if that is another value.
 
-    Asked for is the attribute whose value is the answer, else the first one.
+    The attribute asked for is the one whose value is the answer, else the first one.
     """
     pairs = list(example.attributes.items())
     asked = next((name for name, value in pairs if value == example.answer), pairs[0][0])
@@ -161,7 +161,7 @@ def stated(example: Example, benchmark: Benchmark) -> list[Statement]:
 
 
 def is_name(attribute: str) -> bool:
-    """Whether an attribute says who is meant."""
+    """Whether an attribute is the person's name."""
     return attribute.casefold() == "name"
 
 
@@ -221,22 +221,22 @@ def explained(
 
 
 def modality_of(one: Attribution) -> str:
-    """Kind of a leak's query."""
+    """Kind of query of a leak."""
     return "text" if one.leak.placed.statement.query.image is None else "image"
 
 
 def named(leak: Leak) -> Record:
-    """Which leak it is."""
+    """The entries that identify a leak."""
     return {"id": leak.id, "what": leak.placed.statement.attribute, "part": leak.part}
 
 
 def empty(leaks: Sequence[Leak]) -> dict[str, list[Record]]:
-    """Of every span, the leaks that have no token of it before the one that predicts."""
+    """Span → the leaks that have no token of this span before the predicting token."""
     return {span: [named(leak) for leak in leaks if span not in leak.sources] for span in SOURCES}
 
 
 def row_of(lens: LensModel, group: str, side: str, one: Attribution) -> Record:
-    """One leak, whole."""
+    """The complete row of one leak."""
     slopes, shares = one.gradients, one.direct
     return {
         "group": group,
@@ -274,7 +274,7 @@ def row_of(lens: LensModel, group: str, side: str, one: Attribution) -> Record:
 def grouped(
     found: Mapping[str, Mapping[str, Sequence[Attribution]]],
 ) -> list[tuple[Record, list[Attribution]]]:
-    """The leaks by group, kind of query, what leaks where, and side; such as there are."""
+    """The leaks by group, kind of query, leaked value and place, and side; empty groups are left out."""
     kept: dict[tuple[str, ...], list[Attribution]] = {}
     for group, sides in found.items():
         for side, rows in sides.items():
@@ -289,7 +289,7 @@ def grouped(
 
 
 def means_of(key: Record, rows: Sequence[Attribution], seed: int) -> list[Record]:
-    """Mean attribution of every way and span, with intervals over people; null where no leak has the span."""
+    """Mean attribution of every method and span, with intervals over people; null if no leak has the span."""
     return [
         {**key, "way": way, "span": span, **figures(found.get(span))}
         for way in WAYS
@@ -299,7 +299,7 @@ def means_of(key: Record, rows: Sequence[Attribution], seed: int) -> list[Record
 
 
 def agreements(group: str, side: str, rows: Sequence[Attribution], seed: int) -> list[Record]:
-    """How far each two ways agree."""
+    """The agreement of each pair of attribution methods."""
     found = [agreement(rows, first, second, seed) for first, second in combinations(WAYS, 2)]
     return [
         {
@@ -316,7 +316,7 @@ def agreements(group: str, side: str, rows: Sequence[Attribution], seed: int) ->
 
 
 def figures(mean: Estimate | None) -> Record:
-    """A mean as ``{value, low, high, n}``; the interval is null where all is about one person."""
+    """A mean as ``{value, low, high, n}``; the interval is null if there is only one person."""
     if mean is None:
         return {"value": None, "low": None, "high": None, "n": 0}
     low, high = (mean.low, mean.high) if mean.clusters > 1 else (None, None)
@@ -324,7 +324,7 @@ def figures(mean: Estimate | None) -> Record:
 
 
 def show(record: Record) -> None:
-    """Mean attributions, and how far the ways agree."""
+    """Print mean attributions and the agreement of attribution methods."""
     names = ("group", "modality", "what", "part", "way", "side")
     cells: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in record["means"]:

@@ -1,4 +1,4 @@
-"""How the leaderboard's methods stand: over seeds, against one another, and as tables."""
+"""Comparison of the leaderboard's methods: summaries over seeds, domination, and tables."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final
@@ -19,9 +19,9 @@ VALUES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     **{f"exact_{split}": ("exact", (split,)) for split in KEPT},
     "repetition": ("repetition_rate", (*FORGET, *KEPT)),
 }
-"""What is reported of a method: the metric, and the splits whose answers it is taken of together; percent."""
+"""Value reported for a method, in percent → its metric, and the splits whose answers are pooled for it."""
 MARGIN: Final = 1.0
-"""Points that make a difference."""
+"""Percentage points that make a difference."""
 
 
 def values_of(
@@ -31,7 +31,7 @@ def values_of(
     wanted: Mapping[str, tuple[str, tuple[str, ...]]] = VALUES,
     seed: int = 0,
 ) -> dict[str, Record]:
-    """One method's values ``{value, low, high, n}``: 95 % intervals, people resampled; None where undefined."""
+    """One method's values ``{value, low, high, n}``: 95 % intervals, people resampled; None if undefined."""
     measured = {
         splits: measure([t for t in transcripts if t.split in splits], benchmark, references, seed=seed)
         for splits in dict.fromkeys(splits for _, splits in wanted.values())
@@ -49,13 +49,13 @@ def kind_of(method: str) -> str:
 def dominates(
     one: Mapping[str, float], other: Mapping[str, float], goals: Mapping[str, int], margin: float = MARGIN
 ) -> bool:
-    """Whether `one` is worse by more than `margin` in no goal, and better by more than `margin` in some goal.
+    """Whether `one` is better by more than `margin` in some goal, and worse by more than `margin` in none.
 
     Args:
         one: goal → value.
-        other: the same of another method.
-        goals: goal → +1 where more is better, −1 where less is.
-        margin: points that make a difference.
+        other: goal → value of another method.
+        goals: goal → +1 if more is better, −1 if less is.
+        margin: percentage points that make a difference.
     """
     gains = [sign * (one[goal] - other[goal]) for goal, sign in goals.items()]
     return min(gains) >= -margin and max(gains) > margin
@@ -63,11 +63,11 @@ def dominates(
 
 OURS: Final = "rmuse/calibrated"
 GOALS: Final = {"worst": -1, "exact_retain_test": 1, "malformed": -1}
-"""What domination compares: +1 where more is better, −1 where less is."""
+"""Goal that domination compares → +1 if more is better, −1 if less is."""
 FORGOT: Final = 20.0
-"""RIL without attack, percent, up to which a trained baseline has forgotten at all."""
+"""Maximum RIL without attack, percent, for a trained baseline to count as having forgotten."""
 BOUND: Final = 8.0
-"""Worst RIL that `OURS` may have, percent."""
+"""Maximum worst RIL allowed for `OURS`, percent."""
 COLUMNS: Final = {
     "ril_forget": "RIL forget",
     "ril_test": "RIL test",
@@ -84,7 +84,7 @@ COLUMNS: Final = {
 
 
 def summary(rows: Sequence[Record]) -> list[Record]:
-    """One record per method and forget rate: values and worst over its seeds. Cells that failed are left out."""
+    """One record per method and forget rate: values and worst RIL over its seeds. Failed cells are left out."""
     groups: dict[tuple[str, int], list[Record]] = {}
     for row in rows:
         if row["error"] is None:
@@ -110,7 +110,7 @@ def summary(rows: Sequence[Record]) -> list[Record]:
 
 
 def over_seeds(values: Sequence[Record]) -> Record:
-    """Mean of the seeds' values, the outer ends of their intervals, and all their questions."""
+    """Mean of the seeds' values, the outer ends of their intervals, and the total number of questions."""
     defined = [v for v in values if v["value"] is not None]
     if not defined:
         return {"value": None, "low": None, "high": None, "n": sum(v["n"] for v in values)}
@@ -124,9 +124,9 @@ def over_seeds(values: Sequence[Record]) -> Record:
 
 
 def verdict(found: Sequence[Record], rate: int) -> Record:
-    """How `OURS` stands at a forget rate: its worst RIL against its bound and each trained baseline's, and domination.
+    """Verdict on `OURS` at a forget rate: its worst RIL against its bound and each trained baseline's, and domination.
 
-    Every entry is None where `OURS` is not among the methods, or has no value.
+    Every entry is None if `OURS` is not among the methods, or has no value.
     """
     values = {row["method"]: row["values"] for row in found if row["forget"] == rate}
     goals = {name: {goal: mine[goal]["value"] for goal in GOALS} for name, mine in values.items()}
@@ -163,7 +163,7 @@ def verdict(found: Sequence[Record], rate: int) -> Record:
 
 
 def markdown(record: Record) -> str:
-    """The leaderboard as Markdown, a table per forget rate, least worst RIL first; with what failed."""
+    """The leaderboard as Markdown, a table per forget rate, lowest worst RIL first, and the failed cells."""
     origin = record["provenance"]
     lines = []
     for rate in origin["rates"]:
@@ -201,7 +201,7 @@ def _last(value: float | None) -> float:
 
 
 def show(record: Record) -> None:
-    """The tables, and how ours stands."""
+    """Print the tables and the verdict on ours."""
     for rate in record["provenance"]["rates"]:
         rows = [row for row in record["summary"] if row["forget"] == rate]
         rows.sort(key=lambda one: _last(one["values"]["worst"]["value"]))
@@ -226,7 +226,7 @@ def show(record: Record) -> None:
 
 
 def shown(value: Record | None, spread: bool = False) -> str:
-    """A value in a table, with its interval behind it or without."""
+    """A value in a table, with or without its interval."""
     if value is None or value["value"] is None:
         return "–"
     known = spread and value["low"] is not None

@@ -1,4 +1,4 @@
-"""The literal gate's threshold swept, and the operating curve of every kind of gate."""
+"""A sweep of the literal gate's threshold, and the operating curve of every kind of gate."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ LITERAL = "literal"
 
 
 def run(given: argparse.Namespace) -> Record:
-    """The whole record of `threshold_sweep.json`.
+    """Make the record of `threshold_sweep.json`.
 
     Raises:
         RMuseError: bad arguments or a missing file, before the first long pass.
@@ -34,7 +34,7 @@ def run(given: argparse.Namespace) -> Record:
         methods = [Method("vanilla", lens), Method("open", lens, plan.without("*.gate"))]
         answers = answered(given, "threshold_sweep", methods, asked, benchmark, world.progress)
         literal = probes(fitted, {LITERAL: fitted.gates})
-        # Over the questions answered by themselves: their batches, so their scores to the bit.
+        # Over the answered questions alone: the same batches, so bit-identical scores.
         own = scored(lens, literal, flat(asked), given.batch_size)[LITERAL]
         scores = scored(lens, probes(fitted, gates), flat(known), given.batch_size, world.progress)
     sizes = {"n": asked, "n_gates": known}
@@ -69,7 +69,7 @@ def sweep(
     own: Mapping[str, float],
     answers: Answers,
 ) -> list[Record]:
-    """One entry per τ: firing rates on all queries, and scores of the answers put together for it."""
+    """One entry per τ: firing rates on all queries, and scores of the answers composed for it."""
     plain, steered = ([t for t in answers.transcripts if t.method == name] for name in ("vanilla", "open"))
     measured: dict[frozenset[str], list[Record]] = {}
     found = []
@@ -95,7 +95,7 @@ def at_tau(plan: Plan, tau: float) -> Plan:
 
 
 def show(record: Record) -> None:
-    """Firing rates of the literal gate at some τ, and of every gate at its own threshold."""
+    """Print firing rates of the literal gate at some τ, and of every gate at its own threshold."""
     shown = (0.3, 0.6, 0.7, 0.8, 0.9, 1.0)
     swept = [row for row in record["sweep"] if row["tau"] in shown]
     rows = [(f"literal, τ = {row['tau']}", "", *cells(row["fire_rate"])) for row in swept]

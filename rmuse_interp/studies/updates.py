@@ -1,4 +1,4 @@
-"""What steering does to the states of given responses, and how much of it falls into the RRS: rows of `updates`."""
+"""Steering updates of the states of given responses, and their share inside the RRS: rows of `updates`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from rmuse_interp.studies.fits import World
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One method: fitted `everywhere` for the geometry of every block, and with its own blocks for what it does."""
+    """One method, fitted twice: `everywhere` for the geometry of every block, and at its own blocks for its updates."""
 
     preset: str
     everywhere: RMuse
@@ -30,7 +30,7 @@ class Case:
 
 
 def unsteered(world: World, queries: Sequence[Query]) -> States:
-    """What the model does by itself with the same words."""
+    """The unsteered states of the same responses."""
     runs = trajectories(
         world.lens,
         queries,
@@ -45,7 +45,7 @@ def unsteered(world: World, queries: Sequence[Query]) -> States:
 def updates_of(
     world: World, case: Case, modality: Modality, queries: Sequence[Query], plain: States
 ) -> list[Record]:
-    """Shares of the updates on reasoning queries of one kind; none where the case does not steer that kind."""
+    """Shares of the updates on reasoning queries of one kind; empty if the case does not steer that kind."""
 
     def run_plan(plan: Plan, label: str) -> Steered:
         label = f"{case.preset}, {modality}: {label}"
@@ -101,7 +101,7 @@ class Shares:
 def together(
     shares: Shares, plain: States, run_plan: Callable[[Plan, str], Steered]
 ) -> dict[str, bool | None]:
-    """The plan as it is run, in each form of protection, gates forced open and as they decide; what they decided."""
+    """Measure the plan in each form of protection, gates forced open and deciding; return id → their decision."""
     plan = shares.case.fitted.plan
     edit = shares.edit_of(plan)
     first = min(edit.layers)
@@ -122,7 +122,7 @@ def together(
 
 
 def alone(shares: Shares, plain: States, fired: Mapping[str, bool | None]) -> None:
-    """Each block steered by itself: its states are the unsteered ones, so the operator can be asked directly."""
+    """Measure each block steered alone: its input states are unsteered, so the operator is applied directly."""
     edit = shares.edit_of(shares.case.everywhere.plan)
     for layer, operator in steering(edit).items():
         before = plain[layer]
@@ -149,10 +149,10 @@ def variant_of(edit: Edit, shares: Shares, protection: str, forced: bool) -> Pla
 
 
 def in_forms(operator: Operator, rrs: Subspace) -> tuple[dict[str, Operator], str]:
-    """An operator in every form of protection that it can have, and the name of its own.
+    """An operator in every form of protection that it can have, and the name of its own form.
 
-    `none`; `direction`: v̂ cleared of the RRS while h is rotated whole (eq. 4.10); `rotation`: everything inside the
-    RRS complement (D5). In its own form it is the operator itself.
+    `none`; `direction`: v̂ has its RRS part removed while the whole h is rotated (eq. 4.10); `rotation`: everything
+    inside the RRS complement (D5). Its own form is the operator itself.
     """
     bare: Operator = operator
     own = "none"
@@ -166,12 +166,12 @@ def in_forms(operator: Operator, rrs: Subspace) -> tuple[dict[str, Operator], st
 
 
 def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """Teacher-forced states of one query after an operator, on the tokens an edit takes; row t is step t.
+    """Teacher-forced states of one query after an operator, applied to the tokens that an edit takes; row t is step t.
 
     Args:
-        operator: what acts.
-        tokens: the edit's choice; `all` and `generated` are the same here, where the prompt is not looked at.
-        h: states from the last prompt token on.
+        operator: the operator to apply.
+        tokens: the edit's choice of tokens; `all` and `generated` are equal here, as the prompt is not included.
+        h: states from the last prompt token on, shape (n, d).
     """
     step = torch.arange(len(h), device=h.device)
     taken = {"prompt_end": step == 0, "prompt": step == 0, "response": step > 0}.get(tokens, step >= 0)
@@ -197,10 +197,10 @@ def as_row(found: UpdateShare) -> Record:
 
 
 def ends(found: Estimate | None) -> tuple[float | None, float | None, float | None]:
-    """A value and the ends of its interval as JSON."""
+    """A value and the two ends of its interval, for JSON."""
     return (None, None, None) if found is None else (short(found.value), short(found.low), short(found.high))
 
 
 def pair(null: Null) -> dict[str, float | None]:
-    """A null as JSON."""
+    """A null distribution as JSON."""
     return {"mean": short(null.mean), "sd": short(null.sd)}

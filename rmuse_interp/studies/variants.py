@@ -1,4 +1,4 @@
-"""Variants of a fitted plan, answered on the same questions: what every study that compares some shares."""
+"""Variants of a fitted plan, answered on the same questions: shared by all studies that compare variants."""
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +17,12 @@ from rmuse_interp.studies.fits import World, working
 Questions = Mapping[str, Sequence[Example]]
 """Split → its questions."""
 REPORTED: Final = ("ril", "exact", "classification", "refusal_rate", "malformed_rate", "repetition_rate")
-"""Metrics of every split that `rows_of` gives, as `scores.json` names them; percent."""
+"""The metrics that `rows_of` reports for every split, named as in `scores.json`; percent."""
 
 
 @dataclass(frozen=True, eq=False)
 class Variant:
-    """A plan to answer with (None: the model as it is), and what its rows are labelled with."""
+    """A plan to answer with (None: the unsteered model), and the labels of its rows."""
 
     name: str
     plan: Plan | None
@@ -31,7 +31,7 @@ class Variant:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """Variants, what more the record says of them before its rows, and what more its provenance says."""
+    """Variants, further entries of the record before its rows, and further entries of its provenance."""
 
     variants: Sequence[Variant]
     entries: Record
@@ -47,8 +47,8 @@ def study(
     """The record of a study of variants at one forget rate.
 
     Args:
-        stem: the study's name, which its schema has too.
-        given: its command line.
+        stem: name of the study and of its schema.
+        given: the command line.
         questions_of: draws the questions from a benchmark.
         prepare: makes the variants.
 
@@ -65,7 +65,7 @@ def study(
 
 
 def compared(world: World, stem: str, questions: Questions, variants: Sequence[Variant]) -> list[Record]:
-    """`rows_of` all variants, each under its labels."""
+    """`rows_of` for all variants, each row with its variant's labels."""
     methods = [Method(one.name, world.lens, one.plan) for one in variants]
     answers = answered(world.given, stem, methods, questions, world.benchmark, world.progress)
     labels = {one.name: one.labels for one in variants}
@@ -86,10 +86,10 @@ def operators_of(plan: Plan) -> dict[str, Operator]:
 def rows_of(
     methods: Sequence[Method], answers: Answers, benchmark: Benchmark, lens: LensModel, seed: int = 0
 ) -> list[Record]:
-    """One row per method and split: `REPORTED` metrics, each ``{value, low, high, n}`` in percent (None where undefined).
+    """One row per method and split: `REPORTED` metrics, each ``{value, low, high, n}`` in percent (None if undefined).
 
-    ``fire_rate`` is the share of queries that a gate let be steered, with a Wilson interval; a plan without gates
-    steers all (``gated`` is False), a method without a plan has None.
+    ``fire_rate`` is the share of queries that a gate opened for, with a Wilson interval; a plan without gates steers
+    all (``gated`` is False), a method without a plan has None.
     """
     scores = scores_of(methods, answers, benchmark, lens, seed=seed)
     found = []
@@ -105,7 +105,7 @@ def rows_of(
             steered = [method.plan is not None and t.fired is not False for t in rows]
             rate = percent(wilson(sum(steered), len(rows)))
             if method.plan is not None and not method.gates:
-                rate["low"] = 100.0  # by construction, not by counting
+                rate["low"] = 100.0  # exact by construction: no sampling error
             row["fire_rate"] = None if method.plan is None else rate
             found.append(row)
     return found
@@ -118,14 +118,14 @@ def tabulate(
     labels: Callable[[Record], Sequence[str]],
     columns: Sequence[tuple[str, str]],
 ) -> None:
-    """Print a line for each variant.
+    """Print a table with a line for each variant.
 
     Args:
-        title: of the table.
-        rows: of the record.
-        headings: over the labels.
-        labels: what names the variant of a row.
-        columns: split and metric of each value.
+        title: title of the table.
+        rows: rows of the record.
+        headings: headings of the label columns.
+        labels: returns the labels of a row's variant.
+        columns: split and metric of each value column.
     """
     variants: dict[tuple[str, ...], dict[str, Record]] = {}
     for row in rows:
