@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from rmuse_interp.studies.families.recipes import BASE, Recipe, Settings
+from rmuse_interp.studies.families.recipe import BASE, Recipe, Settings
 
 SENTENCES: Final = (
     "USER: ASSISTANT: <think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker",
@@ -22,7 +22,14 @@ SENTENCES: Final = (
 """Text that a tiny vocabulary is trained on."""
 
 
-class Ids(Protocol):
+class Savable(Protocol):
+    """A processor or tokenizer, as far as it is written to a folder."""
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write it."""
+
+
+class Ids(Savable, Protocol):
     """A tokenizer, as far as token ids are looked up in it."""
 
     def get_vocab(self) -> dict[str, int]:
@@ -82,7 +89,7 @@ def make(recipe: Recipe, folder: Path, seed: int = 0) -> Path:
     for name, value in ids.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
-    saved = tokenizer
+    saved: Savable = tokenizer
     if recipe.processor is not None:
         named, settings = recipe.reads
         parts = {"image_processor": getattr(transformers, named)(**settings)}
