@@ -9,6 +9,7 @@ import torch
 
 from rmuse_interp import RMuseError
 from rmuse_interp.models.pixels import backend_of
+from rmuse_interp.models.pretrained import SMOLLM2, require_smollm2
 
 SHIPPED: Final = ("organism", "organism-gold")
 """Checkpoints that travel with the package."""
@@ -20,7 +21,7 @@ def load_checkpoint(
     """The model at a path, hub id or shipped name, in evaluation mode, and its processor (or tokenizer).
 
     Args:
-        name: a folder, a hub id, `organism` or `organism-gold`.
+        name: a folder, a hub id, `organism`, `organism-gold` or `smollm2`.
         device: target device; by default a GPU if there is one.
         dtype: by default the checkpoint's own on a GPU and float32 elsewhere.
 
@@ -51,6 +52,8 @@ def shipped(name: str) -> Path:
 def _source(name: str) -> str:
     if name in SHIPPED:
         return str(shipped(name))
+    if name == SMOLLM2:
+        return str(require_smollm2())
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     folder = Path(name).expanduser()
     if folder.exists() and not (folder / "config.json").exists():
