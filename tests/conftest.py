@@ -3,6 +3,10 @@
 from pathlib import Path
 
 import pytest
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from helpers import parquet_fixture
 from helpers.commands import done
 from helpers.plans import lens_of

@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 
 from rmuse_interp import RMuseError
+from rmuse_interp.models.pixels import backend_of
 from rmuse_interp.models.pretrained import SMOLLM2, require_smollm2
 
 SHIPPED: Final = ("organism", "organism-gold")
@@ -77,9 +78,18 @@ def _load(source: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
             processor = (transformers.AutoProcessor if sees else transformers.AutoTokenizer).from_pretrained(
                 source
             )
+            if backend_of(processor) is not None:  # PIL for every family that has it, whatever is installed
+                processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
+                    source, backend="pil"
+                )
             model = kind.from_pretrained(source, dtype=dtype if dtype is not None else "auto")
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if lacking := [name for name in ("torchvision", "num2words") if name in str(error).lower()]:
+            raise RMuseError(
+                f"the processor of {source} needs {lacking[0]}, which is not installed or does not fit torch: "
+                "pip install 'rmuse-interp[families]'"
+            ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RMuseError(f"{source} could not be loaded as an image-text or text model: {reason}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
