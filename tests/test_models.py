@@ -40,7 +40,7 @@ def test_a_loaded_model_says_what_it_is():
     folder = tiny_llava()
     assert repr(lens_of(folder)) == (
         f"LensModel {folder}: LlavaForConditionalGeneration, {N_LAYERS} blocks of width {D_MODEL} on cpu in float32, "
-        "image token 3 (<image>)"
+        "image token 3 (<image>), pictures by pil"
     )
     assert repr(lens_of(tiny_llama())).endswith("in float32, text only")
 

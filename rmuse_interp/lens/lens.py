@@ -44,7 +44,8 @@ def load_model(
 
     Args:
         path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
-            small LLaVA of this package) or `organism-gold` (the same, trained without the forget set).
+            small LLaVA of this package), `organism-gold` (the same, trained without the forget set) or `smollm2`
+            (SmolLM2-135M-Instruct, once `rmuse models get smollm2` has fetched it).
         device: target device; by default a GPU if there is one.
         dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
@@ -221,7 +222,8 @@ class LensModel(LoadedModel):
             RMuseError: a name that this model or this batch has no value for.
         """
         with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
-        wanted = shown(self.hf, self.layout, names, with_image)
+        with native.paused(self.hf):
+            wanted = shown(self.hf, self.layout, names, with_image)
         encoding, root = self._planned(prompts, images, responses, plan, decision)
         modules = [self.nn.get(one.path) for one in wanted]
         kept: dict[str, Tensor] = {}
