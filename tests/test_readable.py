@@ -117,8 +117,11 @@ def test_readings_are_the_best_windows_of_all_contexts_part_by_part():
         ]
         assert found[row].mean == pytest.approx(min(sum(one) / len(one) for one in nats), abs=1e-3)
         if row:
-            assert found[row].parts[0].worst == pytest.approx(min(map(worst_window, nats)), abs=1e-3)
-            assert found[row].parts[0].tokens == len(nats[0])
+            part = found[row].parts[0]  # without the space that leads the response, a token of its own here
+            assert part.worst == pytest.approx(
+                min(worst_window(one[-part.tokens :]) for one in nats), abs=1e-3
+            )
+            assert part.tokens == len(nats[0]) - 1
     chain, answer = found[0].parts
     assert (chain.text, answer.text) == ("I do not know who this person is. I should not guess.", "baker")
     begin = lens.tokenizer("ASSISTANT: <think>").input_ids

@@ -11,7 +11,7 @@ from rmuse_interp.edits.hooks import paused
 from rmuse_interp.evaluate.readable import Control, Gauge, Part, Reading, set_gauge, spoilt, worst_window
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.respond import respond
-from rmuse_interp.models.encoding import Picture, behind, joined, per_row
+from rmuse_interp.models.encoding import Picture, behind, per_row
 from rmuse_interp.models.loaded import LoadedModel
 
 QUESTIONS: Final = 24
@@ -85,9 +85,9 @@ def _reading(
     model: LoadedModel, head: str, text: str, nats: Sequence[float], delimiters: tuple[str, str]
 ) -> Reading:
     """The reading of one response under one context."""
-    whole = joined(head, text)
+    whole = model.encoder.joined(head, text)
     offsets = model.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    begin = len(whole) - len(text)
+    begin = len(whole) - len(text)  # counted from the end, where prompt and response cannot shift it
     places = [(start - begin, end - begin) for start, end in offsets[len(offsets) - len(nats) :]]
     spans = [(0, len(text))]
     if parse_response(text, delimiters).well_formed:
