@@ -1,21 +1,36 @@
 """Encode questions, pictures and responses as model inputs: chat template, left padding, prompt ends."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.pictures import rgb
 
-Picture = Image.Image | bytes | str | Path | None
-"""A PIL image, encoded bytes, a path, or None."""
+Picture = (
+    Image.Image
+    | bytes
+    | bytearray
+    | memoryview
+    | str
+    | Path
+    | BinaryIO
+    | io.BytesIO
+    | Mapping[str, object]
+    | np.ndarray
+    | Tensor
+    | None
+)
+"""A picture in any form that `data.pictures.rgb` reads, or None."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,7 @@ class Encoder:
         given = per_row(responses, len(rows), "responses")
         if not rows:
             raise RMuseError("at least one prompt was required, got none")
-        loaded = [_picture(item, row) for row, item in enumerate(pictures)]
+        loaded = [None if item is None else rgb(item, f"row {row}") for row, item in enumerate(pictures)]
         if any(item is not None for item in loaded) and not self.sees:
             raise RMuseError("this model reads text only, a picture was given; leave images out")
         heads = [self.render(q, item is not None) for q, item in zip(rows, loaded, strict=True)]
@@ -186,23 +201,10 @@ def per_row(items: object, rows: int, what: str) -> list[Any]:
     """
     if items is None:
         return [None] * rows
-    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]
+    single = str | bytes | bytearray | memoryview
+    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, single) else [items]
     if len(listed) != rows:
         raise RMuseError(
             f"one entry of {what} per prompt was required ({rows}), got {len(listed)}; use None for none"
         )
     return listed
-
-
-def _picture(item: Picture, row: int) -> Image.Image | None:
-    if item is None or isinstance(item, Image.Image):
-        return None if item is None else item.convert("RGB")
-    source = io.BytesIO(item) if isinstance(item, bytes) else Path(item)
-    try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        named = f"{len(item)} bytes" if isinstance(item, bytes) else str(item)
-        raise RMuseError(
-            f"row {row}: a readable picture (PNG, JPEG, …) was required, got {named}: {error}"
-        ) from error
