@@ -235,7 +235,7 @@ def _from_array(source: object) -> "Image.Image":
         raise RMuseError(f"a picture with pixels was required, got shape {list(values.shape)}")
     low, high = values.min(), values.max()
     if values.dtype.kind == "b":
-        eight = values * np.uint8(255)
+        eight: np.ndarray = values.astype(np.uint8) * 255
     elif values.dtype == np.uint16:
         eight = values >> 8
     elif values.dtype.kind == "f":
