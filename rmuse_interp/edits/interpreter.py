@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from rmuse_interp import RMuseError
@@ -18,6 +18,7 @@ from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_pro
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
+from rmuse_interp.edits.steering import acted, holding, steer
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import Site
@@ -125,7 +126,9 @@ class Interpreter:
         readings, said = (previous.readings, previous.spoken) if call.past > 0 else ({}, {})
         spoken = self._listen(call, query.prompt_end, said, len(previous.query.prompt_end))
         told, width, calls = previous.announced, previous.width, previous.calls + 1
-        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, calls=calls)
+        rows = len(query.prompt_end)
+        held = {i: kept.repeat_interleave(rows // len(kept)) for i, kept in previous.held.items()}
+        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, held=held, calls=calls)
 
     def _listen(
         self, call: Slice, prompt_end: Tensor, before: Mapping[Delimiters, Spoken], rows: int
@@ -240,12 +243,14 @@ class Interpreter:
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
         for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
+            if operator.remembers and not state.behind:
+                state = holding(state, index, site == edit.sites[0], operator, before, step)
             if chosen is not None:
-                out = steer(operator, before, chosen, step, state)
+                out = steer(operator, before, chosen, step, state, state.held.get(index))
             if recorder is not None:
                 recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
-                state = _acted(state, index, chosen.any(dim=1))
+                state = acted(state, index, chosen.any(dim=1))
         return out, state
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
@@ -354,39 +359,3 @@ class Interpreter:
         shown = edit.mask[:, call.past : call.past + length]
         shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
         return shown.repeat_interleave(batch // len(shown), dim=0)
-
-
-def _acted(state: State, index: int, rows: Tensor) -> State:
-    """The `State` with a note that a per-token edit has acted on some rows."""
-    old = state.query.decision
-    fired = old.fired.clone()
-    fired[:, index] |= rows
-    return replace(state, query=replace(state.query, decision=replace(old, fired=fired)))
-
-
-def steer(
-    operator: Verb,
-    h: Float[Tensor, "batch tokens d"],
-    chosen: Bool[Tensor, "batch tokens"],
-    step: Int[Tensor, "batch tokens"],
-    state: State,
-) -> Float[Tensor, "batch tokens d"]:
-    """h with the operator applied to the chosen tokens; all others stay bit-identical.
-
-    Args:
-        operator: the operator. In a prefill it sees the chosen tokens only; in a decode step it sees all tokens and
-            the choice is made afterwards, which is faster.
-        h: [batch, tokens, d] states; not written to.
-        chosen: [batch, tokens] tokens to edit.
-        step: [batch, tokens] position − prompt_end of each token.
-        state: `State` of the call.
-    """
-    given = operator.given(chosen, state.call, state.width)
-    if given is not None:
-        there, states = given
-        return torch.where(there.unsqueeze(-1), states.to(h.dtype), h)
-    if state.behind:
-        return torch.where(chosen.unsqueeze(-1), operator(h, step).to(h.dtype), h)
-    out = h.clone()
-    out[chosen] = operator(h[chosen], step[chosen]).to(h.dtype)
-    return out

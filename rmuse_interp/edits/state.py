@@ -1,7 +1,7 @@
 """The immutable values of the interpreter: queries, calls, decisions, and the state that combines them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -193,6 +193,7 @@ class State:
         behind: whether every token of this call lies after its prompt.
         spoken: spans of the response's tokens, by delimiters; only for plans that act on spans.
         before: input of the current block, if an edit at its `resid_mid` needs it.
+        held: what each edit chose for each row at its last prompt token and keeps to, by edit; −1 before that.
         calls: number of earlier calls about these queries.
     """
 
@@ -207,4 +208,5 @@ class State:
     behind: bool
     spoken: Mapping[Delimiters, Spoken]
     before: Float[Tensor, "batch tokens d"] | None = None
+    held: Mapping[int, Int[Tensor, " batch"]] = field(default_factory=dict)
     calls: int = 0
