@@ -1,6 +1,5 @@
 """Loading a checkpoint and its processor with transformers, on a device, in a dtype."""
 
-import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping
@@ -115,10 +114,7 @@ def _load(
 
     if Path(source).is_dir():
         checkpoint.require_real(Path(source))
-    offload: Path | None = None
-    if device_map is not None:
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        offload = Path(tempfile.mkdtemp(prefix="offload-", dir=cache_folder()))
+    offload = None if device_map is None else _scratch()
     try:
         with _quiet(transformers):
             config = transformers.AutoConfig.from_pretrained(source)
@@ -142,7 +138,7 @@ def _load(
                 source,
                 dtype=dtype if dtype is not None else "auto",
                 device_map=device_map,
-                offload_folder=offload,
+                offload_folder=None if offload is None else offload.name,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are named below
             )
@@ -158,14 +154,17 @@ def _load(
             ) from error
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RMuseError(f"{source} could not be loaded as an image-text or text model: {reason}") from error
-    finally:
-        if offload is not None and not any(offload.iterdir()):
-            offload.rmdir()
-    if offload is not None and offload.is_dir():
-        weakref.finalize(model, shutil.rmtree, offload, ignore_errors=True)
+    if offload is not None:
+        weakref.finalize(model, offload.cleanup)
     if check:
         checkpoint.require_whole(source, info)
     return model, processor
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for weights left on the disk that the checkpoint's own files do not hold as the model needs them."""
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(prefix="offload-", dir=cache_folder())
 
 
 def _fill_in(processor: object, config: object) -> None:
