@@ -228,7 +228,8 @@ class LensModel(LoadedModel):
             RMuseError: a name that this model or this batch has no value for.
         """
         with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
-        wanted = shown(self.hf, self.layout, names, with_image)
+        with native.paused(self.hf):
+            wanted = shown(self.hf, self.layout, names, with_image)
         encoding, root = self._planned(prompts, images, responses, plan, decision)
         modules = [self.nn.get(one.path) for one in wanted]
         kept: dict[str, Tensor] = {}

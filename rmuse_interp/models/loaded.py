@@ -35,7 +35,7 @@ class LoadedModel:
         self.processor = processor
         self.layout = layout
         self.name = name
-        self.encoder = Encoder(processor)
+        self.encoder = Encoder(processor, str(getattr(hf_model.config, "model_type", "")))
 
     def __repr__(self) -> str:
         image = self.image_token_id
