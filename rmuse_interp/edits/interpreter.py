@@ -14,14 +14,15 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.fits import require_fit
-from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call, tensor_of
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
-from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
+from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.part import same
 
 
 class Interpreter:
@@ -68,6 +69,7 @@ class Interpreter:
         decision: Decision | None = None,
         *,
         scoring: bool = False,
+        copies: int | None = 1,
     ) -> State:
         """The state at the start of a forward call.
 
@@ -79,29 +81,40 @@ class Interpreter:
             announced: description of these queries given in advance, if any.
             decision: the gates' decision from a separate pass, if any.
             scoring: whether this is such a separate pass: gates read, edits do not act.
+            copies: number of adjacent rows per query, beams or samples; None for any number.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, or an announcement or decision that does not fit the batch.
+            RMuseError: a two-pass plan without a decision, an announcement or decision about other rows, or tokens in
+                a cache that were not seen on their way there.
         """
         carries = previous is not None and (
             previous.announced is announced and (announced is not None or cached(inputs) > 0)
         )
         if carries and previous is not None:
             call = read_call(inputs, self.vocabulary, announced, previous.width)
-            batch = len(call.position)
-            if batch % len(previous.query.prompt_end) == 0:
-                return self._carried(previous, call, previous.query.repeated(batch))
+            if len(call.position) == len(previous.query.prompt_end):
+                previous = previous.beside(call.position)
+                return self._carried(previous, call, previous.query)
         call = read_call(inputs, self.vocabulary, announced)
         batch = len(call.position)
         if announced is None:
+            if call.past > 0:
+                raise RMuseError(
+                    f"the whole conversation was required, {call.past} of its tokens are in a cache that this plan has "
+                    "not seen filled: announce it, handle.expecting(input_ids, attention_mask)"
+                )
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             image_end = call.image_end
-            width = call.past + call.position.shape[1]
+            width = call.position.shape[1]
+            times = times_of(batch if decision is None else len(decision.fired), batch, copies)
         else:
-            self._require_whole(announced)
+            times = times_of(len(announced.prompt_end), batch, copies)
             given = announced.repeated(batch)
             prompt_end, image_end = given.prompt_end.to(call.position), given.image_end.to(call.position)
             width = announced.width
+        self._require_whole(announced, call)
+        if decision is not None:
+            self._require_ours(decision, announced, inputs, batch // times)
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
         if not scoring:
@@ -181,27 +194,49 @@ class Interpreter:
                     f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
                 )
 
-    def _require_whole(self, announced: Query) -> None:
-        images = any(edit.modality is not None or edit.tokens in ("prompt", "image") for edit in self.plan)
-        if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
+    def _require_whole(self, announced: Query | None, call: Slice) -> None:
+        """Raise `RMuseError` if the plan needs to see ids that are in the cache or hidden in embeddings."""
+        pictures = self.vocabulary.image is not None
+        looks = any(
+            edit.tokens in ("prompt", "image") or pictures and (edit.modality is not None or edit.tokens == "all")
+            for edit in self.plan
+        ) or any(gate.readout in ("question", "image") for gate in self.plan.gates)
+        if looks and (call.ids is None if announced is None else not announced.whole):
             raise RMuseError(
                 "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
-                "cache only: pass all input_ids, without past_key_values"
+                "cache or embedded: pass all input_ids, without past_key_values"
             )
+
+    def _require_ours(
+        self, decision: Decision, announced: Query | None, inputs: Inputs, queries: int
+    ) -> None:
+        """Raise `RMuseError` unless a decision is about these queries, by the gates of this plan."""
+        gates = [edit.gate for edit in self.plan]
+        if decision.fired.shape[1] != len(gates):
+            raise RMuseError(
+                f"a decision for {len(gates)} edits was required, got one for {decision.fired.shape[1]}; "
+                "use plan.decide(...) of this very plan"
+            )
+        if decision.gates and not same(list(decision.gates), gates):
+            raise RMuseError(
+                "a decision of this plan's gates was required, got one of others; use plan.decide(...) of this very plan"
+            )
+        ids = tensor_of(inputs, "input_ids") if announced is None else announced.ids
+        if ids is None:
+            times_of(len(decision.fired), queries, 1)
+            return
+        mask = tensor_of(inputs, "attention_mask") if announced is None else announced.mask
+        decision.require_about(ids, mask if mask is not None and mask.ndim == 2 else torch.ones_like(ids))
 
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
         names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
         gates = tuple(edit.gate for edit in edits)
         if given is not None:
-            if given.fired.shape[1] != len(edits):
-                raise RMuseError(
-                    f"a decision for {len(edits)} edits was required, got one for {given.fired.shape[1]}; "
-                    "use plan.decide(...) of this very plan"
-                )
-            given = given.repeated(batch)
-            there = {name: getattr(given, name).to(device) for name in ("fired", "score", "known")}
-            return replace(given, **there, names=names, gates=gates)
+            fired, score, known = (
+                x.to(device) for x in (given.fired, given.score, given.known)
+            )
+            return Decision(fired, score, known, names, gates).repeated(batch)
         if not scoring:
             self.require_single_pass()
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
@@ -218,7 +253,7 @@ class Interpreter:
                 f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
                 f"gave {tuple(h.shape[:2])}: call the model itself, not a part of it"
             )
-        state = self.read(tap, h, state)
+        state = self.read(tap, h, state.beside(h))
         out, state = self._act(tap, h, state, recorder)
         if tap.layer in self._middles and tap.hook == "resid_pre":
             state = replace(state, before=out)
@@ -241,7 +276,7 @@ class Interpreter:
         for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
             if chosen is not None:
-                out = steer(operator, before, chosen, step, state)
+                out = steer(beside(operator, h), before, chosen, step, state)
             if recorder is not None:
                 recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
@@ -250,10 +285,12 @@ class Interpreter:
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
         """The `State` after the gates at a tap have read h, before any edit there."""
+        state = state.beside(h)
         for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
-                scores = {**state.token_score, index: gate.score(h)}
-                fired = {**state.token_fired, index: scores[index] > gate.threshold}
+                score = beside(gate, h).score(h)
+                scores = {**state.token_score, index: score}
+                fired = {**state.token_fired, index: gate.fires_at(score)}
                 state = replace(state, token_fired=fired, token_score=scores)
             elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
@@ -284,14 +321,13 @@ class Interpreter:
                 f"the gate reads {gate.readout!r} tokens that an earlier call has put into the cache: pass the whole "
                 "conversation without a cache, or decide first with plan.decide(...)"
             )
-        mean = reading.mean
-        score = gate.score(mean).float()
+        score = beside(gate, h).score(reading.mean)
+        fires = (gate.fires_at(score) & (reading.count > 0)).unsqueeze(-1)
         # Nothing to read (an image read-out of a text query): the gate stays closed.
-        score = torch.where(reading.count > 0, score, -torch.inf)
+        score = torch.where(reading.count > 0, score.float(), -torch.inf)
         old = query.decision
         column = torch.zeros_like(old.known)
         column[:, index] = ready
-        fires = (gate.fires(mean) & (reading.count > 0)).unsqueeze(-1)
         decision = replace(
             old,
             fired=torch.where(column, fires, old.fired),
@@ -351,7 +387,7 @@ class Interpreter:
             wanted = torch.tensor(edit.positions, device=call.position.device)
             return torch.isin(call.position, wanted)
         batch, length = call.position.shape
-        shown = edit.mask[:, call.past : call.past + length]
+        shown = edit.mask.to(call.position.device)[:, call.past : call.past + length]
         shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
         return shown.repeat_interleave(batch // len(shown), dim=0)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -132,6 +131,3 @@ class Sentence(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Clause: ...
-
-    def to(self, device: torch.device) -> "Sentence":
-        """The same plan on a device."""
