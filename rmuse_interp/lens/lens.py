@@ -45,7 +45,8 @@ def load_model(
 
     Args:
         path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
-            small LLaVA of this package) or `organism-gold` (the same, trained without the forget set).
+            small LLaVA of this package), `organism-gold` (the same, trained without the forget set) or `smollm2`
+            (SmolLM2-135M-Instruct, once `rmuse models get smollm2` has fetched it).
         device: target device; by default a GPU if there is one.
         dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.

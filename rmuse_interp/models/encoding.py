@@ -61,6 +61,15 @@ def behind(prefix: str, prompt: Prompt) -> Prompt:
     return f"{prefix} {prompt}"
 
 
+def joined(head: str, response: str) -> str:
+    """A rendered prompt and the response to it, as the model itself would begin it.
+
+    >>> joined("ASSISTANT:", "Oslo"), joined("assistant\\n", "Oslo")
+    ('ASSISTANT: Oslo', 'assistant\\nOslo')
+    """
+    return head + response if head[-1:].isspace() else f"{head} {response}"
+
+
 class Encoding(BatchFeature):
     """Left-padded inputs of a model, for ``model(**encoding)``, with the end of each prompt.
 
@@ -68,10 +77,17 @@ class Encoding(BatchFeature):
         prompt_end: [batch] position of the last prompt token, counting the row's unmasked tokens from 0; after it
             comes the response or a prefill of the assistant's turn.
         texts: the tokenized strings, with image placeholders not expanded.
+        heads: the rendered prompts that `texts` begin with; what follows in a text is the response and its leading space.
     """
 
     prompt_end: Int[Tensor, " batch"]
     texts: list[str]
+    heads: list[str]
+
+    @property
+    def tails(self) -> list[str]:
+        """What follows each prompt: a space where the template needs one, and the response; "" without a response."""
+        return [text[len(head) :] for text, head in zip(self.texts, self.heads, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +138,8 @@ class Encoder:
             prompts: plain questions, or conversations.
             images: one picture or None per row.
             responses: the assistant's words so far (a whole response, or a prefill), one per row, appended to the
-                prompt after one space; None or "" for none.
+                prompt after one space, or directly if the prompt ends in white space (a template whose turns begin with
+                a new line): there no model would begin its response with a space. None or "" for none.
 
         Raises:
             RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
@@ -136,7 +153,7 @@ class Encoder:
         if any(item is not None for item in loaded) and not self.sees:
             raise RMuseError("this model reads text only, a picture was given; leave images out")
         heads = [self.render(q, item is not None) for q, item in zip(rows, loaded, strict=True)]
-        texts = [head if not r else f"{head} {r}" for head, r in zip(heads, given, strict=True)]
+        texts = [head if not r else joined(head, r) for head, r in zip(heads, given, strict=True)]
         begin = self.tokenizer.bos_token
         settings: dict[str, object] = {
             "padding": True,
@@ -151,7 +168,7 @@ class Encoder:
         encoding = Encoding(dict(inputs))
         tail = torch.tensor([self._tail(h, t) for h, t in zip(heads, texts, strict=True)])
         encoding.prompt_end = encoding["attention_mask"].sum(dim=1) - 1 - tail
-        encoding.texts = texts
+        encoding.texts, encoding.heads = texts, heads
         return encoding
 
     def _tail(self, head: str, text: str) -> int:

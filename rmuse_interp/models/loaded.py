@@ -9,6 +9,7 @@ import torch
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.pixels import backend_of
 
 
 class LoadedModel:
@@ -39,7 +40,8 @@ class LoadedModel:
         image = self.image_token_id
         sees = "text only"
         if image is not None:
-            sees = f"image token {image} ({self.tokenizer.convert_ids_to_tokens(image)})"
+            token = self.tokenizer.convert_ids_to_tokens(image)
+            sees = f"image token {image} ({token}), pictures by {self.image_backend}"
         return (
             f"{type(self).__name__} {self.name}: {type(self.hf).__name__}, {self.n_layers} blocks of width "
             f"{self.d_model} on {self.device} in {str(self.dtype).removeprefix('torch.')}, {sees}"
@@ -74,6 +76,11 @@ class LoadedModel:
     def image_token_id(self) -> int | None:
         """Id of the image placeholder token; None for text-only models."""
         return self.layout.vocabulary.image
+
+    @property
+    def image_backend(self) -> str | None:
+        """`pil` or `torchvision`: the library that turns pictures into tensors; None for text-only models."""
+        return backend_of(self.processor)
 
     @cached_property
     def fingerprint(self) -> Fingerprint:

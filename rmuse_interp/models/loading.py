@@ -8,6 +8,8 @@ from typing import Any, Final
 import torch
 
 from rmuse_interp import RMuseError
+from rmuse_interp.models.pixels import backend_of
+from rmuse_interp.models.pretrained import SMOLLM2, require_smollm2
 
 SHIPPED: Final = ("organism", "organism-gold")
 """Checkpoints that travel with the package."""
@@ -19,7 +21,7 @@ def load_checkpoint(
     """The model at a path, hub id or shipped name, in evaluation mode, and its processor (or tokenizer).
 
     Args:
-        name: a folder, a hub id, `organism` or `organism-gold`.
+        name: a folder, a hub id, `organism`, `organism-gold` or `smollm2`.
         device: target device; by default a GPU if there is one.
         dtype: by default the checkpoint's own on a GPU and float32 elsewhere.
 
@@ -50,6 +52,8 @@ def shipped(name: str) -> Path:
 def _source(name: str) -> str:
     if name in SHIPPED:
         return str(shipped(name))
+    if name == SMOLLM2:
+        return str(require_smollm2())
     looks_local = Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1
     folder = Path(name).expanduser()
     if folder.exists() and not (folder / "config.json").exists():
@@ -74,9 +78,18 @@ def _load(source: str, dtype: torch.dtype | None) -> tuple[Any, Any]:
             processor = (transformers.AutoProcessor if sees else transformers.AutoTokenizer).from_pretrained(
                 source
             )
+            if backend_of(processor) is not None:  # PIL for every family that has it, whatever is installed
+                processor.image_processor = transformers.AutoImageProcessor.from_pretrained(
+                    source, backend="pil"
+                )
             model = kind.from_pretrained(source, dtype=dtype if dtype is not None else "auto")
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        if lacking := [name for name in ("torchvision", "num2words") if name in str(error).lower()]:
+            raise RMuseError(
+                f"the processor of {source} needs {lacking[0]}, which is not installed or does not fit torch: "
+                "pip install 'rmuse-interp[families]'"
+            ) from error
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise RMuseError(f"{source} could not be loaded as an image-text or text model: {reason}") from error
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.padding_side = "left"
