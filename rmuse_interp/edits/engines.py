@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from threading import RLock
 from types import MethodType
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
@@ -38,6 +38,7 @@ class Asked:
     drafted: bool = False
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Told of every call of `generate`."""
 

@@ -175,9 +175,11 @@ def announce(
     Raises:
         RMuseError: not one prompt end per row, or one outside its row; neither ids nor a mask.
     """
-    if input_ids is None and attention_mask is None:
-        raise RMuseError("input_ids, or the attention_mask of embeddings, were required, got neither")
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    mask = attention_mask
+    if mask is None:
+        if input_ids is None:
+            raise RMuseError("input_ids, or the attention_mask of embeddings, were required, got neither")
+        mask = torch.ones_like(input_ids)
     counted = mask.long().cumsum(dim=1)
     last = counted[:, -1] - 1
     end = last if prompt_end is None else torch.as_tensor(prompt_end, device=last.device).to(last)

@@ -13,8 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.fits import require_fit
-from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call, tensor_of
+from rmuse_interp.edits.fits import (
+    require_columns,
+    require_fit,
+    require_ours,
+    require_single_pass,
+    require_whole,
+)
+from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
@@ -22,7 +28,6 @@ from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.gates import Gate
-from rmuse_interp.parts.part import same
 
 
 class Interpreter:
@@ -112,13 +117,13 @@ class Interpreter:
             given = announced.repeated(batch)
             prompt_end, image_end = given.prompt_end.to(call.position), given.image_end.to(call.position)
             width = announced.width
-        self._require_whole(announced, call)
+        require_whole(self.plan, announced, call, self.vocabulary)
         if decision is not None:
-            self._require_ours(decision, announced, inputs, batch // times)
+            require_ours(self.plan, decision, announced, inputs, batch // times)
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
         if not scoring:
-            self._require_columns(batch, width)
+            require_columns(self.plan, batch, width)
         call = of_prompt(call, prompt_end)
         own = batch if announced is None else len(announced.prompt_end)
         spoken = self._listen(call, prompt_end, {}, own)
@@ -176,69 +181,15 @@ class Interpreter:
             found.append(bool(rows.any()))
         return tuple(found)
 
-    def require_single_pass(self) -> None:
-        """Raise `RMuseError` unless every gate can decide during the steered pass."""
-        if not self.plan.single_pass:
-            raise RMuseError(
-                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
-                "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
-                "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
-            )
-
-    def _require_columns(self, batch: int, width: int) -> None:
-        """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
-        for edit in self.plan:
-            if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
-                raise RMuseError(
-                    f"a mask of the {batch} × {width} tokens of this batch was required, got "
-                    f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
-                )
-
-    def _require_whole(self, announced: Query | None, call: Slice) -> None:
-        """Raise `RMuseError` if the plan needs to see ids that are in the cache or hidden in embeddings."""
-        pictures = self.vocabulary.image is not None
-        looks = any(
-            edit.tokens in ("prompt", "image") or pictures and (edit.modality is not None or edit.tokens == "all")
-            for edit in self.plan
-        ) or any(gate.readout in ("question", "image") for gate in self.plan.gates)
-        if looks and (call.ids is None if announced is None else not announced.whole):
-            raise RMuseError(
-                "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
-                "cache or embedded: pass all input_ids, without past_key_values"
-            )
-
-    def _require_ours(
-        self, decision: Decision, announced: Query | None, inputs: Inputs, queries: int
-    ) -> None:
-        """Raise `RMuseError` unless a decision is about these queries, by the gates of this plan."""
-        gates = [edit.gate for edit in self.plan]
-        if decision.fired.shape[1] != len(gates):
-            raise RMuseError(
-                f"a decision for {len(gates)} edits was required, got one for {decision.fired.shape[1]}; "
-                "use plan.decide(...) of this very plan"
-            )
-        if decision.gates and not same(list(decision.gates), gates):
-            raise RMuseError(
-                "a decision of this plan's gates was required, got one of others; use plan.decide(...) of this very plan"
-            )
-        ids = tensor_of(inputs, "input_ids") if announced is None else announced.ids
-        if ids is None:
-            times_of(len(decision.fired), queries, 1)
-            return
-        mask = tensor_of(inputs, "attention_mask") if announced is None else announced.mask
-        decision.require_about(ids, mask if mask is not None and mask.ndim == 2 else torch.ones_like(ids))
-
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
         names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
         gates = tuple(edit.gate for edit in edits)
         if given is not None:
-            fired, score, known = (
-                x.to(device) for x in (given.fired, given.score, given.known)
-            )
+            fired, score, known = (x.to(device) for x in (given.fired, given.score, given.known))
             return Decision(fired, score, known, names, gates).repeated(batch)
         if not scoring:
-            self.require_single_pass()
+            require_single_pass(self.plan)
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)

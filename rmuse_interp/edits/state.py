@@ -56,6 +56,11 @@ class Decision:
         found = replace(self, fired=self.fired[index], score=self.score[index], known=self.known[index])
         return replace(found, prompts=prompts, pictures=self.pictures if every else None)
 
+    def repeated(self, batch: int) -> "Decision":
+        """Repeat each row for its beams or samples, which are adjacent in a batch of `batch` rows."""
+        times = times_of(len(self.fired), batch)
+        return self.rows(torch.arange(len(self.fired)).repeat_interleave(times)) if times > 1 else self
+
     def about(
         self,
         input_ids: Int[Tensor, "batch tokens"],
@@ -65,9 +70,7 @@ class Decision:
     ) -> "Decision":
         """The same decision, which knows the prompts and pictures it is about."""
         lengths = (prompt_end + 1).tolist()
-        return replace(
-            self, prompts=names_of(input_ids, attention_mask, lengths), pictures=outline(inputs)
-        )
+        return replace(self, prompts=names_of(input_ids, attention_mask, lengths), pictures=outline(inputs))
 
     def require_about(
         self, input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"]
@@ -114,7 +117,9 @@ class Decision:
 
 
 def names_of(
-    input_ids: Int[Tensor, "batch tokens"], attention_mask: Int[Tensor, "batch tokens"], lengths: Sequence[int]
+    input_ids: Int[Tensor, "batch tokens"],
+    attention_mask: Int[Tensor, "batch tokens"],
+    lengths: Sequence[int],
 ) -> tuple[str, ...]:
     """What tells prompts apart: number and hash of each row's first unmasked tokens, `lengths` of them."""
     found = []
