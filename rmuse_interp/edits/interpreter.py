@@ -111,7 +111,7 @@ class Interpreter:
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             image_end = call.image_end
             width = call.position.shape[1]
-            times = times_of(batch if decision is None else len(decision.fired), batch, copies)
+            times = copies or 1
         else:
             times = times_of(len(announced.prompt_end), batch, copies)
             given = announced.repeated(batch)
