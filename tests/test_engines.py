@@ -130,16 +130,23 @@ def test_a_decision_is_about_its_own_prompts_pictures_and_plan():
         "another gate": (reweighed.decide(lens, prompts, images), "this plan's gates"),
         "another number of edits": (plans(lens)["by modality"].decide(lens, prompts, images), "for 1 edits"),
     }
-    for name, (decision, match) in wrong.items():
-        for place in ("generate", "forward", "trace"):
+
+    def traced(decision):
+        with torch.no_grad(), lens.trace(prompts, images, plan=plan, decision=decision):
+            lens.nn.output.logits.save()
+
+    def generated(decision):
+        with plan.attach(lens.hf, decision=decision):
+            lens.hf.generate(**asked, max_new_tokens=1)
+
+    def forwarded(decision):
+        with torch.no_grad(), plan.attach(lens.hf, decision=decision):
+            lens.hf(**asked)
+
+    for decision, match in wrong.values():
+        for place in (traced, generated, forwarded):
             with pytest.raises(RMuseError, match=match):
-                if place == "trace":
-                    with torch.no_grad(), lens.trace(prompts, images, plan=plan, decision=decision):
-                        lens.nn.output.logits.save()
-                    pytest.fail(f"{name} in a trace")
-                with torch.no_grad(), plan.attach(lens.hf, decision=decision):
-                    lens.hf.generate(**asked, max_new_tokens=1) if place == "generate" else lens.hf(**asked)
-                pytest.fail(f"{name} in {place}")
+                place(decision)
     for more in ({}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
         with plan.attach(lens.hf, decision=right) as handle:
             lens.hf.generate(**asked, max_new_tokens=2, **more)

@@ -24,6 +24,7 @@ from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_pro
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
+from rmuse_interp.edits.steering import acted, holding, steer
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import Site
@@ -143,7 +144,9 @@ class Interpreter:
         readings, said = (previous.readings, previous.spoken) if call.past > 0 else ({}, {})
         spoken = self._listen(call, query.prompt_end, said, len(previous.query.prompt_end))
         told, width, calls = previous.announced, previous.width, previous.calls + 1
-        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, calls=calls)
+        rows = len(query.prompt_end)
+        held = {i: kept.repeat_interleave(rows // len(kept)) for i, kept in previous.held.items()}
+        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, held=held, calls=calls)
 
     def _listen(
         self, call: Slice, prompt_end: Tensor, before: Mapping[Delimiters, Spoken], rows: int
@@ -226,12 +229,15 @@ class Interpreter:
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
         for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
+            verb = beside(operator, h)
+            if verb.remembers and not state.behind:
+                state = holding(state, index, site == edit.sites[0], verb, before, step)
             if chosen is not None:
-                out = steer(beside(operator, h), before, chosen, step, state)
+                out = steer(verb, before, chosen, step, state, state.held.get(index))
             if recorder is not None:
                 recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
-                state = _acted(state, index, chosen.any(dim=1))
+                state = acted(state, index, chosen.any(dim=1))
         return out, state
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
@@ -312,7 +318,7 @@ class Interpreter:
                     "prompt_end": step == 0,
                     "prompt": (step == 0) | (step < 0) & asked,
                     "response": step > 0,
-                    "all": ~call.image,
+                    "all": ~call.image & ~self._framing(call, step),
                     "image": call.image,
                 }[edit.tokens]
             )
@@ -329,6 +335,13 @@ class Interpreter:
             chosen = chosen & query.decision.fired[:, [index]]
         return chosen if state.behind or bool(chosen.any()) else None
 
+    def _framing(self, call: Slice, step: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        """The prompt's tokens around and between the pieces of its pictures: starts, ends, breaks, rows, tiles."""
+        if call.ids is None or not self.vocabulary.frame:
+            return torch.zeros_like(call.image)
+        ids = torch.tensor(sorted(self.vocabulary.frame), dtype=call.ids.dtype, device=call.ids.device)
+        return torch.isin(call.ids, ids) & (step < 0)
+
     def _listed(self, edit: Clause, state: State) -> Bool[Tensor, "batch tokens"]:
         """The tokens of this call that an edit lists, or that belong to its span of the response."""
         call = state.call
@@ -341,39 +354,3 @@ class Interpreter:
         shown = edit.mask.to(call.position.device)[:, call.past : call.past + length]
         shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
         return shown.repeat_interleave(batch // len(shown), dim=0)
-
-
-def _acted(state: State, index: int, rows: Tensor) -> State:
-    """The `State` with a note that a per-token edit has acted on some rows."""
-    old = state.query.decision
-    fired = old.fired.clone()
-    fired[:, index] |= rows
-    return replace(state, query=replace(state.query, decision=replace(old, fired=fired)))
-
-
-def steer(
-    operator: Verb,
-    h: Float[Tensor, "batch tokens d"],
-    chosen: Bool[Tensor, "batch tokens"],
-    step: Int[Tensor, "batch tokens"],
-    state: State,
-) -> Float[Tensor, "batch tokens d"]:
-    """h with the operator applied to the chosen tokens; all others stay bit-identical.
-
-    Args:
-        operator: the operator. In a prefill it sees the chosen tokens only; in a decode step it sees all tokens and
-            the choice is made afterwards, which is faster.
-        h: [batch, tokens, d] states; not written to.
-        chosen: [batch, tokens] tokens to edit.
-        step: [batch, tokens] position − prompt_end of each token.
-        state: `State` of the call.
-    """
-    given = operator.given(chosen, state.call, state.width)
-    if given is not None:
-        there, states = given
-        return torch.where(there.unsqueeze(-1), states.to(h.dtype), h)
-    if state.behind:
-        return torch.where(chosen.unsqueeze(-1), operator(h, step).to(h.dtype), h)
-    out = h.clone()
-    out[chosen] = operator(h[chosen], step[chosen]).to(h.dtype)
-    return out

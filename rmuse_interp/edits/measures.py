@@ -18,13 +18,14 @@ from rmuse_interp.parts.subspace import Subspace
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """One edit at one block in one call: states before and after, chosen tokens, results of a per-token gate."""
+    """One edit at one block in one call: states before and after, chosen tokens, a per-token gate, what is kept to."""
 
     before: Tensor
     after: Tensor
     chosen: Tensor | None
     score: Tensor | None
     fired: Tensor | None
+    held: Tensor | None = None
 
 
 def quantities(
@@ -45,7 +46,9 @@ def quantities(
     found = dict.fromkeys(("theta_tar", "theta_dir", "fraction", "rrs_share"), nothing)
     found |= {"prototype": none, "angle": torch.zeros_like(nothing), "score": nothing, "fired": no}
     if any(k.chosen is not None for k in kept):
-        said = beside(operator, before).explain(before, step)
+        operator, held = beside(operator, before), kept[-1].held
+        choosing = operator if held is None else operator.along(held.unsqueeze(-1).expand_as(step))
+        said = choosing.explain(before, step)
         for name in ("theta_tar", "theta_dir", "fraction"):
             value = getattr(said, name)
             found[name] = nothing if value is None else torch.where(acted, value.to(nothing.dtype), torch.nan)

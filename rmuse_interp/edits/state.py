@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Final, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -295,6 +295,7 @@ class State:
         behind: whether every token of this call lies after its prompt.
         spoken: spans of the response's tokens, by delimiters; only for plans that act on spans.
         before: input of the current block, if an edit at its `resid_mid` needs it.
+        held: what each edit chose for each row at its last prompt token and keeps to, by edit; −1 before that.
         calls: number of earlier calls about these queries.
     """
 
@@ -309,6 +310,7 @@ class State:
     behind: bool
     spoken: Mapping[Delimiters, Spoken]
     before: Float[Tensor, "batch tokens d"] | None = None
+    held: Mapping[int, Int[Tensor, " batch"]] = field(default_factory=dict)
     calls: int = 0
 
     def beside(self, states: Tensor) -> "State":

@@ -206,11 +206,9 @@ class Recorder:
         call = self._calls[-1]
         states = call.take(before)
         score, fired = (x.get(edit) for x in (state.token_score, state.token_fired))
-        call.kept[edit, site] = Seen(
-            states,
-            states if after is before else call.take(after),
-            *(None if x is None else call.take(x) for x in (chosen, score, fired)),
-        )
+        acted, scored, open_ = (None if x is None else call.take(x) for x in (chosen, score, fired))
+        changed = states if after is before else call.take(after)
+        call.kept[edit, site] = Seen(states, changed, acted, scored, open_, state.held.get(edit))
         self._query = state.query
 
     def trace(self, *, beam_indices: Int[Tensor, "rows tokens"] | None = None) -> SteeringTrace:
