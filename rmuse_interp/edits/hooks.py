@@ -7,7 +7,7 @@ A plan may be attached before or after `torch.compile`, to the model or to what 
 the compiled graph (see `engines.guard_hooks`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout, unwrapped
-from rmuse_interp.models.site import Site, tap
+from rmuse_interp.models.site import Site, around, tap
 from rmuse_interp.parts.part import all_same
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
@@ -242,10 +242,7 @@ class Attached(Session):
         self._undo = ExitStack()
         self._undo.callback(present.remove, self)
         self._undo.enter_context(listening(hf_model, self))
-        # Excluded from compilation: tracing the bookkeeping takes minutes and ends in a graph break anyway.
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
-        self._undo.callback(hf_model.register_forward_pre_hook(before, with_kwargs=True).remove)
-        self._undo.callback(hf_model.register_forward_hook(after, always_call=True).remove)
+        self._undo.callback(around(hf_model, self._before, self._after))
         for site in self.interpreter.taps:
             self._undo.callback(tap(layout.blocks[site.layer], site, partial(self._at, site)))
 
@@ -290,19 +287,15 @@ class Attached(Session):
         # Several conversations may take turns, each on a cache of its own.
         return self._kept.get(inputs["past_key_values"]) if cached(inputs) else self.state
 
-    def _after(
-        self,
-        module: nn.Module,
-        args: tuple[object, ...],
-        output: Mapping[str, object] | tuple[object, ...] | None,
-    ) -> None:
+    def _after(self, output: object) -> None:
         if not self._running:
             return
         self._running = False
         self._turn.release()
-        for found in output.values() if isinstance(output, Mapping) else output or ():
-            if isinstance(found, Cache) and self.state is not None:
-                self._kept[found] = self.state
+        found = output.values() if isinstance(output, Mapping) else output
+        for cache in found if isinstance(found, Iterable) else ():
+            if isinstance(cache, Cache) and self.state is not None:
+                self._kept[cache] = self.state
 
     def _at(self, site: Site, h: Tensor) -> Tensor | None:
         if self.paused:
