@@ -17,10 +17,10 @@ PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 SMALL := results/small
 FIGURES := $(patsubst figures/%.py,%,$(filter-out figures/_%.py,$(wildcard figures/*.py)))
 
-.PHONY: help setup demo smollm2 test lint figures clean
+.PHONY: help setup demo smollm2 test test-fast stress lint figures clean
 
 help:  ## this list
-	@grep -hE '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP)  ## create .venv and install the package with the versions of constraints.txt
 
@@ -49,6 +49,12 @@ smollm2: setup  ## fetch the pretrained SmolLM2-135M-Instruct (93 MB) and conver
 test: lint  ## lint, then all tests and doctests (those on SmolLM2 are skipped, and say so, where it cannot be fetched)
 	-$(VENV)/bin/rmuse models get smollm2
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST)
+
+test-fast: setup  ## the tests that take seconds (under 3 minutes on 2 cores)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST) -m "not slow and not stress"
+
+stress: setup  ## what is too long for every day: the tests marked "stress"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST) -m stress
 
 lint: setup  ## ruff, mypy, import-linter
 	$(VENV)/bin/ruff check .
