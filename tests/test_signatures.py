@@ -34,6 +34,7 @@ NAMES = (
     "unstable subspace",
     "rank starved",
     "span mistakes",
+    "garbled words",
 )
 FORGET = ("forget", "test")
 OTHERS = ("retain_test", "celebrity", "benign")
@@ -317,7 +318,7 @@ def folder(bench, healthy_answers, tmp_path):
 def test_the_doctor_reads_a_run_folder(folder):
     shown = doctor(folder)
     assert shown.exit_code == 0, shown.stderr
-    assert "rmuse: 0 of 7 signatures found" in shown.stdout
+    assert "rmuse: 0 of 8 signatures found" in shown.stdout
     assert all(name in shown.stdout for name in NAMES)
     assert "not checked" not in shown.stdout
     record = json.loads(doctor(folder, "--json").stdout)
