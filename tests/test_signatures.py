@@ -105,7 +105,9 @@ def test_the_healthy_run_is_silent(bench, healthy_answers):
     )
     found = diagnose(case)
     assert [f.name for f in found] == list(NAMES)
-    assert {f.state for f in found} == {"absent"}
+    assert {f.name: f.state for f in found} == dict.fromkeys(NAMES, "absent") | {
+        "garbled words": "not checked"
+    }
     assert all(f.evidence and not f.missing and not f.cause for f in found)
     for figure in (figure for finding in found for figure in finding.evidence):
         assert figure.value is not None
@@ -365,3 +367,22 @@ def test_findings_are_told_with_their_figures():
     assert "try: what" in text
     assert "not found: dead gate" in text
     assert "not checked: reasoning collapse: this needs that" in text
+
+
+def test_garbled_and_endless_answers_are_found(bench, healthy_answers):
+    """Three answers in four that nobody can read, or that the limit cut off where the unsteered model's ended."""
+
+    def found(garbled: str, ended: bool, unsteered: bool = True):
+        mine = [
+            replace(t, fired=True, garbled=garbled if i % 4 else "", ended=ended)
+            for i, t in enumerate(healthy_answers.transcripts)
+        ]
+        plain = [replace(t, ended=unsteered) for t in bench.plain]
+        (case,) = cases(plain + mine, None, {"rmuse": bench.healthy})
+        return {f.name: f for f in diagnose(case)}["garbled words"]
+
+    assert found("", True).state == "absent"
+    assert found("unlikely", True).state == "found"
+    assert found("unlikely", True).evidence[0].value == pytest.approx(0.75, abs=0.02)
+    assert found("", False).state == "found"
+    assert found("", False, unsteered=False).state == "absent"  # the model itself never ends here

@@ -288,13 +288,15 @@ class RefusalPool:
         Reasoning like a refusal followed by an answer does not count. Without a chain, a direct refusal counts: one like
         the pool's, or in other words by the rules of `evaluate.refusing`.
         """
-        return self.refuses(transcript.reasoning, transcript.answer, transcript.well_formed)
+        return self.refuses(
+            transcript.reasoning, transcript.answer, transcript.well_formed, transcript.prompt
+        )
 
-    def refuses(self, reasoning: str, answer: str, well_formed: bool) -> bool:
+    def refuses(self, reasoning: str, answer: str, well_formed: bool, question: str = "") -> bool:
         """The test of `holds` for a response given in parts."""
         if well_formed:
             return _like(reasoning, self.chains) and _like(answer, self.answers)
-        return not reasoning and (_like(answer, (*self.direct, *self.answers)) or refuses(answer))
+        return not reasoning and (_like(answer, (*self.direct, *self.answers)) or refuses(answer, question))
 
 
 def _like(text: str, pool: Sequence[str]) -> bool:
