@@ -202,7 +202,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Gemma 3",
         "gemma3",
-        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2},
+        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 64, "sliding_window_pattern": 2},
         GEMMA,
         (*GEMMA_TURNS, "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
         _clip("siglip_vision_model"),
@@ -291,7 +291,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
         {
             "model_type": "cohere2",
             **WITH_HEADS,
-            "sliding_window": 16,
+            "sliding_window": 64,
             "layer_norm_eps": 1e-5,
             "logit_scale": 1.0,
         },
