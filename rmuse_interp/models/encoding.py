@@ -2,26 +2,41 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
+import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.expansion import Expansion, Moves, inserted
+from rmuse_interp.data.pictures import rgb
 from rmuse_interp.models.families import lacks, require
 
-Picture = Image.Image | bytes | str | Path | None
-"""A PIL image, encoded bytes, a path, or None."""
+Picture = (
+    Image.Image
+    | bytes
+    | bytearray
+    | memoryview
+    | str
+    | Path
+    | BinaryIO
+    | io.BytesIO
+    | Mapping[str, object]
+    | np.ndarray
+    | Tensor
+    | None
+)
+"""A picture in any form that `data.pictures.rgb` reads, or None."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +231,7 @@ class Encoder:
         given = per_row(responses, len(rows), "responses")
         if not rows:
             raise RMuseError("at least one prompt was required, got none")
-        loaded = [_picture(item, row) for row, item in enumerate(pictures)]
+        loaded = [None if item is None else rgb(item, f"row {row}") for row, item in enumerate(pictures)]
         shown: list[list[Image.Image]] = [[] if item is None else [item] for item in loaded]
         self._require(shown)
         heads = [self.render(q, bool(items)) for q, items in zip(rows, shown, strict=True)]
@@ -356,23 +371,10 @@ def per_row(items: object, rows: int, what: str) -> list[Any]:
     """
     if items is None:
         return [None] * rows
-    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]
+    single = str | bytes | bytearray | memoryview
+    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, single) else [items]
     if len(listed) != rows:
         raise RMuseError(
             f"one entry of {what} per prompt was required ({rows}), got {len(listed)}; use None for none"
         )
     return listed
-
-
-def _picture(item: Picture, row: int) -> Image.Image | None:
-    if item is None or isinstance(item, Image.Image):
-        return None if item is None else item.convert("RGB")
-    source = io.BytesIO(item) if isinstance(item, bytes) else Path(item)
-    try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        named = f"{len(item)} bytes" if isinstance(item, bytes) else str(item)
-        raise RMuseError(
-            f"row {row}: a readable picture (PNG, JPEG, …) was required, got {named}: {error}"
-        ) from error
