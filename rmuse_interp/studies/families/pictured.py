@@ -326,7 +326,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Mllama",
         "mllama",
-        {**TEXT, "num_hidden_layers": 4, "cross_attention_layers": [1], "pad_token_id": 0},
+        {**TEXT, "num_hidden_layers": 6, "cross_attention_layers": [1], "pad_token_id": 0},
         LLAMA,
         (*LLAMA_TURNS, "<|image|>", "<|python_tag|>"),
         {
