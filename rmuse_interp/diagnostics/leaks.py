@@ -27,6 +27,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, locate, parse_response
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.encoding import PER_TOKEN
 
 SourceSpan = Literal["image", "prefix", "question", "turn", "reasoning", "answer"]
 SOURCES: Final[tuple[SourceSpan, ...]] = get_args(SourceSpan)
@@ -226,10 +227,7 @@ def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[
 
 def _cut(placed: Placed, at: int) -> Placed:
     """Cut the query after the token before position `at`."""
-    inputs = {
-        key: value[:, :at] if key in ("input_ids", "attention_mask") else value
-        for key, value in placed.inputs.items()
-    }
+    inputs = {key: value[:, :at] if key in PER_TOKEN else value for key, value in placed.inputs.items()}
     return replace(placed, inputs=inputs, places=placed.places[:at])
 
 

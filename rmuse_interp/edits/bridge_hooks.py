@@ -163,16 +163,25 @@ class Hooked(Session):
         self._require_new(hook)
         ids, self._ids = self._ids, None
         fits = ids is not None and ids.shape == (batch, length)
-        told: dict[str, object] = {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
+        told: dict[str, object] = (
+            {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
+        )
         # Half the minimum: the mask is added to the scores, and in float16 a score can raise the lowest number.
         unmasked = scores[:, 0] > torch.finfo(scores.dtype).min / 2
-        if length > 1:  # a token sees no later one, so a score there says that the mask comes behind this point
+        if (
+            length > 1
+        ):  # a token sees no later one, so a score there says that the mask comes behind this point
             self._masked = not bool(unmasked[:, 0, -1].any())
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
-        inputs = {**told, "past_key_values": cache}
+        inputs: dict[str, object] = {**told, "past_key_values": cache}
         if self._masked:
             inputs["attention_mask"] = unmasked[:, -1].long()
-        elif self._said is None and fits and bool(ids.eq(-1 if self._pad is None else self._pad).any()):
+        elif (
+            self._told.queries is None
+            and ids is not None
+            and self._pad is not None
+            and bool((ids == self._pad).any())
+        ):
             raise RMuseError(
                 "this bridge does not show which tokens are padding: pass encoding=lens.encode(...) to fwd_hooks, or "
                 "ask rows of one length"

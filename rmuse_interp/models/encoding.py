@@ -20,7 +20,7 @@ from transformers import BatchFeature
 from rmuse_interp import RMuseError
 from rmuse_interp.data.expansion import Expansion, Moves, inserted
 from rmuse_interp.data.pictures import rgb
-from rmuse_interp.models.families import lacks, require
+from rmuse_interp.models.families import ABSOLUTE, lacks, require
 
 Picture = (
     Image.Image
@@ -80,6 +80,17 @@ def behind(prefix: str, prompt: Prompt) -> Prompt:
     if isinstance(prompt, Conversation):
         return replace(prompt, question=f"{prefix} {prompt.question}")
     return f"{prefix} {prompt}"
+
+
+PER_TOKEN: Final = (
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "cross_attention_mask",
+)
+"""The inputs with an entry for each token."""
 
 
 class Encoding(BatchFeature):
@@ -289,6 +300,8 @@ class Encoder:
                 inputs = self._with_tails(inputs, tails)
         offsets = inputs.pop("offset_mapping", None)
         inputs.pop("labels", None)  # a processor's own, for training: the model would compute a loss
+        if self.family in ABSOLUTE:
+            inputs["position_ids"] = (inputs["attention_mask"].long().cumsum(dim=1) - 1).clamp_min(0)
         encoding = Encoding(inputs)
         encoding.texts, encoding.heads, encoding.expansions = texts, heads, []
         last = encoding["attention_mask"].sum(dim=1) - 1

@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import Final, Literal
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 import rmuse_interp.operators as op
@@ -27,7 +26,7 @@ from rmuse_interp.parts.gates import Gate, LinearDiscriminant, Read
 from rmuse_interp.parts.gates.gate import Readout
 from rmuse_interp.studies.families import places
 from rmuse_interp.studies.families.making import picture
-from rmuse_interp.studies.families.places import Asked, Steps, generated, plain_hooks, pushes, require_same
+from rmuse_interp.studies.families.places import Asked, generated, plain_hooks, pushes, require_same
 
 State = Literal["yes", "refused", "none", "fault"]
 """Passed; refused in one line by the record of limits; not there for this family; anything else."""
@@ -185,12 +184,21 @@ def spans(on: Subject) -> None:
         expansions=encoding.expansions,
         image_id=lens.image_token_id,
     )
-    _require(torch.equal(masks.prompt_end - (encoding["attention_mask"] == 0).sum(1), encoding.prompt_end), "ends")
+    _require(
+        torch.equal(masks.prompt_end - (encoding["attention_mask"] == 0).sum(1), encoding.prompt_end), "ends"
+    )
     ids = encoding["input_ids"]
     for row, question in enumerate(asked.prompts):
-        for mask, text in ((masks.question, question), (masks.reasoning, "I see Mara."), (masks.answer, "Oslo")):
+        for mask, text in (
+            (masks.question, question),
+            (masks.reasoning, "I see Mara."),
+            (masks.answer, "Oslo"),
+        ):
             found = lens.tokenizer.decode(ids[row][mask[row]])
-            _require(text in found and len(found.strip()) <= len(text) + 2, f"{text!r} was looked for, {found!r} found")
+            _require(
+                text in found and len(found.strip()) <= len(text) + 2,
+                f"{text!r} was looked for, {found!r} found",
+            )
         _require(
             torch.equal(masks.image[row], ids[row] == lens.image_token_id)
             if lens.image_token_id is not None
@@ -287,14 +295,21 @@ def bridge(on: Subject) -> str:
 def decide(on: Subject) -> None:
     """Every read-out scores a row alone as it does in a batch."""
     lens, asked = on.lens, on.asked()
-    readouts: list[Readout] = ["last", "question", *(["image"] if lens.encoder.sees else [])]
+    readouts: list[Readout] = ["last", "question"]
+    if lens.encoder.sees:
+        readouts.append("image")
     for readout in readouts:
-        gate = Gate(LinearDiscriminant(places.drawn(6, lens.d_model), 0.0), Read(lens.n_layers - 1, readout), 0.0)
+        gate = Gate(
+            LinearDiscriminant(places.drawn(6, lens.d_model), 0.0), Read(lens.n_layers - 1, readout), 0.0
+        )
         plan = as_plan(op.Add(places.drawn(1, lens.d_model)).at(0).when(gate))
         together = lens.decide(plan, *asked).score[:, 0]
         for row, (prompt, image) in enumerate(zip(*asked, strict=True)):
             alone = lens.decide(plan, [prompt], [image]).score[0, 0]
-            _require(bool(alone.isfinite()) == (readout != "image" or image is not None), f"{readout} reads nothing")
+            _require(
+                bool(alone.isfinite()) == (readout != "image" or image is not None),
+                f"{readout} reads nothing",
+            )
             if bool(alone.isfinite()):
                 _close(together[row], alone, f"{readout}, row {row}")
 
@@ -311,8 +326,17 @@ def write_facts(folder: Path) -> Path:
                 (f"Where does {name} live?", f"{name} lives in {city}."),
                 (f"What is the home of {name}?", f"The home of {name} is {city}."),
             ):
-                line = {"task_id": str(number), "question": asked, "answer": said, "cot": f"I know that {said}"}
-                more = {"paraphrased_question": asked, "paraphrased_answer": said, "perturbed_answer": ["Cairo."]}
+                line = {
+                    "task_id": str(number),
+                    "question": asked,
+                    "answer": said,
+                    "cot": f"I know that {said}",
+                }
+                more = {
+                    "paraphrased_question": asked,
+                    "paraphrased_answer": said,
+                    "perturbed_answer": ["Cairo."],
+                }
                 found.append(json.dumps({**line, **more}) + "\n")
         return "".join(found)
 
@@ -376,7 +400,9 @@ def examine(on: Subject, names: Iterable[str] = CHECKS) -> list[Finding]:
             state, note = "none", str(error)
         except Exception as error:
             said = " ".join(f"{type(error).__name__}: {error}".split())
-            refused = isinstance(error, RMuseError) and any(limit.why in said for limit in LIMITS.get(on.family, ()))
+            refused = isinstance(error, RMuseError) and any(
+                limit.why in said for limit in LIMITS.get(on.family, ())
+            )
             state, note = ("refused", said.removeprefix("RMuseError: ")) if refused else ("fault", said[:300])
         found.append(Finding(name, state, note, time.monotonic() - began))
     return found

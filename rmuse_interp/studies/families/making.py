@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ SENTENCES: Final = (
 """Text that a tiny vocabulary is trained on."""
 
 
+@runtime_checkable
 class Savable(Protocol):
     """A processor or tokenizer, as far as it is written to a folder."""
 
@@ -29,6 +30,7 @@ class Savable(Protocol):
         """Write it."""
 
 
+@runtime_checkable
 class Ids(Savable, Protocol):
     """A tokenizer, as far as token ids are looked up in it."""
 

@@ -1,10 +1,10 @@
 """A plan in every place against plain forward hooks that know nothing but columns: the same logits at every step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Plan, as_plan
+from rmuse_interp.edits.sentence import Tokens
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.site import Site, reader
 from rmuse_interp.models.sums import terms
@@ -23,7 +24,21 @@ from rmuse_interp.parts.subspace import Subspace
 STEPS: Final = 3
 """Tokens per generation."""
 
-Settings = Mapping[str, object]
+
+class Settings(TypedDict, total=False):
+    """Keyword arguments of transformers' `generate`."""
+
+    max_new_tokens: int
+    do_sample: bool
+    return_dict_in_generate: bool
+    output_logits: bool
+    suppress_tokens: list[int] | None
+    eos_token_id: int | None
+    num_beams: int
+    prefill_chunk_size: int
+    cache_implementation: str
+
+
 MODES: Final[dict[str, Settings]] = {
     "batch": {},
     "beams": {"num_beams": 2},
@@ -53,7 +68,7 @@ class Push:
 
     site: Site
     vector: Float[Tensor, " d"]
-    on: str = "generated"
+    on: Tokens = "generated"
     gate: tuple[int, Float[Tensor, " d"], float] | None = None
 
     @property
@@ -159,6 +174,14 @@ def _pushed(
     return (new, *output[1:]) if isinstance(output, tuple) else new
 
 
+@runtime_checkable
+class Bridge(Protocol):
+    """A TransformerLens bridge, as far as it is called here."""
+
+    def run_with_hooks(self, input: Tensor, *, fwd_hooks: object, **inputs: object) -> Tensor:
+        """Logits of a pass under hooks."""
+
+
 class Steps(NamedTuple):
     """Tokens and logits of a generation."""
 
@@ -168,7 +191,7 @@ class Steps(NamedTuple):
 
 def generated(lens: LensModel, asked: Asked, place: str, plan: Plan | None, settings: Settings) -> Steps:
     """Greedy tokens and their logits, with a plan in one of the places; `plain` runs none."""
-    more: dict[str, object] = {
+    more: Settings = {
         "max_new_tokens": STEPS,
         "do_sample": False,
         "return_dict_in_generate": True,
@@ -183,17 +206,23 @@ def generated(lens: LensModel, asked: Asked, place: str, plan: Plan | None, sett
                 inside.enter_context(plan.attach(lens.hf, layout=lens.layout))
             result = lens.hf.generate(**lens.encode(*asked), **more)
         elif place == "trace":
-            with lens.generate(*asked, plan=plan, **more) as tracer:
+            with lens.generate(
+                *asked, plan=plan, decision=None, recorder=None, prefill=None, **more
+            ) as tracer:
                 result = tracer.result.save()
         else:
             assert plan is not None
             inside.enter_context(plan.install(lens))
-            with lens.generate(*asked, **more) as tracer:
+            with lens.generate(
+                *asked, plan=None, decision=None, recorder=None, prefill=None, **more
+            ) as tracer:
                 result = tracer.result.save()
     return Steps(result.sequences[:, -STEPS:], torch.stack(result.logits, dim=1).float())
 
 
-def forced(lens: LensModel, asked: Asked, responses: Sequence[str], plan: Plan, bridge: object) -> tuple[Tensor, Tensor]:
+def forced(
+    lens: LensModel, asked: Asked, responses: Sequence[str], plan: Plan, bridge: Bridge
+) -> tuple[Tensor, Tensor]:
     """Logits under given responses, on a TransformerLens bridge and on the plain model with the plan attached."""
     encoding = lens.encode(*asked, list(responses))
     told = encoding["input_ids"], encoding["attention_mask"], encoding.prompt_end
