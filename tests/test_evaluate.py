@@ -9,9 +9,10 @@ from helpers.said import said
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
+from rmuse_interp.data.words import numbers
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import ChainCase, LeakCase, RulesJudge
-from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise, numbers
+from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise
 
 POOL = m.RefusalPool.of(
     [
