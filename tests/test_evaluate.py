@@ -65,7 +65,7 @@ def test_normal_forms_that_differ(one, other):
 
 
 def test_numbers_of_a_text():
-    assert numbers(normalise("Three red, 2 blue: in total five; room b12.")) == ["2", "3", "5"]
+    assert numbers(normalise("Three red, 2 blue: in total five; room b12.")) == ["3", "2", "5"]
 
 
 def test_an_alias_names_its_value_but_makes_no_two_values_one():
