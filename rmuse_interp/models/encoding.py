@@ -82,17 +82,6 @@ def behind(prefix: str, prompt: Prompt) -> Prompt:
     return f"{prefix} {prompt}"
 
 
-PER_TOKEN: Final = (
-    "input_ids",
-    "attention_mask",
-    "position_ids",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "cross_attention_mask",
-)
-"""The inputs with an entry for each token."""
-
-
 class Encoding(BatchFeature):
     """Left-padded inputs of a model, for ``model(**encoding)``, with the end of each prompt.
 
