@@ -1,6 +1,5 @@
 """Write a recipe's checkpoint to a folder: a tokenizer trained on a few sentences, seeded random weights, no download."""
 
-import io
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
 
@@ -43,15 +42,8 @@ class Ids(Savable, Protocol):
 
 def picture(seed: int = 0, size: tuple[int, int] = (24, 24)) -> Image.Image:
     """A noisy RGB picture, one per seed; `size` is (width, height) in pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    """The picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    width, height = size
+    return Image.frombytes("RGB", size, np.random.default_rng(seed).bytes(3 * width * height))
 
 
 def make(recipe: Recipe, folder: Path, seed: int = 0) -> Path:
