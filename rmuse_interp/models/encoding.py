@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from transformers import BatchFeature
@@ -25,20 +26,27 @@ class Conversation:
     Args:
         history: earlier questions and the assistant's replies, oldest first.
         question: the question to be answered.
+        system: a system turn before all others, for chat templates that have one.
     """
 
     history: tuple[tuple[str, str], ...]
     question: str
+    system: str | None = None
 
     def __len__(self) -> int:
         """Number of characters in all turns."""
-        return len(self.question) + sum(len(words) for turn in self.history for words in turn)
+        return (
+            len(self.question)
+            + len(self.system or "")
+            + sum(len(words) for turn in self.history for words in turn)
+        )
 
     @property
     def turns(self) -> list[tuple[str, str]]:
         """Role and text of every turn, the question last."""
         earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
-        return [*earlier, ("user", self.question)]
+        first = [] if self.system is None else [("system", self.system)]
+        return [*first, *earlier, ("user", self.question)]
 
 
 Prompt = str | Conversation
@@ -111,17 +119,34 @@ class Encoder:
         return getattr(self.processor, "image_processor", None) is not None
 
     def render(self, question: Prompt, with_image: bool) -> str:
-        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
+        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn.
+
+        Where the template has no system turn, its words stand before the first question.
+        """
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
+        (role, words), *rest = turns
+        if role == "system":
+            try:
+                rendered = self._rendered(turns, with_image)
+            except (TemplateError, ValueError):
+                rendered = ""
+            if words in rendered and getattr(self.processor, "chat_template", None) is not None:
+                return rendered
+            turns = [("user", f"{words}\n\n{rest[0][1]}"), *rest[1:]]
+        return self._rendered(turns, with_image)
+
+    def _rendered(self, turns: Sequence[tuple[str, str]], with_image: bool) -> str:
         if getattr(self.processor, "chat_template", None) is None:
             image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
             said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
             return "\n".join([said[0].replace(": ", f": {image}", 1), *said[1:], "ASSISTANT:"])
         messages: list[dict[str, object]] = []
+        shown = not with_image
         for role, words in turns:
             content: object = words
             if self.sees:
-                picture = [{"type": "image"}] * (with_image and not messages)
+                picture = [{"type": "image"}] * (role == "user" and not shown)
+                shown = shown or role == "user"
                 content = [*picture, {"type": "text", "text": words}]
             messages.append({"role": role, "content": content})
         return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
