@@ -9,11 +9,11 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, hub, rtofu
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.facts import draw as facts
-from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem
 from rmuse_interp.data.settings import Settings
+from rmuse_interp.data.stored import Stored
 from rmuse_interp.data.world import draw
 
 Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign", "namesakes"]

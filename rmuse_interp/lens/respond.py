@@ -18,7 +18,7 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, opened, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
 
@@ -28,12 +28,14 @@ class Response:
     """One response.
 
     Args:
-        text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
+        text: the assistant's words, prefill included, and the delimiter that the prompt has opened for them, if any;
+            delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
         score: the raw score of `gate` (larger = steer), None where no gate decides per query or it had nothing to read.
         trace: its steering trace, token by token; None if it was not recorded.
         margin: `(score − threshold)/scale` of `gate`, comparable across gates: positive where it fires.
         gate: address of the first gate that scored the query (`pictures.gate`), as accepted by `plan.without`.
+        ended: whether the model ended the response itself; False where the token limit cut it off, None if not known.
     """
 
     text: str
@@ -42,6 +44,7 @@ class Response:
     trace: SteeringTrace | None = None
     margin: float | None = None
     gate: str | None = None
+    ended: bool | None = None
 
 
 class Verdict(NamedTuple):
@@ -191,16 +194,24 @@ def answered(
         streamer: transformers' streamer, for a batch of one.
     """
     with asking(model, handle, prompts, images, begun) as encoding:
-        texts = continued(model, encoding, max_new_tokens, noise, streamer)
+        new = continued(model, encoding, max_new_tokens, noise, streamer)
+    texts, ended = [one.text for one in new], [one.ended for one in new]
     if begun is not None:
         texts = [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
+    openers = [opened(head) for head in encoding.heads]
+    texts = [
+        text if text.startswith(opener) else f"{opener} {text}"
+        for text, opener in zip(texts, openers, strict=True)
+    ]
     if handle is None:
-        return [Response(text, None, None) for text in texts]
+        return [Response(text, None, None, ended=end) for text, end in zip(texts, ended, strict=True)]
     said = heard(handle)
     trace = None if handle.recorder is None else handle.recorder.trace()
     return [
-        Response(text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate)
-        for row, (text, one) in enumerate(zip(texts, said, strict=True))
+        Response(
+            text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate, end
+        )
+        for row, (text, one, end) in enumerate(zip(texts, said, ended, strict=True))
     ]
 
 
