@@ -46,7 +46,7 @@ class Conversation:
     Args:
         history: earlier questions and the assistant's replies, oldest first.
         question: the question to be answered.
-        system: a system turn before all others, for chat templates that have one.
+        system: a system turn before all others; put before the first question where the template has none.
     """
 
     history: tuple[tuple[str, str], ...]
@@ -179,21 +179,21 @@ class Encoder:
         before = "".join(self.tokenizer.convert_ids_to_tokens(whole[:at]))
         return before, len(whole) > at + len(bare)
 
-    def render(self, question: Prompt, with_image: bool) -> str:
-        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn.
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the chat template has a system turn: some refuse one, or write whoever is no user as the assistant."""
+        chats = [[(role, "Lisbon"), ("user", "Where?")] for role in ("system", "assistant")]
+        try:
+            said, other = (self._applied(turns, False, to_come=True) for turns in chats)
+        except Exception:  # a template may refuse such a chat with any error
+            return False
+        return self._chats and "Lisbon" in said and said != other
 
-        Where the template has no system turn, its words stand before the first question.
-        """
+    def render(self, question: Prompt, with_image: bool) -> str:
+        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
-        (role, words), *rest = turns
-        if role == "system":
-            try:
-                rendered = self._applied(turns, with_image, to_come=True) if self._chats else ""
-            except Exception:  # a template may refuse such a chat with any error
-                rendered = ""
-            if words in rendered:
-                return rendered
-            turns = [("user", f"{words}\n\n{rest[0][1]}"), *rest[1:]]
+        if turns[0][0] == "system" and not self._has_system:
+            turns = [("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:]]
         if self._chats:
             return self._applied(turns, with_image, to_come=True)
         image = getattr(self.processor, "image_token", "<image>") if with_image else ""
