@@ -192,7 +192,7 @@ def test_generation_without_a_cache_and_prompts_in_chunks():
 def test_embeddings_instead_of_ids():
     lens, bridge = pair(tiny_llama())
     inputs = lens.encode("Who is Oren Tal?")
-    plan = as_plan(turn().when(linear_gate(1, "last", threshold=float("-inf"))))
+    plan = as_plan(turn().when(linear_gate(1, "last", threshold=-1e30)))
     embeds = lens.hf.get_input_embeddings()(inputs["input_ids"]).detach()
     for cached in (True, False):
         hooks = fwd_hooks(plan, bridge, encoding=inputs)

@@ -253,7 +253,7 @@ class Interpreter:
         for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
                 scores = {**state.token_score, index: gate.score(h)}
-                fired = {**state.token_fired, index: scores[index] > gate.threshold}
+                fired = {**state.token_fired, index: gate.fires_at(scores[index])}
                 state = replace(state, token_fired=fired, token_score=scores)
             elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
