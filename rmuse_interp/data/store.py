@@ -27,7 +27,7 @@ JSON = dict[str, Any]
 
 T = TypeVar("T")
 WRITTEN: Final = ".rmuse-written"
-"""Name of the file in a folder that lists what was written there."""
+"""Name of the file in a folder that lists what was written there, with hashes."""
 NEXT: Final = ".next"
 """Name of the subfolder from which finished files move to their folder."""
 
@@ -111,11 +111,7 @@ def own_folder(folder: Path, last: str) -> Iterator[Path]:
         RMuseError: the folder holds a file that no earlier call wrote.
     """
     settle(folder, last)
-    held = folder / WRITTEN
-    known = set(held.read_text(encoding="utf-8").splitlines()) if held.is_file() else set()
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()} - {
-        WRITTEN
-    }
+    known, there = set(_written(folder)), _files(folder)
     if there - known:
         raise RMuseError(
             f"{folder}: an empty folder, or one with nothing but what was written here before, was required, got "
@@ -123,13 +119,31 @@ def own_folder(folder: Path, last: str) -> Iterator[Path]:
         )
     with atomic_files(folder, last) as draft:
         yield draft
-        names = {file.relative_to(draft).as_posix() for file in draft.rglob("*") if file.is_file()}
-        write_text(draft / WRITTEN, (f"{name}\n" for name in sorted(names)))
+        names = _files(draft)
+        write_text(draft / WRITTEN, (f"{digest_of_file(draft / name)} {name}\n" for name in sorted(names)))
         (folder / last).unlink(missing_ok=True)
         for name in there - names - {last}:
             (folder / name).unlink()
             if not any((folder / name).parent.iterdir()):
                 (folder / name).parent.rmdir()
+
+
+def unchanged(folder: Path) -> bool:
+    """Whether a folder holds what `own_folder` wrote there, every byte of it, and nothing else."""
+    known = _written(folder)
+    return bool(known) and known == {name: digest_of_file(folder / name) for name in _files(folder)}
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """Name → hash of the files that an earlier `own_folder` wrote."""
+    held = folder / WRITTEN
+    lines = held.read_text(encoding="utf-8", errors="replace").splitlines() if held.is_file() else []
+    return {name: known for known, _, name in (line.partition(" ") for line in lines)}
+
+
+def _files(folder: Path) -> set[str]:
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    return found - {WRITTEN}
 
 
 def write_text(path: Path, parts: Iterable[str]) -> None:

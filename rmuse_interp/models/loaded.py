@@ -1,13 +1,12 @@
 """`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions, independent of plans."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
-from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
 
 
@@ -34,6 +33,8 @@ class LoadedModel:
         self.layout = layout
         self.name = name
         self.encoder = Encoder(processor)
+        if not hasattr(hf_model, "_rmuse_weights"):
+            remember(hf_model)
 
     def __repr__(self) -> str:
         image = self.image_token_id
@@ -75,9 +76,9 @@ class LoadedModel:
         """Id of the image placeholder token; None for text-only models."""
         return self.layout.vocabulary.image
 
-    @cached_property
+    @property
     def fingerprint(self) -> Fingerprint:
-        """Architecture, widths and hash of the source checkpoint."""
+        """Architecture, widths and hash of the source checkpoint, or another hash if weights were changed since."""
         return fingerprint(self.hf, self.layout)
 
     def encode(
