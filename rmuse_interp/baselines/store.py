@@ -59,7 +59,7 @@ def read_record(folder: Path) -> JSON:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, files = record["schema"], record["files"]
-        if set(files) not in ({WEIGHTS}, {ADAPTER, SETTINGS}):
+        if found == SCHEMA and set(files) not in ({WEIGHTS}, {ADAPTER, SETTINGS}):
             raise KeyError(f"files {sorted(map(str, files))}")
         record["method"], dict(record["model"]["fingerprint"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:

@@ -37,7 +37,7 @@ class Answerer(Protocol):
     Attributes:
         name: its name in records.
         at_once: number of questions sent in parallel.
-        of: what its replies depend on, besides the question (see `store.digest`).
+        of: what its replies depend on besides the question, for `store.digest`.
     """
 
     name: str
@@ -152,7 +152,7 @@ class Consultation:
     rehearsing: bool = False
 
     def __post_init__(self) -> None:
-        of = digest(self.asked.name, self.asked.of)
+        of = digest(self.asked.of)
         self.replies = Store(None if self.folder is None else self.folder / f"{of}.jsonl", of)
         self.unreadable: list[str] = []
         self._given_up: set[str] = set()
