@@ -17,10 +17,10 @@ PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 SMALL := results/small
 FIGURES := $(patsubst figures/%.py,%,$(filter-out figures/_%.py,$(wildcard figures/*.py)))
 
-.PHONY: help setup demo test lint figures clean
+.PHONY: help setup demo smollm2 test lint figures clean
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z0-9]+:.*## ' Makefile | sed -E 's/^([a-z0-9]+):.*## /  make \1\t/' | expand -t 18
 
 setup: $(STAMP)  ## create .venv and install the package with the versions of constraints.txt
 
@@ -43,7 +43,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup  ## fit both presets on the shipped model, show before and after (results/demo)
 	$(VENV)/bin/rmuse demo --out results/demo --overwrite
 
-test: lint  ## lint, then all tests and doctests
+smollm2: setup  ## fetch the pretrained SmolLM2-135M-Instruct (93 MB) and convert it into the cache, once
+	$(VENV)/bin/rmuse models get smollm2
+
+test: lint  ## lint, then all tests and doctests (those on SmolLM2 are skipped, and say so, where it cannot be fetched)
+	-$(VENV)/bin/rmuse models get smollm2
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest $(PYTEST)
 
 lint: setup  ## ruff, mypy, import-linter

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.following import Fading, Follow, Framed
 from rmuse_interp.edits.linear import Ablate, Add, Affine, PerCoordinate
 from rmuse_interp.edits.patch import Call, Set
 from rmuse_interp.edits.plan import Edit, Operator
@@ -30,6 +31,9 @@ __all__ = [
     "Call",
     "Confidence",
     "Explanation",
+    "Fading",
+    "Follow",
+    "Framed",
     "Operator",
     "PerCoordinate",
     "RotateInPlane",

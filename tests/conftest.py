@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from helpers import parquet_fixture
 from helpers.commands import done
 from helpers.plans import lens_of
 from helpers.tiny import tiny_llava
 
-from rmuse_interp import load_benchmark
+from rmuse_interp import RMuseError, load_benchmark, load_model
 from rmuse_interp.fitting import gather
 
 
@@ -20,6 +24,15 @@ def model() -> Path:
 @pytest.fixture(scope="session")
 def lens(model):
     return lens_of(model)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The pretrained model in the user's cache; without it the tests on it are skipped."""
+    try:
+        return load_model("smollm2")
+    except RMuseError as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="session")

@@ -40,7 +40,7 @@ def test_a_loaded_model_says_what_it_is():
     folder = tiny_llava()
     assert repr(lens_of(folder)) == (
         f"LensModel {folder}: LlavaForConditionalGeneration, {N_LAYERS} blocks of width {D_MODEL} on cpu in float32, "
-        "image token 3 (<image>)"
+        "image token 3 (<image>), pictures by pil"
     )
     assert repr(lens_of(tiny_llama())).endswith("in float32, text only")
 
@@ -153,6 +153,20 @@ def test_responses_stand_behind_the_prompt_and_do_not_move_its_end(response):
     assert given.texts[1] == "USER: Who is Oren Tal?\nASSISTANT:" + (f" {response}" if response else "")
 
 
+def test_a_response_is_led_by_a_space_only_where_the_template_leaves_none():
+    """ChatML, Gemma and Llama 3 begin the assistant's turn with a new line: the model's first word has no space."""
+    lens = lens_of(tiny_llama())
+    turn = "{% for m in messages %}<{{ m['role'] }}>\n{{ m['content'] }}\n{% endfor %}<assistant>{{ '\\n' }}"
+    lens.processor.chat_template = turn
+    own = "I do not know."
+    inputs = lens.encode(["Who?", "Where does she live?"], None, [own, None])
+    assert inputs.heads == ["<user>\nWho?\n<assistant>\n", "<user>\nWhere does she live?\n<assistant>\n"]
+    assert inputs.tails == [own, ""]
+    shown = inputs["input_ids"][0][inputs["attention_mask"][0].bool()]
+    after = shown[int(inputs.prompt_end[0]) + 1 :].tolist()
+    assert after == lens.tokenizer(own, add_special_tokens=False).input_ids
+
+
 def test_pictures_may_come_as_bytes_paths_or_images(tmp_path):
     lens = lens_of(tiny_llava())
     file = tmp_path / "x.png"
@@ -164,7 +178,9 @@ def test_pictures_may_come_as_bytes_paths_or_images(tmp_path):
     Image.new("L", (10, 30), 128).save(grey, format="PNG")
     assert lens.encode("Where?", grey.getvalue())["pixel_values"].shape == pixels[0].shape
     for bad in (b"no picture", tmp_path / "absent.png", file.read_bytes()[:60]):
-        with pytest.raises(RMuseError, match="row 1: a readable picture"):
+        with pytest.raises(
+            RMuseError, match=r"row 1: a (picture that Pillow can read|file with a picture) was required"
+        ):
             lens.encode(["Where?", "Who?"], [None, bad])
     with pytest.raises(RMuseError, match=r"one entry of images per prompt was required \(2\), got 1"):
         lens.encode(["Where?", "Who?"], [picture(0)])

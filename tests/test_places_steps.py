@@ -14,7 +14,9 @@ from rmuse_interp.edits.trace import Recorder
 # -- teacher forcing, prefills and chunks -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["gated", "question", "by modality", "by position", "response", "per token"])
+@pytest.mark.parametrize(
+    "name", ["gated", "question", "by modality", "by position", "response", "per token", "kept to"]
+)
 def test_given_responses_are_steered_from_the_prompts_end(name):
     lens = lens_of(tiny_llava())
     plan = plans(lens)[name]
@@ -87,7 +89,7 @@ def test_a_prefill_of_the_assistants_turn_is_not_part_of_the_prompt():
 
 
 @pytest.mark.parametrize("place", ["in_a_context", "installed", "installed_and_asked_by_name", "native"])
-@pytest.mark.parametrize("name", ["gated", "question", "image", "by modality", "per token"])
+@pytest.mark.parametrize("name", ["gated", "question", "image", "by modality", "per token", "kept to"])
 @pytest.mark.parametrize("size", [4, 11])
 def test_prefill_in_chunks(place, name, size):
     lens = lens_of(tiny_llava())
@@ -181,7 +183,7 @@ def test_generation_without_a_cache():
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", ["gated", "by modality", "per token"])
+@pytest.mark.parametrize("name", ["gated", "by modality", "per token", "kept to"])
 def test_beams_and_several_sequences(place, name):
     lens = lens_of(tiny_llava())
     plan = plans(lens)[name]

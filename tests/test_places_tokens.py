@@ -272,9 +272,7 @@ def test_spans_by_tokens_so_far_are_those_of_whole_responses():
     """Where delimiters are tokens of their own, what is told while decoding is what `data.spans` tells afterwards."""
     lens = lens_of(tiny_llava())
     inputs = lens.encode(PROMPTS, PICTURES, RESPONSES)
-    tails = [f" {response}" for response in RESPONSES]
-    heads = [text.removesuffix(tail) for text, tail in zip(inputs.texts, tails, strict=True)]
-    masks = span_masks(lens.processor, inputs, heads, tails)
+    masks = span_masks(lens.processor, inputs, inputs.heads, inputs.tails)
     for kind, whole in (("chain", masks.reasoning), ("answer", masks.answer)):
         plan = as_plan(op.Add(vector(3)).at(2).on(kind))
         told = inputs["input_ids"], inputs["attention_mask"], inputs.prompt_end

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rmuse_interp import RMuseError
-from rmuse_interp.diagnostics.stability import Side, drawn_again, mean_angle, refit, sides_at, stability
+from rmuse_interp.diagnostics.stability import drawn_again, mean_angle, stability
+from rmuse_interp.method.refits import Side, refit, sides_at
 from rmuse_interp.method.rmuse import subspaces_at
 from rmuse_interp.parts.retain import fit_retain
 from rmuse_interp.parts.subspace import Subspace

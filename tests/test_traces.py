@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rmuse_interp.operators as op
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.edits import trace as tracing
-from rmuse_interp.edits.interpreter import steer
 from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.steering import steer
 from rmuse_interp.edits.trace import SITE_COLUMNS, Recorder
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.models.site import Site

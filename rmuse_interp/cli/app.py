@@ -21,6 +21,7 @@ from rmuse_interp.cli import (
     generate,
     groups,
     judge,
+    models,
     organism,
     requests,
     score,
@@ -129,6 +130,7 @@ data.app.command("annotate")(annotate.annotate)
 app.add_typer(data.app, name="data", rich_help_panel=groups.MATERIAL)
 app.add_typer(judge.app, name="judge", rich_help_panel=groups.MATERIAL)
 app.add_typer(baseline.app, name="baseline", rich_help_panel=groups.MATERIAL)
+app.add_typer(models.app, name="models", rich_help_panel=groups.MATERIAL)
 app.add_typer(organism.app, name="organism", rich_help_panel=groups.MATERIAL)
 
 

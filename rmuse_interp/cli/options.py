@@ -19,7 +19,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="M",
-        help="A checkpoint folder, a hub id, or one of the small models that come along: organism, organism-gold.",
+        help="A checkpoint folder, a hub id, smollm2, or a small model that comes along: organism, organism-gold.",
     ),
 ]
 OwnModel = Annotated[

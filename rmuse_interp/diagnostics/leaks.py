@@ -16,7 +16,7 @@ The last token itself is separate as ``here``: its state *is* the prediction, no
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
 
 import torch
@@ -70,12 +70,14 @@ class Placed:
         inputs: the model's inputs, one row without padding.
         prompt_end: position of the last prompt token.
         places: place of every token.
+        tail: the response, with the space that leads it if there is one.
     """
 
     statement: Statement
     inputs: Mapping[str, Tensor]
     prompt_end: int
     places: tuple[Place, ...]
+    tail: str
 
     @property
     def ids(self) -> Int[Tensor, "1 tokens"]:
@@ -137,16 +139,17 @@ def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = D
     """
     query = statement.query
     inputs = lens.encode([query.prompt], [query.image], [query.response])
-    tail = f" {query.response}" if query.response else ""
     ids = inputs["input_ids"][0].tolist()
     spans = locate(
         lens.processor,
-        inputs.texts[0].removesuffix(tail),
-        tail,
+        inputs.heads[0],
+        inputs.tails[0],
         input_ids=ids,
         question=statement.question,
         delimiters=delimiters if query.stepwise else None,
         name=query.id,
+        expansion=next(iter(inputs.expansions), None),
+        image_id=lens.image_token_id,
     )
     assert spans.question is not None
     closed = spans.prompt_end + 1 if spans.reasoning is None else spans.reasoning[1]
@@ -164,7 +167,7 @@ def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = D
             span = "question" if position < spans.question[1] else "turn"
         places.append((span, counted.get(span, 0)))
         counted[span] = counted.get(span, 0) + 1
-    return Placed(statement, dict(inputs), spans.prompt_end, tuple(places))
+    return Placed(statement, dict(inputs), spans.prompt_end, tuple(places), inputs.tails[0])
 
 
 def find_leaks(
@@ -184,13 +187,14 @@ def find_leaks(
         placed = place(lens, statement, delimiters)
         text = statement.query.response or ""
         # Counted from the end, where no image placeholders or prepended tokens shift the positions.
-        offsets = lens.tokenizer(text=f" {text}", add_special_tokens=False, return_offsets_mapping=True)[
+        offsets = lens.tokenizer(text=placed.tail, add_special_tokens=False, return_offsets_mapping=True)[
             "offset_mapping"
         ]
+        lead = len(placed.tail) - len(text)
         shift = len(placed.places) - len(offsets)
         for part in statement.parts:
             span = _value_in(text, part, statement, delimiters)
-            covering = [] if span is None else _covering(offsets, span[0] + 1, span[1] + 1)
+            covering = [] if span is None else _covering(offsets, span[0] + lead, span[1] + lead)
             if not covering:
                 found.missing[part].append(statement.query.id)
                 continue
@@ -226,7 +230,7 @@ def _cut(placed: Placed, at: int) -> Placed:
         key: value[:, :at] if key in ("input_ids", "attention_mask") else value
         for key, value in placed.inputs.items()
     }
-    return Placed(placed.statement, inputs, placed.prompt_end, placed.places[:at])
+    return replace(placed, inputs=inputs, places=placed.places[:at])
 
 
 class _Pieces:

@@ -1,26 +1,20 @@
-"""Check that a plan fits a model: layers, widths, and that edited sites are terms of the block's sum."""
+"""Check that a plan fits a model (layers, widths, sums of its blocks), and a batch of queries."""
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from functools import partial
-from typing import Final, get_args
-from weakref import WeakKeyDictionary
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.inputs import Inputs, tensor_of
 from rmuse_interp.edits.sentence import Sentence
-from rmuse_interp.models.layout import Layout
-from rmuse_interp.models.site import HOOKS, Site, tap
-from rmuse_interp.parts.part import Part
-
-_SUMS: Final[WeakKeyDictionary[nn.Module, frozenset[Site]]] = WeakKeyDictionary()
-"""Model → the sites inside blocks that were found to be terms of the block's sum."""
-
-_SHARE: Final = 1e-3
-"""Tolerated error of the sum relative to the attention and MLP outputs, besides the rounding of the stream itself."""
+from rmuse_interp.edits.state import Decision, Query, Slice, times_of
+from rmuse_interp.models.families import require
+from rmuse_interp.models.layout import Layout, Vocabulary
+from rmuse_interp.models.sums import terms
+from rmuse_interp.parts.part import Part, same
 
 
 def require_fit(plan: Sentence, layout: Layout) -> None:
@@ -32,6 +26,9 @@ def require_fit(plan: Sentence, layout: Layout) -> None:
     """
     edited = sorted({site.layer for edit in plan for site in edit.sites})
     read = sorted({gate.layer for gate in plan.gates})
+    skipped = sorted(layout.skipped & {*edited, *read})
+    if skipped:
+        require(layout.family, "cross-attention blocks", f"blocks {', '.join(map(str, skipped))}")
     for what, layers in (("edited layers", edited), ("gates' layers", read)):
         outside = [layer for layer in layers if layer >= layout.n_layers]
         if outside:
@@ -65,6 +62,71 @@ def require_any_batch(plan: Sentence) -> None:
             "this plan knows the rows and columns of one padded batch (a mask, or op.Set of [batch, tokens, d]), and "
             "respond sorts rows into batches of its own: use lens.generate, or .on(positions=…), or ask one by one"
         )
+
+
+def require_single_pass(plan: Sentence) -> None:
+    """Raise `RMuseError` unless every gate can decide during the steered pass."""
+    if not plan.single_pass:
+        raise RMuseError(
+            "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
+            "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
+            "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
+        )
+
+
+def require_columns(plan: Sentence, batch: int, width: int) -> None:
+    """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
+    for edit in plan:
+        if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
+            raise RMuseError(
+                f"a mask of the {batch} × {width} tokens of this batch was required, got "
+                f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
+            )
+
+
+def require_whole(plan: Sentence, announced: Query | None, call: Slice, vocabulary: Vocabulary) -> None:
+    """Raise `RMuseError` if the plan needs to see ids that are only in the cache, or embedded."""
+    kinds = {edit.tokens for edit in plan}
+    looks = bool(kinds & {"prompt", "image"}) or any(
+        gate.readout in ("question", "image") for gate in plan.gates
+    )
+    if vocabulary.image is not None:
+        looks = looks or "all" in kinds or any(edit.modality is not None for edit in plan)
+    if looks and (call.ids is None if announced is None else not announced.whole):
+        raise RMuseError(
+            "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
+            "cache or embedded: pass all input_ids, without past_key_values"
+        )
+
+
+def require_ours(
+    plan: Sentence, decision: Decision, announced: Query | None, inputs: Inputs, queries: int
+) -> None:
+    """Raise `RMuseError` unless a decision is about these queries, by the gates of this plan.
+
+    Args:
+        plan: the plan that runs.
+        decision: the decision given for it.
+        announced: the queries, if announced; otherwise they are those of `inputs`.
+        inputs: keyword arguments of the model's forward.
+        queries: number of queries.
+    """
+    gates = [edit.gate for edit in plan]
+    if decision.fired.shape[1] != len(gates):
+        raise RMuseError(
+            f"a decision for {len(gates)} edits was required, got one for {decision.fired.shape[1]}; "
+            "use plan.decide(...) of this very plan"
+        )
+    if decision.gates and not same(list(decision.gates), gates):
+        raise RMuseError(
+            "a decision of this plan's gates was required, got one of others; use plan.decide(...) of this very plan"
+        )
+    ids = tensor_of(inputs, "input_ids") if announced is None else announced.ids
+    if ids is None:
+        times_of(len(decision.fired), queries, 1)
+        return
+    mask = tensor_of(inputs, "attention_mask") if announced is None else announced.mask
+    decision.require_about(ids, mask if mask is not None and mask.ndim == 2 else torch.ones_like(ids))
 
 
 def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:
@@ -101,35 +163,10 @@ def require_sums(plan: Sentence, hf_model: nn.Module, layout: Layout) -> None:
     )
     if not inner:
         return
-    if hf_model not in _SUMS:
-        _SUMS[hf_model] = _terms(hf_model, layout)
-    missing = [str(site) for site in inner if site not in _SUMS[hf_model]]
+    found = terms(hf_model, layout)
+    missing = [str(site) for site in inner if site not in found]
     if missing:
         raise RMuseError(
             f"{', '.join(missing)} cannot be edited: in {type(hf_model).__name__}, resid_pre + attn_out + mlp_out = "
             "resid_post does not hold there; edit resid_pre or resid_post"
         )
-
-
-def _terms(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
-    """The sites inside blocks that are terms of their block's sum, found on a few ordinary tokens."""
-    seen: dict[Site, Tensor] = {}
-    special = layout.vocabulary.special
-    ordinary = [token for token in range(2 * len(special) + 64) if token not in special][-4:]
-    ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
-    with ExitStack() as undo, torch.no_grad():
-        for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
-            with suppress(RMuseError):  # a block without this site
-                undo.callback(tap(layout.blocks[site.layer], site, partial(seen.__setitem__, site)))
-        hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    found: set[Site] = set()
-    for layer in range(layout.n_layers):
-        before, added, middle, more, after = (seen.get(Site(layer, hook)) for hook in HOOKS)
-        if before is None or added is None or more is None or after is None:
-            continue
-        slack = _SHARE * (added.norm() + more.norm()) + 4 * torch.finfo(after.dtype).eps * after.norm()
-        if bool((before + added + more - after).norm() <= slack):
-            found |= {Site(layer, "attn_out"), Site(layer, "mlp_out")}
-            if middle is not None and bool((before + added - middle).norm() <= slack):
-                found.add(Site(layer, "resid_mid"))
-    return frozenset(found)

@@ -13,11 +13,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.fits import require_fit
+from rmuse_interp.edits.fits import (
+    require_columns,
+    require_fit,
+    require_ours,
+    require_single_pass,
+    require_whole,
+)
 from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
-from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
+from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
+from rmuse_interp.edits.steering import acted, holding, steer
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import Site
@@ -68,6 +75,7 @@ class Interpreter:
         decision: Decision | None = None,
         *,
         scoring: bool = False,
+        copies: int | None = 1,
     ) -> State:
         """The state at the start of a forward call.
 
@@ -79,33 +87,44 @@ class Interpreter:
             announced: description of these queries given in advance, if any.
             decision: the gates' decision from a separate pass, if any.
             scoring: whether this is such a separate pass: gates read, edits do not act.
+            copies: number of adjacent rows per query, beams or samples; None for any number.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, or an announcement or decision that does not fit the batch.
+            RMuseError: a two-pass plan without a decision, an announcement or decision about other rows, or tokens in
+                a cache that were not seen on their way there.
         """
         carries = previous is not None and (
             previous.announced is announced and (announced is not None or cached(inputs) > 0)
         )
         if carries and previous is not None:
             call = read_call(inputs, self.vocabulary, announced, previous.width)
-            batch = len(call.position)
-            if batch % len(previous.query.prompt_end) == 0:
-                return self._carried(previous, call, previous.query.repeated(batch))
+            if len(call.position) == len(previous.query.prompt_end):
+                previous = previous.beside(call.position)
+                return self._carried(previous, call, previous.query)
         call = read_call(inputs, self.vocabulary, announced)
         batch = len(call.position)
         if announced is None:
+            if call.past > 0:
+                raise RMuseError(
+                    f"the whole conversation was required, {call.past} of its tokens are in a cache that this plan has "
+                    "not seen filled: announce it, handle.expecting(input_ids, attention_mask)"
+                )
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             image_end = call.image_end
-            width = call.past + call.position.shape[1]
+            width = call.position.shape[1]
+            times = copies or 1
         else:
-            self._require_whole(announced)
+            times = times_of(len(announced.prompt_end), batch, copies)
             given = announced.repeated(batch)
             prompt_end, image_end = given.prompt_end.to(call.position), given.image_end.to(call.position)
             width = announced.width
+        require_whole(self.plan, announced, call, self.vocabulary)
+        if decision is not None:
+            require_ours(self.plan, decision, announced, inputs, batch // times)
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
         if not scoring:
-            self._require_columns(batch, width)
+            require_columns(self.plan, batch, width)
         call = of_prompt(call, prompt_end)
         own = batch if announced is None else len(announced.prompt_end)
         spoken = self._listen(call, prompt_end, {}, own)
@@ -125,7 +144,9 @@ class Interpreter:
         readings, said = (previous.readings, previous.spoken) if call.past > 0 else ({}, {})
         spoken = self._listen(call, query.prompt_end, said, len(previous.query.prompt_end))
         told, width, calls = previous.announced, previous.width, previous.calls + 1
-        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, calls=calls)
+        rows = len(query.prompt_end)
+        held = {i: kept.repeat_interleave(rows // len(kept)) for i, kept in previous.held.items()}
+        return State(query, call, told, width, readings, {}, {}, acts, behind, spoken, held=held, calls=calls)
 
     def _listen(
         self, call: Slice, prompt_end: Tensor, before: Mapping[Delimiters, Spoken], rows: int
@@ -163,47 +184,15 @@ class Interpreter:
             found.append(bool(rows.any()))
         return tuple(found)
 
-    def require_single_pass(self) -> None:
-        """Raise `RMuseError` unless every gate can decide during the steered pass."""
-        if not self.plan.single_pass:
-            raise RMuseError(
-                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
-                "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
-                "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
-            )
-
-    def _require_columns(self, batch: int, width: int) -> None:
-        """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
-        for edit in self.plan:
-            if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
-                raise RMuseError(
-                    f"a mask of the {batch} × {width} tokens of this batch was required, got "
-                    f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
-                )
-
-    def _require_whole(self, announced: Query) -> None:
-        images = any(edit.modality is not None or edit.tokens in ("prompt", "image") for edit in self.plan)
-        if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
-            raise RMuseError(
-                "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
-                "cache only: pass all input_ids, without past_key_values"
-            )
-
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
         names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
         gates = tuple(edit.gate for edit in edits)
         if given is not None:
-            if given.fired.shape[1] != len(edits):
-                raise RMuseError(
-                    f"a decision for {len(edits)} edits was required, got one for {given.fired.shape[1]}; "
-                    "use plan.decide(...) of this very plan"
-                )
-            given = given.repeated(batch)
-            there = {name: getattr(given, name).to(device) for name in ("fired", "score", "known")}
-            return replace(given, **there, names=names, gates=gates)
+            fired, score, known = (x.to(device) for x in (given.fired, given.score, given.known))
+            return Decision(fired, score, known, names, gates).repeated(batch)
         if not scoring:
-            self.require_single_pass()
+            require_single_pass(self.plan)
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)
@@ -218,7 +207,7 @@ class Interpreter:
                 f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
                 f"gave {tuple(h.shape[:2])}: call the model itself, not a part of it"
             )
-        state = self.read(tap, h, state)
+        state = self.read(tap, h, state.beside(h))
         out, state = self._act(tap, h, state, recorder)
         if tap.layer in self._middles and tap.hook == "resid_pre":
             state = replace(state, before=out)
@@ -240,20 +229,25 @@ class Interpreter:
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
         for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
+            verb = beside(operator, h)
+            if verb.remembers and not state.behind:
+                state = holding(state, index, site == edit.sites[0], verb, before, step)
             if chosen is not None:
-                out = steer(operator, before, chosen, step, state)
+                out = steer(verb, before, chosen, step, state, state.held.get(index))
             if recorder is not None:
                 recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
-                state = _acted(state, index, chosen.any(dim=1))
+                state = acted(state, index, chosen.any(dim=1))
         return out, state
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
         """The `State` after the gates at a tap have read h, before any edit there."""
+        state = state.beside(h)
         for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
-                scores = {**state.token_score, index: gate.score(h)}
-                fired = {**state.token_fired, index: gate.fires_at(scores[index])}
+                score = beside(gate, h).score(h)
+                scores = {**state.token_score, index: score}
+                fired = {**state.token_fired, index: gate.fires_at(score)}
                 state = replace(state, token_fired=fired, token_score=scores)
             elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
@@ -284,14 +278,13 @@ class Interpreter:
                 f"the gate reads {gate.readout!r} tokens that an earlier call has put into the cache: pass the whole "
                 "conversation without a cache, or decide first with plan.decide(...)"
             )
-        mean = reading.mean
-        score = gate.score(mean).float()
+        score = beside(gate, h).score(reading.mean)
+        fires = (gate.fires_at(score) & (reading.count > 0)).unsqueeze(-1)
         # Nothing to read (an image read-out of a text query): the gate stays closed.
-        score = torch.where(reading.count > 0, score, -torch.inf)
+        score = torch.where(reading.count > 0, score.float(), -torch.inf)
         old = query.decision
         column = torch.zeros_like(old.known)
         column[:, index] = ready
-        fires = (gate.fires(mean) & (reading.count > 0)).unsqueeze(-1)
         decision = replace(
             old,
             fired=torch.where(column, fires, old.fired),
@@ -325,7 +318,7 @@ class Interpreter:
                     "prompt_end": step == 0,
                     "prompt": (step == 0) | (step < 0) & asked,
                     "response": step > 0,
-                    "all": ~call.image,
+                    "all": ~call.image & ~self._framing(call, step),
                     "image": call.image,
                 }[edit.tokens]
             )
@@ -342,6 +335,13 @@ class Interpreter:
             chosen = chosen & query.decision.fired[:, [index]]
         return chosen if state.behind or bool(chosen.any()) else None
 
+    def _framing(self, call: Slice, step: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        """The prompt's tokens around and between the pieces of its pictures: starts, ends, breaks, rows, tiles."""
+        if call.ids is None or not self.vocabulary.frame:
+            return torch.zeros_like(call.image)
+        ids = torch.tensor(sorted(self.vocabulary.frame), dtype=call.ids.dtype, device=call.ids.device)
+        return torch.isin(call.ids, ids) & (step < 0)
+
     def _listed(self, edit: Clause, state: State) -> Bool[Tensor, "batch tokens"]:
         """The tokens of this call that an edit lists, or that belong to its span of the response."""
         call = state.call
@@ -351,42 +351,6 @@ class Interpreter:
             wanted = torch.tensor(edit.positions, device=call.position.device)
             return torch.isin(call.position, wanted)
         batch, length = call.position.shape
-        shown = edit.mask[:, call.past : call.past + length]
+        shown = edit.mask.to(call.position.device)[:, call.past : call.past + length]
         shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
         return shown.repeat_interleave(batch // len(shown), dim=0)
-
-
-def _acted(state: State, index: int, rows: Tensor) -> State:
-    """The `State` with a note that a per-token edit has acted on some rows."""
-    old = state.query.decision
-    fired = old.fired.clone()
-    fired[:, index] |= rows
-    return replace(state, query=replace(state.query, decision=replace(old, fired=fired)))
-
-
-def steer(
-    operator: Verb,
-    h: Float[Tensor, "batch tokens d"],
-    chosen: Bool[Tensor, "batch tokens"],
-    step: Int[Tensor, "batch tokens"],
-    state: State,
-) -> Float[Tensor, "batch tokens d"]:
-    """h with the operator applied to the chosen tokens; all others stay bit-identical.
-
-    Args:
-        operator: the operator. In a prefill it sees the chosen tokens only; in a decode step it sees all tokens and
-            the choice is made afterwards, which is faster.
-        h: [batch, tokens, d] states; not written to.
-        chosen: [batch, tokens] tokens to edit.
-        step: [batch, tokens] position − prompt_end of each token.
-        state: `State` of the call.
-    """
-    given = operator.given(chosen, state.call, state.width)
-    if given is not None:
-        there, states = given
-        return torch.where(there.unsqueeze(-1), states.to(h.dtype), h)
-    if state.behind:
-        return torch.where(chosen.unsqueeze(-1), operator(h, step).to(h.dtype), h)
-    out = h.clone()
-    out[chosen] = operator(h[chosen], step[chosen]).to(h.dtype)
-    return out

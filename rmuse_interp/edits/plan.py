@@ -21,7 +21,7 @@ from rmuse_interp.data.example import Modality as Modality
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS
 from rmuse_interp.edits import bundle, choices, phrases
 from rmuse_interp.edits.runs import Runs
-from rmuse_interp.edits.sentence import Explanation, Kept, Per
+from rmuse_interp.edits.sentence import Explanation, Kept, Momentary, Per
 from rmuse_interp.edits.sentence import Tokens as Tokens
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.models.loaded import LoadedModel
@@ -32,7 +32,7 @@ from rmuse_interp.parts.part import Part, same
 from rmuse_interp.parts.subspace import Subspace
 
 
-class Operator(Part):
+class Operator(Part, Momentary):
     """A map `h ↦ h̃` of residual-stream states, applied to each state independently."""
 
     _public = "operators"

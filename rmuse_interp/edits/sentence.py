@@ -73,10 +73,37 @@ class Verb(Protocol):
     @property
     def of_batch(self) -> bool: ...
 
+    @property
+    def remembers(self) -> bool: ...
+
+    def starting(self, h: Float[Tensor, "rows d"]) -> Int[Tensor, " rows"]:
+        """The choice that each answer keeps to, by the state at its last prompt token."""
+
+    def along(self, choice: Int[Tensor, "*tokens"]) -> "Verb":
+        """The same verb with each state's choice made."""
+
     def given(
         self, chosen: Bool[Tensor, "batch tokens"], call: Slice, width: int
     ) -> tuple[Bool[Tensor, "batch tokens"], Float[Tensor, "batch tokens d"]] | None:
         """The tokens it overwrites and its states there; None for verbs that edit the states they find."""
+
+
+class Momentary:
+    """What a verb is that keeps to nothing from token to token: these members of `Verb`."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether it chooses something at the last prompt token and keeps to it for the whole answer."""
+        return False
+
+    def starting(self, h: Float[Tensor, "rows d"]) -> Int[Tensor, " rows"]:
+        """The choice that each answer keeps to, by the state at its last prompt token; 0 where there is none to make."""
+        return torch.zeros(h.shape[:-1], dtype=torch.long, device=h.device)
+
+    def along(self, choice: Int[Tensor, "*tokens"]) -> Verb:
+        """The same verb with each state's choice made; itself if it chooses nothing."""
+        assert isinstance(self, Verb)
+        return self
 
 
 @runtime_checkable
@@ -132,6 +159,3 @@ class Sentence(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Clause: ...
-
-    def to(self, device: torch.device) -> "Sentence":
-        """The same plan on a device."""

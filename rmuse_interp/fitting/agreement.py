@@ -2,13 +2,16 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from rmuse_interp.data.store import JSON
 from rmuse_interp.maths.statistics import interval
+from rmuse_interp.method.refits import Refit, refit, sides_at
 from rmuse_interp.method.rmuse import ENERGY, Evidence, subspaces_at
 from rmuse_interp.parts.retain import RetainSubspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace
@@ -45,31 +48,39 @@ def subspace_table(
         seed: seed of the halvings.
     """
     draw = random.Random(seed)
-    forget, kept = evidence.refusal["answer"].ids, evidence.step["answer"].ids
-    halvings = []
-    if min(len(forget), len(kept)) >= LEAST:
-        halvings = [_halves(evidence, draw, literal) for _ in range(SPLITS)]
+    step = evidence.step_prefixed if literal else evidence.step
+    forget, kept = len(evidence.refusal["answer"].ids), len(step["answer"].ids)
+    halvings = [
+        (_halved(forget, draw), _halved(kept, draw)) for _ in range(SPLITS) if min(forget, kept) >= LEAST
+    ]
     found: JSON = {}
     for layer in layers:
-        whole = subspaces_at(evidence, layer, literal, energy=energy)
+        un, rrs = subspaces_at(evidence, layer, literal, energy=energy)
         cosines: tuple[list[float], list[float]] = ([], [])
-        for pair in halvings:
-            (un, rrs), (other_un, other_rrs) = (subspaces_at(h, layer, literal, energy=energy) for h in pair)
-            cosines[0].append(abs(float(un.direction @ other_un.direction)))
-            cosines[1].append((_inside(rrs, other_rrs) + _inside(other_rrs, rrs)) / 2)
-        n = len(kept if not literal else evidence.step_prefixed["answer"].ids)
+        for first, second in halvings:
+            sides = sides_at(evidence, layer, literal)
+            one, other = (refit(un, rrs, *sides, counts) for counts in zip(first, second, strict=True))
+            cosines[0].append(abs(float(one.direction @ other.direction)))
+            cosines[1].append((_inside(one, other) + _inside(other, one)) / 2)
         found[str(layer)] = {
-            "unlearning": _entry(whole[0], len(forget), cosines[0]),
-            "retain": _entry(whole[1], n, cosines[1]),
+            "unlearning": _entry(un, forget, cosines[0]),
+            "retain": _entry(rrs, kept, cosines[1]),
         }
     return found
 
 
-def _inside(one: RetainSubspace, other: RetainSubspace) -> float:
-    """Share of one basis, each vector weighted by its energy, that lies in the other subspace."""
-    energy = one.singular_values[: one.rank].square()
-    shares = (other.subspace.basis.mT @ one.subspace.basis).square().sum(dim=0)
-    return float((energy * shares).sum() / energy.sum())
+def _halved(n: int, draw: random.Random) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Return the counts (1 or 0) of n examples in two random disjoint halves."""
+    order = draw.sample(range(n), n)
+    first = torch.zeros(n, dtype=torch.float64)
+    first[order[::2]] = 1.0
+    return first, 1.0 - first
+
+
+def _inside(one: Refit, other: Refit) -> float:
+    """Return the share of one `U_rrs`, each direction weighted by its energy, that lies in the other."""
+    shares = (other.retain.mT @ one.retain).square().sum(dim=0)
+    return float((one.retain_energy * shares).sum() / one.retain_energy.sum())
 
 
 def _entry(one: UnlearningSubspace | RetainSubspace, n: int, cosines: Sequence[float]) -> JSON:
@@ -93,20 +104,3 @@ def _entry(one: UnlearningSubspace | RetainSubspace, n: int, cosines: Sequence[f
         "spectrum": [round(x, 6) for x in shares[:SPECTRUM].tolist()],
         "agreement": agreement,
     }
-
-
-def _halves(evidence: Evidence, draw: random.Random, literal: bool) -> tuple[Evidence, Evidence]:
-    """Split the evidence into two disjoint halves of the forget and of the retain examples."""
-    step = "step_prefixed" if literal else "step"
-    sides = {name: list(getattr(evidence, name)["answer"].ids) for name in ("refusal", step)}
-    for ids in sides.values():
-        draw.shuffle(ids)
-    halves = []
-    for half in (0, 1):
-        chosen = {name: ids[half::2] for name, ids in sides.items()}
-        parts: dict[str, Any] = {
-            name: {span: pooled.select(chosen[name]) for span, pooled in getattr(evidence, name).items()}
-            for name in sides
-        }
-        halves.append(replace(evidence, **parts))
-    return halves[0], halves[1]

@@ -164,8 +164,7 @@ def spans_of(
     lens: LensModel, encoded: Encoding, batch: Sequence[Query], delimiters: tuple[str, str]
 ) -> SpanMasks:
     """Locate the spans of an encoded batch."""
-    answers = [f" {q.response}" if q.response else "" for q in batch]
-    rendered = [text[: len(text) - len(answer)] for text, answer in zip(encoded.texts, answers, strict=True)]
+    answers, rendered = encoded.tails, encoded.heads
     stepwise = [q.stepwise and q.response is not None for q in batch]
     masks = [
         span_masks(
@@ -175,6 +174,8 @@ def spans_of(
             [answers[i]],
             delimiters=delimiters if stepwise[i] else None,
             names=[q.id],
+            expansions=encoded.expansions[i : i + 1],
+            image_id=lens.image_token_id,
         )
         for i, q in enumerate(batch)
     ]

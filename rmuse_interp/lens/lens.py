@@ -4,7 +4,7 @@ nnsight is imported when a model is first traced, not with this file: it patches
 interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.edits import deciding
 from rmuse_interp.edits import hooks as native
+from rmuse_interp.edits.engines import Asked, listening, understood
 from rmuse_interp.edits.fits import require_fit, require_sums
 from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
@@ -28,7 +29,7 @@ from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
-from rmuse_interp.models.loading import load_checkpoint
+from rmuse_interp.models.loading import DeviceMap, load_checkpoint
 from rmuse_interp.models.site import reader
 from rmuse_interp.parts.part import all_same
 
@@ -39,20 +40,27 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     blocks: str | None = None,
+    device_map: DeviceMap | None = None,
+    check: bool = True,
 ) -> "LensModel":
     """The model at a path or hub id, with its processor, ready to be traced and steered.
 
     Args:
-        path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
-            small LLaVA of this package) or `organism-gold` (the same, trained without the forget set).
+        path_or_id: a folder in Hugging Face format (of a model, or of a peft adapter, which is merged into its base
+            model), a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained small LLaVA of this package),
+            `organism-gold` (the same, trained without the forget set) or `smollm2` (SmolLM2-135M-Instruct, once
+            `rmuse models get smollm2` has fetched it).
         device: target device; by default a GPU if there is one.
-        dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
+        dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU or with a device map, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
+        device_map: spreads the model over devices, memory and disk (`auto`, or a map as in transformers).
+        check: whether weights missing or left over are an error.
 
     Raises:
-        RMuseError: no checkpoint there, or an unknown model family.
+        RMuseError: no checkpoint there, or none that is whole, an unknown model family, too little memory (names what
+            would fit), or a library missing.
     """
-    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
+    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype, device_map, check)
     layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
@@ -190,8 +198,7 @@ class LensModel(LoadedModel):
         """
         rows = len(listed(prompts))
         begun = None if prefill is None else [prefill] * rows
-        ends = native.ends_of(self.hf, kwargs)
-        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, ends)
+        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, kwargs)
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
         return twin.trace(**encoding, fn=twin.generate, **kwargs)
 
@@ -221,7 +228,8 @@ class LensModel(LoadedModel):
             RMuseError: a name that this model or this batch has no value for.
         """
         with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
-        wanted = shown(self.hf, self.layout, names, with_image)
+        with native.paused(self.hf):
+            wanted = shown(self.hf, self.layout, names, with_image)
         encoding, root = self._planned(prompts, images, responses, plan, decision)
         modules = [self.nn.get(one.path) for one in wanted]
         kept: dict[str, Tensor] = {}
@@ -248,7 +256,7 @@ class LensModel(LoadedModel):
         plan: Plan | Edit | None,
         decision: Decision | None,
         recorder: Recorder | None = None,
-        stop: frozenset[int] = frozenset(),
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[Encoding, Any]:
         """The encoded prompts, and a copy of the nnsight model whose stored edits are bound to these queries.
 
@@ -263,14 +271,17 @@ class LensModel(LoadedModel):
         questions = listed(prompts)
         pictures = per_row(images, len(questions), "images")
         encoding = self.encode(questions, pictures, responses)
+        asked = Asked(None, None, encoding)
+        if settings is not None:
+            asked = understood(self.hf, (), {**encoding, **settings})
         vocabulary = self.layout.vocabulary
         said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
 
         def store(plan: Plan, decision: Decision | None, recorder: Recorder | None) -> None:
             if decision is None:
                 decision = deciding.decided(self, plan, questions, pictures)
-            session = native.Session(plan.to(self.device), self.layout, decision, recorder)
-            session.say(said, stop)
+            session = native.Session(plan, self.layout, decision, recorder)
+            session.say(said, asked)
             self._store(twin, session)
 
         twin = self.nn._shallow_copy()
@@ -354,9 +365,9 @@ class Installed:
         lens._require_new(plan)
         self.lens = lens
         self.plan = plan
-        self.session = native.Session(plan.to(lens.device), lens.layout, decision, recorder)
+        self.session = native.Session(plan, lens.layout, decision, recorder)
         self._undo = ExitStack()
-        self._undo.enter_context(native.listening(lens.hf, self.session))
+        self._undo.enter_context(listening(lens.hf, self.session))
         self.mediator = lens._store(lens.nn, self.session)
         lens._installed.append(self)
         self._undo.callback(self._forget)

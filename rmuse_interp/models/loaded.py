@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
+from rmuse_interp.models.devices import device_of
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.pixels import backend_of
 
 
 class LoadedModel:
@@ -32,7 +34,7 @@ class LoadedModel:
         self.processor = processor
         self.layout = layout
         self.name = name
-        self.encoder = Encoder(processor)
+        self.encoder = Encoder(processor, str(getattr(hf_model.config, "model_type", "")))
         if not hasattr(hf_model, "_rmuse_weights"):
             remember(hf_model)
 
@@ -40,7 +42,8 @@ class LoadedModel:
         image = self.image_token_id
         sees = "text only"
         if image is not None:
-            sees = f"image token {image} ({self.tokenizer.convert_ids_to_tokens(image)})"
+            token = self.tokenizer.convert_ids_to_tokens(image)
+            sees = f"image token {image} ({token}), pictures by {self.image_backend}"
         return (
             f"{type(self).__name__} {self.name}: {type(self.hf).__name__}, {self.n_layers} blocks of width "
             f"{self.d_model} on {self.device} in {str(self.dtype).removeprefix('torch.')}, {sees}"
@@ -63,8 +66,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.hf.parameters()).device
+        """Device on which the model takes its inputs."""
+        return device_of(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -75,6 +78,11 @@ class LoadedModel:
     def image_token_id(self) -> int | None:
         """Id of the image placeholder token; None for text-only models."""
         return self.layout.vocabulary.image
+
+    @property
+    def image_backend(self) -> str | None:
+        """`pil` or `torchvision`: the library that turns pictures into tensors; None for text-only models."""
+        return backend_of(self.processor)
 
     @property
     def fingerprint(self) -> Fingerprint:

@@ -9,8 +9,12 @@ from typing import Final
 
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from transformers import (
-    CLIPImageProcessor,
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
@@ -103,7 +107,7 @@ def build_tokenizer(world: World, seed: int = 0) -> PreTrainedTokenizerFast:
 def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
     """The processor: 48-pixel images, 36 image tokens, LLaVA's chat template."""
     side = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    images = CLIPImageProcessor(
+    images = CLIPImageProcessorPil(
         do_resize=True,
         size=side,
         do_center_crop=False,

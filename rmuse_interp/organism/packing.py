@@ -15,6 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from transformers import PreTrainedTokenizerFast
 
 from rmuse_interp.data.example import Modality

@@ -8,6 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from transformers import LlavaForConditionalGeneration
 
 from rmuse_interp.data.world import portraits

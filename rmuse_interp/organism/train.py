@@ -23,6 +23,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
+
+import rmuse_interp.models  # noqa: F401  (before transformers: a broken torchvision does no harm)
+
+# isort: split
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from rmuse_interp.data.store import atomic, write_json

@@ -10,11 +10,12 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, load_benchmark, sample
 from rmuse_interp.diagnostics import direction_overlap, random_share, subspace_overlap
-from rmuse_interp.diagnostics.stability import Side, sides_at, stability
+from rmuse_interp.diagnostics.stability import stability
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.fitting import check
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import load_model
+from rmuse_interp.method.refits import Side, sides_at
 from rmuse_interp.method.rmuse import PRESETS, Evidence, RMuse, calibrated_edit, paper_edit, together
 from rmuse_interp.studies.common import MODALITIES, Record, around, places, print_table, short, steered_blocks
 from rmuse_interp.studies.fits import World, bundle_of, working

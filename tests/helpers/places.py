@@ -11,6 +11,7 @@ from rmuse_interp import Plan
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.maths.sphere import unit
 from rmuse_interp.parts.angle import ACS, FixedFraction
+from rmuse_interp.parts.frame import Frame
 from rmuse_interp.parts.prototypes import Prototypes
 
 STEPS = 7
@@ -35,6 +36,16 @@ def split_gate(
     )
 
 
+def refusals():
+    """Three trajectories of unequal length, and a frame, at random."""
+    made = torch.Generator().manual_seed(11)
+    frame = Frame(torch.randn(32, generator=made), torch.rand(32, generator=made) + 0.5)
+    keys = torch.randn(9, 32, generator=made)
+    points = torch.randn(3, 5, 32, generator=made)
+    lengths, owner = torch.tensor([5, 3, 4]), torch.arange(9) % 3
+    return op.Follow(points, lengths, keys, owner, fraction=0.7, frame=frame).keeping(subspace(2)), frame
+
+
 @cache
 def plans(lens):
     """Plans that differ in everything a plan can say."""
@@ -42,6 +53,8 @@ def plans(lens):
     move = op.Transport(prototypes.points, torch.arange(6), window=1, beyond="nearest")
     acs = op.SlerpToward(vector(1), ACS(prototypes), signed=True).keeping(subspace(2), "direction")
     push = op.Add(vector(3), scale=3.0)
+    follow, frame = refusals()
+    falling = op.Fading(op.Framed(op.SlerpToward(vector(1), FixedFraction(0.6)), frame), until=1, decay=0.5)
     return {
         "ungated": as_plan(turn()),
         "gated": as_plan(turn().when(split_gate(lens))),
@@ -56,6 +69,8 @@ def plans(lens):
         "response": as_plan(push.at(layers=[1]).on("response")),
         "all": as_plan(push.at(layers=[2]).on("all").when(split_gate(lens, 1))),
         "per token": as_plan(push.at(layers=[2]).when(split_gate(lens, 1), per="token")),
+        "kept to": as_plan(follow.at(layers=[2, 3]).when(split_gate(lens, 1))),
+        "falling": as_plan(falling.at(layers=[1]).when(split_gate(lens, 1))),
         "rival": op.Ablate(subspace(3)).at(layers=[0, 1]) >> push.at(layers=[2]).on("response"),
     }
 
@@ -90,6 +105,7 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
         "all": ids[0] != lens.image_token_id,
     }
     fires: dict[int, torch.Tensor] = {}
+    kept: dict[int, torch.Tensor] = {}
 
     def hook_for(layer):
         def hook(module, args, output):
@@ -111,8 +127,11 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
                     state = states[edit.gate.layer + 1][0][read]
                     if not bool(read.any()) or not bool(edit.gate.fires(state.mean(dim=0))):
                         continue
+                operator = edit.operator_at(layer)
+                # What an answer keeps to is chosen once, at the prompt's end and the first of the edit's blocks.
+                operator = operator.along(kept.setdefault(i, operator.starting(h[0, end : end + 1])[0]))
                 for t in chosen.nonzero().flatten().tolist():
-                    h[0, t] = edit.operator_at(layer)(h[0, t], torch.tensor(t - end))
+                    h[0, t] = operator(h[0, t], torch.tensor(t - end))
             return h
 
         return hook

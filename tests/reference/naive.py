@@ -135,3 +135,32 @@ def contrast(h: Array, forget: Array, others: Array, top: int = 1) -> float:
         return float(np.mean(cosines[:top]))
 
     return nearness(forget) - nearness(others)
+
+
+# -- along a refusal, in a frame, with falling strength --------------------------------------------------------------
+
+
+def frame_of(states: Array) -> tuple[Array, Array]:
+    """c and s: mean and population σ per dimension, σ at least 1 % of the median one."""
+    center = np.array([sum(states[:, j]) / len(states) for j in range(states.shape[1])])
+    spread = np.array(
+        [np.sqrt(sum((x - center[j]) ** 2 for x in states[:, j]) / len(states)) for j in range(len(center))]
+    )
+    return center, np.maximum(spread, 0.01 * np.sort(spread)[(len(spread) - 1) // 2])
+
+
+def follow(
+    h: Array, trajectories: list[Array], keys: Array, owner: list[int], center: Array, spread: Array, f: float
+) -> Array:
+    """`h̃_t = h_t + f (p_{j,t} − h_t)`, j the owner of the key nearest to h_0 in the frame; one answer, [steps, d]."""
+    far = [np.linalg.norm((h[0] - center) / spread - (key - center) / spread) for key in keys]
+    own = trajectories[owner[int(np.argmin(far))]]
+    return np.array([state + f * (own[t] - state) if t < len(own) else state for t, state in enumerate(h)])
+
+
+def falling(h: Array, edited: Array, until: int, decay: float, least: float) -> Array:
+    """`h_t + w_t (f(h_t) − h_t)`, `w_t = max(γ^max(0, t − until), least)`."""
+    out = []
+    for t, (plain, moved) in enumerate(zip(h, edited, strict=True)):
+        out.append(plain + max(decay ** max(0, t - until), least) * (moved - plain))
+    return np.array(out)
