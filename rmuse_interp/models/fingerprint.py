@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.models.checkpoint import adapter_base, weight_files
 from rmuse_interp.models.layout import Layout
 
 
@@ -203,8 +204,7 @@ def _digest(tensor: Tensor) -> bytes:
 def _of_files(hf_model: nn.Module) -> str:
     """Digest of the files that a model was loaded from; "" if there are none."""
     config = getattr(hf_model, "config", None)
-    path = str(getattr(config, "_name_or_path", "") or "")
-    files = _files(Path(path)) if path and Path(path).is_dir() else _cached(path, config)
+    files = _files(str(getattr(config, "_name_or_path", "") or ""), getattr(config, "_commit_hash", None))
     if not files:
         return ""
     with ThreadPoolExecutor(4) as pool:
@@ -212,25 +212,29 @@ def _of_files(hf_model: nn.Module) -> str:
     return xxhash.xxh3_128_hexdigest(" ".join(parts).encode())[:16]
 
 
-def _files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint, safetensors where there are both kinds, and the configuration of an adapter."""
-    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    return found + sorted(folder.glob("adapter_config.json")) if found else []
-
-
-def _cached(repository: str, config: object) -> list[Path]:
-    """The weight files of a hub checkpoint in the local cache."""
-    if not repository:
+def _files(source: str, revision: str | None = None) -> list[Path]:
+    """The weight files of a checkpoint in a folder or in the hub's local cache; those of an adapter and of its base."""
+    folder = Path(source) if source and Path(source).is_dir() else _cached(source, revision)
+    if folder is None:
         return []
+    own = weight_files(folder) or sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    adapter = [file for kind in ("model.*", "config.json") for file in sorted(folder.glob(f"adapter_{kind}"))]
+    base = adapter_base(folder)
+    return list(dict.fromkeys([*own, *adapter, *([] if base is None else _files(base))]))
+
+
+def _cached(repository: str, revision: str | None) -> Path | None:
+    """The folder of a hub checkpoint in the local cache."""
+    if not repository:
+        return None
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
-    revision = getattr(config, "_commit_hash", None)
     try:
         found = try_to_load_from_cache(repository, "config.json", revision=revision)
     except HFValidationError:  # no hub id, but the name of something else
-        return []
-    return _files(Path(found).parent) if isinstance(found, str) else []
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _of_file(file: Path) -> str:
