@@ -8,17 +8,14 @@ from contextlib import suppress
 
 import pytest
 import torch
-from helpers.plans import linear_gate, subspace, vector
+from helpers.plans import linear_gate, rmuse, vector
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, RMuse, RMuseError
 from rmuse_interp.data.sealed import FILES, SEAL
 from rmuse_interp.data.store import digest, digest_of_file
-from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.gates import Gate, LinearDiscriminant, Read
 from rmuse_interp.parts.part import to_record
-from rmuse_interp.parts.retain import RetainSubspace, Subspaces
-from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 FILES_OF_A_BUNDLE = ("plan.json", "plan.safetensors", "rmuse.json", "subspaces.safetensors")
 STRANGE = (
@@ -38,22 +35,6 @@ STRANGE = (
     {},
 )
 STRANGE += ([[1]], {"class": 1}, ["../../etc/passwd"], {"/etc/passwd": "0"})
-
-
-def rmuse(seed=1) -> RMuse:
-    turn = op.SlerpToward(vector(seed, 8), FixedFraction(0.6)).keeping(subspace(2, 2, 8), "rotation")
-    gate = Gate(LinearDiscriminant(vector(seed + 1, 8), 0.5), Read(1, "last", "Do not say."), 0.25, 2.0)
-    push = op.Add(vector(seed + 2, 8)).at(2).on(positions=[0, 2]).given("text").named("push")
-    fitted = {"standardise": "scale", "energy": 0.8, "cap": 64, "map_back": True}
-    spread = vector(seed, 2).abs()
-    unlearning = UnlearningSubspace(
-        subspace(3, 2, 8), vector(4, 8), vector(5, 8), spread, oriented=True, **fitted
-    )
-    return RMuse(
-        turn.at([1, 2]).when(gate).named("turn") >> push,
-        Subspaces({"image-1": unlearning}, {"image-1": RetainSubspace(subspace(6, 2, 8), spread, **fitted)}),
-        {"preset": "calibrated", "people": ["é", "b"], "benchmark": {"forget": 5}, "rate": 0.5, "seed": seed},
-    )
 
 
 def held(found: RMuse) -> str:
