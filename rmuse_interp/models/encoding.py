@@ -65,8 +65,7 @@ class Conversation:
     def turns(self) -> list[tuple[str, str]]:
         """Role and text of every turn, the question last."""
         earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
-        first = [] if self.system is None else [("system", self.system)]
-        return [*first, *earlier, ("user", self.question)]
+        return [*([("system", self.system)] if self.system else []), *earlier, ("user", self.question)]
 
 
 Prompt = str | Conversation
