@@ -56,10 +56,6 @@ LIMITS: Final[dict[str, tuple[Limit, ...]]] = {
 """`model_type` of the configuration → what the family cannot do."""
 
 
-ABSOLUTE: Final = frozenset({"gpt2", "gpt_neo", "gpt_bigcode", "openai-gpt", "imagegpt", "ctrl", "xglm"})
-"""Families that add a vector to each absolute position, and count positions from the padding unless they are told."""
-
-
 def require(family: str, need: Need, row: str = "") -> None:
     """Raise unless the family can do what a call needs of it.
 
