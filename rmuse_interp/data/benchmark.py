@@ -69,7 +69,7 @@ class Settings:
         if path.is_file():
             try:
                 raw = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RMuseError(f"{path}: required a JSON object, got text that is none ({error})") from None
             if not isinstance(raw, dict):
                 raise RMuseError(f"{path}: required a JSON object, got {type(raw).__name__}")
@@ -85,15 +85,21 @@ def _shaped(path: Path, key: str, value: Any) -> Any:
         return RMuseError(f"{path}, key {key!r}: required {required}, got {value!r:.60}")
 
     if key in ("aliases", "entails"):
-        if not isinstance(value, dict):
+        known = str | int | float
+        lists = (
+            [[v] if isinstance(v, known) else v for v in value.values()]
+            if isinstance(value, dict)
+            else [None]
+        )
+        if not all(isinstance(one, list) and all(isinstance(v, known) for v in one) for one in lists):
             raise wrong("a mapping of value to list of values")
-        return {str(k): tuple(map(str, [v] if isinstance(v, str | int) else v)) for k, v in value.items()}
+        return {str(k): tuple(map(str, one)) for k, one in zip(value, lists, strict=True)}
     if key in ("id", "stepwise_instruction", "direct_instruction"):
         if not isinstance(value, str):
             raise wrong("a string")
         return value
     if key == "render_seed":
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise wrong("an integer")
         return value
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
@@ -127,8 +133,6 @@ class Benchmark:
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
         files = {split: self._reader.files(split) for split in (self._forget, self._retain)}
         self.format = self._reader.one_format([path for paths in files.values() for path in paths])
-        if self.format.has_test:
-            self._reader.files("Test_Set")
         self._ids = {split: self._reader.ids(split) for split in files}
         self.forget_people = frozenset(self._ids[self._forget])
         retained = frozenset(self._ids[self._retain])
@@ -251,7 +255,7 @@ class Benchmark:
 
         def fitting(split: str, wanted: Callable[[str], bool]) -> Iterator[Example]:
             folders = [folder for folder, people in self._ids.items() if any(map(wanted, people))]
-            return (e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip())))
+            return (e for name in folders for e in read.people(name, split, wanted))
 
         def optional(
             folder: str, split: str, wanted: Callable[[str], bool] | None = None
