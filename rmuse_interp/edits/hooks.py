@@ -30,6 +30,7 @@ from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout, unwrapped
+from rmuse_interp.models.positions import positions
 from rmuse_interp.models.site import Site, around, tap
 from rmuse_interp.parts.part import all_same
 
@@ -272,6 +273,7 @@ class Attached(Session):
             return None
         mine = {name: value for name, value in inputs.items() if name in self._arguments}
         mine.pop("cache_position", None)  # belongs to a cache; this pass uses none
+        mine = {**positions(self._model, tensor_of(mine, "attention_mask")), **mine}
         return _score(self._model, self.interpreter, mine, queries, self._layout)
 
     def _before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:

@@ -1,16 +1,16 @@
 """`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions, independent of plans."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from rmuse_interp.models.devices import device_of
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
-from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.pixels import backend_of
+from rmuse_interp.models.positions import positions
 
 
 class LoadedModel:
@@ -36,6 +36,8 @@ class LoadedModel:
         self.layout = layout
         self.name = name
         self.encoder = Encoder(processor, str(getattr(hf_model.config, "model_type", "")))
+        if not hasattr(hf_model, "_rmuse_weights"):
+            remember(hf_model)
 
     def __repr__(self) -> str:
         image = self.image_token_id
@@ -83,9 +85,9 @@ class LoadedModel:
         """`pil` or `torchvision`: the library that turns pictures into tensors; None for text-only models."""
         return backend_of(self.processor)
 
-    @cached_property
+    @property
     def fingerprint(self) -> Fingerprint:
-        """Architecture, widths and hash of the source checkpoint."""
+        """Architecture, widths and hash of the source checkpoint, or another hash if weights were changed since."""
         return fingerprint(self.hf, self.layout)
 
     def encode(
@@ -94,5 +96,7 @@ class LoadedModel:
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
-        """Left-padded inputs on the model's device; see `Encoder.encode`."""
-        return self.encoder.encode(prompts, images, responses).to(self.device)
+        """Left-padded inputs on the model's device; see `Encoder.encode`, and `positions` for GPT-2 and its like."""
+        encoding = self.encoder.encode(prompts, images, responses)
+        encoding.update(positions(self.hf, encoding["attention_mask"]))
+        return encoding.to(self.device)

@@ -31,6 +31,7 @@ from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
 from rmuse_interp.models.batches import alike, by_length, reading
 from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.part import to_record
 from rmuse_interp.parts.retain import Subspaces
 from rmuse_interp.runs.traces import Key, packed, unpacked
 
@@ -180,7 +181,8 @@ def run(
     total = sum(len(examples) for examples in questions.values())
     for method in methods:
         traced = traces and method.plan is not None
-        kept = kept_of(folder, method, max_new_tokens, traced)
+        own = to_record(method.subspaces) if traced and method.subspaces is not None else None
+        kept = kept_of(folder, method, max_new_tokens, traced, own)
         advance = counted(progress, method.name, total)
         seconds[method.name] = 0.0
         for examples in questions.values():
