@@ -11,7 +11,6 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
 from rmuse_interp.data.words import numbers
 from rmuse_interp.evaluate import metrics as m
-from rmuse_interp.evaluate.choice import choice, chosen
 from rmuse_interp.evaluate.judges import ChainCase, LeakCase, RulesJudge
 from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise
 
@@ -131,36 +130,6 @@ def test_classification_takes_the_first_letter():
     found = m.classification(rows)
     assert list(found.per_example.values()) == list(replies.values())
     assert found.value == 50.0
-
-
-@pytest.mark.parametrize(
-    ("reply", "letter"),
-    [
-        ("B", "B"),
-        (" (b) Rome", "B"),
-        ("b", "B"),
-        ("B. Rome", "B"),
-        ("B Rome", "B"),
-        ("**B**", "B"),
-        ("Answer: B", "B"),
-        ("The answer is B.", "B"),
-        ("The correct option is (B).", "B"),
-        ("correct answer: **B**) Rome", "B"),
-        ("I choose option B because A is wrong", "B"),
-        ("A person like this lives in B.", "B"),
-        ("The answer is a city.", ""),
-        ("A or B.", ""),
-        ("Answer: A. No, the answer is B.", ""),
-        ("My choice: I think B.", "B"),
-        ("Rome", ""),
-        ("7", ""),
-        ("", ""),
-    ],
-)
-def test_choice_takes_the_letter_that_the_reply_chooses(reply, letter):
-    assert chosen(reply) == letter
-    found = choice([said(reply, kind="classification", answer="B")])
-    assert (found.value, found.parse_failures) == (100.0 * (letter == "B"), int(not letter))
 
 
 def test_cloze_is_containment_without_case():
