@@ -265,3 +265,15 @@ def test_what_depends_on_an_input_is_made_anew_when_it_changes(name, base, kept,
         mechanism(case, folder)
         found.append("x" if WORK else "-")
     assert dict(zip(COLUMNS, found, strict=True)) == dict(zip(COLUMNS, ROWS[name], strict=True))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" * len(data)])
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name != "bundle"])
+def test_a_damaged_result_is_made_anew(column, damage, base, kept, tmp_path):
+    folder = shutil.copytree(kept / column, tmp_path / column)
+    for file in (one for one in folder.rglob("*") if one.is_file()):
+        file.write_bytes(damage(file.read_bytes()))
+    for fresh in (True, False):
+        WORK.clear()
+        MECHANISMS[column](base, folder)
+        assert bool(WORK) == fresh
