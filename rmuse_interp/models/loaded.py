@@ -7,6 +7,7 @@ import torch
 
 from rmuse_interp.models.devices import device_of
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
+from rmuse_interp.models.families import lacks
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.pixels import backend_of
@@ -74,6 +75,11 @@ class LoadedModel:
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
         return next(self.hf.parameters()).dtype
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows with and without a picture may share a batch."""
+        return not lacks(self.layout.family, "mixed batches")
 
     @property
     def image_token_id(self) -> int | None:

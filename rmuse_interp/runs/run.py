@@ -134,7 +134,7 @@ def probe(model: LensModel, example: Example) -> None:
     def sound(_layer: int, states: Tensor) -> bool:
         return bool(torch.isfinite(states).all())
 
-    with reading(model.layout, range(model.n_layers), sound) as found, torch.inference_mode():
+    with reading(model.layout, model.layout.always, sound) as found, torch.inference_mode():
         logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
     broken = [layer for layer, is_sound in found.items() if not is_sound]
     if broken or not bool(torch.isfinite(logits).all()):
