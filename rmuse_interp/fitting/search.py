@@ -90,7 +90,7 @@ def try_layers(
 
     Candidates are at most `CANDIDATES` evenly spaced blocks of the upper two thirds, including the last block.
     """
-    singles = _singles(model.n_layers)
+    singles = [one for one in _singles(model.n_layers) if one[0] in model.layout.always]
     tried = _Tried(model, benchmark, evidence[modality], modality, seed, progress, len(singles))
     return _ranked((tried(layers) for layers in singles), gate_layer)
 
@@ -120,7 +120,10 @@ def search(
         seed: seed of the sampling.
         progress: a running progress bar to add a line to.
     """
-    singles = _singles(model.n_layers) if layers is None else [tuple(layers)]
+    always = model.layout.always
+    singles = [one for one in _singles(model.n_layers) if one[0] in always]
+    if layers is not None:
+        singles = [tuple(layers)]
     more = len(TARGETS) + len(ENERGIES) - 2 + (2 * PAIRED if layers is None else 0)
     tried = _Tried(model, benchmark, evidence[modality], modality, seed, progress, len(singles) + more)
     blocks = _ranked((tried(one) for one in singles), gate_layer)
@@ -129,7 +132,7 @@ def search(
             pair
             for t in blocks[:PAIRED]
             for pair in ((t.layers[0] - 1, t.layers[0]), (t.layers[0], t.layers[0] + 1))
-            if pair[0] >= 0 and pair[1] < model.n_layers
+            if {*pair} <= {*always}
         ]
         blocks = _ranked((*blocks, *(tried(pair) for pair in dict.fromkeys(near))), gate_layer)
     best = blocks[0]

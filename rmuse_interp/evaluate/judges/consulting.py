@@ -32,10 +32,17 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class Answerer(Protocol):
-    """A model that answers, on a server or on this machine. ``name`` is used in records and in the cache."""
+    """A model that answers, on a server or on this machine.
+
+    Attributes:
+        name: its name in records.
+        at_once: number of questions sent in parallel.
+        of: what its replies depend on besides the question, for `store.digest`.
+    """
 
     name: str
     at_once: int
+    of: object
 
     def __call__(self, question: str) -> Reply:
         """Answer one question.
@@ -145,8 +152,8 @@ class Consultation:
     rehearsing: bool = False
 
     def __post_init__(self) -> None:
-        name = self.asked.name
-        self.replies = Store(None if self.folder is None else self.folder / f"{digest(name)}.jsonl", name)
+        of = digest(self.asked.of)
+        self.replies = Store(None if self.folder is None else self.folder / f"{of}.jsonl", of)
         self.unreadable: list[str] = []
         self._given_up: set[str] = set()
         self._wanted: dict[str, None] = {}
@@ -194,9 +201,10 @@ class Consultation:
     def _one(self, question: str, read: Callable[[str], T]) -> T | None:
         if question in self._given_up:
             return None
-        said = ""
+        said, kept = "", self.replies.get(question)
         for words in _tries(question):
-            text = self.replies.get(question)
+            text, kept = kept, None  # a kept reply that cannot be read (any more) is asked for again
+            new = text is None
             try:
                 if text is None:
                     with self._lock:
@@ -211,7 +219,8 @@ class Consultation:
                 if isinstance(fault, Refused):
                     break
                 continue
-            self.replies.put(question, text)  # only readable ones: a repaired server is asked again
+            if new:
+                self.replies.put(question, text)  # only readable ones: a repaired server is asked again
             with self._lock:
                 self._readable += 1
             return value
