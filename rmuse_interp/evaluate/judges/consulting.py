@@ -210,9 +210,10 @@ class Consultation:
     def _one(self, question: str, read: Callable[[str], T]) -> T | None:
         if question in self._given_up:
             return None
-        said = ""
+        said, kept = "", self.replies.get(question)
         for words in _tries(question):
-            text = self.replies.get(question)
+            text, kept = kept, None  # a kept reply that cannot be read (any more) is asked for again
+            new = text is None
             try:
                 if text is None:
                     with self._lock:
@@ -227,7 +228,8 @@ class Consultation:
                 if isinstance(fault, Refused):
                     break
                 continue
-            self.replies.put(question, text)  # only readable ones: a repaired server is asked again
+            if new:
+                self.replies.put(question, text)  # only readable ones: a repaired server is asked again
             with self._lock:
                 self._readable += 1
             return value
