@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from helpers.places import plans, turn
+from helpers.places import PLANS, PUSH, TEXTS, plans, steered, turn
 from helpers.plans import lens_of, linear_gate, questions, vector
 from helpers.tiny import picture, tiny_llama, tiny_llava
 
@@ -14,17 +14,7 @@ from rmuse_interp import Plan, RMuseError, load_model
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.models.layout import find_layout
 
-PUSH = as_plan(op.Add(vector(3), scale=3.0).at(layers=[1]))
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@torch.no_grad()
-def steered(call, *args, plan=None, to=None, **kwargs):
-    """Logits of one call, with the plan attached for its time."""
-    if plan is None:
-        return call(*args, **kwargs).logits
-    with plan.attach(to or call):
-        return call(*args, **kwargs).logits
 
 
 # -- other wrappings of a model -----------------------------------------------------------------------------------
@@ -163,3 +153,47 @@ def test_two_prompts_of_one_decision_are_not_told_alike():
     decision = plan.decide(lens, ["Who is Oren Tal?"])
     with plan.attach(lens.hf, decision=decision), pytest.raises(RMuseError, match="one about 1"):
         lens.hf.generate(**lens.encode(["Where?", "How many?"]), max_new_tokens=1)
+
+
+# -- threads ------------------------------------------------------------------------------------------------------
+
+
+def test_two_threads_wait_for_their_turn_or_are_refused():
+    """Two plans on one model at once would steer each other's questions; a second call in mid-pass is an error."""
+    lens = load_model(tiny_llama())
+    plans_of = [None, PUSH, PLANS["gated"], PLANS["two passes"]]
+    alone = [lens.respond(TEXTS, None, plan, max_new_tokens=4) for plan in plans_of]
+    found: dict[int, list] = {}
+
+    def ask(i):
+        found[i] = [lens.respond(TEXTS, None, plans_of[i], max_new_tokens=4) for _ in range(5)]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(plans_of))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [one] * 5 for i, one in enumerate(alone)}
+
+    errors: list[BaseException] = []
+
+    def intrude(_module, _args):
+        def call():
+            try:
+                lens.hf(torch.tensor([[1, 50]]))
+            except RMuseError as error:
+                errors.append(error)
+
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+
+    with PUSH.attach(lens.hf), torch.no_grad():
+        hook = lens.layout.blocks[0].register_forward_pre_hook(intrude)
+        lens.hf(torch.tensor([[1, 50, 60]]))
+        hook.remove()
+        assert len(errors) == 1
+        assert "one thread at a time" in str(errors[0])
+        lens.hf(torch.tensor([[1, 50, 60]]))  # afterwards, the turn is free again
+        intrude(None, None)
+    assert len(errors) == 1

@@ -1,8 +1,10 @@
 """The benchmark of public facts: what it promises of its splits, and what the unsteered model is said to know."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from helpers.commands import done, refused
 from helpers.plans import linear_gate, vector
 from helpers.said import said
 
@@ -148,3 +150,15 @@ def test_smollm2_knows_what_it_is_asked_to_forget(smollm2):
     lexicon = Lexicon(facts.aliases)
     right = [lexicon.states(reply.text, e.answer) for e, reply in zip(asked, replies, strict=True)]
     assert sum(right) >= 3, [reply.text for reply in replies]
+
+
+def test_the_command_says_what_the_model_knows_per_person_and_fact(data, model):
+    """The tiny model knows nothing, and hears so first; every fact is asked for in three wordings."""
+    shown = done("data", "check", data, "--model", model, "--forget", 10).stdout
+    assert shown.startswith("the unsteered model knows 0 % of the")
+    told = json.loads(done("data", "check", data, "--model", model, "--forget", 10, "--json").stdout)[
+        "knowledge"
+    ]
+    assert {fact["person"] for fact in told["facts"]} == {"p0", "p1"}
+    assert all((fact["asked"], fact["right"], fact["known"]) == (3, 0, False) for fact in told["facts"])
+    assert "--model" not in refused("data", "check", "nowhere", "--model", model)

@@ -76,6 +76,37 @@ def before_after(scores: JSON) -> None:
             support.out.print(f"gate of {escape(name)}: AUROC {auroc:.4f}")
 
 
+def knowledge(known: JSON) -> None:
+    """Print what the unsteered model knows, a line per person; below half, the first line says so."""
+    line = warning(known)
+    if line is not None:
+        support.out.print(f"[yellow]{line}[/yellow]", soft_wrap=True)
+    table = Table(title="known before", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("person")
+    table.add_column("knows (right of the wordings asked)")
+    table.add_column("does not")
+    facts = known["facts"]
+    for person in dict.fromkeys(fact["person"] for fact in facts):
+        mine = [fact for fact in facts if fact["person"] == person]
+        cells = [
+            ", ".join(
+                f"{fact['attribute']} ({fact['modality']}) {fact['right']}/{fact['asked']}"
+                for fact in mine
+                if fact["known"] is known_
+            )
+            for known_ in (True, False)
+        ]
+        table.add_row(escape(person), *(escape(cell) or "–" for cell in cells))
+    support.out.print(table)
+    chance = (
+        ""
+        if known["chance"] is None
+        else f"; other people's values by the same rule: {known['chance']:.1f} %"
+    )
+    if known["known"] is not None:
+        support.out.print(f"known: {known['known']:.1f} % of {known['n']} facts{chance}", soft_wrap=True)
+
+
 def _over_known(scores: JSON, known: JSON, right: str) -> None:
     """Print what the unsteered model knows of what it should forget, and the scores over that alone."""
     if known.get("known") is None:

@@ -11,6 +11,7 @@ from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import parse_response
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
+from rmuse_interp.evaluate.choice import choice
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
 from rmuse_interp.evaluate.known import about_known, facts_of, knowledge
@@ -86,6 +87,7 @@ def measure(
         leak.implicit,
         m.reasoning_retention(reasoned, references, judge, seed),
         m.classification(transcripts, seed),
+        choice(transcripts, seed),
         m.rouge(transcripts, seed),
         m.cloze(transcripts, seed),
         m.exact(transcripts, lexicon, seed),
