@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
 
+TOKENS, TOKENS_FREE = 96, 160
+"""Most tokens per response where answers have a template, and where they have none."""
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, for the help, without importing `steering`."""
 
@@ -89,7 +91,15 @@ def evaluate(
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    max_new_tokens: o.MaxNewTokens = 96,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Maximum number of tokens per response; by default 96, or 160 where no answer has reasoning in a form "
+            "that ends it.",
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
@@ -125,6 +135,9 @@ def evaluate(
     budget = j.budget_of(max_cost, price_in, price_out)
     judged_by = None if judge == "rules" else j.named(judge, benchmark, budget, judge_url, device, dtype)
     questions = running.choose(benchmark, limit, seed)
+    max_new_tokens = TOKENS if max_tokens is None else max_tokens
+    if max_tokens is None and not any(e.reasoning for asked in questions.values() for e in asked):
+        max_new_tokens = TOKENS_FREE  # at 40 tokens the simplest edits look perfect, and never stop
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
