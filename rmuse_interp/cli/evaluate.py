@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +95,7 @@ def evaluate(
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
+    readable: o.Readable = True,
     attack: attacks.Names = None,
     in_use: attacks.InUse = False,
     judge: j.Name = "rules",
@@ -154,6 +156,7 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         traces=record,
+        readable=readable,
         judge=judged_by,
     )
     attacked: list[AttackTranscript] = []
@@ -251,6 +254,7 @@ def answered(
     batch_size: int,
     max_new_tokens: int,
     traces: bool,
+    readable: bool = True,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, "Answers"]:
     """The scores and the answers of every method on every question; adds the time of both to `seconds`.
@@ -265,8 +269,10 @@ def answered(
         batch_size: questions per batch.
         max_new_tokens: maximum number of tokens per response.
         traces: whether to record how every token was steered.
+        readable: whether to look at changed answers under the unsteered model (`runs.readable`).
         judge: judge of leaks and chains; None for the rules.
     """
+    from rmuse_interp.runs import readable as reading
     from rmuse_interp.runs import run as running
 
     with support.bars("answered", seconds, "generate") as progress:
@@ -280,6 +286,20 @@ def answered(
             progress=progress,
             traces=traces,
         )
+    record: JSON = {"gauge": None, "reason": "not asked for (--readable)"}
+    if readable:
+        with support.bars("read", seconds, "read") as progress:
+            looked, record = reading.read(
+                answers.transcripts,
+                questions,
+                benchmark,
+                methods[0].model,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
+        answers = replace(answers, transcripts=looked)
     with support.bars("scored", seconds, "score") as progress:
         scores = j.with_judge(
             judge,
@@ -289,6 +309,7 @@ def answered(
             progress,
         )
     scores["seconds"]["score"] = round(seconds["score"], 6)
+    scores["readable"] = record
     return scores, answers
 
 

@@ -19,9 +19,10 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, opened, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.records import opened
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,16 @@ REFUSED = {
         lambda on: on.encode(["Who?", "Where?"], [picture(0), None]),
         "encode rows with and without pictures apart",
     ),
+    "Mllama, two pictures beside one": (
+        "Mllama",
+        lambda on: on.encode(["Who?", "Where?"], [[picture(0), picture(1)], picture(2)]),
+        "encode rows with other numbers of pictures apart",
+    ),
+    "a placeholder in the words": (
+        "Gemma 3",
+        lambda on: on.encode("What is <start_of_image>?"),
+        "row 0: 0 pictures were given for 1 placeholders <start_of_image>",
+    ),
     "an edit at a cross-attention block": (
         "Mllama",
         lambda on: as_plan(op.Add(torch.ones(on.d_model)).at(1)).attach(on.hf),
