@@ -11,8 +11,9 @@ from rmuse_interp.edits.hooks import paused
 from rmuse_interp.evaluate.readable import Control, Gauge, Part, Reading, set_gauge, spoilt, worst_window
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.respond import respond
-from rmuse_interp.models.encoding import Picture, behind, per_row
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import behind
 
 QUESTIONS: Final = 24
 """Number of fitting questions that a gauge is made from: half set its cut, half measure it."""
