@@ -42,6 +42,7 @@ __all__ = [
     "elicited_again",
     "fault",
     "fitting_questions",
+    "follows_template",
     "template_for",
     "traces_of",
 ]
@@ -247,6 +248,14 @@ def traces_of(benchmark: Benchmark) -> JSON:
         return dict(benchmark.record)
     put = {"template": benchmark.template.record()} if isinstance(benchmark, Restated) else {}
     return {"source": "given", **put}
+
+
+def follows_template(benchmark: Benchmark) -> bool:
+    """Whether most responses that are fitted on have the spans of a template, rather than being composed of two."""
+    if not isinstance(benchmark, Own):
+        return True
+    composed, kept = (benchmark.record.get(name, 0) for name in ("composed", "kept"))
+    return not (isinstance(composed, int) and isinstance(kept, int) and 2 * composed > kept)
 
 
 def asked_with(report: JSON) -> Template | None:

@@ -79,6 +79,12 @@ class Evidence:
         others: id that must not be steered → its group.
         people: id of either kind → the person it is about (hashed); the clusters of gates that have them.
         refusals: the distinct refusals that `template` numbers, in words.
+        run: which followed refusal each token of `tokens` belongs to, counted from 0.
+        run_own: whether the model itself said each followed refusal.
+        run_stepwise: whether each was asked for reasoning; a model without a template refuses all questions alike: True.
+        starts: last-token states of the questions q that were put to the model so that it refuses.
+        start_text: which of `refusals` each of them drew; −1 for one that was imposed, or none.
+        start_stepwise: whether each asks for reasoning, as in `run_stepwise`.
     """
 
     own: Mapping[str, Pooled]
@@ -98,6 +104,12 @@ class Evidence:
     others: Mapping[str, str]
     people: Mapping[str, str] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    run: Int[Tensor, " tokens"] | None = None
+    run_own: tuple[bool, ...] = ()
+    run_stepwise: tuple[bool, ...] = ()
+    starts: Pooled | None = None
+    start_text: tuple[int, ...] = ()
+    start_stepwise: tuple[bool, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
