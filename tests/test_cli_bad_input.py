@@ -151,7 +151,7 @@ def test_bad_pictures_and_prompts_are_refused(model, tmp_path):
     text = tmp_path / "x.png"
     text.write_text("no picture")
     asked = ("generate", "--model", model)
-    assert "readable picture" in refused(*asked, "--prompt", "Who?", "--image", text)
+    assert "picture that Pillow can read" in refused(*asked, "--prompt", "Who?", "--image", text)
     assert "no such file" in refused(*asked, "--prompt", "Who?", "--image", tmp_path / "nowhere.png")
     assert "--prompt" in refused(*asked)
     assert "--prompt" in refused(*asked, "--prompt", " ")

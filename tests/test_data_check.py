@@ -83,7 +83,7 @@ def test_the_report_is_plain_json_with_every_problem(bench):
         (f"retain_95/{FIRST}", 1, "Mask_Task[0].Ground_Truth"),
         (f"retain_95/{FIRST}", 2, "image"),
     ]
-    assert "Pillow can read, got 40 bytes" in report["problems"][1]["reason"]
+    assert "Pillow can read was required, got 40 bytes" in report["problems"][1]["reason"]
     assert report["splits"]["retain_95"]["people"] == 2
     told = rmuse("data", "check", bench)
     assert told.exit_code == 1

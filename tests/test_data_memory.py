@@ -19,7 +19,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.data import reader as reading
 from rmuse_interp.data.hub import is_id
-from rmuse_interp.data.pictures import Stored
+from rmuse_interp.data.stored import Stored
 
 ROOT = Path(__file__).resolve().parent.parent
 

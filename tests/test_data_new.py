@@ -47,6 +47,15 @@ def retain(tmp_path) -> Path:
     return fixture.write_benchmark(tmp_path / "retain")
 
 
+def test_a_link_out_of_the_folder_of_photographs_is_not_followed(table, tmp_path):
+    (tmp_path / "private.png").write_bytes(png(9))
+    photograph = table[1] / "mara_venn.png"
+    photograph.unlink()
+    photograph.symlink_to(tmp_path / "private.png")
+    with pytest.raises(RMuseError, match="required a file below"):
+        read_people(*table)
+
+
 def made(table: tuple[Path, Path], retain: Path, out: Path, *more: object):
     return rmuse("data", "new", table[0], "--images", table[1], "--retain", retain, "--out", out, *more)
 
@@ -207,7 +216,7 @@ def test_another_encoding_is_told_with_its_row(table):
         (
             "image",
             "Ann Lee,Oslo,baker,A+,broken.png,yes,",
-            "broken.png: required a picture that Pillow can read",
+            "broken.png: a picture that Pillow can read was required",
         ),
     ],
 )

@@ -11,8 +11,8 @@ from helpers import tiny
 
 from analyses import paper_table as script
 from rmuse_interp.data import load_benchmark, reader
-from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.data.stored import Stored
 from rmuse_interp.edits import deciding
 from rmuse_interp.evaluate.text import rouge_l
 from rmuse_interp.fitting.elicit import TEMPLATES, elicit, elicited_again

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
+from rmuse_interp.data.pictures import rgb
 
 if TYPE_CHECKING:
     from rmuse_interp.edits.trace import SteeringTrace
@@ -43,7 +44,7 @@ def generate(
     if bundle is not None:
         support.require_bundle(bundle)
     if image is not None:
-        require_picture(image)
+        rgb(image, "--image")  # before the model is loaded
     if not prompt.strip():
         raise RMuseError("--prompt: required a question, got an empty text")
     lens = support.open_model(model, device, dtype, blocks)
@@ -99,24 +100,6 @@ def trace_lines(trace: "SteeringTrace") -> list[str]:
             f"{math.degrees(angle):.0f}°, norm {before:.3g} → {after:.3g}{inside} (medians)"
         )
     return found
-
-
-def require_picture(path: Path) -> None:
-    """Raise unless a file is a picture.
-
-    Raises:
-        RMuseError: no such file, or one that Pillow cannot read.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except Exception as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else type(error).__name__
-        raise RMuseError(
-            f"--image: required a readable picture (PNG, JPEG, …), got {path} ({reason})"
-        ) from error
 
 
 def verdict_line(method: "Method", modality: str, response: "Response") -> str:

@@ -10,11 +10,11 @@ from typing import Any, Final, Literal, get_args
 from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, hub, rtofu
 from rmuse_interp.data.example import Example
-from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS
+from rmuse_interp.data.stored import Stored
 from rmuse_interp.data.world import draw
 
 Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"]

@@ -11,7 +11,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, rtofu
 from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.example import Example
-from rmuse_interp.data.pictures import undecodable
+from rmuse_interp.data.pictures import unreadable
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem, count_rows
@@ -149,7 +149,7 @@ def _read(
         pictures.add(digest)
         if digest not in seen:
             seen.add(digest)
-            fault = undecodable(encoded)
+            fault = unreadable(encoded)
             if fault is not None:
                 file, _, row = example.source.rpartition(", row ")
                 problems.append(Problem(file, int(row), "image", fault))

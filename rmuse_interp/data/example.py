@@ -1,13 +1,13 @@
 """One question of a benchmark with everything that fitting and scoring need to know about it."""
 
-import io
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.pictures import Stored
+from rmuse_interp.data.pictures import rgb
 from rmuse_interp.data.prompts import classification_prompt, cloze_prompt
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, render_response
+from rmuse_interp.data.stored import Stored
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -114,7 +114,7 @@ class Example:
         return held
 
     def load_image(self) -> "Image.Image | None":
-        """The decoded RGB picture, ``None`` for a text-only question.
+        """The decoded picture as `pictures.rgb` reads it, ``None`` for a text-only question.
 
         Raises:
             RMuseError: the bytes are not a readable picture (names file and row).
@@ -122,16 +122,7 @@ class Example:
         encoded = self.image
         if encoded is None:
             return None
-        from PIL import Image
-
-        try:
-            with Image.open(io.BytesIO(encoded)) as picture:
-                return picture.convert("RGB")
-        except Exception as error:
-            raise RMuseError(
-                f"{self.source or self.id}, field 'image': required a picture that Pillow can read, got "
-                f"{len(encoded)} bytes that it cannot ({type(error).__name__}); mend the file"
-            ) from error
+        return rgb(encoded, f"{self.source or self.id}, field 'image'")
 
 
 Example.image = Encoded()  # not in the class body, where `field` would take it for the default

@@ -11,10 +11,10 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
 from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.people import Person
-from rmuse_interp.data.pictures import parquet
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rows import Row, records
 from rmuse_interp.data.store import own_folder, write_json
+from rmuse_interp.data.stored import parquet
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.fields import Fault
-from rmuse_interp.data.pictures import undecodable
+from rmuse_interp.data.pictures import unreadable
 from rmuse_interp.data.rows import Problem
 from rmuse_interp.data.wordings import kind_of
 
@@ -162,7 +162,8 @@ def _person(
     if listed:
         paths = [_below(images, file, column) for file in listed]
     else:
-        paths = photographs.get(_key(identifier)) or photographs.get(_key(name)) or []
+        found = photographs.get(_key(identifier)) or photographs.get(_key(name)) or []
+        paths = [_below(images, path.name, column) for path in found]  # a link may lead out of the folder
     if not paths:
         raise Fault(
             column,
@@ -172,7 +173,7 @@ def _person(
     encoded = []
     for path in paths:
         encoded.append(path.read_bytes())
-        fault = undecodable(encoded[-1])
+        fault = unreadable(encoded[-1])
         if fault is not None:
             raise Fault(column, f"{path.name}: {fault}")
     return Person(identifier, name, facts, tuple(encoded), wish in _YES, aliases)

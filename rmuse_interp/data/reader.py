@@ -16,8 +16,8 @@ from rmuse_interp.data import fields, formats, rtofu
 from rmuse_interp.data.example import Example, Kind
 from rmuse_interp.data.fields import Fault, Question
 from rmuse_interp.data.formats import Format
-from rmuse_interp.data.pictures import Stored
 from rmuse_interp.data.rows import BadLine, Problem, Row, columns_of, count_rows, records
+from rmuse_interp.data.stored import Stored
 
 HELD_BYTES: Final = 64 << 20
 """Bytes of encoded pictures that a reader keeps in memory; others are read from their file whenever needed."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.pictures import BATCH_ROWS, parquet
+from rmuse_interp.data.stored import BATCH_ROWS, parquet
 
 Row = Mapping[str, object]
 """Column → value of a row, or key → value of a question within a row."""

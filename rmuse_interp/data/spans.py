@@ -16,11 +16,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.expansion import CharSpan, Expansion
 
 DEFAULT_DELIMITERS: Final = ("<think>", "</think>")
 
-CharSpan = tuple[int, int]
-"""Start and end (exclusive) in a string."""
 TokenRange = tuple[int, int]
 """Start and end (exclusive) in a row of tokens, padding counted."""
 
@@ -174,6 +173,8 @@ def locate(
     question: str | None = None,
     delimiters: tuple[str, str] | None = DEFAULT_DELIMITERS,
     name: str = "row",
+    expansion: Expansion | None = None,
+    image_id: int | None = None,
 ) -> TokenSpans:
     """Token ranges of the spans of one chat string.
 
@@ -185,16 +186,29 @@ def locate(
         padding: number of padding tokens on the left; added to every index.
         question: the user's words, to find in the prompt; None leaves ``question`` out.
         delimiters: of reasoning and answer; None for a direct answer (no reasoning, the whole response is the answer).
+            A prompt that ends in the first one has opened the reasoning.
+        expansion: the processor's own record; without it, each placeholder is repeated as often as its token occurs.
+        image_id: the token that stands for a piece of a picture, by the model's configuration; by default the
+            processor's.
 
     Raises:
         RMuseError: the response is not well formed, the question is not in the prompt, or the tokens do not match
             the string (names the row).
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    image_token, image_id = _image_token(processor)
     ids = [int(i) for i in input_ids]
-    text, moved = _expand(prompt_text + response_text, image_token, ids.count(image_id), name)
-    offsets = _offsets(tokenizer, text, ids, name)
+    offsets: Sequence[CharSpan]
+    if expansion is None:
+        image_token, own = _image_token(processor)
+        image_id = own if image_id is None else image_id
+        text, moved = _expand(prompt_text + response_text, image_token, ids.count(image_id), name)
+        offsets = _offsets(tokenizer, text, ids, name)
+    else:
+        offsets, moved = expansion.offsets, expansion.moved
+        if len(offsets) != len(ids):
+            raise RMuseError(
+                f"{name}: required the {len(offsets)} tokens of one encoding, got {len(ids)}; pass its own rows"
+            )
     positions = [i for i, token in enumerate(ids) if token == image_id]
 
     def tokens(start: int, end: int) -> TokenRange | None:
@@ -219,8 +233,11 @@ def locate(
         if delimiters is None:
             answer = _stripped(response_text, 0, len(response_text))
         else:
-            spans = split_response(response_text, delimiters, name)
-            reasoning, answer = spans.reasoning, spans.answer
+            lead = opened_by(prompt_text, response_text, delimiters)
+            spans = split_response(lead + response_text, delimiters, name)
+            reasoning, answer = (
+                (start - len(lead), end - len(lead)) for start, end in (spans.reasoning, spans.answer)
+            )
     return TokenSpans(
         image=(positions[0] + padding, positions[-1] + 1 + padding) if positions else None,
         question=asked,
@@ -229,6 +246,16 @@ def locate(
         answer=tokens(boundary + answer[0], boundary + answer[1]) if answer else None,
         prompt_end=prompt_end + padding,
     )
+
+
+def opened_by(prompt: str, response: str, delimiters: tuple[str, str]) -> str:
+    """The opening delimiter if the prompt ends in it and the response does not repeat it, else "".
+
+    >>> opened_by("<|Assistant|><think>\\n", "She lives in Oslo. </think> Oslo", DEFAULT_DELIMITERS)
+    '<think>'
+    """
+    opener = delimiters[0]
+    return opener if prompt.rstrip().endswith(opener) and not response.lstrip().startswith(opener) else ""
 
 
 def span_masks(
@@ -240,6 +267,8 @@ def span_masks(
     questions: Sequence[str] | None = None,
     delimiters: tuple[str, str] | None = DEFAULT_DELIMITERS,
     names: Sequence[str] | None = None,
+    expansions: Sequence[Expansion] | None = None,
+    image_id: int | None = None,
 ) -> SpanMasks:
     """Masks of the spans of a padded batch.
 
@@ -251,6 +280,8 @@ def span_masks(
         questions: the user's words, one text per row; None leaves the ``question`` mask empty.
         delimiters: delimiters of reasoning and answer in the responses; None for direct answers.
         names: what to call the rows in errors, e.g. example ids.
+        expansions: the processor's own record of each row; see `locate`.
+        image_id: the image token's id by the model's configuration; see `locate`.
 
     Raises:
         RMuseError: as `locate`, naming the row.
@@ -265,7 +296,7 @@ def span_masks(
         for k in ("image", "question", "prompt_text", "reasoning", "answer")
     }
     ends = torch.zeros(batch, dtype=torch.long)
-    image_id = _image_token(processor)[1]
+    image_id = _image_token(processor)[1] if image_id is None else image_id
     for row in range(batch):
         kept = attention[row].nonzero().flatten()
         spans = locate(
@@ -277,6 +308,8 @@ def span_masks(
             question=questions[row] if questions is not None else None,
             delimiters=delimiters,
             name=names[row] if names is not None else f"row {row}",
+            expansion=expansions[row] if expansions else None,
+            image_id=image_id,
         )
         for key, mask in masks.items():
             span = getattr(spans, key)

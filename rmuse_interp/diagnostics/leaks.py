@@ -148,6 +148,8 @@ def place(lens: LensModel, statement: Statement, delimiters: tuple[str, str] = D
         question=statement.question,
         delimiters=delimiters if query.stepwise else None,
         name=query.id,
+        expansion=next(iter(inputs.expansions), None),
+        image_id=lens.image_token_id,
     )
     assert spans.question is not None
     closed = spans.prompt_end + 1 if spans.reasoning is None else spans.reasoning[1]

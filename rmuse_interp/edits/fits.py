@@ -2,25 +2,16 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
-from functools import partial
-from typing import Final, get_args
-from weakref import WeakKeyDictionary
+from typing import get_args
 
-import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.models.families import require
 from rmuse_interp.models.layout import Layout
-from rmuse_interp.models.site import HOOKS, Site, tap
+from rmuse_interp.models.sums import terms
 from rmuse_interp.parts.part import Part
-
-_SUMS: Final[WeakKeyDictionary[nn.Module, frozenset[Site]]] = WeakKeyDictionary()
-"""Model → the sites inside blocks that were found to be terms of the block's sum."""
-
-_SHARE: Final = 1e-3
-"""Tolerated error of the sum relative to the attention and MLP outputs, besides the rounding of the stream itself."""
 
 
 def require_fit(plan: Sentence, layout: Layout) -> None:
@@ -32,6 +23,9 @@ def require_fit(plan: Sentence, layout: Layout) -> None:
     """
     edited = sorted({site.layer for edit in plan for site in edit.sites})
     read = sorted({gate.layer for gate in plan.gates})
+    skipped = sorted(layout.skipped & {*edited, *read})
+    if skipped:
+        require(layout.family, "cross-attention blocks", f"blocks {', '.join(map(str, skipped))}")
     for what, layers in (("edited layers", edited), ("gates' layers", read)):
         outside = [layer for layer in layers if layer >= layout.n_layers]
         if outside:
@@ -101,35 +95,10 @@ def require_sums(plan: Sentence, hf_model: nn.Module, layout: Layout) -> None:
     )
     if not inner:
         return
-    if hf_model not in _SUMS:
-        _SUMS[hf_model] = _terms(hf_model, layout)
-    missing = [str(site) for site in inner if site not in _SUMS[hf_model]]
+    found = terms(hf_model, layout)
+    missing = [str(site) for site in inner if site not in found]
     if missing:
         raise RMuseError(
             f"{', '.join(missing)} cannot be edited: in {type(hf_model).__name__}, resid_pre + attn_out + mlp_out = "
             "resid_post does not hold there; edit resid_pre or resid_post"
         )
-
-
-def _terms(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
-    """The sites inside blocks that are terms of their block's sum, found on a few ordinary tokens."""
-    seen: dict[Site, Tensor] = {}
-    special = layout.vocabulary.special
-    ordinary = [token for token in range(2 * len(special) + 64) if token not in special][-4:]
-    ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
-    with ExitStack() as undo, torch.no_grad():
-        for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
-            with suppress(RMuseError):  # a block without this site
-                undo.callback(tap(layout.blocks[site.layer], site, partial(seen.__setitem__, site)))
-        hf_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-    found: set[Site] = set()
-    for layer in range(layout.n_layers):
-        before, added, middle, more, after = (seen.get(Site(layer, hook)) for hook in HOOKS)
-        if before is None or added is None or more is None or after is None:
-            continue
-        slack = _SHARE * (added.norm() + more.norm()) + 4 * torch.finfo(after.dtype).eps * after.norm()
-        if bool((before + added + more - after).norm() <= slack):
-            found |= {Site(layer, "attn_out"), Site(layer, "mlp_out")}
-            if middle is not None and bool((before + added - middle).norm() <= slack):
-                found.add(Site(layer, "resid_mid"))
-    return frozenset(found)

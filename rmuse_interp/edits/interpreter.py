@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
@@ -330,7 +330,7 @@ class Interpreter:
                     "prompt_end": step == 0,
                     "prompt": (step == 0) | (step < 0) & asked,
                     "response": step > 0,
-                    "all": ~call.image,
+                    "all": ~call.image & ~self._framing(call, step),
                     "image": call.image,
                 }[edit.tokens]
             )
@@ -346,6 +346,13 @@ class Interpreter:
                 )
             chosen = chosen & query.decision.fired[:, [index]]
         return chosen if state.behind or bool(chosen.any()) else None
+
+    def _framing(self, call: Slice, step: Int[Tensor, "batch tokens"]) -> Bool[Tensor, "batch tokens"]:
+        """The prompt's tokens around and between the pieces of its pictures: starts, ends, breaks, rows, tiles."""
+        if call.ids is None or not self.vocabulary.frame:
+            return torch.zeros_like(call.image)
+        ids = torch.tensor(sorted(self.vocabulary.frame), dtype=call.ids.dtype, device=call.ids.device)
+        return torch.isin(call.ids, ids) & (step < 0)
 
     def _listed(self, edit: Clause, state: State) -> Bool[Tensor, "batch tokens"]:
         """The tokens of this call that an edit lists, or that belong to its span of the response."""

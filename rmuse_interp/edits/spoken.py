@@ -2,7 +2,8 @@
 
 A token's span depends only on the text up to and including that token. A delimiter of several tokens is recognised at
 its last token; earlier tokens of a closing delimiter still belong to the chain. A response that does not begin with the
-opening delimiter is all answer, as in `rmuse_interp.data.spans`. Whitespace is ignored; special tokens are in no span.
+opening delimiter is all answer, as in `rmuse_interp.data.spans`, unless the prompt ends in that delimiter. Whitespace is
+ignored; special tokens are in no span.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,18 +26,26 @@ class Said:
     Attributes:
         span: its current span; None before the opening delimiter is complete.
         text: text of the response, or of the current span, so far, without whitespace.
+        prompt: the end of the prompt before it, without whitespace.
     """
 
     span: Span | None = None
     text: str = ""
+    prompt: str = ""
+
+    def after(self, piece: str, opener: str) -> "Said":
+        """The progress after a further piece of the prompt."""
+        return replace(self, prompt=(self.prompt + "".join(piece.split()))[-len(opener) :])
 
     def then(self, piece: str, delimiters: Delimiters) -> tuple["Said", Span | None]:
         """The progress after a further piece of text, and the span of that piece."""
         opener, closer = delimiters
         text = self.text + "".join(piece.split())
         if self.span is None:
+            if self.prompt == opener and not text.startswith(opener) and not opener.startswith(text):
+                return Said("chain").then(text, delimiters)
             if opener.startswith(text):
-                return (Said("chain") if text == opener else Said(None, text)), None
+                return (Said("chain") if text == opener else replace(self, text=text)), None
             if text.startswith(opener):
                 return Said("chain", text.removeprefix(opener)), "chain"
             return Said("answer", text), "answer"
@@ -76,9 +85,10 @@ def listen(
     now, found = [], {name: torch.zeros(ids.shape, dtype=torch.bool) for name in ("chain", "answer")}
     for row, (state, tokens, there) in enumerate(zip(said, ids.tolist(), response.tolist(), strict=True)):
         for column, token in enumerate(tokens):
-            if not there[column]:
-                continue
             text = piece(token)
+            if not there[column]:
+                state = state if state.span or state.text else state.after(text, opener)
+                continue
             if token in special and text.strip() not in opener and text.strip() not in closer:
                 continue
             state, span = state.then(text, delimiters)

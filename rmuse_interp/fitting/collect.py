@@ -174,6 +174,8 @@ def spans_of(
             [answers[i]],
             delimiters=delimiters if stepwise[i] else None,
             names=[q.id],
+            expansions=encoded.expansions[i : i + 1],
+            image_id=lens.image_token_id,
         )
         for i, q in enumerate(batch)
     ]

@@ -28,7 +28,7 @@ from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
-from rmuse_interp.models.loading import load_checkpoint
+from rmuse_interp.models.loading import DeviceMap, load_checkpoint
 from rmuse_interp.models.site import reader
 from rmuse_interp.parts.part import all_same
 
@@ -39,21 +39,27 @@ def load_model(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     blocks: str | None = None,
+    device_map: DeviceMap | None = None,
+    check: bool = True,
 ) -> "LensModel":
     """The model at a path or hub id, with its processor, ready to be traced and steered.
 
     Args:
-        path_or_id: a folder in Hugging Face format, a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained
-            small LLaVA of this package), `organism-gold` (the same, trained without the forget set) or `smollm2`
-            (SmolLM2-135M-Instruct, once `rmuse models get smollm2` has fetched it).
+        path_or_id: a folder in Hugging Face format (of a model, or of a peft adapter, which is merged into its base
+            model), a hub id (`llava-hf/llava-1.5-7b-hf`), `organism` (the trained small LLaVA of this package),
+            `organism-gold` (the same, trained without the forget set) or `smollm2` (SmolLM2-135M-Instruct, once
+            `rmuse models get smollm2` has fetched it).
         device: target device; by default a GPU if there is one.
-        dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU, float32 elsewhere.
+        dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU or with a device map, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
+        device_map: spreads the model over devices, memory and disk (`auto`, or a map as in transformers).
+        check: whether weights missing or left over are an error.
 
     Raises:
-        RMuseError: no checkpoint there, or an unknown model family.
+        RMuseError: no checkpoint there, or none that is whole, an unknown model family, too little memory (names what
+            would fit), or a library missing.
     """
-    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype)
+    hf_model, processor = load_checkpoint(str(path_or_id), device, dtype, device_map, check)
     layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
     return LensModel(hf_model, processor, layout, str(path_or_id))
 
@@ -222,7 +228,8 @@ class LensModel(LoadedModel):
             RMuseError: a name that this model or this batch has no value for.
         """
         with_image = any(image is not None for image in per_row(images, len(listed(prompts)), "images"))
-        wanted = shown(self.hf, self.layout, names, with_image)
+        with native.paused(self.hf):
+            wanted = shown(self.hf, self.layout, names, with_image)
         encoding, root = self._planned(prompts, images, responses, plan, decision)
         modules = [self.nn.get(one.path) for one in wanted]
         kept: dict[str, Tensor] = {}

@@ -18,7 +18,7 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, opened, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
 
@@ -28,7 +28,8 @@ class Response:
     """One response.
 
     Args:
-        text: the assistant's words, prefill included; delimiters kept, special tokens and padding stripped.
+        text: the assistant's words, prefill included, and the delimiter that the prompt has opened for them, if any;
+            delimiters kept, special tokens and padding stripped.
         fired: whether a gate let an edit act on this query; None where no gate applies to it.
         score: the raw score of `gate` (larger = steer), None where no gate decides per query or it had nothing to read.
         trace: its steering trace, token by token; None if it was not recorded.
@@ -194,6 +195,11 @@ def answered(
         texts = continued(model, encoding, max_new_tokens, noise, streamer)
     if begun is not None:
         texts = [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
+    openers = [opened(head) for head in encoding.heads]
+    texts = [
+        text if text.startswith(opener) else f"{opener} {text}"
+        for text, opener in zip(texts, openers, strict=True)
+    ]
     if handle is None:
         return [Response(text, None, None) for text in texts]
     said = heard(handle)

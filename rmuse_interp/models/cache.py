@@ -19,8 +19,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from rmuse_interp import RMuseError
+from rmuse_interp.models.families import require
 from rmuse_interp.models.layout import Layout
-from rmuse_interp.models.site import HOOKS, Side, Site, as_site, reader
+from rmuse_interp.models.site import HOOKS, Side, Site, as_site, attention_of, reader
+from rmuse_interp.models.sums import terms
 
 VISION: Final = ("vision_tower.hook_out", "projector.hook_out")
 _ATTENTION: Final = ("hook_z", "hook_pattern")
@@ -53,7 +55,7 @@ def shown(hf_model: PreTrainedModel, layout: Layout, names: Names, with_image: b
     Raises:
         RMuseError: an unknown name, a layer the model does not have, or a value it does not provide.
     """
-    every = [Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS]
+    every = _offered(hf_model, layout, with_image)
     if names is None:
         return [_of_site(layout, site) for site in every]
     if callable(names):
@@ -72,7 +74,32 @@ def shown(hf_model: PreTrainedModel, layout: Layout, names: Names, with_image: b
     outside = sorted(wanted - set(order))
     if outside:
         raise RMuseError(f"sites of blocks 0..{layout.n_layers - 1} were required, got {', '.join(outside)}")
+    inner = {
+        name for name in wanted - {*map(str, every)} if name not in VISION and not _HEADS.fullmatch(name)
+    }
+    for name in sorted(inner):
+        _refuse(hf_model, layout, Site.parse(name))
     return [_shown(hf_model, layout, name, with_image) for name in order if name in wanted]
+
+
+def _offered(hf_model: PreTrainedModel, layout: Layout, with_image: bool) -> list[Site]:
+    """The sites that a pass shows: what goes into and out of each block that runs, and the terms of its sum."""
+    inner = terms(hf_model, layout)
+    blocks = [layer for layer in range(layout.n_layers) if with_image or layer not in layout.skipped]
+    ends = ("resid_pre", "resid_post")
+    sites = (Site(layer, hook) for layer in blocks for hook in HOOKS)
+    return [site for site in sites if site.hook in ends or site in inner]
+
+
+def _refuse(hf_model: PreTrainedModel, layout: Layout, site: Site) -> None:
+    """Raise `RMuseError` about a site that the pass does not show."""
+    if site.layer in layout.skipped:
+        require(layout.family, "cross-attention blocks", str(site))
+    reader(layout.blocks[site.layer], site)
+    raise RMuseError(
+        f"{site} was asked for, but in {type(hf_model).__name__} resid_pre + attn_out + mlp_out = resid_post does not "
+        "hold there; ask for resid_pre or resid_post"
+    )
 
 
 def _known(name: str | Site) -> str:
@@ -97,7 +124,7 @@ def _shown(hf_model: PreTrainedModel, layout: Layout, name: str, with_image: boo
         return _of_site(layout, Site.parse(name))
     layer = int(match[1])
     block = layout.blocks[layer]
-    attention, _ = reader(block, Site(layer, "attn_out"))
+    attention = attention_of(block)
     path = f"{layout.path}.{layer}.{attention}"
     if match[2] == "hook_pattern":
         if not _eager(hf_model):

@@ -1,21 +1,42 @@
 """Encode questions, pictures and responses as model inputs: chat template, left padding, prompt ends."""
 
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, BinaryIO, Final
 
+import numpy as np
 import torch
 from jaxtyping import Int
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.expansion import Expansion, Moves, inserted
+from rmuse_interp.data.pictures import rgb
+from rmuse_interp.models.families import lacks, require
 
-Picture = Image.Image | bytes | str | Path | None
-"""A PIL image, encoded bytes, a path, or None."""
+Picture = (
+    Image.Image
+    | bytes
+    | bytearray
+    | memoryview
+    | str
+    | Path
+    | BinaryIO
+    | io.BytesIO
+    | Mapping[str, object]
+    | np.ndarray
+    | Tensor
+    | None
+)
+"""A picture in any form that `data.pictures.rgb` reads, or None."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +82,6 @@ def behind(prefix: str, prompt: Prompt) -> Prompt:
     return f"{prefix} {prompt}"
 
 
-def joined(head: str, response: str) -> str:
-    """A rendered prompt and the response to it, as the model itself would begin it.
-
-    >>> joined("ASSISTANT:", "Oslo"), joined("assistant\\n", "Oslo")
-    ('ASSISTANT: Oslo', 'assistant\\nOslo')
-    """
-    return head + response if head[-1:].isspace() else f"{head} {response}"
-
-
 class Encoding(BatchFeature):
     """Left-padded inputs of a model, for ``model(**encoding)``, with the end of each prompt.
 
@@ -78,16 +90,32 @@ class Encoding(BatchFeature):
             comes the response or a prefill of the assistant's turn.
         texts: the tokenized strings, with image placeholders not expanded.
         heads: the rendered prompts that `texts` begin with; what follows in a text is the response and its leading space.
+        expansions: what the processor made of each text, by its own record; empty with a slow tokenizer.
     """
 
     prompt_end: Int[Tensor, " batch"]
     texts: list[str]
     heads: list[str]
+    expansions: list[Expansion]
 
     @property
     def tails(self) -> list[str]:
         """What follows each prompt: a space where the template needs one, and the response; "" without a response."""
         return [text[len(head) :] for text, head in zip(self.texts, self.heads, strict=True)]
+
+
+_OPENER: Final = re.compile(r"[<\[](?:think|thinking|thought|reason|reasoning)[>\]]\s*$", re.IGNORECASE)
+"""What a template ends a prompt with that opens the reasoning itself (DeepSeek-R1, QwQ)."""
+
+
+def opened(head: str) -> str:
+    """The delimiter with which a rendered prompt already opens the reasoning; "" if the response opens it.
+
+    >>> opened("<|Assistant|><think>\\n"), opened("ASSISTANT:")
+    ('<think>', '')
+    """
+    found = _OPENER.search(head)
+    return found[0].strip() if found else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +124,11 @@ class Encoder:
 
     Args:
         processor: the processor of an image-text model, or the tokenizer of a text model.
+        family: `model_type` of the model's configuration, to refuse what the family cannot do.
     """
 
     processor: Any
+    family: str = ""
 
     @property
     def tokenizer(self) -> Any:
@@ -110,13 +140,54 @@ class Encoder:
         """Whether pictures can be encoded."""
         return getattr(self.processor, "image_processor", None) is not None
 
+    @property
+    def _chats(self) -> bool:
+        return getattr(self.processor, "chat_template", None) is not None
+
+    @cached_property
+    def separator(self) -> str:
+        """The white space between a prompt and the response to it, as the chat template writes it in an earlier turn.
+
+        One space without a template, and nothing where earlier turns are written otherwise than the one to come.
+        """
+        if not self._chats:
+            return "" if lacks(self.family, "chats") else " "
+        word = "Lisbon"
+        head = self.render("Where?", False)
+        try:
+            said = self._applied([("user", "Where?"), ("assistant", word)], False, to_come=False)
+        except Exception:  # a template may refuse such a chat with any error
+            said = ""
+        if not said.startswith(head):
+            return "" if head[-1:].isspace() or opened(head) else " "
+        between = said[len(head) : max(said.rfind(word), len(head))]
+        return "" if between.strip() else between
+
+    @cached_property
+    def _added(self) -> tuple[str, bool]:
+        """The special tokens that the tokenizer puts before a text, and whether it puts any behind."""
+        bare = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        before = "".join(self.tokenizer.convert_ids_to_tokens(whole[:at]))
+        return before, len(whole) > at + len(bare)
+
     def render(self, question: Prompt, with_image: bool) -> str:
         """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
-        if getattr(self.processor, "chat_template", None) is None:
-            image = f"{getattr(self.processor, 'image_token', '<image>')}\n" if with_image else ""
-            said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
-            return "\n".join([said[0].replace(": ", f": {image}", 1), *said[1:], "ASSISTANT:"])
+        if self._chats:
+            return self._applied(turns, with_image, to_come=True)
+        image = getattr(self.processor, "image_token", "<image>") if with_image else ""
+        if lacks(self.family, "chats"):
+            if len(turns) > 1:
+                require(self.family, "chats")
+            return f"{image}{turns[0][1]}"
+        said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
+        lead = f": {image}\n" if with_image else ": "
+        return "\n".join([said[0].replace(": ", lead, 1), *said[1:], "ASSISTANT:"])
+
+    def _applied(self, turns: Sequence[tuple[str, str]], with_image: bool, *, to_come: bool) -> str:
+        """The turns as the chat template writes them, a picture before the first one's words."""
         messages: list[dict[str, object]] = []
         for role, words in turns:
             content: object = words
@@ -124,7 +195,18 @@ class Encoder:
                 picture = [{"type": "image"}] * (with_image and not messages)
                 content = [*picture, {"type": "text", "text": words}]
             messages.append({"role": role, "content": content})
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(messages, add_generation_prompt=to_come, tokenize=False)
+
+    def joined(self, head: str, response: str | None) -> str:
+        """A rendered prompt and the response to it, as the model itself would begin it.
+
+        A delimiter that the prompt has opened is not opened again.
+        """
+        opener = opened(head)
+        if opener and response and response.lstrip().startswith(opener):
+            rest = response.lstrip()[len(opener) :]
+            return head + (rest.lstrip() if head[-1:].isspace() else rest)
+        return f"{head}{self.separator}{response}" if response else head
 
     def encode(
         self,
@@ -138,49 +220,111 @@ class Encoder:
             prompts: plain questions, or conversations.
             images: one picture or None per row.
             responses: the assistant's words so far (a whole response, or a prefill), one per row, appended to the
-                prompt after one space, or directly if the prompt ends in white space (a template whose turns begin with
-                a new line): there no model would begin its response with a space. None or "" for none.
+                prompt after what the chat template writes there (`separator`). None or "" for none.
 
         Raises:
-            RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model.
+            RMuseError: unequal numbers of rows, a picture that cannot be read, pictures for a text-only model, or what
+                the family cannot do (`rmuse_interp.models.families`).
         """
         rows = listed(prompts)
         pictures = per_row(images, len(rows), "images")
         given = per_row(responses, len(rows), "responses")
         if not rows:
             raise RMuseError("at least one prompt was required, got none")
-        loaded = [_picture(item, row) for row, item in enumerate(pictures)]
-        if any(item is not None for item in loaded) and not self.sees:
-            raise RMuseError("this model reads text only, a picture was given; leave images out")
-        heads = [self.render(q, item is not None) for q, item in zip(rows, loaded, strict=True)]
-        texts = [head if not r else joined(head, r) for head, r in zip(heads, given, strict=True)]
-        begin = self.tokenizer.bos_token
+        loaded = [None if item is None else rgb(item, f"row {row}") for row, item in enumerate(pictures)]
+        shown: list[list[Image.Image]] = [[] if item is None else [item] for item in loaded]
+        self._require(shown)
+        heads = [self.render(q, bool(items)) for q, items in zip(rows, shown, strict=True)]
+        texts = [self.joined(head, response) for head, response in zip(heads, given, strict=True)]
+        if any(given) and not self.tokenizer.is_fast:
+            raise RMuseError("a response needs a fast tokenizer (character offsets); load the model with one")
+        return self._encoded(heads, texts, shown)
+
+    def _require(self, shown: Sequence[Sequence[Image.Image]]) -> None:
+        """Raise unless the family can read rows with these pictures in one batch."""
+        with_image = [bool(items) for items in shown]
+        if any(with_image):
+            require(self.family, "pictures")
+            if not self.sees:
+                raise RMuseError("this model reads text only, a picture was given; leave images out")
+        if not all(with_image):
+            if self.sees:
+                require(self.family, "rows without a picture", f"row {with_image.index(False)}")
+            if any(with_image):
+                require(self.family, "mixed batches")
+
+    def _encoded(
+        self, heads: list[str], texts: list[str], shown: Sequence[Sequence[Image.Image]]
+    ) -> Encoding:
+        """The processor's inputs for these strings, and where each prompt ends in them."""
+        before, behind_too = self._added
+        # As transformers' own `apply_chat_template(tokenize=True)`: a template writes the special tokens that it wants,
+        # except that processors have always added a begin where the template has none.
+        adds = not self._chats or (self.sees and not (before and heads[0].startswith(before)))
+        if adds and behind_too:  # a prompt goes on: nothing belongs behind it
+            heads, texts = [before + head for head in heads], [before + text for text in texts]
+            adds = False
+        fast = bool(self.tokenizer.is_fast)
         settings: dict[str, object] = {
             "padding": True,
             "return_tensors": "pt",
-            "add_special_tokens": not (begin and heads[0].startswith(begin)),
+            "add_special_tokens": adds,
+            "return_offsets_mapping": fast,
         }
-        if self.sees:
-            present = [item for item in loaded if item is not None]
-            inputs = self.processor(text=texts, images=present or None, **settings)
+        ends = lacks(
+            self.family, "chats"
+        )  # such a processor writes behind the text: responses go behind that
+        laid: list[str] = texts
+        replaced: list[Moves] = []
+        if not self.sees:
+            inputs = dict(self.tokenizer(texts, return_token_type_ids=False, **settings))
         else:
-            inputs = self.tokenizer(texts, return_token_type_ids=False, **settings)
-        encoding = Encoding(dict(inputs))
-        tail = torch.tensor([self._tail(h, t) for h, t in zip(heads, texts, strict=True)])
-        encoding.prompt_end = encoding["attention_mask"].sum(dim=1) - 1 - tail
-        encoding.texts, encoding.heads = texts, heads
+            pictures = [list(items) for items in shown] if any(shown) else None
+            told = heads if ends else texts
+            laid = list(self.processor.prepare_inputs_layout(images=pictures, text=list(told))[1])
+            with _recording(self.processor) as replaced:
+                inputs = dict(self.processor(text=told, images=pictures, **settings))
+            if ends:
+                tails = [text[len(head) :] for head, text in zip(heads, texts, strict=True)]
+                inputs = self._with_tails(inputs, tails)
+        offsets = inputs.pop("offset_mapping", None)
+        inputs.pop("labels", None)  # a processor's own, for training: the model would compute a loss
+        encoding = Encoding(inputs)
+        encoding.texts, encoding.heads, encoding.expansions = texts, heads, []
+        last = encoding["attention_mask"].sum(dim=1) - 1
+        if offsets is not None:
+            real = encoding["attention_mask"].bool()
+            for row, (text, after) in enumerate(zip(heads if ends else texts, laid, strict=True)):
+                placed = tuple((int(a), int(b)) for a, b in offsets[row][real[row]].tolist())
+                moves = replaced[row] if replaced else ()
+                encoding.expansions.append(Expansion(placed, (inserted(text, after), moves)))
+            tail = [one.behind(len(head)) for one, head in zip(encoding.expansions, heads, strict=True)]
+            last = last - torch.tensor(tail)
+        encoding.prompt_end = last
         return encoding
 
-    def _tail(self, head: str, text: str) -> int:
-        """Number of tokens of `text` that extend beyond `head`."""
-        if text == head:
-            return 0
-        if not self.tokenizer.is_fast:
-            raise RMuseError("a response needs a fast tokenizer (character offsets); load the model with one")
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)[
-            "offset_mapping"
-        ]
-        return sum(end > len(head) for _, end in offsets)
+    def _with_tails(self, inputs: dict[str, Tensor], tails: list[str]) -> dict[str, Tensor]:
+        """The inputs with each row's response behind its prompt, left-padded again."""
+        said = [self.tokenizer(tail, add_special_tokens=False, return_offsets_mapping=True) for tail in tails]
+        mask = inputs["attention_mask"].bool()
+        width = max(int(row.sum()) + len(one["input_ids"]) for row, one in zip(mask, said, strict=True))
+        fill = {"input_ids": int(self.tokenizer.pad_token_id), "token_type_ids": 0, "attention_mask": 0}
+        added = {"token_type_ids": 1, "attention_mask": 1}
+        found = {
+            key: value for key, value in inputs.items() if key not in (*fill, "offset_mapping", "labels")
+        }
+        for key in (*fill, "offset_mapping"):
+            rows = []
+            for there, one, values in zip(mask, said, inputs[key], strict=True):
+                kept = values[there]
+                end = int(kept.max()) if key == "offset_mapping" else 0
+                new = [added[key]] * len(one["input_ids"]) if key in added else one[key]
+                more = torch.tensor(new, dtype=kept.dtype).reshape(-1, *kept.shape[1:]) + end
+                row = torch.cat([kept, more])
+                empty = row.new_full((width - len(row), *row.shape[1:]), fill.get(key, 0))
+                rows.append(torch.cat([empty, row]))
+            found[key] = torch.stack(rows)
+        return found
 
     def decode(self, ids: Sequence[int], drop: frozenset[int], stop: frozenset[int]) -> str:
         """The text of generated ids up to the first id in `stop`, without ids in `drop`; delimiters are kept."""
@@ -195,6 +339,30 @@ class Encoder:
         ).strip()
 
 
+_ONE_AT_A_TIME: Final = Lock()
+
+
+@contextmanager
+def _recording(processor: Any) -> Iterator[list[Moves]]:
+    """Context in which a processor's own record of what replaced each placeholder is kept, one entry per row."""
+    kept: list[Moves] = []
+    expand = processor.get_text_with_replacements
+
+    def record(*args: object, **settings: object) -> object:
+        texts, rows = expand(*args, **settings)
+        kept[:] = [
+            tuple((*one["span"], one["new_span"][1] - one["new_span"][0]) for one in row) for row in rows
+        ]
+        return texts, rows
+
+    with _ONE_AT_A_TIME:
+        processor.get_text_with_replacements = record
+        try:
+            yield kept
+        finally:
+            del processor.get_text_with_replacements
+
+
 def per_row(items: object, rows: int, what: str) -> list[Any]:
     """Return one item per row, all None if there are no items.
 
@@ -203,23 +371,10 @@ def per_row(items: object, rows: int, what: str) -> list[Any]:
     """
     if items is None:
         return [None] * rows
-    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, str | bytes) else [items]
+    single = str | bytes | bytearray | memoryview
+    listed = list(items) if isinstance(items, Sequence) and not isinstance(items, single) else [items]
     if len(listed) != rows:
         raise RMuseError(
             f"one entry of {what} per prompt was required ({rows}), got {len(listed)}; use None for none"
         )
     return listed
-
-
-def _picture(item: Picture, row: int) -> Image.Image | None:
-    if item is None or isinstance(item, Image.Image):
-        return None if item is None else item.convert("RGB")
-    source = io.BytesIO(item) if isinstance(item, bytes) else Path(item)
-    try:
-        with Image.open(source) as picture:
-            return picture.convert("RGB")
-    except (UnidentifiedImageError, OSError, ValueError) as error:
-        named = f"{len(item)} bytes" if isinstance(item, bytes) else str(item)
-        raise RMuseError(
-            f"row {row}: a readable picture (PNG, JPEG, …) was required, got {named}: {error}"
-        ) from error

@@ -1,6 +1,7 @@
 """Paths of decoder blocks and vision tower in each family of models, and the search for them."""
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -30,6 +31,8 @@ VISION_PATHS: Final = ("model.vision_tower", "vision_tower", "model.visual", "vi
 """Paths searched for the vision tower; text-only models have none."""
 
 _IMAGE_TOKEN: Final = ("image_token_id", "image_token_index")
+_FRAME: Final = re.compile(r"img|image|vision|video|^<row_\d+_col_\d+>$|^TILE", re.IGNORECASE)
+"""Added tokens that stand around or between the pieces of a picture."""
 _SPECIAL: Final = (
     "pad_token_id",
     "bos_token_id",
@@ -47,11 +50,13 @@ class Vocabulary:
         image: id of the image placeholder; None for text-only models.
         special: ids of special tokens, including the image placeholder.
         piece: function from a token id to its text; None without a known tokenizer.
+        frame: ids of the tokens around and between the pieces of a picture: its start and end, breaks, rows, tiles.
     """
 
     image: int | None
     special: frozenset[int]
     piece: Callable[[int], str] | None = field(default=None, compare=False)
+    frame: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,8 @@ class Layout:
         d_model: width of the residual stream.
         arguments: names of the forward's arguments, in order.
         vocabulary: image and special token ids.
+        family: `model_type` of the configuration.
+        skipped: blocks that do not run where no row has a picture (cross-attention blocks of Mllama).
     """
 
     path: str
@@ -75,6 +82,8 @@ class Layout:
     d_model: int
     arguments: tuple[str, ...]
     vocabulary: Vocabulary
+    family: str = ""
+    skipped: frozenset[int] = frozenset()
 
     @property
     def n_layers(self) -> int:
@@ -124,11 +133,18 @@ def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any =
             image,
             frozenset(ids if image is None else ids | {image}),
             None if tokenizer is None else cache(lambda token: tokenizer.decode([token])),
+            frozenset() if image is None or tokenizer is None else _frame(tokenizer) - {image},
         ),
+        family=str(getattr(config, "model_type", "")),
+        skipped=frozenset(getattr(text, "cross_attention_layers", None) or ()),
     )
     if tokenizer is not None:
         _FOUND[hf_model] = layout
     return layout
+
+
+def _frame(tokenizer: Any) -> frozenset[int]:
+    return frozenset(i for token, i in tokenizer.get_added_vocab().items() if _FRAME.search(token))
 
 
 def _configured(*configs: Any) -> set[int]:

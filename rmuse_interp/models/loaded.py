@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from rmuse_interp.models.devices import device_of
 from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layout import Layout
@@ -34,7 +35,7 @@ class LoadedModel:
         self.processor = processor
         self.layout = layout
         self.name = name
-        self.encoder = Encoder(processor)
+        self.encoder = Encoder(processor, str(getattr(hf_model.config, "model_type", "")))
 
     def __repr__(self) -> str:
         image = self.image_token_id
@@ -64,8 +65,8 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Device of the weights."""
-        return next(self.hf.parameters()).device
+        """Device on which the model takes its inputs."""
+        return device_of(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -21,13 +21,76 @@ _NAME: Final = re.compile(r"blocks\.(\d+)\.hook_(\w+)")
 Side = Literal["input", "output"]
 """The side of a module that exposes a state."""
 
-_CHILDREN: Final[dict[str, tuple[tuple[str, ...], Side]]] = {
-    "attn_out": (("self_attn", "attn", "attention"), "output"),
+_ATTENTION: Final = ("self_attn", "attn", "attention")
+
+Terms = dict[str, tuple[tuple[str, ...], Side]]
+"""Hook point → names of its module, and the side that exposes the state."""
+
+_PLAIN: Final[Terms] = {
+    "attn_out": (_ATTENTION, "output"),
     "resid_mid": (("post_attention_layernorm", "ln_2", "ln2"), "input"),
     "mlp_out": (("mlp",), "output"),
 }
-"""Hook point → names of its module, and the side that exposes the state. Families with norms after attention and MLP
-(Gemma 2) have `resid_mid` elsewhere; that site is refused for them."""
+_TABLE: Final[tuple[tuple[tuple[str, ...], Terms], ...]] = (
+    # GLM-4: a norm behind attention and one behind the MLP, named otherwise than in Gemma.
+    (
+        ("post_self_attn_layernorm", "post_mlp_layernorm"),
+        {
+            "attn_out": (("post_self_attn_layernorm",), "output"),
+            "resid_mid": (("post_attention_layernorm",), "input"),
+            "mlp_out": (("post_mlp_layernorm",), "output"),
+        },
+    ),
+    # Gemma 2 and 3: norms before and behind both; what is added to the stream is what the later one returns.
+    (
+        ("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+        {
+            "attn_out": (("post_attention_layernorm",), "output"),
+            "resid_mid": (("pre_feedforward_layernorm",), "input"),
+            "mlp_out": (("post_feedforward_layernorm",), "output"),
+        },
+    ),
+    # OLMo 2, EXAONE 4: norms behind both alone; the MLP reads the stream itself.
+    (
+        ("post_feedforward_layernorm",),
+        {
+            "attn_out": (("post_attention_layernorm",), "output"),
+            "resid_mid": (("mlp",), "input"),
+            "mlp_out": (("post_feedforward_layernorm",), "output"),
+        },
+    ),
+    (("pre_feedforward_layernorm",), {**_PLAIN, "resid_mid": (("pre_feedforward_layernorm",), "input")}),
+    # Mllama: what its cross-attention adds to the stream is scaled by a learnt gate, which no module returns.
+    (("cross_attn",), {"resid_mid": _PLAIN["resid_mid"]}),
+)
+"""Names of a block's norms → where its terms are; the first that a block has all of. Other blocks are `_PLAIN`."""
+
+
+def terms_of(block: nn.Module) -> dict[str, tuple[str, Side]]:
+    """The hook points inside a block, by the structure of its family: the child that exposes each, and the side.
+
+    A term that exists nowhere as a tensor is left out: Granite multiplies what it adds after the module has returned
+    it, and blocks with parallel attention and MLP (Pythia, Cohere) have no sum between the two.
+    """
+    there = {name for name, child in block.named_children()}
+    table = next((terms for names, terms in _TABLE if {*names} <= there), _PLAIN)
+    left_out: set[str] = set()
+    if getattr(block, "residual_multiplier", 1.0) != 1.0:
+        left_out |= {"attn_out", "mlp_out"}
+    if getattr(block, "use_parallel_residual", False):
+        left_out.add("resid_mid")
+    found: dict[str, tuple[str, Side]] = {}
+    for hook, (names, side) in table.items():
+        child = next((name for name in names if name in there), None)
+        if child is not None and hook not in left_out:
+            found[hook] = child, side
+    return found
+
+
+def attention_of(block: nn.Module) -> str | None:
+    """Name of the block's attention module, or None."""
+    there = dict(block.named_children())
+    return next((name for name in (*_ATTENTION, "cross_attn") if name in there), None)
 
 
 @total_ordering
@@ -129,16 +192,14 @@ def reader(block: nn.Module, site: Site) -> tuple[str | None, Side]:
     Raises:
         RMuseError: the block has no such child.
     """
-    if site.hook not in _CHILDREN:
+    if site.hook in ("resid_pre", "resid_post"):
         return None, "input" if site.hook == "resid_pre" else "output"
-    candidates, side = _CHILDREN[site.hook]
-    norms_behind = hasattr(block, "pre_feedforward_layernorm")
-    for name in candidates:
-        if hasattr(block, name) and not (norms_behind and site.hook == "resid_mid"):
-            return name, side
+    terms = terms_of(block)
+    if site.hook in terms:
+        return terms[site.hook]
+    offered = [hook for hook in HOOKS if hook in terms or hook in ("resid_pre", "resid_post")]
     raise RMuseError(
-        f"{site} was looked for in {type(block).__name__} under {', '.join(candidates)} and not found; "
-        "ask for resid_pre or resid_post"
+        f"{site} is no tensor in {type(block).__name__}, which exposes {', '.join(offered)}; ask for one of those"
     )
 
 

@@ -142,7 +142,15 @@ def answer_begins(lens: LensModel, benchmark: Benchmark, refusals: Sequence[str]
         return {}
     texts = list(reasoned.values())
     encoded = lens.encode([benchmark.prefixes[0]] * len(texts), None, texts)
-    masks = span_masks(lens.processor, encoded, encoded.heads, encoded.tails, delimiters=benchmark.delimiters)
+    masks = span_masks(
+        lens.processor,
+        encoded,
+        encoded.heads,
+        encoded.tails,
+        delimiters=benchmark.delimiters,
+        expansions=encoded.expansions,
+        image_id=lens.image_token_id,
+    )
     return {
         number: int(row.nonzero()[0]) - int(masks.prompt_end[i])
         for i, (number, row) in enumerate(zip(reasoned, masks.answer, strict=True))

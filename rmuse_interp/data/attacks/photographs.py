@@ -9,6 +9,7 @@ from PIL import Image, ImageChops, ImageFilter
 
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.attacks.attack import Ask, Asked
+from rmuse_interp.data.pictures import rgb
 
 Severity = Callable[[Image.Image, random.Random], bytes]
 
@@ -67,8 +68,7 @@ def disturbed(image: bytes, rng: random.Random) -> bytes:
     Each severity is the larger of two uniform draws, so that strong changes, where a gate errs, are not rare.
     """
     for _ in range(2):
-        with Image.open(io.BytesIO(image)) as opened:
-            picture = opened.convert("RGB")
+        picture = rgb(image)
         hard = max(rng.random(), rng.random())
         change = rng.choice(
             (crop(1 - 0.25 * hard), blur(0.02 * hard), noise(30 * hard), jpeg(round(75 - 60 * hard)))

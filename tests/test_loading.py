@@ -1,0 +1,224 @@
+"""Checkpoints that are damaged, incomplete, adapted, quantised, offloaded or too large: right, or refused by name."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.plans import lens_of
+from helpers.tiny import picture, tiny_llama, tiny_llava
+from safetensors.torch import load_file, save_file
+
+from rmuse_interp import RMuseError, load_model
+from rmuse_interp.models import devices, loading
+from rmuse_interp.models.checkpoint import size_in, weight_files
+from rmuse_interp.models.devices import Room
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def copy(tmp_path) -> Callable[..., Path]:
+    """A copy of a checkpoint whose weights, or one of whose JSON files, were changed by a function."""
+
+    def made(source: Path, change: Callable[..., object], file: str = WEIGHTS) -> Path:
+        folder = tmp_path / "copy"
+        shutil.copytree(source, folder)
+        path = folder / file
+        if file == WEIGHTS:
+            tensors = load_file(path)
+            change(tensors)
+            save_file(tensors, path, {"format": "pt"})
+        else:
+            held = json.loads(path.read_text())
+            change(held)
+            path.write_text(json.dumps(held))
+        return folder
+
+    return made
+
+
+def without_block_two(tensors: dict[str, torch.Tensor]) -> None:
+    for name in [name for name in tensors if ".layers.2." in name and "vision" not in name]:
+        del tensors[name]
+
+
+@pytest.mark.parametrize("source", [tiny_llava, tiny_llama])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (without_block_two, r"the checkpoint lacks .*layers\.2\.input_layernorm\.weight.* and 5 more"),
+        (lambda t: t.update({"model.extra.weight": torch.ones(2)}), r"has no place for .*extra\.weight"),
+        (
+            lambda t: t.update({n: torch.ones(7, 32) for n in t if "lm_head" in n}),
+            "has other shapes for lm_head.weight",
+        ),
+    ],
+)
+def test_weights_missing_left_over_or_of_another_shape_are_named(copy, source, change, said):
+    with pytest.raises(RMuseError, match=said):
+        load_model(copy(source(), change))
+
+
+def test_an_incomplete_checkpoint_can_be_asked_for(copy):
+    folder = copy(tiny_llama(), without_block_two)
+    assert load_model(folder, check=False).n_layers == 4
+
+
+def test_tied_weights_are_not_missing():
+    assert load_model("organism").n_layers == 8
+
+
+def test_pointers_of_git_lfs_are_named(copy):
+    folder = copy(tiny_llama(), lambda tensors: None)
+    (folder / WEIGHTS).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 14000000000\n"
+    )
+    with pytest.raises(
+        RMuseError, match=r"git-lfs has left pointers in place of model\.safetensors; run `git lfs"
+    ):
+        load_model(folder)
+
+
+def test_a_file_cut_off_is_named(copy):
+    folder = copy(tiny_llama(), lambda tensors: None)
+    whole = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(whole[:-100])
+    with pytest.raises(RMuseError, match=rf"of {len(whole)} bytes was required, got {len(whole) - 100}"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "named"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "gptq", "bits": 4}, "(gptq|GPTQ)"),
+        ({"quant_method": "awq", "bits": 4}, "(awq|AWQ|gptqmodel)"),
+        ({"quant_method": "no-such-method"}, "no-such-method"),
+    ],
+)
+def test_quantised_weights_without_their_library_are_refused_by_its_name(copy, quantisation, named):
+    folder = copy(tiny_llama(), lambda held: held.update(quantization_config=quantisation), "config.json")
+    with pytest.raises(RMuseError, match=f"could not be loaded.*{named}"):
+        load_model(folder)
+
+
+def test_a_processor_without_patch_size_takes_it_from_the_model(copy):
+    def forget(held):
+        for name in ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy"):
+            del held[name]
+
+    folder = copy(tiny_llava(), forget, "processor_config.json")
+    own, old = (lens.encode("Who?", picture()) for lens in (lens_of(tiny_llava()), load_model(folder)))
+    assert old["input_ids"].tolist() == own["input_ids"].tolist()
+
+
+# -- adapters -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> Path:
+    """A lively adapter of the tiny Llama."""
+    import peft
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("adapter")
+    config = peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(load_model(tiny_llama()).hf, config)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def test_an_adapter_folder_is_its_base_model_with_the_adapter_merged(adapter):
+    import peft
+
+    lens, base = load_model(adapter), load_model(tiny_llama())
+    inputs = base.encode("Where?")
+    with torch.no_grad():
+        plain = base.hf(**inputs).logits
+        expected = peft.PeftModel.from_pretrained(base.hf, str(adapter))(**inputs).logits
+        got = lens.hf(**inputs).logits
+    torch.testing.assert_close(got, expected)
+    assert (got - plain).abs().max() > 0.1
+
+
+def test_what_was_fitted_on_the_base_model_is_refused_on_the_adapted(adapter):
+    lens, base = load_model(adapter), lens_of(tiny_llama())
+    assert lens.fingerprint.differences(base.fingerprint.as_record())
+    with pytest.raises(RMuseError, match="was fitted on another model"):
+        lens.fingerprint.require(base.fingerprint.as_record(), "this plan")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"base_model_name_or_path": None}, "a base model's name was required, got None"),
+        ({"base_model_name_or_path": "/no/such/model"}, "/no/such/model does not exist"),
+        (
+            {"target_modules": ["q_proj", "up_proj"]},
+            r"the checkpoint lacks .*up_proj.*; it has no place for .*down_proj",
+        ),
+        ({"peft_type": "NONE_SUCH"}, "could not be merged into its base model"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_is_refused(adapter, tmp_path, change, said):
+    shutil.copytree(adapter, tmp_path / "adapter")
+    settings = tmp_path / "adapter" / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | change))
+    with pytest.raises(RMuseError, match=said):
+        load_model(tmp_path / "adapter")
+
+
+# -- memory -------------------------------------------------------------------------------------------------------
+
+
+def test_the_size_is_that_of_the_weights_in_their_dtype():
+    model = lens_of(tiny_llama()).hf
+    files = weight_files(tiny_llama())
+    values = sum(weight.numel() for weight in model.state_dict().values())
+    assert size_in(files, None) == size_in(files, 4) == 4 * values
+    assert size_in(files, 2) == 2 * values
+
+
+@pytest.mark.parametrize(
+    ("free", "asked", "said"),
+    [
+        (
+            1.2,
+            {},
+            r"as float32 needs 0\.\d MB of memory on cpu, 0\.\d MB are free; dtype='bfloat16' needs 0\.\d MB",
+        ),
+        (0.7, {"dtype": "bfloat16"}, r"as bfloat16 needs .* device_map='auto' leaves on the disk"),
+        (1.2, {"dtype": "float16"}, None),
+    ],
+)
+def test_memory_is_asked_before_it_is_taken(monkeypatch, free, asked, said):
+    half = size_in(weight_files(tiny_llama()), 2)
+    monkeypatch.setattr(loading, "free_memory", lambda device: int(free * half))
+    if said is None:
+        assert load_model(tiny_llama(), device="cpu", **asked).dtype == torch.float16
+        return
+    with pytest.raises(RMuseError, match=said):
+        load_model(tiny_llama(), device="cpu", **asked)
+
+
+def test_free_memory_keeps_to_the_limit_of_a_container(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
+    unlimited = devices.free_memory(torch.device("cpu"))
+    for name, text in {
+        "max": "3000000",
+        "current": "2500000",
+        "stat": "anon 5\ninactive_file 100000\n",
+    }.items():
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert devices.free_memory(torch.device("cpu")) == 600_000 < unlimited
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices.free_memory(torch.device("cpu")) > 600_000
+
+
+def test_room_says_what_is_needed_and_free():
+    assert str(Room("x as float32", 28_200_000_000, 22_000_000_000, torch.device("cpu"))) == (
+        "x as float32: 28.2 GB on cpu, 22.0 GB free"
+    )
