@@ -120,7 +120,7 @@ def elicit(
     cache: Path | None = None,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    composed: bool = False,
+    composed: bool | None = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Elicited:
@@ -169,9 +169,14 @@ def elicit(
     stepwise: dict[str, str] = {}
     dropped: list[Dropped] = []
     for some in (sample(reasoned, PROBE, seed), reasoned):
-        stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
+        stepwise, dropped = _usable(answers, some, how, "stepwise", bool(composed))
+        if composed is None:
+            composed = not stepwise and all(one.reason == "no opening delimiter" for one in dropped)
+            if composed:
+                stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
         if dropped and not stepwise:
-            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped, composed)
+            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped, bool(composed))
+    composed = bool(composed)
     direct, undirected = _usable(answers, [e for e in reasoned if e.id in stepwise], how, "direct", composed)
     dropped += undirected
     for split, modality in dict.fromkeys((e.split, e.modality) for e in reasoned):

@@ -13,6 +13,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
 from rmuse_interp.edits.plan import Modality
+from rmuse_interp.fitting.aside import SHORT, kept_out
 from rmuse_interp.fitting.collect import Query, Where, pooled_states, trajectories
 from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.fitting.elicit import follows_template
@@ -32,8 +33,6 @@ the prototypes of `calibrated`."""
 READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
 """Readouts open to gates. Never the image tokens alone: they precede the question, so they cannot tell what is asked
 about a person."""
-SHORT: Final = frozenset({"classification", "cloze"})
-"""Kinds of question that are answered without reasoning."""
 
 
 def enough(benchmark: Benchmark, least: int = LIMIT) -> int:
@@ -124,7 +123,9 @@ class _Gatherer:
             for i, e in enumerate(self.forget)
         ]
         retained = [*self.people, *self.reasoning]
-        spoken = rng.sample(refusing, min(TRAJECTORIES, len(refusing)))
+        aside = kept_out(benchmark, self.modality, self.seed)
+        followed = [query for query in refusing if query.id not in aside] or refusing
+        spoken = rng.sample(followed, min(TRAJECTORIES, len(followed)))
         plain = {e.id: Query(e.id, e.prompt(), e.image) for e in self.forget}
         asked = [*(Refused(query, plain[query.id], False) for query in spoken), *self._direct_refusals()]
         formed = follows_template(benchmark)
@@ -176,6 +177,8 @@ class _Gatherer:
         benchmark = self.benchmark
         short = self._some(benchmark.fit_forget, SHORT)
         asked = [(e, e.prompt()) for e in short] + [(e, e.prompt(direct=True)) for e in self.forget]
+        aside = kept_out(benchmark, self.modality, self.seed)
+        asked = [(e, prompt) for e, prompt in asked if e.id not in aside] or asked
         some = random.Random(self.seed).sample(asked, min(TRAJECTORIES, len(asked)))
         found = []
         for i, (example, prompt) in enumerate(some):

@@ -65,8 +65,7 @@ def in_own_words(
         benchmark: its pool tells refusals of a template.
         asked: questions behind a prefix, each with a refusal of the pool.
         formed: whether the model follows the benchmark's template; if it does not, refusals are told by `REFUSING`, must
-            name nothing that one person's questions alone name, and are dictated as well. Questions that draw none are
-            then left out, unless all are.
+            name nothing that one person's questions alone name, and are dictated as well, which comes first.
         batch_size: questions per batch.
     """
     pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
@@ -102,8 +101,10 @@ def in_own_words(
         found.append(replace(one, query=query, own=True) if own else one)
     if formed:
         return found
+    # What was said to no question suits any; else what was said to some; else the pool's, word for word.
+    said_so = [one for one in found if one.own]
     bare = [one for one in asked if not one.query.stepwise]
-    return [one for one in found if one.own] or bare or list(asked)
+    return [one for one in said_so if one.key is None] or said_so or bare or list(asked)
 
 
 def is_plain_refusal(text: str) -> bool:
