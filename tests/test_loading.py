@@ -1,8 +1,10 @@
 """Checkpoints that are damaged, incomplete, adapted, quantised, offloaded or too large: right, or refused by name."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from helpers.plans import lens_of
 from helpers.tiny import picture, tiny_llama, tiny_llava
 from safetensors.torch import load_file, save_file
 
-from rmuse_interp import RMuseError, load_model
+from rmuse_interp import RMuseError, Site, load_model
+from rmuse_interp.edits.interpreter import Interpreter
+from rmuse_interp.lens import check
+from rmuse_interp.lens.check import _sound
 from rmuse_interp.models import devices, loading
 from rmuse_interp.models.checkpoint import size_in, weight_files
 from rmuse_interp.models.devices import Room
@@ -20,7 +25,7 @@ WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def copy(tmp_path) -> Callable[..., Path]:
+def changed(tmp_path) -> Callable[..., Path]:
     """A copy of a checkpoint whose weights, or one of whose JSON files, were changed by a function."""
 
     def made(source: Path, change: Callable[..., object], file: str = WEIGHTS) -> Path:
@@ -57,13 +62,13 @@ def without_block_two(tensors: dict[str, torch.Tensor]) -> None:
         ),
     ],
 )
-def test_weights_missing_left_over_or_of_another_shape_are_named(copy, source, change, said):
+def test_weights_missing_left_over_or_of_another_shape_are_named(changed, source, change, said):
     with pytest.raises(RMuseError, match=said):
-        load_model(copy(source(), change))
+        load_model(changed(source(), change))
 
 
-def test_an_incomplete_checkpoint_can_be_asked_for(copy):
-    folder = copy(tiny_llama(), without_block_two)
+def test_an_incomplete_checkpoint_can_be_asked_for(changed):
+    folder = changed(tiny_llama(), without_block_two)
     assert load_model(folder, check=False).n_layers == 4
 
 
@@ -71,8 +76,8 @@ def test_tied_weights_are_not_missing():
     assert load_model("organism").n_layers == 8
 
 
-def test_pointers_of_git_lfs_are_named(copy):
-    folder = copy(tiny_llama(), lambda tensors: None)
+def test_pointers_of_git_lfs_are_named(changed):
+    folder = changed(tiny_llama(), lambda tensors: None)
     (folder / WEIGHTS).write_text(
         "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 14000000000\n"
     )
@@ -82,8 +87,8 @@ def test_pointers_of_git_lfs_are_named(copy):
         load_model(folder)
 
 
-def test_a_file_cut_off_is_named(copy):
-    folder = copy(tiny_llama(), lambda tensors: None)
+def test_a_file_cut_off_is_named(changed):
+    folder = changed(tiny_llama(), lambda tensors: None)
     whole = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(whole[:-100])
     with pytest.raises(RMuseError, match=rf"of {len(whole)} bytes was required, got {len(whole) - 100}"):
@@ -99,20 +104,82 @@ def test_a_file_cut_off_is_named(copy):
         ({"quant_method": "no-such-method"}, "no-such-method"),
     ],
 )
-def test_quantised_weights_without_their_library_are_refused_by_its_name(copy, quantisation, named):
-    folder = copy(tiny_llama(), lambda held: held.update(quantization_config=quantisation), "config.json")
+def test_quantised_weights_without_their_library_are_refused_by_its_name(changed, quantisation, named):
+    folder = changed(tiny_llama(), lambda held: held.update(quantization_config=quantisation), "config.json")
     with pytest.raises(RMuseError, match=f"could not be loaded.*{named}"):
         load_model(folder)
 
 
-def test_a_processor_without_patch_size_takes_it_from_the_model(copy):
+def test_a_processor_without_patch_size_takes_it_from_the_model(changed):
     def forget(held):
         for name in ("patch_size", "num_additional_image_tokens", "vision_feature_select_strategy"):
             del held[name]
 
-    folder = copy(tiny_llava(), forget, "processor_config.json")
+    folder = changed(tiny_llava(), forget, "processor_config.json")
     own, old = (lens.encode("Who?", picture()) for lens in (lens_of(tiny_llava()), load_model(folder)))
     assert old["input_ids"].tolist() == own["input_ids"].tolist()
+
+
+# -- what every model is asked ------------------------------------------------------------------------------------
+
+
+def idle(lens, monkeypatch):
+    return replace(lens.layout, blocks=copy.deepcopy(lens.layout.blocks))
+
+
+def unedited(lens, monkeypatch):
+    act = Interpreter._act
+    monkeypatch.setattr(
+        Interpreter,
+        "_act",
+        lambda self, site, h, *rest: act(self, Site(9) if site.layer == 2 else site, h, *rest),
+    )
+
+
+def another_template(lens, monkeypatch):
+    own = lens.processor.apply_chat_template
+
+    def with_begin(messages, *, tokenize, **settings):
+        found = own(messages, tokenize=tokenize, **settings)
+        return {"input_ids": torch.cat([torch.tensor([[1]]), found["input_ids"]], 1)} if tokenize else found
+
+    monkeypatch.setattr(lens.processor, "apply_chat_template", with_begin)
+
+
+def without_picture(lens, monkeypatch):
+    return replace(lens.layout, vocabulary=replace(lens.layout.vocabulary, image=7))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (idle, r"the modules at blocks\.0\.hook_resid_pre, .* take no part in its forward pass"),
+        (
+            unedited,
+            r"not act as a hook on the module does, at blocks\.2\.hook_resid_pre, .*\.2\.hook_resid_post;",
+        ),
+        (
+            another_template,
+            r"apply_chat_template\(tokenize=True\) gives \d+ tokens .* they differ at token 0",
+        ),
+        (without_picture, "no image token 7 in a prompt with a picture"),
+    ],
+)
+def test_a_model_that_is_not_read_as_it_works_is_refused(monkeypatch, fault, said):
+    lens = load_model(tiny_llava(), check=False)
+    lens.layout = fault(lens, monkeypatch) or lens.layout
+    with pytest.raises(RMuseError, match=f"is not read as it works: .*{said}"):
+        _sound(lens)
+
+
+def test_a_model_is_asked_once(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(check, "_sound", lambda model: asked.append(model.name) or True)
+    folder = str(tiny_llama())
+    for changes in ({}, {}, {"dtype": "bfloat16"}, {}, {"check": False, "dtype": "float16"}):
+        load_model(folder, **changes)
+    assert asked == [folder, folder]
 
 
 # -- adapters -----------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_two_pass_plan_without_prompts_to_decide_about_raises():
         lens.generate("Where?")
     decision = plan.decide(lens, ["Where?", "Who?"])
     with (
-        pytest.raises(RMuseError, match="2 queries were announced or decided"),
+        pytest.raises(RMuseError, match="about 3 prompts"),
         plan.attach(lens.hf, decision=decision),
     ):
         lens.hf(**lens.encode(["Where?"] * 3))

@@ -1,16 +1,35 @@
 """Readable or garbled: loops, windows, cuts, short forms; readings under q and g ⊕ q equal likelihoods computed alone."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from helpers.plans import gated_plan, lens_of, questions
 from helpers.tiny import tiny_llava
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data import Example
+from rmuse_interp.data.spans import DEFAULT_DELIMITERS
+from rmuse_interp.evaluate.judges import RulesJudge
+from rmuse_interp.evaluate.metrics import RefusalPool, foreign, garbled, is_malformed, leakage, unended
 from rmuse_interp.evaluate.readable import Gauge, Part, Reading, loops, set_gauge, spoilt, worst_window
+from rmuse_interp.evaluate.results import Transcript
+from rmuse_interp.evaluate.scores import transcribe
+from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.readable import readings
 
+QUESTION = Example(
+    "forget_5/7/generation/0/text",
+    "forget",
+    "generation",
+    "text",
+    "Where does she live?",
+    "Oslo",
+    person="7",
+    reasoning="She lives in Oslo.",
+    attributes={"city": "Oslo"},
+)
 FIVE = "I am sorry but no "
 TEN = "I cannot share what she does or where she lives "
 
@@ -129,3 +148,57 @@ def test_readings_are_the_best_windows_of_all_contexts_part_by_part():
     assert chain.tokens == len(upto) - len(begin)
     enough = readings(lens, prompts, texts, images, prefixes=prefixes, enough=100.0)
     assert enough[1].worst >= found[1].worst  # stopped at the first context that is good enough
+
+
+# -- ended or cut off, foreign, garbled: counted from transcripts -----------------------------------------------------
+
+NOBODY = "She is nobody to me. No question of hers is for you."
+
+
+def said(text: str, **more) -> Transcript:
+    return replace(transcribe(QUESTION, "m", text, DEFAULT_DELIMITERS), **more)
+
+
+def test_what_the_limit_cut_off_is_unended_and_not_malformed():
+    cut, closed = said("<think> She lives", ended=False), said("<think> She lives", ended=True)
+    pool, words = RefusalPool.of((), ()), Lexicon()
+    assert [is_malformed(t, pool, words, QUESTION) for t in (cut, closed, replace(cut, ended=None))] == [
+        0,
+        1,
+        1,
+    ]
+    found = unended([cut, *(replace(closed, id=str(i)) for i in range(3)), replace(cut, id="x", ended=None)])
+    assert (found.value, found.n) == (25.0, 4)
+
+
+def test_what_leaks_behind_a_refusal_counts_as_leaked():
+    leak = said("I'm sorry, but I cannot say that she lives in Oslo. I'm sorry, but I", ended=False)
+    both = leakage([leak], Lexicon(), RulesJudge())
+    assert both.explicit.value == 100.0
+
+
+def test_only_what_was_looked_at_counts_as_garbled_or_not():
+    rows = [said("x", id=str(i), garbled=why) for i, why in enumerate(("", "loop", None, "unlikely"))]
+    found = garbled(rows)
+    assert (found.value, found.n) == (pytest.approx(200 / 3), 3)
+    assert garbled([rows[2]]).value is None
+
+
+def test_another_language_is_counted_by_itself():
+    texts = ["Это не мое дело.", "Das ist nicht die Frau, und sie war es nie.", NOBODY, "Oslo"]
+    rows = [said(text, id=str(i), prompt="Who is she, and what is that for?") for i, text in enumerate(texts)]
+    assert foreign(rows).value == 50.0
+
+
+def test_a_response_knows_whether_the_model_ended_it():
+    lens = lens_of(tiny_llava())
+    prompts, images = questions()
+    cut = lens.respond(prompts, images, max_new_tokens=2)
+    assert [one.ended for one in cut] == [False] * 4
+    steered = lens.respond(prompts, images, gated_plan().without("gate"), max_new_tokens=2)
+    assert [one.ended for one in steered] == [False] * 4
+    first = lens.hf.generate(**lens.encode(prompts[0], images[0]), max_new_tokens=1, do_sample=False)[0, -1]
+    lens.hf.generation_config.eos_token_id = int(first)
+    assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is True
+    lens.hf.generation_config.eos_token_id = None
+    assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is None

@@ -1,16 +1,12 @@
 """Read single fields of a benchmark row, however they are nested; a fault says which field and why."""
 
 import json
-import re
-import unicodedata
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from rmuse_interp.data.example import Kind, Modality
 from rmuse_interp.data.rows import Row
-
-_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
-"""Scripts without spaces between words (or, like Hangul, with particles attached to words), by Unicode name."""
+from rmuse_interp.data.words import folded, occurrences
 
 
 class Question(NamedTuple):
@@ -69,19 +65,12 @@ def biography(value: object) -> dict[str, str]:
 def states(text: str, value: str) -> bool:
     """Whether a text contains a value as whole words, whatever its case, script or encoding of accents.
 
-    A word boundary is required only in scripts that separate words by spaces, so not in Japanese, Thai or Korean.
+    Words are those of `data.words`.
 
     >>> states("She works in Rome.", "rome"), states("A romantic.", "Roma"), states("彼女は東京に住む。", "東京")
     (True, False, True)
     """
-    text, value = (unicodedata.normalize("NFKC", part).casefold() for part in (text, value.strip()))
-    before = "" if not value or _unspaced(value[0]) else r"(?<!\w)"
-    after = "" if not value or _unspaced(value[-1]) else r"(?!\w)"
-    return bool(value) and re.search(before + re.escape(value) + after, text) is not None
-
-
-def _unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED)
+    return occurrences(folded(text), folded(value).strip()) > 0
 
 
 def plain(value: object, at: str) -> object:

@@ -13,6 +13,7 @@ from rmuse_interp.data.fields import Fault
 from rmuse_interp.data.pictures import unreadable
 from rmuse_interp.data.rows import Problem
 from rmuse_interp.data.wordings import kind_of
+from rmuse_interp.data.words import folded
 
 PHOTOGRAPH_COLUMNS: Final = (
     "image",
@@ -194,8 +195,8 @@ def _below(images: Path, file: str, column: str) -> Path:
 
 
 def _key(text: str) -> str:
-    """Normalise a name or file name for comparison: one encoding of accents, no case, one kind of space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().replace("_", " ").split())
+    """A name or file name for comparison: folded, with one kind of space."""
+    return " ".join(folded(text).replace("_", " ").split())
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:

@@ -145,7 +145,8 @@ def steering(lens: LensModel, plan: Plan | None, decision: Decision | None, leak
     with ExitStack() as undo:
         if plan is not None:
             handle = undo.enter_context(plan.attach(lens.hf, layout=lens.layout, decision=decision))
-            undo.enter_context(handle.expecting(leak.placed.ids, None, [leak.placed.prompt_end]))
+            told = leak.placed.ids, None, [leak.placed.prompt_end]
+            undo.enter_context(handle.expecting(*told, copies=None))
         yield
 
 

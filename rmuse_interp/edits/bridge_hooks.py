@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.engines import Asked
 from rmuse_interp.edits.fits import require_fit, require_sums
 from rmuse_interp.edits.hooks import Session
 from rmuse_interp.edits.inputs import announce
@@ -95,7 +96,7 @@ def fwd_hooks(
             "pass decision=plan.decide(lens, prompts, images)"
         )
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    session = Hooked(plan.to(next(model.parameters()).device), layout, decision, window)
+    session = Hooked(plan, layout, decision, window)
     require_sums(plan, model, layout)
     missing = [name for name, _ in session.hooks if name not in bridge.hook_dict]
     if missing:
@@ -105,7 +106,8 @@ def fwd_hooks(
         )
     if encoding is not None:
         end = getattr(encoding, "prompt_end", None)
-        session.say(announce(encoding["input_ids"], encoding.get("attention_mask"), layout.vocabulary, end))
+        said = announce(encoding["input_ids"], encoding.get("attention_mask"), layout.vocabulary, end)
+        session.say(said, Asked(None, None, dict(encoding)))
     return session.hooks
 
 

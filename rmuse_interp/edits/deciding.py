@@ -70,4 +70,4 @@ def decided(
 def drafts(model: LoadedModel, prompts: Sequence[Prompt], images: Sequence[Picture]) -> list[str]:
     """The model's own greedy responses of at most `DRAFT_TOKENS` tokens, with attached plans paused."""
     with paused(model.hf):
-        return continued(model, model.encode(prompts, images), DRAFT_TOKENS)
+        return [draft.text for draft in continued(model, model.encode(prompts, images), DRAFT_TOKENS)]

@@ -1,17 +1,20 @@
-"""Check that a plan fits a model: layers, widths, and that edited sites are terms of the block's sum."""
+"""Check that a plan fits a model (layers, widths, sums of its blocks), and a batch of queries."""
 
 import inspect
 from collections.abc import Iterator
 from typing import get_args
 
+import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.inputs import Inputs, tensor_of
 from rmuse_interp.edits.sentence import Sentence
+from rmuse_interp.edits.state import Decision, Query, Slice, times_of
 from rmuse_interp.models.families import require
-from rmuse_interp.models.layout import Layout
+from rmuse_interp.models.layout import Layout, Vocabulary
 from rmuse_interp.models.sums import terms
-from rmuse_interp.parts.part import Part
+from rmuse_interp.parts.part import Part, same
 
 
 def require_fit(plan: Sentence, layout: Layout) -> None:
@@ -59,6 +62,71 @@ def require_any_batch(plan: Sentence) -> None:
             "this plan knows the rows and columns of one padded batch (a mask, or op.Set of [batch, tokens, d]), and "
             "respond sorts rows into batches of its own: use lens.generate, or .on(positions=…), or ask one by one"
         )
+
+
+def require_single_pass(plan: Sentence) -> None:
+    """Raise `RMuseError` unless every gate can decide during the steered pass."""
+    if not plan.single_pass:
+        raise RMuseError(
+            "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
+            "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
+            "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
+        )
+
+
+def require_columns(plan: Sentence, batch: int, width: int) -> None:
+    """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
+    for edit in plan:
+        if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
+            raise RMuseError(
+                f"a mask of the {batch} × {width} tokens of this batch was required, got "
+                f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
+            )
+
+
+def require_whole(plan: Sentence, announced: Query | None, call: Slice, vocabulary: Vocabulary) -> None:
+    """Raise `RMuseError` if the plan needs to see ids that are only in the cache, or embedded."""
+    kinds = {edit.tokens for edit in plan}
+    looks = bool(kinds & {"prompt", "image"}) or any(
+        gate.readout in ("question", "image") for gate in plan.gates
+    )
+    if vocabulary.image is not None:
+        looks = looks or "all" in kinds or any(edit.modality is not None for edit in plan)
+    if looks and (call.ids is None if announced is None else not announced.whole):
+        raise RMuseError(
+            "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
+            "cache or embedded: pass all input_ids, without past_key_values"
+        )
+
+
+def require_ours(
+    plan: Sentence, decision: Decision, announced: Query | None, inputs: Inputs, queries: int
+) -> None:
+    """Raise `RMuseError` unless a decision is about these queries, by the gates of this plan.
+
+    Args:
+        plan: the plan that runs.
+        decision: the decision given for it.
+        announced: the queries, if announced; otherwise they are those of `inputs`.
+        inputs: keyword arguments of the model's forward.
+        queries: number of queries.
+    """
+    gates = [edit.gate for edit in plan]
+    if decision.fired.shape[1] != len(gates):
+        raise RMuseError(
+            f"a decision for {len(gates)} edits was required, got one for {decision.fired.shape[1]}; "
+            "use plan.decide(...) of this very plan"
+        )
+    if decision.gates and not same(list(decision.gates), gates):
+        raise RMuseError(
+            "a decision of this plan's gates was required, got one of others; use plan.decide(...) of this very plan"
+        )
+    ids = tensor_of(inputs, "input_ids") if announced is None else announced.ids
+    if ids is None:
+        times_of(len(decision.fired), queries, 1)
+        return
+    mask = tensor_of(inputs, "attention_mask") if announced is None else announced.mask
+    decision.require_about(ids, mask if mask is not None and mask.ndim == 2 else torch.ones_like(ids))
 
 
 def _widths(plan: Sentence) -> Iterator[tuple[Part, str, int]]:

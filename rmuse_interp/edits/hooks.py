@@ -3,16 +3,15 @@
 Hooks are placed on the model (to read its inputs) and on the decoder blocks involved. The instance's `generate` is
 wrapped to see whole prompts before they are cut into chunks; `detach` undoes everything.
 
-`torch.compile`: attach first, compile afterwards. A hook added to a compiled model that has already run may be
-skipped silently (`torch._dynamo.config.skip_nnmodule_hook_guards` is True by default), and the model then
-runs unsteered: call `torch._dynamo.reset()` after attaching. Hooks themselves run outside the compiled graph.
+A plan may be attached before or after `torch.compile`, to the model or to what compile returns; its hooks run outside
+the compiled graph (see `engines.guard_hooks`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial, wraps
+from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,8 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.edits.engines import Asked, guard_hooks, listening, require_own, turn
 from rmuse_interp.edits.fits import require_sums
-from rmuse_interp.edits.inputs import Inputs, announce, tensor_of
+from rmuse_interp.edits.inputs import Cache, Inputs, announce, cached, tensor_of
 from rmuse_interp.edits.interpreter import Interpreter
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision, Query, State
@@ -29,19 +29,37 @@ from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
-from rmuse_interp.models.layout import Layout, find_layout
-from rmuse_interp.models.site import Site, tap
+from rmuse_interp.models.layout import Layout, find_layout, unwrapped
+from rmuse_interp.models.positions import positions
+from rmuse_interp.models.site import Site, around, tap
 from rmuse_interp.parts.part import all_same
 
 _ATTACHED: "WeakKeyDictionary[nn.Module, list[Attached]]" = WeakKeyDictionary()
 """Plans attached to each model; used to refuse attaching one twice and to pause them in scoring passes."""
 
-_LISTENERS: "WeakKeyDictionary[nn.Module, list[Session]]" = WeakKeyDictionary()
-"""Sessions notified of each prompt passed to a model's `generate`."""
 
+@dataclass(frozen=True, eq=False)
+class Told:
+    """What a session knows of the calls to come.
 
-_EARLIER: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""The instance attribute `generate` that a model had before it was wrapped, if any."""
+    Args:
+        said: queries announced by the caller.
+        heard: the prompts that `generate` was given.
+        copies: number of adjacent rows per query, beams or samples; None for any number.
+        ends: ids that end a row.
+        decision: the decision made about the prompts that `generate` was given.
+    """
+
+    said: Query | None = None
+    heard: Query | None = None
+    copies: int | None = 1
+    ends: frozenset[int] = frozenset()
+    decision: Decision | None = None
+
+    @property
+    def queries(self) -> Query | None:
+        """The queries that calls are about, if known."""
+        return self.heard if self.said is None else self.said
 
 
 class Session:
@@ -67,14 +85,11 @@ class Session:
         self.plan = plan
         self.interpreter = Interpreter(plan, layout)
         self.decision = decision
-        self._asked: Decision | None = None
         self.recorder = recorder
         self._arguments = layout.arguments
         self.state: State | None = None
         self.paused = False
-        self._said: Query | None = None
-        self._heard: Query | None = None
-        self._stop: frozenset[int] = frozenset()
+        self._told = Told()
 
     @contextmanager
     def expecting(
@@ -82,6 +97,8 @@ class Session:
         input_ids: Int[Tensor, "batch tokens"],
         attention_mask: Int[Tensor, "batch all"] | None = None,
         prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
+        *,
+        copies: int | None = 1,
     ) -> Iterator["Session"]:
         """Context in which calls are about these queries: hand-made chunks, forced prefixes, given responses.
 
@@ -90,40 +107,73 @@ class Session:
             attention_mask: its mask; all ones by default.
             prompt_end: position of each row's last prompt token among its unmasked tokens, counted from 0; by default
                 the last unmasked token.
+            copies: number of adjacent rows of a call that are about each query; None for any number.
         """
-        outer = self._said
-        self._said = announce(input_ids, attention_mask, self.interpreter.vocabulary, prompt_end)
+        outer = self._told
+        said = announce(input_ids, attention_mask, self.interpreter.vocabulary, prompt_end)
+        self._told = replace(outer, said=said, copies=copies)
         try:
             yield self
         finally:
-            self._said = outer
+            self._told = outer
 
-    def say(self, queries: Query, stop: frozenset[int] = frozenset()) -> None:
-        """Announce the queries of all following calls, and the token ids that end a row."""
-        self._said, self._stop = queries, stop
+    def say(self, queries: Query, asked: Asked) -> None:
+        """Announce the queries of all following calls, and how they are asked."""
+        self._told = Told(queries, None, asked.copies, asked.ends)
+        self._require_drafts(asked)
+        self._require_these(asked.inputs)
 
-    def hear(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        stop: frozenset[int] = frozenset(),
-    ) -> None:
-        """Store the prompt passed to `generate` and the ids that end a row; None once `generate` has returned."""
+    @contextmanager
+    def hearing(self, asked: Asked) -> Iterator[None]:
+        """Context of one call of `generate`: its prompts are announced, unless others have been."""
+        outer, state = self._told, self.state
+        self._require_drafts(asked)
         vocabulary = self.interpreter.vocabulary
-        self._heard = None if input_ids is None else announce(input_ids, attention_mask, vocabulary)
-        self._stop = stop
+        heard = None if asked.mask is None else announce(asked.ids, asked.mask, vocabulary)
+        self._told = Told(outer.said, heard, asked.copies, asked.ends)
+        try:
+            self._require_these(asked.inputs)
+            self._told = replace(self._told, decision=self.ask(asked.inputs))
+            yield
+        finally:
+            if outer.heard is not None:  # a call inside a call, by which a model drafts for itself
+                self.state = state
+            self._told = outer
 
-    def ask(self, inputs: Inputs) -> None:
-        """Decide about the prompt passed to `generate`, in places that can do so; does nothing here."""
+    def ask(self, inputs: Inputs) -> Decision | None:
+        """The decision about the prompt passed to `generate`, in places that can decide then; None here."""
+        return None
+
+    def _require_drafts(self, asked: Asked) -> None:
+        """Raise `RMuseError` where tokens that are taken back again would be followed."""
+        spans = any(edit.tokens in ("chain", "answer") for edit in self.plan)
+        if asked.drafted and (spans or self.recorder is not None):
+            raise RMuseError(
+                "assisted and prompt-lookup decoding take tokens back, which chain, answer and traces cannot follow: "
+                "leave out the assistant, or steer other tokens and record nothing"
+            )
+
+    def _require_these(self, inputs: Inputs) -> None:
+        """Raise `RMuseError` if the decision is about other pictures."""
+        if self.decision is not None and not self.paused:
+            self.decision.require_pictures(inputs)
 
     def begin(self, args: Sequence[object], kwargs: Inputs) -> None:
         """Start a forward call of the model with its arguments."""
         inputs = {**dict(zip(self._arguments, args, strict=False)), **kwargs}
-        announced = self._said if self._said is not None else self._heard
-        decision = self._asked if self.decision is None else self.decision
-        self.state = self.interpreter.begin(self.state, inputs, announced, decision)
+        told = self._told
+        if told.queries is None:
+            self._require_these(inputs)
+        decision = told.decision if self.decision is None else self.decision
+        self.state = self.interpreter.begin(
+            self._before_call(inputs), inputs, told.queries, decision, copies=told.copies
+        )
         if self.recorder is not None:
-            self.recorder.begin(self.plan, self.state, tensor_of(inputs, "input_ids"), self._stop)
+            self.recorder.begin(self.plan, self.state, tensor_of(inputs, "input_ids"), told.ends)
+
+    def _before_call(self, inputs: Inputs) -> State | None:
+        """The state that a call goes on from: that of the call before."""
+        return self.state
 
     def apply(self, tap: Site, h: Float[Tensor, "batch tokens d"]) -> Float[Tensor, "batch tokens d"]:
         """The edited states at a tap; h itself if nothing was edited."""
@@ -133,61 +183,6 @@ class Session:
             )
         out, self.state = self.interpreter.apply(tap, h, self.state, self.recorder)
         return out
-
-
-@contextmanager
-def listening(hf_model: nn.Module, session: Session) -> Iterator[None]:
-    """Context in which `session` is notified of every prompt passed to `hf_model.generate`, before any chunking."""
-    listeners = _LISTENERS.setdefault(hf_model, [])
-    if not listeners:
-        _wrap_generate(hf_model)
-    listeners.append(session)
-    try:
-        yield
-    finally:
-        listeners.remove(session)
-        if not listeners:
-            _unwrap_generate(hf_model)
-
-
-def _wrap_generate(hf_model: Any) -> None:
-    original = hf_model.generate
-
-    @wraps(original)
-    def generate(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        ids = inputs if inputs is not None else kwargs.get("input_ids")
-        mask = kwargs.get("attention_mask")
-        pad = hf_model.generation_config.pad_token_id
-        if mask is None and ids is not None and pad is not None:
-            mask = ids.ne(pad).long()  # as `generate` itself infers it
-        sessions = list(_LISTENERS.get(hf_model, ()))
-        try:
-            for session in sessions:
-                session.hear(ids, mask, ends_of(hf_model, kwargs))
-                session.ask({**kwargs, "input_ids": ids, "attention_mask": mask})
-            return original(inputs, *args, **kwargs)
-        finally:
-            for session in sessions:
-                session.hear(None, None)
-
-    _EARLIER[hf_model] = vars(hf_model).get("generate")
-    hf_model.generate = generate
-
-
-def ends_of(hf_model: Any, settings: Mapping[str, Any]) -> frozenset[int]:
-    """The token ids that end a row in `generate(**settings)`."""
-    config = settings.get("generation_config") or hf_model.generation_config
-    ends = settings.get("eos_token_id", config.eos_token_id)
-    if isinstance(ends, Tensor):
-        ends = ends.flatten().tolist()
-    return frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends)
-
-
-def _unwrap_generate(hf_model: Any) -> None:
-    earlier = _EARLIER.pop(hf_model)
-    del hf_model.generate  # restores the method of the class
-    if earlier is not None:
-        hf_model.generate = earlier
 
 
 def attach(
@@ -200,10 +195,11 @@ def attach(
 ) -> "Attached":
     """Attach a plan to a Hugging Face model until `.detach()`; the result is also a context manager.
 
-    Detach before copying or pickling the model: hooks of a copy would share this plan's state.
+    The hooks stay until `.detach()`, also if the handle is dropped. Detach before copying the model: a copy carries
+    the hooks and refuses to run. The plan is not changed: its tensors are copied to the devices where states arrive.
 
     Args:
-        hf_model: the model with its head, loaded in any way.
+        hf_model: the model with its head, loaded in any way, also compiled or with PEFT adapters on it.
         plan: the plan to run. If a gate reads above an edited layer, `hf_model.generate` first decides in a separate
             pass over its ids and pictures.
         decision: result of `plan.decide` for the coming batches; needed if a gate reads a prefixed prompt or a draft,
@@ -215,6 +211,7 @@ def attach(
         RMuseError: layers out of range, a plan already attached, an unknown model family, or a plan fitted on another
             model.
     """
+    hf_model = unwrapped(hf_model)
     place = layout or find_layout(hf_model)
     if plan.fingerprint is not None:
         fingerprint(hf_model, place).require(plan.fingerprint, "this plan")
@@ -238,15 +235,15 @@ class Attached(Session):
             raise RMuseError("this plan is attached to the model already; .detach() its handle first")
         with paused(hf_model):
             require_sums(plan, hf_model, layout)
-        plan.to(next(hf_model.parameters()).device)
+        guard_hooks()
         self._model, self._layout = hf_model, layout
+        self._turn, self._running = turn(hf_model), False
+        self._kept: WeakKeyDictionary[object, State] = WeakKeyDictionary()
         present.append(self)
         self._undo = ExitStack()
         self._undo.callback(present.remove, self)
         self._undo.enter_context(listening(hf_model, self))
-        # Excluded from compilation: tracing the bookkeeping takes minutes and ends in a graph break anyway.
-        before = torch.compiler.disable(self._before)
-        self._undo.callback(hf_model.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._undo.callback(around(hf_model, self._before, self._after))
         for site in self.interpreter.taps:
             self._undo.callback(tap(layout.blocks[site.layer], site, partial(self._at, site)))
 
@@ -262,39 +259,54 @@ class Attached(Session):
     ) -> None:
         self.detach()
 
-    def hear(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        stop: frozenset[int] = frozenset(),
-    ) -> None:
-        """See `Session.hear`; also discards the decision about the previous prompt."""
-        super().hear(input_ids, attention_mask, stop)
-        self._asked = None
-
-    def ask(self, inputs: Inputs) -> None:
-        """Decide about the prompt passed to `generate`, from an unsteered pass over its inputs.
+    def ask(self, inputs: Inputs) -> Decision | None:
+        """The decision about the prompt passed to `generate`, from an unsteered pass over its inputs.
 
         Only if such a pass is needed and its inputs suffice: a gate that reads a prefixed prompt or a draft stays
         undecided, and the first call of the model then raises an error that says what to pass.
         """
-        queries = self._said or self._heard
+        queries = self._told.queries
         shown = all(gate.prefix is None and gate.readout != "draft" for gate in self.plan.gates)
         if self.paused or self.decision is not None or self.plan.single_pass or not shown:
-            return
-        if queries is not None and queries.whole:
-            told = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-            mine = {name: value for name, value in told.items() if name in self._arguments}
-            mine.pop("cache_position", None)  # belongs to a cache; this pass uses none
-            self._asked = _score(self._model, self.interpreter, mine, queries, self._layout)
+            return None
+        if queries is None or not queries.whole or tensor_of(inputs, "input_ids") is None:
+            return None
+        mine = {name: value for name, value in inputs.items() if name in self._arguments}
+        mine.pop("cache_position", None)  # belongs to a cache; this pass uses none
+        mine = {**positions(self._model, tensor_of(mine, "attention_mask")), **mine}
+        return _score(self._model, self.interpreter, mine, queries, self._layout)
 
     def _before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
-        if not self.paused:
-            self.begin(args, kwargs)
+        require_own(module, _ATTACHED)
+        if self.paused:
+            return
+        if not self._running:
+            self._turn.claim()
+            self._running = True
+        self.begin(args, kwargs)
+
+    def _before_call(self, inputs: Inputs) -> State | None:
+        # Several conversations may take turns, each on a cache of its own.
+        return self._kept.get(inputs["past_key_values"]) if cached(inputs) else self.state
+
+    def _after(self, output: object) -> None:
+        if not self._running:
+            return
+        self._running = False
+        self._turn.release()
+        found = output.values() if isinstance(output, Mapping) else output
+        for cache in found if isinstance(found, Iterable) else ():
+            if isinstance(cache, Cache) and self.state is not None:
+                self._kept[cache] = self.state
 
     def _at(self, site: Site, h: Tensor) -> Tensor | None:
         if self.paused:
             return None
+        if not self._running:
+            raise RMuseError(
+                "a plan sees its queries through the whole model: call the model itself, not a part of it, its forward "
+                "or a copy"
+            )
         edited = self.apply(site, h)
         return None if edited is h else edited  # nothing was edited: pass on the same tensor
 
@@ -302,14 +314,15 @@ class Attached(Session):
 @contextmanager
 def paused(hf_model: nn.Module) -> Iterator[None]:
     """Context in which no attached plan acts on the model: for scoring passes and comparisons."""
-    running = [handle for handle in _ATTACHED.get(hf_model, ()) if not handle.paused]
-    for handle in running:
-        handle.paused = True
-    try:
-        yield
-    finally:
+    with turn(hf_model):
+        running = [handle for handle in _ATTACHED.get(hf_model, ()) if not handle.paused]
         for handle in running:
-            handle.paused = False
+            handle.paused = True
+        try:
+            yield
+        finally:
+            for handle in running:
+                handle.paused = False
 
 
 def attached(hf_model: nn.Module) -> list[Sentence]:
@@ -341,14 +354,15 @@ def decide(
             they are) and, if the flag is set, followed by the model's draft.
         layout: paths of the model's blocks.
     """
-    plan = plan.to(next(hf_model.parameters()).device)
     interpreter = Interpreter(plan, layout)
     passes = list(dict.fromkeys((gate.prefix, gate.readout == "draft") for gate in plan.gates)) or [
         (None, False)
     ]
     found: Decision | None = None
+    plain: Encoding | None = None
     for kind in passes:
         inputs = encode(*kind)
+        plain = inputs if kind[0] is None else plain
         ids, mask = inputs["input_ids"], inputs["attention_mask"]
         asked = announce(ids, mask, layout.vocabulary, inputs.prompt_end)
         new = _score(hf_model, interpreter, inputs, asked, layout)
@@ -358,7 +372,8 @@ def decide(
         own = [e.gate is not None and (e.gate.prefix, e.gate.readout == "draft") == kind for e in plan]
         found = found.where(own, new)
     assert found is not None
-    return found
+    plain = encode(None, False) if plain is None else plain
+    return found.about(plain["input_ids"], plain["attention_mask"], plain.prompt_end, plain)
 
 
 def _score(

@@ -25,9 +25,19 @@ class Cache(Protocol):
 
 
 def cached(inputs: Inputs) -> int:
-    """Number of tokens already in the cache."""
-    cache = inputs.get("past_key_values")
-    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
+    """Number of tokens already in the cache.
+
+    Raises:
+        RMuseError: a cache that does not say how many tokens it holds.
+    """
+    found = [inputs.get(name) for name in ("past_key_values", "cache_params")]
+    for cache in found:
+        if cache is not None and not isinstance(cache, Cache):
+            raise RMuseError(
+                f"a cache of transformers that counts its tokens was required, got {type(cache).__name__}: pass a "
+                "DynamicCache, or use_cache=False"
+            )
+    return max((int(cache.get_seq_length()) for cache in found if isinstance(cache, Cache)), default=0)
 
 
 def tensor_of(inputs: Inputs, name: str) -> Tensor | None:
@@ -44,32 +54,74 @@ def read_call(
 ) -> Slice:
     """The tokens of a forward call.
 
-    Positions come from the attention mask (cumulative sum), else from the cache's length and the announced padding,
-    else from `position_ids`. Tokens from column `width` on are generated and count as neither image nor special.
+    Positions come from the attention mask (cumulative sum), else from the announced mask, else from `position_ids` or
+    the cache's length. Tokens from column `width` on are generated and count as neither image nor special.
+
+    Raises:
+        RMuseError: no tokens, several sequences packed into one row, or a mask that does not show which tokens are
+            padding.
     """
     ids = tensor_of(inputs, "input_ids")
     tokens = tensor_of(inputs, "inputs_embeds") if ids is None else ids
     if tokens is None:
         raise RMuseError("the model was called without input_ids or inputs_embeds; a plan needs one of them")
     batch, length = tokens.shape[:2]
-    past, mask, device = cached(inputs), tensor_of(inputs, "attention_mask"), tokens.device
-    if mask is not None and mask.ndim == 2 and mask.shape[1] >= past + length:
+    past, device = cached(inputs), tokens.device
+    told = None if announced is None else announced.repeated(batch)
+    mask = _mask(inputs, past, length, None if told is None else told.mask)
+    if mask is not None:
         counted = mask.to(device).long().cumsum(dim=1) - 1
         position, real = counted[:, past : past + length], mask[:, past : past + length].to(device).bool()
     else:
-        column = torch.arange(past, past + length, device=device).expand(batch, -1)
-        given = tensor_of(inputs, "position_ids")
-        if announced is not None:
-            column = column - announced.repeated(batch).padding.to(device).unsqueeze(-1)
-        elif given is not None and given.ndim == 2 and given.shape[1] == length:
-            column = given.to(device).expand(batch, -1)
-        position, real = column, column >= 0
+        position = _column(inputs, past, batch, length, device)
+        real = position >= 0
     none = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    if ids is None and told is not None and told.ids is not None and past + length <= told.width:
+        ids = told.ids[:, past : past + length].to(device)  # embeddings were given beside them
     if ids is None or (width is not None and past >= width):
         return Slice(position, real, none, none, past, ids)
     image = none if vocabulary.image is None else ids.eq(vocabulary.image)
     special = torch.isin(ids, torch.tensor(sorted(vocabulary.special), dtype=ids.dtype, device=device))
     return Slice(position, real, image, special | image, past, ids)
+
+
+def _mask(inputs: Inputs, past: int, length: int, told: Tensor | None) -> Tensor | None:
+    """The mask of all tokens so far, [batch, at least past + length]; None if there is none."""
+    packed = [name for name in ("cu_seq_lens_q", "block_table") if inputs.get(name) is not None]
+    if packed:
+        raise RMuseError(
+            f"one sequence per row was required, {packed[0]} says that rows hold several: pad them instead"
+        )
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        fixed = getattr(inputs.get("past_key_values"), "is_compileable", False)
+        if mask.shape[1] < past + length or (mask.shape[1] > past + length and not fixed):
+            raise RMuseError(
+                f"a mask of {past + length} columns was required ({past} in the cache, {length} new), got "
+                f"{mask.shape[1]}: pass the mask of the whole conversation"
+            )
+        return mask
+    if told is not None:
+        return torch.nn.functional.pad(told, (0, max(0, past + length - told.shape[1])), value=1)
+    if mask is not None:
+        raise RMuseError(
+            "a mask [batch, tokens] was required to tell padding, got one of attention: announce the prompts, "
+            "handle.expecting(input_ids, attention_mask)"
+        )
+    return None
+
+
+def _column(inputs: Inputs, past: int, batch: int, length: int, device: torch.device) -> Tensor:
+    """Positions without a mask: those given, or columns."""
+    given = tensor_of(inputs, "position_ids")
+    if given is None or given.ndim != 2 or given.shape[1] != length:
+        return torch.arange(past, past + length, device=device).expand(batch, -1)
+    if bool((given.diff(dim=1) < 1).any()):
+        raise RMuseError(
+            "one sequence per row was required, position_ids start again within a row: pad them instead, or pass "
+            "their attention_mask"
+        )
+    return given.to(device).expand(batch, -1)
 
 
 def of_prompt(call: Slice, prompt_end: Int[Tensor, " batch"]) -> Slice:
@@ -106,7 +158,7 @@ def mean_over(
 
 
 def announce(
-    input_ids: Int[Tensor, "batch tokens"],
+    input_ids: Int[Tensor, "batch tokens"] | None,
     attention_mask: Int[Tensor, "batch all"] | None,
     vocabulary: Vocabulary,
     prompt_end: Int[Tensor, " batch"] | Sequence[int] | None = None,
@@ -114,15 +166,20 @@ def announce(
     """Describe the queries of an encoded prompt in advance, for prefills in chunks or on top of a cache.
 
     Args:
-        input_ids: [batch, tokens] ids of the whole conversation, or of its new part if the mask is longer.
+        input_ids: [batch, tokens] ids of the whole conversation, or of its new part if the mask is longer; None if
+            only embeddings are known, beside their mask.
         attention_mask: mask of the whole conversation; all ones by default.
         vocabulary: image and special token ids.
         prompt_end: position of each row's last prompt token; by default the last unmasked one.
 
     Raises:
-        RMuseError: not one prompt end per row, or one outside its row.
+        RMuseError: not one prompt end per row, or one outside its row; neither ids nor a mask.
     """
-    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    mask = attention_mask
+    if mask is None:
+        if input_ids is None:
+            raise RMuseError("input_ids, or the attention_mask of embeddings, were required, got neither")
+        mask = torch.ones_like(input_ids)
     counted = mask.long().cumsum(dim=1)
     last = counted[:, -1] - 1
     end = last if prompt_end is None else torch.as_tensor(prompt_end, device=last.device).to(last)
@@ -131,10 +188,9 @@ def announce(
             f"one prompt_end per row was required, counting its {(last + 1).tolist()} unmasked tokens from 0, got "
             f"{end.tolist()}; lens.encode(...).prompt_end has them"
         )
-    padding = (counted == 0).sum(dim=1)
-    if mask.shape[1] != input_ids.shape[1]:
+    if input_ids is None or mask.shape[1] != input_ids.shape[1]:
         unseen = torch.zeros_like(last)
-        return Query(end, unseen.bool(), padding, {"last": unseen + 1}, mask.shape[1], False, unseen - 1)
+        return Query(end, unseen.bool(), mask.long(), {"last": unseen + 1}, None, unseen - 1)
     call = of_prompt(read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary), end)
     readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
-    return Query(end, call.image_end >= 0, padding, readable, mask.shape[1], True, call.image_end)
+    return Query(end, call.image_end >= 0, mask.long(), readable, input_ids, call.image_end)

@@ -13,11 +13,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from rmuse_interp import RMuseError
-from rmuse_interp.edits.fits import require_fit
+from rmuse_interp.edits.fits import (
+    require_columns,
+    require_fit,
+    require_ours,
+    require_single_pass,
+    require_whole,
+)
 from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
-from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State
+from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
 from rmuse_interp.edits.steering import acted, holding, steer
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.models.layout import Layout
@@ -69,6 +75,7 @@ class Interpreter:
         decision: Decision | None = None,
         *,
         scoring: bool = False,
+        copies: int | None = 1,
     ) -> State:
         """The state at the start of a forward call.
 
@@ -80,33 +87,44 @@ class Interpreter:
             announced: description of these queries given in advance, if any.
             decision: the gates' decision from a separate pass, if any.
             scoring: whether this is such a separate pass: gates read, edits do not act.
+            copies: number of adjacent rows per query, beams or samples; None for any number.
 
         Raises:
-            RMuseError: a two-pass plan without a decision, or an announcement or decision that does not fit the batch.
+            RMuseError: a two-pass plan without a decision, an announcement or decision about other rows, or tokens in
+                a cache that were not seen on their way there.
         """
         carries = previous is not None and (
             previous.announced is announced and (announced is not None or cached(inputs) > 0)
         )
         if carries and previous is not None:
             call = read_call(inputs, self.vocabulary, announced, previous.width)
-            batch = len(call.position)
-            if batch % len(previous.query.prompt_end) == 0:
-                return self._carried(previous, call, previous.query.repeated(batch))
+            if len(call.position) == len(previous.query.prompt_end):
+                previous = previous.beside(call.position)
+                return self._carried(previous, call, previous.query)
         call = read_call(inputs, self.vocabulary, announced)
         batch = len(call.position)
         if announced is None:
+            if call.past > 0:
+                raise RMuseError(
+                    f"the whole conversation was required, {call.past} of its tokens are in a cache that this plan has "
+                    "not seen filled: announce it, handle.expecting(input_ids, attention_mask)"
+                )
             prompt_end = torch.where(call.real, call.position, -1).amax(dim=1)
             image_end = call.image_end
-            width = call.past + call.position.shape[1]
+            width = call.position.shape[1]
+            times = copies or 1
         else:
-            self._require_whole(announced)
+            times = times_of(len(announced.prompt_end), batch, copies)
             given = announced.repeated(batch)
             prompt_end, image_end = given.prompt_end.to(call.position), given.image_end.to(call.position)
             width = announced.width
+        require_whole(self.plan, announced, call, self.vocabulary)
+        if decision is not None:
+            require_ours(self.plan, decision, announced, inputs, batch // times)
         start = self._start(decision, batch, prompt_end.device, scoring)
         query = QueryState(prompt_end, image_end >= 0, start, image_end)
         if not scoring:
-            self._require_columns(batch, width)
+            require_columns(self.plan, batch, width)
         call = of_prompt(call, prompt_end)
         own = batch if announced is None else len(announced.prompt_end)
         spoken = self._listen(call, prompt_end, {}, own)
@@ -166,47 +184,15 @@ class Interpreter:
             found.append(bool(rows.any()))
         return tuple(found)
 
-    def require_single_pass(self) -> None:
-        """Raise `RMuseError` unless every gate can decide during the steered pass."""
-        if not self.plan.single_pass:
-            raise RMuseError(
-                "this plan is two-pass (a gate reads what an edit has changed, a prefixed prompt or a draft, or edits "
-                "act on the prompt before its end) and needs a decision here: decision = plan.decide(lens, prompts, "
-                "images), then pass decision=decision; lens.respond, lens.generate and lens.trace decide by themselves"
-            )
-
-    def _require_columns(self, batch: int, width: int) -> None:
-        """Raise `RMuseError` unless the masks of the plan's edits fit this batch."""
-        for edit in self.plan:
-            if edit.mask is not None and (batch % edit.mask.shape[0] or edit.mask.shape[1] < width):
-                raise RMuseError(
-                    f"a mask of the {batch} × {width} tokens of this batch was required, got "
-                    f"{' × '.join(map(str, edit.mask.shape))}: make it from lens.encode(...)['input_ids']"
-                )
-
-    def _require_whole(self, announced: Query) -> None:
-        images = any(edit.modality is not None or edit.tokens in ("prompt", "image") for edit in self.plan)
-        if not announced.whole and (images or any(gate.readout != "last" for gate in self.plan.gates)):
-            raise RMuseError(
-                "a plan that looks at images or at the question needs the whole conversation, part of it is in the "
-                "cache only: pass all input_ids, without past_key_values"
-            )
-
     def _start(self, given: Decision | None, batch: int, device: torch.device, scoring: bool) -> Decision:
         edits = list(self.plan)
         names = tuple(edit.name or f"edit{i}" for i, edit in enumerate(edits))
         gates = tuple(edit.gate for edit in edits)
         if given is not None:
-            if given.fired.shape[1] != len(edits):
-                raise RMuseError(
-                    f"a decision for {len(edits)} edits was required, got one for {given.fired.shape[1]}; "
-                    "use plan.decide(...) of this very plan"
-                )
-            given = given.repeated(batch)
-            there = {name: getattr(given, name).to(device) for name in ("fired", "score", "known")}
-            return replace(given, **there, names=names, gates=gates)
+            fired, score, known = (x.to(device) for x in (given.fired, given.score, given.known))
+            return Decision(fired, score, known, names, gates).repeated(batch)
         if not scoring:
-            self.require_single_pass()
+            require_single_pass(self.plan)
         gated = torch.tensor([edit.gate is not None for edit in edits], device=device).expand(batch, -1)
         asked = torch.tensor([edit.gate is not None and edit.per == "query" for edit in edits], device=device)
         score = torch.full((batch, len(edits)), torch.nan, device=device)
@@ -221,7 +207,7 @@ class Interpreter:
                 f"states of shape {tuple(state.call.position.shape)} were announced by the model's inputs, {tap} "
                 f"gave {tuple(h.shape[:2])}: call the model itself, not a part of it"
             )
-        state = self.read(tap, h, state)
+        state = self.read(tap, h, state.beside(h))
         out, state = self._act(tap, h, state, recorder)
         if tap.layer in self._middles and tap.hook == "resid_pre":
             state = replace(state, before=out)
@@ -243,10 +229,11 @@ class Interpreter:
         step = state.call.position - state.query.prompt_end.unsqueeze(-1)
         for index, edit, operator in acting:
             chosen, before = self._chosen(index, edit, state, step), out
-            if operator.remembers and not state.behind:
-                state = holding(state, index, site == edit.sites[0], operator, before, step)
+            verb = beside(operator, h)
+            if verb.remembers and not state.behind:
+                state = holding(state, index, site == edit.sites[0], verb, before, step)
             if chosen is not None:
-                out = steer(operator, before, chosen, step, state, state.held.get(index))
+                out = steer(verb, before, chosen, step, state, state.held.get(index))
             if recorder is not None:
                 recorder.keep(index, site, before, out, chosen, state)
             if chosen is not None and edit.per == "token" and edit.gate is not None:
@@ -255,10 +242,12 @@ class Interpreter:
 
     def read(self, tap: Site, h: Float[Tensor, "batch tokens d"], state: State) -> State:
         """The `State` after the gates at a tap have read h, before any edit there."""
+        state = state.beside(h)
         for index, edit, gate in self._reading.get(tap, ()):
             if edit.per == "token":
-                scores = {**state.token_score, index: gate.score(h)}
-                fired = {**state.token_fired, index: scores[index] > gate.threshold}
+                score = beside(gate, h).score(h)
+                scores = {**state.token_score, index: score}
+                fired = {**state.token_fired, index: gate.fires_at(score)}
                 state = replace(state, token_fired=fired, token_score=scores)
             elif state.acts[index] is None:
                 state = self._decided(index, gate, h, state)
@@ -289,14 +278,13 @@ class Interpreter:
                 f"the gate reads {gate.readout!r} tokens that an earlier call has put into the cache: pass the whole "
                 "conversation without a cache, or decide first with plan.decide(...)"
             )
-        mean = reading.mean
-        score = gate.score(mean).float()
+        score = beside(gate, h).score(reading.mean)
+        fires = (gate.fires_at(score) & (reading.count > 0)).unsqueeze(-1)
         # Nothing to read (an image read-out of a text query): the gate stays closed.
-        score = torch.where(reading.count > 0, score, -torch.inf)
+        score = torch.where(reading.count > 0, score.float(), -torch.inf)
         old = query.decision
         column = torch.zeros_like(old.known)
         column[:, index] = ready
-        fires = (gate.fires(mean) & (reading.count > 0)).unsqueeze(-1)
         decision = replace(
             old,
             fired=torch.where(column, fires, old.fired),
@@ -363,6 +351,6 @@ class Interpreter:
             wanted = torch.tensor(edit.positions, device=call.position.device)
             return torch.isin(call.position, wanted)
         batch, length = call.position.shape
-        shown = edit.mask[:, call.past : call.past + length]
+        shown = edit.mask.to(call.position.device)[:, call.past : call.past + length]
         shown = torch.nn.functional.pad(shown, (0, length - shown.shape[1]))
         return shown.repeat_interleave(batch // len(shown), dim=0)

@@ -8,6 +8,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from rmuse_interp.edits.sentence import Clause, Verb
+from rmuse_interp.edits.state import beside
 from rmuse_interp.maths.linalg import working
 from rmuse_interp.maths.sphere import geodesic, norm, unit
 from rmuse_interp.models.site import Site
@@ -32,7 +33,7 @@ def quantities(
 ) -> dict[str, Tensor]:
     """The measured quantities of one site over some calls, by name, [rows, tokens] each."""
     before, after = (torch.cat([getattr(k, side) for k in kept], dim=1) for side in ("before", "after"))
-    states, moved = working(before), working(after)
+    states, moved, step = working(before), working(after), step.to(before.device)
     nothing = torch.full_like(states[..., 0], torch.nan)
     no, none = torch.zeros_like(step, dtype=torch.bool), torch.full_like(step, -1)
     acted = torch.cat(
@@ -45,7 +46,7 @@ def quantities(
     found = dict.fromkeys(("theta_tar", "theta_dir", "fraction", "rrs_share"), nothing)
     found |= {"prototype": none, "angle": torch.zeros_like(nothing), "score": nothing, "fired": no}
     if any(k.chosen is not None for k in kept):
-        held = kept[-1].held
+        operator, held = beside(operator, before), kept[-1].held
         choosing = operator if held is None else operator.along(held.unsqueeze(-1).expand_as(step))
         said = choosing.explain(before, step)
         for name in ("theta_tar", "theta_dir", "fraction"):
@@ -56,7 +57,7 @@ def quantities(
         found["angle"] = torch.where(acted, geodesic(unit(states), unit(moved)), 0.0)
         if rrs is not None:
             update = moved - states
-            inside, whole = (x.square().sum(dim=-1) for x in (rrs.to(update.device).project(update), update))
+            inside, whole = (x.square().sum(dim=-1) for x in (beside(rrs, update).project(update), update))
             found["rrs_share"] = torch.where(acted & (whole > 0), inside / whole, torch.nan)
     if kept[0].fired is not None:
         found["score"] = torch.cat([k.score for k in kept if k.score is not None], dim=1).to(nothing.dtype)

@@ -159,6 +159,3 @@ class Sentence(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Clause: ...
-
-    def to(self, device: torch.device) -> "Sentence":
-        """The same plan on a device."""

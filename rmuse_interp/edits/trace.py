@@ -149,7 +149,7 @@ class _Call:
 
     def take(self, x: Tensor) -> Tensor:
         """Copy the call's columns of x [rows, tokens, …]; a copy, because other code may write to x."""
-        return x.detach().clone() if self.columns is None else x.detach()[:, self.columns]
+        return x.detach().clone() if self.columns is None else x.detach()[:, self.columns.to(x.device)]
 
 
 class Recorder:
@@ -309,7 +309,8 @@ class Recorder:
             operator = edit.operator_at(site)
             assert operator is not None
             rrs = protection(edit, site, operator, self._subspaces)
-            parts.append(quantities(operator, rrs, [c.kept[index, site] for c in whole], step))
+            found = quantities(operator, rrs, [c.kept[index, site] for c in whole], step)
+            parts.append({name: values.to(step.device) for name, values in found.items()})
         found = {name: torch.stack([part[name] for part in parts], dim=1) for name in parts[0]}
         self._measured.append(([_Call(None, c.step, c.real, c.ids, c.given) for c in whole], found))
 

@@ -13,6 +13,7 @@ from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
 from rmuse_interp.evaluate.assertions import told
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
+from rmuse_interp.evaluate.language import other_language
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import (
     Lexicon,
@@ -314,9 +315,10 @@ def is_malformed(
     """Whether a response is neither well formed nor an answer.
 
     A bare text (without delimiters) counts as an answer if it is not empty and does not loop, and either no chain was
-    required or it is recognisably an answer: the expected words, an option's letter, or a direct refusal.
+    required or it is recognisably an answer: the expected words, an option's letter, or a direct refusal. What the token
+    limit cut off is not malformed: its form is not known (see `unended`).
     """
-    if transcript.well_formed:
+    if transcript.well_formed or transcript.ended is False:
         return False
     bare = not transcript.reasoning and bool(normalise(transcript.answer))
     if not bare or any(has_loop(transcript.response, period) for period in (1, 2, 3)):
@@ -343,3 +345,25 @@ def malformed(
         return is_malformed(t, pool, lexicon, references.get(t.id))
 
     return _share("malformed_rate", transcripts, test, seed)
+
+
+def garbled(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Share of responses that do not read as language (`evaluate.readable`), among those that were looked at."""
+    rows = [t for t in transcripts if t.garbled is not None]
+    return _share("garbled_rate", rows, lambda t: bool(t.garbled), seed)
+
+
+def unended(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Share of responses that the token limit cut off, among those of which that is known."""
+    rows = [t for t in transcripts if t.ended is not None]
+    return _share("unended_rate", rows, lambda t: t.ended is False, seed)
+
+
+def foreign(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
+    """Share of responses in another language than question and expected answer; they are not garbled for that."""
+    return _share(
+        "other_language_rate",
+        transcripts,
+        lambda t: other_language(t.response, f"{t.prompt} {t.expected}"),
+        seed,
+    )

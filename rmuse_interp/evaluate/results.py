@@ -35,7 +35,9 @@ class Transcript:
     ``answer`` are the response as `spans.parse_response` reads it. ``gate_score`` is the raw score (larger
     = steer) of the gate named ``gate``, ``margin`` is the score on the gate's own scale, `(score − threshold)/scale`;
     these and ``fired`` are None for methods without a gate. Records of version 0.1.0 hold only the margin, as
-    ``gate_score``; for them both fields are set to it.
+    ``gate_score``; for them both fields are set to it. ``ended`` is False where the token limit cut the response off,
+    None where that is not known (records of older versions). ``garbled`` says why the response does not read as language
+    (`evaluate.readable.Fault`): "" if it does, None if nobody looked.
     """
 
     id: str
@@ -54,6 +56,8 @@ class Transcript:
     person: str | None = None
     margin: float | None = None
     gate: str | None = None
+    ended: bool | None = None
+    garbled: str | None = None
 
     def __post_init__(self) -> None:
         if self.margin is None:

@@ -31,8 +31,9 @@ def transcribe(
     fired: bool | None = None,
     margin: float | None = None,
     gate: str | None = None,
+    ended: bool | None = None,
 ) -> Transcript:
-    """Make the record of one response to an example's prompt; the gate's fields are as in `Transcript`.
+    """Make the record of one response to an example's prompt; the gate's fields and `ended` are as in `Transcript`.
 
     >>> e = Example("forget_5/7/generation/0/text", "forget", "generation", "text", "Where?", "Oslo")
     >>> t = transcribe(e, "vanilla", "<think> I look. </think> Oslo", ("<think>", "</think>"))
@@ -57,6 +58,7 @@ def transcribe(
         person=example.person,
         margin=margin,
         gate=gate,
+        ended=ended,
     )
 
 
@@ -85,6 +87,9 @@ def measure(
         m.refusals(transcripts, pool, seed),
         m.repetition(transcripts, seed),
         m.malformed(transcripts, pool, lexicon, references, seed),
+        m.garbled(transcripts, seed),
+        m.unended(transcripts, seed),
+        m.foreign(transcripts, seed),
         m.step_recall(transcripts, seed),
         distinct_bigrams(transcripts, seed),
     )

@@ -4,7 +4,7 @@ nnsight is imported when a model is first traced, not with this file: it patches
 interpreter's exception hook. Beartype goes first, or that import fails (nnsight 0.8.1).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -18,11 +18,13 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.edits import deciding
 from rmuse_interp.edits import hooks as native
+from rmuse_interp.edits.engines import Asked, listening, understood
 from rmuse_interp.edits.fits import require_fit, require_sums
 from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.lens.check import require_sound
 from rmuse_interp.lens.respond import Response, respond
 from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
@@ -53,15 +55,19 @@ def load_model(
         dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU or with a device map, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
         device_map: spreads the model over devices, memory and disk (`auto`, or a map as in transformers).
-        check: whether weights missing or left over are an error.
+        check: whether the checkpoint must fill the model, and the model is asked one question, on which edits, pictures
+            and the chat template must act as they do in the model itself (see `lens.check`; once, then remembered).
 
     Raises:
         RMuseError: no checkpoint there, or none that is whole, an unknown model family, too little memory (names what
-            would fit), or a library missing.
+            would fit), a library missing, or a model that fails the check.
     """
     hf_model, processor = load_checkpoint(str(path_or_id), device, dtype, device_map, check)
     layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
-    return LensModel(hf_model, processor, layout, str(path_or_id))
+    model = LensModel(hf_model, processor, layout, str(path_or_id))
+    if check:
+        require_sound(model)
+    return model
 
 
 class LensModel(LoadedModel):
@@ -197,8 +203,7 @@ class LensModel(LoadedModel):
         """
         rows = len(listed(prompts))
         begun = None if prefill is None else [prefill] * rows
-        ends = native.ends_of(self.hf, kwargs)
-        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, ends)
+        encoding, twin = self._planned(prompts, images, begun, plan, decision, recorder, kwargs)
         # nnsight's own `generate` looks for the `with` at its caller, which would be this line.
         return twin.trace(**encoding, fn=twin.generate, **kwargs)
 
@@ -256,7 +261,7 @@ class LensModel(LoadedModel):
         plan: Plan | Edit | None,
         decision: Decision | None,
         recorder: Recorder | None = None,
-        stop: frozenset[int] = frozenset(),
+        settings: Mapping[str, object] | None = None,
     ) -> tuple[Encoding, Any]:
         """The encoded prompts, and a copy of the nnsight model whose stored edits are bound to these queries.
 
@@ -271,14 +276,17 @@ class LensModel(LoadedModel):
         questions = listed(prompts)
         pictures = per_row(images, len(questions), "images")
         encoding = self.encode(questions, pictures, responses)
+        asked = Asked(None, None, encoding)
+        if settings is not None:
+            asked = understood(self.hf, (), {**encoding, **settings})
         vocabulary = self.layout.vocabulary
         said = announce(encoding["input_ids"], encoding["attention_mask"], vocabulary, encoding.prompt_end)
 
         def store(plan: Plan, decision: Decision | None, recorder: Recorder | None) -> None:
             if decision is None:
                 decision = deciding.decided(self, plan, questions, pictures)
-            session = native.Session(plan.to(self.device), self.layout, decision, recorder)
-            session.say(said, stop)
+            session = native.Session(plan, self.layout, decision, recorder)
+            session.say(said, asked)
             self._store(twin, session)
 
         twin = self.nn._shallow_copy()
@@ -362,9 +370,9 @@ class Installed:
         lens._require_new(plan)
         self.lens = lens
         self.plan = plan
-        self.session = native.Session(plan.to(lens.device), lens.layout, decision, recorder)
+        self.session = native.Session(plan, lens.layout, decision, recorder)
         self._undo = ExitStack()
-        self._undo.enter_context(native.listening(lens.hf, self.session))
+        self._undo.enter_context(listening(lens.hf, self.session))
         self.mediator = lens._store(lens.nn, self.session)
         lens._installed.append(self)
         self._undo.callback(self._forget)

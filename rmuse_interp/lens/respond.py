@@ -35,6 +35,7 @@ class Response:
         trace: its steering trace, token by token; None if it was not recorded.
         margin: `(score − threshold)/scale` of `gate`, comparable across gates: positive where it fires.
         gate: address of the first gate that scored the query (`pictures.gate`), as accepted by `plan.without`.
+        ended: whether the model ended the response itself; False where the token limit cut it off, None if not known.
     """
 
     text: str
@@ -43,6 +44,7 @@ class Response:
     trace: SteeringTrace | None = None
     margin: float | None = None
     gate: str | None = None
+    ended: bool | None = None
 
 
 class Verdict(NamedTuple):
@@ -192,7 +194,8 @@ def answered(
         streamer: transformers' streamer, for a batch of one.
     """
     with asking(model, handle, prompts, images, begun) as encoding:
-        texts = continued(model, encoding, max_new_tokens, noise, streamer)
+        new = continued(model, encoding, max_new_tokens, noise, streamer)
+    texts, ended = [one.text for one in new], [one.ended for one in new]
     if begun is not None:
         texts = [f"{words or ''} {text}".strip() for words, text in zip(begun, texts, strict=True)]
     openers = [opened(head) for head in encoding.heads]
@@ -201,12 +204,14 @@ def answered(
         for text, opener in zip(texts, openers, strict=True)
     ]
     if handle is None:
-        return [Response(text, None, None) for text in texts]
+        return [Response(text, None, None, ended=end) for text, end in zip(texts, ended, strict=True)]
     said = heard(handle)
     trace = None if handle.recorder is None else handle.recorder.trace()
     return [
-        Response(text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate)
-        for row, (text, one) in enumerate(zip(texts, said, strict=True))
+        Response(
+            text, one.fired, one.score, None if trace is None else trace.row(row), one.margin, one.gate, end
+        )
+        for row, (text, one, end) in enumerate(zip(texts, said, ended, strict=True))
     ]
 
 

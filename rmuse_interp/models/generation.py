@@ -1,5 +1,7 @@
 """The generation loop: continue an encoding and return text."""
 
+from typing import NamedTuple
+
 import torch
 from transformers import LogitsProcessor
 from transformers.generation.streamers import BaseStreamer
@@ -20,14 +22,21 @@ def silent(model: LoadedModel) -> frozenset[int]:
     return frozenset({own.pad_token_id, own.bos_token_id, own.eos_token_id, model.image_token_id} - {None})
 
 
+class Continuation(NamedTuple):
+    """What continues a prompt; `ended`: the model ended it, rather than the token limit (None: it has no end)."""
+
+    text: str
+    ended: bool | None
+
+
 def continued(
     model: LoadedModel,
     encoding: Encoding,
     max_new_tokens: int,
     noise: LogitsProcessor | None = None,
     streamer: BaseStreamer | None = None,
-) -> list[str]:
-    """The greedy continuation of each row, as text; every row stops at its own end.
+) -> list[Continuation]:
+    """The greedy continuation of each row; every row stops at its own end.
 
     Args:
         model: the model, with its hooks.
@@ -51,4 +60,7 @@ def continued(
         )
     new = out[:, encoding["input_ids"].shape[1] :].tolist()
     drop, stop = silent(model), ends_of(model)
-    return [model.encoder.decode(ids, drop, stop) for ids in new]
+    return [
+        Continuation(model.encoder.decode(ids, drop, stop), bool(stop & set(ids)) if stop else None)
+        for ids in new
+    ]

@@ -107,6 +107,7 @@ def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any =
     Raises:
         RMuseError: no list of modules under any known path, or none under `blocks`.
     """
+    hf_model = unwrapped(hf_model)
     if blocks is None and tokenizer is None and hf_model in _FOUND:
         return _FOUND[hf_model]
     tried = BLOCK_PATHS if blocks is None else (blocks,)
@@ -128,7 +129,8 @@ def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any =
         vision=_first(hf_model, VISION_PATHS),
         projector=_first(hf_model, PROJECTOR_PATHS),
         d_model=int(getattr(text, "hidden_size", 0) or getattr(text, "n_embd", 0)),
-        arguments=tuple(inspect.signature(hf_model.forward).parameters),
+        # Of the class: nnsight replaces `forward` on the instance, and its signature begins with self.
+        arguments=tuple(inspect.signature(type(hf_model).forward).parameters)[1:],
         vocabulary=Vocabulary(
             image,
             frozenset(ids if image is None else ids | {image}),
@@ -141,6 +143,26 @@ def find_layout(hf_model: nn.Module, blocks: str | None = None, tokenizer: Any =
     if tokenizer is not None:
         _FOUND[hf_model] = layout
     return layout
+
+
+def unwrapped(hf_model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside `torch.compile(...)` or a PEFT model; any other model itself.
+
+    Raises:
+        RMuseError: an adapter that puts virtual tokens before the prompt (prompt tuning, prefix tuning).
+    """
+    inner = getattr(hf_model, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return unwrapped(inner)
+    base = getattr(hf_model, "get_base_model", None)
+    if base is None:
+        return hf_model
+    if getattr(getattr(hf_model, "active_peft_config", None), "is_prompt_learning", False):
+        raise RMuseError(
+            "an adapter that changes weights (such as LoRA) was required, this one puts virtual tokens before the "
+            "prompt, which a plan cannot tell from its own"
+        )
+    return unwrapped(base())
 
 
 def _frame(tokenizer: Any) -> frozenset[int]:

@@ -11,6 +11,7 @@ from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.pixels import backend_of
+from rmuse_interp.models.positions import positions
 
 
 class LoadedModel:
@@ -94,5 +95,7 @@ class LoadedModel:
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
-        """Left-padded inputs on the model's device; see `Encoder.encode`."""
-        return self.encoder.encode(prompts, images, responses).to(self.device)
+        """Left-padded inputs on the model's device; see `Encoder.encode`, and `positions` for GPT-2 and its like."""
+        encoding = self.encoder.encode(prompts, images, responses)
+        encoding.update(positions(self.hf, encoding["attention_mask"]))
+        return encoding.to(self.device)

@@ -240,3 +240,35 @@ def tap(block: nn.Module, site: Site, see: Callable[[Tensor], Tensor | None]) ->
     if side == "input":
         return shown.register_forward_pre_hook(quiet(before), with_kwargs=True).remove
     return shown.register_forward_hook(quiet(after)).remove
+
+
+def around(
+    module: nn.Module,
+    before: Callable[[nn.Module, tuple[object, ...], dict[str, object]], None],
+    after: Callable[[object], None],
+) -> Callable[[], None]:
+    """Call a function before every call of a module, and one after it with its output (None after an error).
+
+    Args:
+        module: the module, usually the whole model.
+        before: takes the module, its arguments and its keyword arguments.
+        after: takes the output.
+
+    Returns:
+        A function that removes both hooks.
+    """
+    quiet = torch.compiler.disable
+
+    def ended(module: nn.Module, args: tuple[object, ...], output: object) -> None:
+        after(output)
+
+    hooks = (
+        module.register_forward_pre_hook(quiet(before), with_kwargs=True),
+        module.register_forward_hook(quiet(ended), always_call=True),
+    )
+
+    def remove() -> None:
+        for hook in hooks:
+            hook.remove()
+
+    return remove

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
+from rmuse_interp.models.devices import device_of
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.site import HOOKS, Site, tap
 
@@ -34,7 +35,7 @@ def _found(hf_model: nn.Module, layout: Layout) -> frozenset[Site]:
     seen: dict[Site, Tensor] = {}
     special = layout.vocabulary.special
     ordinary = [token for token in range(2 * len(special) + 64) if token not in special][-4:]
-    ids = torch.tensor([ordinary], device=next(hf_model.parameters()).device)
+    ids = torch.tensor([ordinary], device=device_of(hf_model))
     with ExitStack() as undo, torch.no_grad():
         for site in (Site(layer, hook) for layer in range(layout.n_layers) for hook in HOOKS):
             with suppress(RMuseError):  # a block without this site

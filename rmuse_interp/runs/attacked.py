@@ -277,6 +277,7 @@ class _Asking:
             person=example.person,
             margin=response.margin,
             gate=response.gate,
+            ended=response.ended,
             attack=job.attack.name,
             variant=asked.variant,
             sample=job.sample,

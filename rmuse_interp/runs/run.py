@@ -189,7 +189,7 @@ def run(
                 responses, took = said(kept, key, partial(_ask, method, batch, max_new_tokens, traced))
                 seconds[method.name] += took
                 for e, r in zip(batch, responses, strict=True):
-                    gated = (r.score, r.fired, r.margin, r.gate)
+                    gated = (r.score, r.fired, r.margin, r.gate, r.ended)
                     transcripts.append(transcribe(e, method.name, r.text, delimiters, *gated))
                     if r.trace is not None:
                         steered[method.name, e.id] = r.trace

@@ -149,7 +149,11 @@ class Gate(Part):
 
     def fires(self, h: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
         """Whether to steer, one per state."""
-        return self.score(h) > self.threshold
+        return self.fires_at(self.score(h))
+
+    def fires_at(self, score: Float[Tensor, "*batch"]) -> Bool[Tensor, "*batch"]:
+        """Whether to steer at these scores. One that is not finite says nothing about the query, so the gate fires."""
+        return (score > self.threshold) | ~torch.isfinite(score)
 
     def at_threshold(self, threshold: float | int) -> "Gate":
         """The same gate with another threshold, for which no error rates are known."""
