@@ -6,15 +6,16 @@ any question. A model that refuses under no prefix is steered along the refusals
 """
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from rmuse_interp.data import Benchmark, Example
+from rmuse_interp.data import Benchmark
 from rmuse_interp.data.spans import parse_response
+from rmuse_interp.data.words import words
 from rmuse_interp.evaluate.metrics import RefusalPool
-from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise, words_of
+from rmuse_interp.evaluate.readable import loops
+from rmuse_interp.evaluate.text import normalise
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 
@@ -93,7 +94,7 @@ def in_own_words(
             own = refuses and parsed.well_formed is one.query.stepwise
         else:
             ended = len(model.tokenizer(text, add_special_tokens=False).input_ids) < longest
-            own = ended and is_plain_refusal(text) and not special & set(words_of(text))
+            own = ended and is_plain_refusal(text) and not special & set(words(text))
             if one.key is None:
                 own = own and normalise(text) == normalise(one.query.response or "")
         asked_as = one.query.stepwise and formed
@@ -114,7 +115,7 @@ def is_plain_refusal(text: str) -> bool:
     (True, False)
     """
     first = re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0]
-    return bool(REFUSING.search(first)) and text.strip()[-1:] in ".!?\"'" and not has_loop(text)
+    return bool(REFUSING.search(first)) and text.strip()[-1:] in ".!?\"'" and not loops(text)
 
 
 def names_of(benchmark: Benchmark) -> frozenset[str]:
@@ -122,17 +123,7 @@ def names_of(benchmark: Benchmark) -> frozenset[str]:
     owners: dict[str, set[str]] = {}
     for example in (*benchmark.fit_forget, *benchmark.fit_retain):
         for text in (example.prompt(), example.answer, *example.attributes.values()):
-            for word in words_of(text):
+            for word in words(text):
                 owners.setdefault(word, set()).add(example.person or example.id)
-    common = {word for text in (*benchmark.refusals_direct, *PLAIN) for word in words_of(text)}
+    common = {word for text in (*benchmark.refusals_direct, *PLAIN) for word in words(text)}
     return frozenset(word for word, who in owners.items() if len(who) == 1) - common
-
-
-def values_in(text: str, example: Example, lexicon: Lexicon) -> bool:
-    """Whether a text states a value that the question's person is to be forgotten for."""
-    return any(lexicon.states(text, value) for value in example.attributes.values())
-
-
-def counted(refused: Sequence[Refused]) -> Counter[str]:
-    """How often the model itself said each refusal."""
-    return Counter(one.query.response or "" for one in refused if one.own)

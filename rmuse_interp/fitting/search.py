@@ -122,7 +122,7 @@ def search(
         best = options[0]
         why.append(
             f"protecting {best.protect}: {_said(best)}, the best of {len(options)}"
-            + _against(best, options, "another says as much: the one that protects most stays")
+            + _against(best, options, "another says as much: the earlier one stays")
         )
         here = replace(here, protect=best.protect)
     if wide:

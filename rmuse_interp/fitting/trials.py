@@ -27,6 +27,8 @@ from rmuse_interp.parts.retain import Subspaces
 
 ENERGIES: Final = (ENERGY, 0.5, 0.95)
 """Shares of the variance that the RRS may hold; the paper's comes first."""
+PROTECT: Final = next(iter(PROTECTIONS))
+"""What of the RRS is protected unless another protection does better."""
 ROOM: Final = 24
 """Number of tokens that a refusal may have beyond the longest one known; one that is longer does not end."""
 GAUGED: Final = 8
@@ -50,7 +52,7 @@ class Setting:
     layers: tuple[int, ...]
     target: str
     energy: float = ENERGY
-    protect: str = "rrs"
+    protect: str = PROTECT
     strength: float = 1.0
 
 
@@ -224,7 +226,7 @@ class Trials:
                 nats = max(0.0, reading.mean - base)
             found.append(
                 _Seen(
-                    float(leaks.get(row.id, 0.0)),
+                    float(leaks.get(row.id, 0.0)) / 100,
                     plain or bool(refusals.get(row.id, 0.0)),
                     garbled,
                     len(tokens) >= self.longest - 1,

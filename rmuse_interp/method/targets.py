@@ -57,5 +57,5 @@ TARGETS: Final[dict[str, Target]] = {
 }
 """Name → function that builds the operator; the first is the default of `calibrated`."""
 
-PROTECTIONS: Final[dict[str, Protection]] = {"rrs": whole, "room": making_room, "nothing": nothing}
-"""Name → function that says what of the RRS is protected, most first."""
+PROTECTIONS: Final[dict[str, Protection]] = {"room": making_room, "rrs": whole, "nothing": nothing}
+"""Name → function that says what of the RRS is protected; the first is the default of `calibrated`."""
