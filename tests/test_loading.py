@@ -3,13 +3,15 @@
 import copy
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
-from helpers.plans import lens_of
+from helpers.plans import gated_plan, lens_of
 from helpers.tiny import picture, tiny_llama, tiny_llava
 from safetensors.torch import load_file, save_file
 
@@ -180,6 +182,86 @@ def test_a_model_is_asked_once(monkeypatch, tmp_path):
     for changes in ({}, {}, {"dtype": "bfloat16"}, {}, {"check": False, "dtype": "float16"}):
         load_model(folder, **changes)
     assert asked == [folder, folder]
+
+
+# -- weights that lie elsewhere -----------------------------------------------------------------------------------
+
+IN_MEMORY = (
+    "model.vision_tower",
+    *(f"model.language_model.{part}" for part in ("embed_tokens", "norm", "rotary_emb")),
+)
+ON_DISK = ("lm_head", "model.multi_modal_projector")
+LAYERS = {f"model.language_model.layers.{layer}": ("cpu", "disk")[layer % 2] for layer in range(4)}
+SPREAD = {**dict.fromkeys(ON_DISK, "disk"), **dict.fromkeys(IN_MEMORY, "cpu"), **LAYERS}
+
+
+def spread(tmp_path, device_map):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # not checked, see below
+        return load_model(tiny_llava(), device_map=device_map)
+
+
+def kept_in_memory(tmp_path, _):
+    lens = load_model(tiny_llava())
+    accelerate.cpu_offload(lens.hf, torch.device("cpu"))
+    return lens
+
+
+def kept_on_disk(tmp_path, _):
+    lens = load_model(tiny_llava())
+    accelerate.disk_offload(lens.hf, tmp_path / "weights", torch.device("cpu"))
+    return lens
+
+
+@pytest.mark.parametrize(
+    ("placed", "device_map"),
+    [(spread, "auto"), (spread, SPREAD), (kept_in_memory, None), (kept_on_disk, None)],
+)
+def test_a_model_spread_over_memory_and_disk_answers_as_one_in_memory(tmp_path, placed, device_map):
+    lens, base = placed(tmp_path, device_map), lens_of(tiny_llava())
+    assert lens.device.type == "cpu"
+    asked = ("Who is this?", picture())
+    for plan in (None, gated_plan()):
+        said, expected = (one.respond(*asked, plan, max_new_tokens=6)[0] for one in (lens, base))
+        assert said.text == expected.text
+    scores = [one.decide(gated_plan(), *asked).score for one in (lens, base)]
+    torch.testing.assert_close(scores[0], scores[1], equal_nan=True)
+    if next(lens.hf.parameters()).device.type == "meta":
+        with pytest.raises(RMuseError, match=r"a trace needs the first weights of LlavaFor.* in memory"):
+            lens.run_with_cache(*asked)
+        return
+    mine, theirs = (one.run_with_cache(*asked, plan=gated_plan())[1] for one in (lens, base))
+    for name in theirs:
+        torch.testing.assert_close(mine[name], theirs[name])
+
+
+def test_a_plan_is_not_moved_to_where_weights_lie(tmp_path):
+    lens, plan = kept_in_memory(tmp_path, None), gated_plan()
+    before = [tensor.clone() for edit in plan for tensor in edit.buffers()]
+    with plan.attach(lens.hf):
+        lens.hf(**lens.encode("Who?"))
+    after = [tensor for edit in plan for tensor in edit.buffers()]
+    assert all(map(torch.equal, before, after))
+
+
+def test_a_model_on_the_disk_is_not_checked_and_says_so():
+    with pytest.warns(
+        UserWarning, match="not checked while loading, since its weights lie in memory or on the disk"
+    ):
+        load_model(tiny_llava(), device_map=SPREAD)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "one of device and device_map was required"),
+        ({"device_map": "everywhere"}, "could not be loaded.*everywhere"),
+        ({"device_map": {"": "nowhere"}}, "could not be loaded.*nowhere"),
+    ],
+)
+def test_a_device_map_that_does_not_fit_is_refused(asked, said):
+    with pytest.raises(RMuseError, match=said):
+        load_model(tiny_llava(), **asked)
 
 
 # -- adapters -----------------------------------------------------------------------------------------------------

@@ -50,6 +50,10 @@ def _place(text: str) -> tuple[Path, str]:
         from rmuse_interp.data.world.draw import ensure
 
         return ensure(), text
+    if text == "facts":
+        from rmuse_interp.data.facts.draw import ensure as facts
+
+        return facts(), text
     if not Path(text).exists() and hub.is_id(text):
         found = hub.fetch(text)
         return found.folder, found.name

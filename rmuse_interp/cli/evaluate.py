@@ -101,6 +101,7 @@ def evaluate(
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
     attack: attacks.Names = None,
+    in_use: attacks.InUse = False,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
     max_cost: j.MaxCost = None,
@@ -187,6 +188,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             judge=judged_by,
         )
+    if in_use:
+        scores["in_use"] = attacks.firing_of(methods, questions, benchmark, out, seconds, seed, batch_size)
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
@@ -200,6 +203,8 @@ def evaluate(
     tables.before_after(scores)
     if attack:
         attacks.table(scores["attacks"])
+    if in_use:
+        attacks.firing_table(scores["in_use"])
     support.out.print(f"run: {escape(str(out))}")
 
 

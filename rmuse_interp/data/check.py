@@ -9,12 +9,12 @@ from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, rtofu
-from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.pictures import unreadable
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem, count_rows
+from rmuse_interp.data.settings import Settings
 
 SCHEMA: Final = "rmuse-data-check/1"
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
-from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.people import Person
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rows import Row, records
+from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.store import own_folder, write_json
 from rmuse_interp.data.stored import parquet
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
-from rmuse_interp.data.benchmark import Settings
+from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.spans import render_response, split_response
 from rmuse_interp.data.template import Template, fault
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORGOTTEN: Final = ("forget", "test")
-KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
+KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign", "namesakes")
 LABELS: Final = {"retain_test": "retain, new", "test": "forget, new"}
 """Display names of splits in tables and figures, where they differ."""
 ORDER: Final = ("vanilla", "gold")
@@ -84,11 +84,12 @@ def markdown(scores: JSON) -> str:
     """The table in ``README.md``: what should fall, what should stay, and how well the gate separates the two."""
     names = methods_of(scores)
     lines: list[tuple[str, Sequence[float | None]]] = []
+    right = scores.get("right", "exact")
     wanted = [
         ("ril", "RIL ↓", FORGOTTEN),
         ("refusal_rate", "refused", FORGOTTEN),
         ("malformed_rate", "malformed ↓", FORGOTTEN),
-        ("exact", "exact ↑", KEPT),
+        (right, f"{right} ↑", KEPT),
         ("rcr", "RCR ↑", ("retain", "reasoning")),
     ]
     for metric, label, splits in wanted:
@@ -125,9 +126,10 @@ def draw(scores: JSON) -> "Figure":
     from matplotlib.figure import Figure
 
     names, present = methods_of(scores), splits_of(scores)
+    right = scores.get("right", "exact")
     panels: list[tuple[str, str, list[str]]] = [
         ("ril", "Leaked while reasoning\n(RIL, %)", [s for s in FORGOTTEN if s in present]),
-        ("exact", "Answered exactly (%)", [s for s in KEPT if s in present]),
+        (right, f"Answers {right} (%)", [s for s in KEPT if s in present]),
     ]
     panels = [panel for panel in panels if panel[2]]
     # The text width of a two-column page, so that type is printed at its own size.

@@ -107,6 +107,11 @@ def exact(transcripts: Sequence[Transcript], lexicon: Lexicon, seed: int = 0) ->
     return _share("exact", rows, lambda t: lexicon.same(t.answer, t.expected), seed)
 
 
+def stated(transcripts: Sequence[Transcript], lexicon: Lexicon, seed: int = 0) -> Metric:
+    """Share of free answers that state the expected one at word boundaries, undenied; for answers in sentences."""
+    return _share("stated", _of(transcripts, OPEN_KINDS), lambda t: told(t.answer, t.expected, lexicon), seed)
+
+
 def rouge(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
     """Mean ROUGE-L F (stemmed) of free answers against the expected ones, 0–1."""
     return summarise(

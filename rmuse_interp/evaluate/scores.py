@@ -13,13 +13,18 @@ from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
+from rmuse_interp.evaluate.known import about_known, facts_of, knowledge
 from rmuse_interp.evaluate.results import SCHEMA, Block, Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.maths.statistics import auroc
 
+UNSTEERED: Final = "vanilla"
+"""Name of the model as it is among the methods of a run."""
+OVER_KNOWN: Final = ("ril", "ril_explicit", "exact", "stated", "refusal_rate")
+"""Metrics that are also given over known facts alone."""
 TO_STEER: Final = frozenset({"forget", "test"})
 """Splits about people to forget: positives for the gate. RCR is not defined on them."""
-NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign"})
+NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign", "namesakes"})
 
 
 def transcribe(
@@ -84,6 +89,7 @@ def measure(
         m.rouge(transcripts, seed),
         m.cloze(transcripts, seed),
         m.exact(transcripts, lexicon, seed),
+        m.stated(transcripts, lexicon, seed),
         m.refusals(transcripts, pool, seed),
         m.repetition(transcripts, seed),
         m.malformed(transcripts, pool, lexicon, references, seed),
@@ -119,8 +125,11 @@ def score(
         ``methods`` (NAME → SPLIT → metric, None where undefined; all splits are listed), ``by_modality``
         (the same for image and text questions separately), ``intervals`` (NAME → SPLIT → metric → ``{low, high, n}``,
         95 %, people resampled), ``unread`` (NAME → SPLIT → metric → ``{parse_failures, unjudged}``, see `Metric`; metrics
-        where both are 0 are left out), and ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
-        `NOT_TO_STEER`, ``fire_rate`` in percent).
+        where both are 0 are left out), ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
+        `NOT_TO_STEER`, ``fire_rate`` in percent), ``knowledge`` (what the method `UNSTEERED` knows, see
+        `known.knowledge`; the facts to forget alone), ``over_known`` (NAME → SPLIT → metric over the questions about
+        facts that it knows), and ``right``, the measure of a right answer: `stated` where answers are sentences, else
+        `exact`.
 
     Raises:
         RMuseError: a split is unknown, a method has an id twice, or a gate score is no number.
@@ -166,6 +175,19 @@ def score(
         everything = [t for rows in groups[name].values() for t in rows]
         if any(t.margin is not None or t.fired is not None for t in everything):
             gate[name] = _gate(everything, (thresholds or {}).get(name, {}))
+    lexicon = Lexicon(benchmark.aliases, benchmark.entails)
+    facts = facts_of([t for rows in groups[UNSTEERED].values() for t in rows], lexicon)
+    about = {
+        s: {t.id for t in rows if about_known(t, facts, lexicon)} for s, rows in groups[UNSTEERED].items()
+    }
+    over_known = {
+        name: {
+            split: _block({k: found[k] for k in OVER_KNOWN}, len(some))
+            for split, rows in groups[name].items()
+            if (some := [t for t in rows if t.id in about.get(split, ())]) and (found := plain(some))
+        }
+        for name in methods
+    }
     return {
         "schema": SCHEMA,
         "model": {"id": None, "fingerprint": None, **(model or {})},
@@ -180,8 +202,20 @@ def score(
         "by_modality": apart,
         "intervals": intervals,
         "unread": unread,
+        "knowledge": knowledge({k: f for k, f in facts.items() if k[0] in benchmark.forget_people}),
+        "over_known": over_known,
+        "right": right_measure(methods.get(UNSTEERED, {})),
         "judge": judge.name if judge is not None else RulesJudge.name,
     }
+
+
+def right_measure(blocks: Mapping[str, Block]) -> str:
+    """`stated` if the unsteered model states at least twice as many answers as it gives exactly, else `exact`."""
+
+    def total(metric: str) -> float:
+        return math.fsum((block.get(metric) or 0.0) * (block.get("n") or 0) for block in blocks.values())
+
+    return "stated" if total("stated") > 0 and total("stated") >= 2 * total("exact") else "exact"
 
 
 def _block(found: Mapping[str, m.Metric], n: int) -> Block:

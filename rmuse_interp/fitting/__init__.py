@@ -232,7 +232,8 @@ def assemble(
         table: JSON = {}
         energy = ENERGY
         if preset == "paper":
-            steered = list(layers) if layers is not None else middle_third(model.n_layers)
+            usual = [layer for layer in middle_third(model.n_layers) if layer in model.layout.always]
+            steered = usual if layers is None else list(layers)
             part = paper_edit(found, modality, steered, benchmark.prefixes[0])
         else:
             selection = calibrated_gate(found, kinds)

@@ -69,7 +69,7 @@ def pooled_states(
     Args:
         spans: spans to pool over; a query that lacks a span (no picture, no reasoning) is left out of that span's
             record, never filled in.
-        layers: 0-based blocks; all by default.
+        layers: 0-based blocks; by default all that run for every query.
         delimiters: of reasoning and answer in the responses.
         progress: a running progress bar to add a line to.
 
@@ -82,7 +82,7 @@ def pooled_states(
     for span in spans:
         if span not in SPANS:
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
-    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    blocks = lens.layout.always if layers is None else list(layers)
     rows: dict[Where, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
@@ -120,7 +120,7 @@ def trajectories(
     Raises:
         RMuseError: a query without a response, states that are not finite.
     """
-    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    blocks = lens.layout.always if layers is None else list(layers)
     runs: dict[str, Trajectory] = {}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))

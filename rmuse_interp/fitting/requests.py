@@ -174,7 +174,9 @@ def decided(
     found: dict[str, tuple[int, int]] = {}
     for name, queries in groups.items():
         fired = 0
-        for batch in alike(queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=True):
+        for batch in alike(
+            queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=model.mixes
+        ):
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
             said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
             fired += sum(bool(one.fired) for one in said)

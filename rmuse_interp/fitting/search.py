@@ -81,7 +81,10 @@ def search(
         progress: a running progress bar to add a line to.
         wide: whether to try pairs of blocks, all targets, protections, energies and strengths as well.
     """
-    singles = singles_of(model.n_layers) if layers is None else [tuple(layers)]
+    always = model.layout.always
+    singles = [one for one in singles_of(model.n_layers) if one[0] in always]
+    if layers is not None:
+        singles = [tuple(layers)]
     names = [name for name in TARGETS if wide or name in NARROW]
     total = len(singles) + len(names) - 1 + (2 * PAIRED * (layers is None) + 5 if wide else 0)
     tried = Trials(model, benchmark, evidence[modality], modality, seed, progress, total)
@@ -95,7 +98,7 @@ def search(
             pair
             for t in blocks[:PAIRED]
             for pair in ((t.layers[0] - 1, t.layers[0]), (t.layers[0], t.layers[0] + 1))
-            if pair[0] >= 0 and pair[1] < model.n_layers
+            if {*pair} <= {*always}
         ]
         pairs = tried.all(Setting(pair, TARGET) for pair in dict.fromkeys(near))
         blocks = ranked((*blocks, *pairs), gate_layer)

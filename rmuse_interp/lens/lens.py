@@ -27,6 +27,7 @@ from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.check import require_sound
 from rmuse_interp.lens.respond import Response, respond
 from rmuse_interp.models.cache import Names, shown
+from rmuse_interp.models.devices import require_first_weight
 from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
@@ -140,7 +141,10 @@ class LensModel(LoadedModel):
 
         task = "image-text-to-text" if self.encoder.sees else "text-generation"
         own = {"processor": self.processor} if self.encoder.sees else {}
-        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
+        require_first_weight(self.hf)
+        placed = getattr(self.hf, "hf_device_map", None) is not None
+        stay = {} if placed else {"device": self.device}  # else it would be moved to the first GPU
+        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own, **stay)
 
     @property
     def blocks(self) -> Any:

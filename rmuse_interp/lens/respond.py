@@ -116,7 +116,7 @@ def respond(
 
     found: dict[int, Response] = {}
     with running(model, plan, recorder) as handle:
-        for rows in alike(range(len(questions)), batch_size, length, mixed=True):
+        for rows in alike(range(len(questions)), batch_size, length, mixed=model.mixes):
             noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
             said = answered(
                 model,

@@ -9,7 +9,6 @@
   refusal states of the same step, inside the complement of the RRS (repairs D1 to D5).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,12 +17,13 @@ from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import JSON, atomic_files, write_json, write_tensors
+from rmuse_interp.data.sealed import read_sealed, write_sealed
+from rmuse_interp.data.store import JSON, atomic_files, newest, read_tensors, write_tensors
+from rmuse_interp.edits import bundle
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.models.loaded import LoadedModel
@@ -48,7 +48,12 @@ from rmuse_interp.parts.unlearning import Standardise, UnlearningSubspace, fit_u
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
-SCHEMA: Final = "rmuse-bundle/2"
+SCHEMA: Final = "rmuse-bundle/3"
+RECORD: Final = "rmuse.json"
+"""The file of a bundle with the report, and the hashes of the others."""
+TENSORS: Final = "subspaces.safetensors"
+
+_OTHERS: Final = (bundle.RECORD, bundle.TENSORS, TENSORS)
 
 ENERGY: Final = 0.8
 """η of eq. 4.4, the paper's."""
@@ -157,13 +162,17 @@ class RMuse:
         return gates.get("image", next(iter(gates.values())))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the bundle: the plan, the subspaces and the report, as safetensors and JSON."""
+        """Write the bundle, as safetensors and JSON: plan, subspaces and report, each with a hash that `load` checks.
+
+        An interruption leaves the earlier bundle of the folder or the new one, whole.
+        """
         path = Path(folder)
         tree, tensors = to_record(self.subspaces)
-        with atomic_files(path, last="rmuse.json") as draft:
+        with atomic_files(path, last=RECORD) as draft:
             self.plan.save(draft)
-            write_tensors(draft / "subspaces.safetensors", tensors)
-            write_json(draft / "rmuse.json", {"schema": SCHEMA, "report": self.report, "subspaces": tree})
+            write_tensors(draft / TENSORS, tensors)
+            record = {"schema": SCHEMA, "report": self.report, "subspaces": tree}
+            write_sealed(draft / RECORD, record, _OTHERS)
         return path
 
     @classmethod
@@ -178,26 +187,23 @@ class RMuse:
             allow: modules whose own parts may be loaded; see `Plan.load`.
 
         Raises:
-            RMuseError: no bundle there, another schema, or one fitted on another model (says what differs).
+            RMuseError: no bundle there, another schema, a damaged one, files of different savings, or one fitted on
+                another model (says what differs).
         """
         path = Path(folder)
-        file = path / "rmuse.json"
-        if not file.is_file():
+        if not newest(path, RECORD).is_file():
             raise RMuseError(
-                f"required a bundle with {file.name} in {path}, got none; write one with `rmuse fit`"
+                f"required a bundle with {RECORD} in {path}, got none; write one with `rmuse fit`"
             )
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record.get("schema") != SCHEMA:
+        record = read_sealed(path, RECORD, SCHEMA, _OTHERS, f"fit it again, with `rmuse fit --out {path}`")
+        subspaces = from_record(record.get("subspaces"), read_tensors(newest(path, TENSORS))[0], allow)
+        report = record.get("report")
+        if not isinstance(subspaces, Subspaces) or not isinstance(report, dict):
             raise RMuseError(
-                f"a bundle of schema {SCHEMA} was required, {file} holds {record.get('schema')!r}, of another version: "
-                f"fit it again, with `rmuse fit --out {path}`"
+                f"subspaces and a report were required in {path / RECORD}, got a {type(subspaces).__name__} and a "
+                f"{type(report).__name__}: fit it again"
             )
-        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"), allow)
-        if not isinstance(subspaces, Subspaces):
-            raise RMuseError(
-                f"subspaces were required in {file}, got {type(subspaces).__name__}: fit it again"
-            )
-        return cls(Plan.load(path, model, allow), subspaces, record["report"])
+        return cls(Plan.load(path, model, allow), subspaces, report)
 
 
 def middle_third(n_layers: int) -> list[int]:

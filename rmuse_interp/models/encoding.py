@@ -46,20 +46,26 @@ class Conversation:
     Args:
         history: earlier questions and the assistant's replies, oldest first.
         question: the question to be answered.
+        system: a system turn before all others; put before the first question where the template has none.
     """
 
     history: tuple[tuple[str, str], ...]
     question: str
+    system: str | None = None
 
     def __len__(self) -> int:
         """Number of characters in all turns."""
-        return len(self.question) + sum(len(words) for turn in self.history for words in turn)
+        return (
+            len(self.question)
+            + len(self.system or "")
+            + sum(len(words) for turn in self.history for words in turn)
+        )
 
     @property
     def turns(self) -> list[tuple[str, str]]:
         """Role and text of every turn, the question last."""
         earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
-        return [*earlier, ("user", self.question)]
+        return [*([("system", self.system)] if self.system else []), *earlier, ("user", self.question)]
 
 
 Prompt = str | Conversation
@@ -172,9 +178,21 @@ class Encoder:
         before = "".join(self.tokenizer.convert_ids_to_tokens(whole[:at]))
         return before, len(whole) > at + len(bare)
 
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the chat template has a system turn: some refuse one, or write whoever is no user as the assistant."""
+        chats = [[(role, "Lisbon"), ("user", "Where?")] for role in ("system", "assistant")]
+        try:
+            said, other = (self._applied(turns, False, to_come=True) for turns in chats)
+        except Exception:  # a template may refuse such a chat with any error
+            return False
+        return self._chats and "Lisbon" in said and said != other
+
     def render(self, question: Prompt, with_image: bool) -> str:
         """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
+        if turns[0][0] == "system" and not self._has_system:
+            turns = [("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:]]
         if self._chats:
             return self._applied(turns, with_image, to_come=True)
         image = getattr(self.processor, "image_token", "<image>") if with_image else ""
@@ -189,10 +207,12 @@ class Encoder:
     def _applied(self, turns: Sequence[tuple[str, str]], with_image: bool, *, to_come: bool) -> str:
         """The turns as the chat template writes them, a picture before the first one's words."""
         messages: list[dict[str, object]] = []
+        shown = not with_image
         for role, words in turns:
             content: object = words
             if self.sees:
-                picture = [{"type": "image"}] * (with_image and not messages)
+                picture = [{"type": "image"}] * (role == "user" and not shown)
+                shown = shown or role == "user"
                 content = [*picture, {"type": "text", "text": words}]
             messages.append({"role": role, "content": content})
         return self.processor.apply_chat_template(messages, add_generation_prompt=to_come, tokenize=False)

@@ -90,6 +90,11 @@ class Layout:
         """Number of decoder blocks."""
         return len(self.blocks)
 
+    @property
+    def always(self) -> list[int]:
+        """The blocks that run for every query, with and without a picture."""
+        return [layer for layer in range(self.n_layers) if layer not in self.skipped]
+
 
 _FOUND: Final[WeakKeyDictionary[nn.Module, Layout]] = WeakKeyDictionary()
 """Layouts found with a tokenizer, reused when a plan is attached to the model later."""

@@ -32,6 +32,7 @@ from rmuse_interp.lens.stream import stream
 from rmuse_interp.models.batches import alike, by_length, reading
 from rmuse_interp.models.encoding import Picture, Prompt
 from rmuse_interp.parts.gates import Gate
+from rmuse_interp.parts.part import to_record
 from rmuse_interp.parts.retain import Subspaces
 from rmuse_interp.runs.controls import Control
 from rmuse_interp.runs.traces import Key, packed, unpacked
@@ -168,7 +169,7 @@ def probe(model: LensModel, example: Example) -> None:
     def sound(_layer: int, states: Tensor) -> bool:
         return bool(torch.isfinite(states).all())
 
-    with reading(model.layout, range(model.n_layers), sound) as found, torch.inference_mode():
+    with reading(model.layout, model.layout.always, sound) as found, torch.inference_mode():
         logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
     broken = [layer for layer, is_sound in found.items() if not is_sound]
     if broken or not bool(torch.isfinite(logits).all()):
@@ -215,7 +216,8 @@ def run(
     total = sum(len(examples) for examples in questions.values())
     for method in methods:
         traced = traces and method.plan is not None and method.control is None
-        kept = kept_of(folder, method, max_new_tokens, traced)
+        own = to_record(method.subspaces) if traced and method.subspaces is not None else None
+        kept = kept_of(folder, method, max_new_tokens, traced, own)
         advance = counted(progress, method.name, total)
         seconds[method.name] = 0.0
         for examples in questions.values():

@@ -19,7 +19,6 @@ from typing import Final
 
 from rich.progress import Progress
 
-from rmuse_interp import __version__
 from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
@@ -136,7 +135,7 @@ def kept_of(cell: Cell, given: argparse.Namespace, root: Path) -> Store:
     lens, benchmark = world_of(given, cell.forget)
     names = ("limit", "attack_limit", "attacks", "fit_limit", "batch_size", "max_new_tokens")
     settings = {name: getattr(given, name) for name in names}
-    of = (cell, settings, depends(lens), content(benchmark, SPLITS), __version__)
+    of = (cell, settings, depends(lens), content(benchmark, SPLITS))
     return Store(cell.folder(root) / "cell.jsonl", of)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.data.content import content
-from rmuse_interp.data.store import atomic, digest, read_tensors, sources, write_tensors
+from rmuse_interp.data.store import atomic, digest, read_tensors, write_tensors
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.lens.identity import depends
@@ -100,9 +100,7 @@ class World:
         if given.fits is None:
             return None
         settings = (given.fit_limit, given.batch_size, given.seed)
-        return (
-            Path(given.fits) / digest(depends(self.lens), content(self.benchmark), settings, sources())[:16]
-        )
+        return Path(given.fits) / digest(depends(self.lens), content(self.benchmark), settings)[:16]
 
 
 @contextmanager

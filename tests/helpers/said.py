@@ -14,6 +14,7 @@ METRICS = {
     "rouge_l",
     "cloze",
     "exact",
+    "stated",
     "refusal_rate",
     "repetition_rate",
     "malformed_rate",

@@ -32,10 +32,17 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class Answerer(Protocol):
-    """A model that answers, on a server or on this machine. ``name`` is used in records and in the cache."""
+    """A model that answers, on a server or on this machine.
+
+    Attributes:
+        name: its name in records.
+        at_once: number of questions sent in parallel.
+        of: what its replies depend on besides the question, for `store.digest`.
+    """
 
     name: str
     at_once: int
+    of: object
 
     def __call__(self, question: str) -> Reply:
         """Answer one question.
@@ -145,8 +152,8 @@ class Consultation:
     rehearsing: bool = False
 
     def __post_init__(self) -> None:
-        name = self.asked.name
-        self.replies = Store(None if self.folder is None else self.folder / f"{digest(name)}.jsonl", name)
+        of = digest(self.asked.of)
+        self.replies = Store(None if self.folder is None else self.folder / f"{of}.jsonl", of)
         self.unreadable: list[str] = []
         self._given_up: set[str] = set()
         self._wanted: dict[str, None] = {}

@@ -71,6 +71,7 @@ class Endpoint:
         self._attempts, self._wait, self._max_tokens = attempts, wait, max_tokens
         self._client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout, max_retries=0)
         self._json_mode = True
+        self.of: object = (self.name, max_tokens)
 
     def __call__(self, question: str) -> Reply:
         """Ask one question.

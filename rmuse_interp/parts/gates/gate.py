@@ -80,6 +80,8 @@ class Scorer(Part):
 class Gate(Part):
     """A decision whether to steer: `fires(h) = score(h) > threshold`, h the state that `reads` names.
 
+    A score that is NaN or infinite fires too: where nothing can be told about a query, what is forgotten stays hidden.
+
     Args:
         scorer: computes the score.
         reads: the state that is scored.
@@ -88,8 +90,8 @@ class Gate(Part):
         expected: error rates that `calibrate` found at this threshold; None for a threshold set by hand.
 
     Raises:
-        RMuseError: a scale that is not positive; a combination of gates that reads another state than they do, or has
-            a threshold or scale of its own.
+        RMuseError: a scale that is not positive, a threshold or scale that is not finite; a combination of gates that
+            reads another state than they do, or has a threshold or scale of its own.
 
     Examples:
         >>> from rmuse_interp.parts.gates import LinearDiscriminant
@@ -144,8 +146,9 @@ class Gate(Part):
         return self.scorer.score(h)
 
     def margin(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """`(score − threshold)/scale`: positive where the gate fires."""
-        return (self.score(h) - self.threshold) / self.scale
+        """`(score − threshold)/scale`: positive where the gate fires; NaN, as it fires too, where no score is finite."""
+        score = self.score(h)
+        return ((score - self.threshold) / self.scale).masked_fill(~torch.isfinite(score), torch.nan)
 
     def fires(self, h: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
         """Whether to steer, one per state."""
