@@ -56,6 +56,10 @@ LIMIT: Final = 160
 """Maximum number of questions asked per view and kind of query."""
 MAX_NEW_TOKENS: Final = 256
 """Maximum number of tokens per response."""
+COMPOSED: Final = 64
+"""Maximum number of tokens per response that is composed: nothing comes after a delimiter, so it may be cut."""
+BEGINNING: Final = 16
+"""Number of tokens by which a model that reasons has opened its reasoning."""
 PROBE: Final = 32
 """Number of questions asked first; if no response to them is usable, no more are asked."""
 VIEWS: Final = {
@@ -162,21 +166,20 @@ def elicit(
         got = f"{closed[0].kind!r} ({closed[0].id})" if closed else "none"
         raise RMuseError(f"{benchmark.id}: open questions were required to elicit responses to, got {got}")
     benchmark.check_images(asked)
-    answers = Answers(
-        model, cache_folder() / "elicited" if cache is None else cache, batch_size, max_new_tokens, progress
-    )
+    folder = cache_folder() / "elicited" if cache is None else cache
     reasoned = [e for e in asked if e.kind != "benign"]
+    if composed is None:
+        first = Answers(model, folder, batch_size, BEGINNING, progress)
+        begun = _responses(first, sample(reasoned, PROBE, seed), how, "stepwise")
+        composed = not any(text.lstrip().startswith(how.delimiters[0]) for text in begun)
+    max_new_tokens = min(max_new_tokens, COMPOSED) if composed else max_new_tokens
+    answers = Answers(model, folder, batch_size, max_new_tokens, progress)
     stepwise: dict[str, str] = {}
     dropped: list[Dropped] = []
     for some in (sample(reasoned, PROBE, seed), reasoned):
-        stepwise, dropped = _usable(answers, some, how, "stepwise", bool(composed))
-        if composed is None:
-            composed = not stepwise and all(one.reason == "no opening delimiter" for one in dropped)
-            if composed:
-                stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
+        stepwise, dropped = _usable(answers, some, how, "stepwise", composed)
         if dropped and not stepwise:
-            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped, bool(composed))
-    composed = bool(composed)
+            raise _none_left(f"{benchmark.id}, {len(some)} questions", answers, how, dropped, composed)
     direct, undirected = _usable(answers, [e for e in reasoned if e.id in stepwise], how, "direct", composed)
     dropped += undirected
     for split, modality in dict.fromkeys((e.split, e.modality) for e in reasoned):
