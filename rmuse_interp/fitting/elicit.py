@@ -262,8 +262,10 @@ def follows_template(benchmark: Benchmark) -> bool:
     """Whether most responses that are fitted on have the spans of a template, rather than being composed of two."""
     if not isinstance(benchmark, Own):
         return True
-    composed, kept = (benchmark.record.get(name, 0) for name in ("composed", "kept"))
-    return not (isinstance(composed, int) and isinstance(kept, int) and 2 * composed > kept)
+    composed = benchmark.record.get("composed", 0)
+    views = [(view, kind) for view, kind in VIEWS.items() if kind != "benign"]
+    kept = sum(e.kind == kind for view, kind in views for e in getattr(benchmark, view))
+    return not (isinstance(composed, int) and 2 * composed > kept)
 
 
 def asked_with(report: JSON) -> Template | None:

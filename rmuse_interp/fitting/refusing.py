@@ -70,7 +70,6 @@ def in_own_words(
         batch_size: questions per batch.
     """
     pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
-    longest = max(len(model.tokenizer(one.query.response).input_ids) for one in asked) + ROOM
     texts = dict.fromkeys((*PLAIN, *benchmark.refusals_direct)) if not formed else {}
     dictated = [
         Refused(Query(f"dictated {i}.{j}", lead.format(text), None, text, stepwise=False), None, False)
@@ -78,6 +77,7 @@ def in_own_words(
         for j, lead in enumerate(DICTATION)
     ]
     every = [*asked, *dictated]
+    longest = max(len(model.tokenizer(one.query.response).input_ids) for one in every) + ROOM
     said = model.respond(
         [one.query.prompt for one in every],
         [one.query.image for one in every],
