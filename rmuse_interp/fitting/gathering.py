@@ -19,6 +19,7 @@ from rmuse_interp.fitting.collect import Query, Where, pooled_states, trajectori
 from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.models.demand import require_room
 from rmuse_interp.parts.gates import Readout
 from rmuse_interp.parts.pooled import Pooled
 
@@ -29,6 +30,8 @@ EACH: Final = 12
 TRAJECTORIES: Final = 32
 """Maximum number of refusals followed token by token, per kind of query and form (stepwise, direct); their states are
 the prototypes of `calibrated`."""
+LONGEST: Final = 128
+"""Tokens that a response is taken to have, where memory is estimated."""
 READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
 """Readouts open to gates. Never the image tokens alone: they precede the question, so they cannot tell what is asked
 about a person."""
@@ -58,7 +61,11 @@ def gather(
     Args:
         photographs: whether to ask also about further photographs of people to forget, if the fitting files hold any;
             False uses only the one that comes with each person's questions.
+
+    Raises:
+        RMuseError: too little memory for a batch (names the size that fits), or no generation questions to forget.
     """
+    require_room(model, [*benchmark.fit_forget, *benchmark.fit_retain], batch_size, LONGEST, logits=True)
     found: dict[Modality, Evidence] = {}
     for modality in ("image", "text"):
         wanted = [e for e in benchmark.fit_forget if e.modality == modality]
