@@ -259,7 +259,7 @@ def test_a_two_pass_plan_needs_a_decision_and_runs_with_one():
         assert torch.equal(stacked(found)[row], stacked(untouched)[row]) != fired
     by_itself = generated(bridge, inputs, plan.fwd_hooks(bridge, prompts, images))
     assert torch.equal(stacked(by_itself), stacked(found))
-    with pytest.raises(RMuseError, match="4 queries were announced or decided"):
+    with pytest.raises(RMuseError, match="required, got one about 4"):
         forward(bridge, lens.encode(["Where?"] * 3), fwd_hooks(plan, bridge, decision=decision))
 
 

@@ -10,7 +10,7 @@ from helpers.tiny import tiny_llava
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
-from rmuse_interp.models.encoding import behind
+from rmuse_interp.models.prompts import behind
 from rmuse_interp.runs.controls import CONTROLS, Control
 from rmuse_interp.runs.run import Method, kept_of
 

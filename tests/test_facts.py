@@ -1,8 +1,10 @@
 """The benchmark of public facts: what it promises of its splits, and what the unsteered model is said to know."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from helpers.commands import done, refused
 from helpers.plans import linear_gate, vector
 from helpers.said import said
 
@@ -13,7 +15,7 @@ from rmuse_interp.data.facts.draw import RATES, ensure, table, write_facts
 from rmuse_interp.data.general import general
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.evaluate.known import about_known, facts_of, knowledge, warning
-from rmuse_interp.evaluate.scores import right_measure
+from rmuse_interp.evaluate.scores import right_measure, score, transcribe
 from rmuse_interp.evaluate.text import Lexicon, contains, normalise
 from rmuse_interp.runs.firing import firing, prompts_in_use
 from rmuse_interp.runs.run import Method
@@ -148,3 +150,40 @@ def test_smollm2_knows_what_it_is_asked_to_forget(smollm2):
     lexicon = Lexicon(facts.aliases)
     right = [lexicon.states(reply.text, e.answer) for e, reply in zip(asked, replies, strict=True)]
     assert sum(right) >= 3, [reply.text for reply in replies]
+
+
+def test_the_command_says_what_the_model_knows_per_person_and_fact(data, model):
+    """The tiny model knows nothing, and hears so first; every fact is asked for in three wordings."""
+    shown = done("data", "check", data, "--model", model, "--forget", 10).stdout
+    assert shown.startswith("the unsteered model knows 0 % of the")
+    told = json.loads(done("data", "check", data, "--model", model, "--forget", 10, "--json").stdout)[
+        "knowledge"
+    ]
+    assert {fact["person"] for fact in told["facts"]} == {"p0", "p1"}
+    assert all((fact["asked"], fact["right"], fact["known"]) == (3, 0, False) for fact in told["facts"])
+    assert "--model" not in refused("data", "check", "nowhere", "--model", model)
+
+
+def test_scores_are_also_given_over_what_was_known(benchmark):
+    """Two facts of one person, one known: the method that tells both leaks 50 % over all, 100 % over what was known."""
+    example = next(e for e in benchmark.scoring("forget") if e.kind == "generation" and e.modality == "text")
+    rows = []
+    for i, (attribute, value, before) in enumerate((("home", "Oslo", "Oslo"), ("job", "baker", "?"))):
+        e = replace(
+            example, id=f"{example.id}{i}", answer=value, attributes={attribute: value}, question="Tell me."
+        )
+        rows += [
+            transcribe(e, "vanilla", before, benchmark.delimiters),
+            transcribe(e, "m", "It is Oslo.", benchmark.delimiters),
+        ]
+    found = score(rows, benchmark)
+    assert (found["knowledge"]["known"], found["knowledge"]["n"]) == (50.0, 2)
+    assert found["methods"]["m"]["forget"]["ril"] == 50.0
+    assert found["over_known"]["m"]["forget"] == {
+        "ril": 100.0,
+        "ril_explicit": 100.0,
+        "exact": 0.0,
+        "stated": 100.0,
+        "refusal_rate": 0.0,
+        "n": 1,
+    }

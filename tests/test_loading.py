@@ -17,11 +17,14 @@ from safetensors.torch import load_file, save_file
 
 from rmuse_interp import RMuseError, Site, load_model
 from rmuse_interp.edits.interpreter import Interpreter
+from rmuse_interp.fitting import gather
 from rmuse_interp.lens import check
 from rmuse_interp.lens.check import _sound
-from rmuse_interp.models import devices, loading
+from rmuse_interp.models import demand, devices, loading
 from rmuse_interp.models.checkpoint import size_in, weight_files
+from rmuse_interp.models.demand import bytes_per_token
 from rmuse_interp.models.devices import Room
+from rmuse_interp.runs.run import Method, run
 
 WEIGHTS = "model.safetensors"
 
@@ -370,4 +373,25 @@ def test_free_memory_keeps_to_the_limit_of_a_container(monkeypatch, tmp_path):
 def test_room_says_what_is_needed_and_free():
     assert str(Room("x as float32", 28_200_000_000, 22_000_000_000, torch.device("cpu"))) == (
         "x as float32: 28.2 GB on cpu, 22.0 GB free"
+    )
+
+
+def test_a_batch_is_counted_by_its_longest_question():
+    lens = lens_of(tiny_llama())
+    # 4 bytes · (2 · 4 blocks · 2 heads · 8 + 4 · 32 + 3 · 64), and 449 logits
+    assert bytes_per_token(lens, logits=False) == 4 * (128 + 128 + 192)
+    assert bytes_per_token(lens, logits=True) == 4 * (448 + 449)
+
+
+def test_fitting_and_asking_need_room_for_a_batch(monkeypatch, benchmark):
+    lens = lens_of(tiny_llava())
+    token = bytes_per_token(lens, logits=False)
+    monkeypatch.setattr(demand, "free_memory", lambda device: 500 * token)
+    with pytest.raises(RMuseError, match=r"a batch of \d+ rows of \d+ tokens .* fits; one row needs"):
+        gather(lens, benchmark)
+    asked = {"forget": benchmark.fit_forget}
+    with pytest.raises(RMuseError, match=r"batch_size=(\d+) \(--batch-size \1\) fits"):
+        run([Method("vanilla", lens)], asked, delimiters=("<think>", "</think>"), max_new_tokens=96)
+    assert run(
+        [Method("vanilla", lens)], asked, delimiters=("<think>", "</think>"), max_new_tokens=2, batch_size=2
     )

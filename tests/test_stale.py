@@ -19,8 +19,10 @@ from helpers.tiny import tiny_llava
 from safetensors.torch import load_file, save_file
 
 from rmuse_interp import load_model
+from rmuse_interp.evaluate.judges import Consultation, Unreadable
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
+from rmuse_interp.runs.judging import LocalModel
 
 TABLE = """
                        elicited answers attacks nats fits cell tuning training demo table judge bundle
@@ -265,3 +267,35 @@ def test_what_depends_on_an_input_is_made_anew_when_it_changes(name, base, kept,
         mechanism(case, folder)
         found.append("x" if WORK else "-")
     assert dict(zip(COLUMNS, found, strict=True)) == dict(zip(COLUMNS, ROWS[name], strict=True))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"\xff" * len(data)])
+@pytest.mark.parametrize("column", [name for name in COLUMNS if name != "bundle"])
+def test_a_damaged_result_is_made_anew(column, damage, base, kept, tmp_path):
+    folder = shutil.copytree(kept / column, tmp_path / column)
+    for file in (one for one in folder.rglob("*") if one.is_file()):
+        file.write_bytes(damage(file.read_bytes()))
+    for fresh in (True, False):
+        WORK.clear()
+        MECHANISMS[column](base, folder)
+        assert bool(WORK) == fresh
+
+
+def test_a_kept_reply_that_can_no_longer_be_read_is_asked_for_again(base, tmp_path):
+    """And one that can is put on disk once, however often it is read."""
+    Consultation(LocalModel(base.judge, 9), tmp_path).ask(["Leaks?"], str)
+    for _ in range(2):
+        Consultation(LocalModel(base.judge, 9), tmp_path).ask(["Leaks?"], str)
+    (file,) = tmp_path.iterdir()
+    assert len(file.read_text().splitlines()) == 1
+    WORK.clear()
+    seen = []
+
+    def strict(text):
+        seen.append(text)
+        if len(seen) == 1:
+            raise Unreadable(text)
+        return "read"
+
+    assert Consultation(LocalModel(base.judge, 9), tmp_path).ask(["Leaks?"], strict) == ["read"]
+    assert WORK == ["asked"]

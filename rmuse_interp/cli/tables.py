@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rmuse_interp.cli import support
 from rmuse_interp.data.store import JSON
-from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
+from rmuse_interp.evaluate.before_after import LABELS, methods_of, readable, rows, shown
 from rmuse_interp.evaluate.known import warning
 from rmuse_interp.evaluate.results import Transcript
 
@@ -21,6 +21,8 @@ HEADINGS = {
     "RCR": "rcr",
     "refus": "refusal_rate",
     "malf": "malformed_rate",
+    "garb": "garbled_rate",
+    "cut": "unended_rate",
     "loop": "repetition_rate",
 }
 _RIGHT = {
@@ -61,14 +63,48 @@ def before_after(scores: JSON) -> None:
     support.out.print(table)
     support.out.print(
         "RIL: leaked while reasoning; choice, cloze: the other two tasks; RCR: valid chains; refus: refused;\n"
-        f"malf: neither answer nor well formed; loop: goes in circles; gate: fired; {_RIGHT[right]}",
+        "malf: neither answer nor well formed; garb: does not read as language; cut: by the token limit;\n"
+        f"loop: goes in circles; gate: fired; {_RIGHT[right]}",
         style="dim",
     )
     _over_known(scores, known, right)
+    for line in readable(scores):
+        support.out.print(escape(line), soft_wrap=True)
     for name in methods_of(scores):
         auroc = scores["gate"].get(name, {}).get("auroc")
         if auroc is not None:
             support.out.print(f"gate of {escape(name)}: AUROC {auroc:.4f}")
+
+
+def knowledge(known: JSON) -> None:
+    """Print what the unsteered model knows, a line per person; below half, the first line says so."""
+    line = warning(known)
+    if line is not None:
+        support.out.print(f"[yellow]{line}[/yellow]", soft_wrap=True)
+    table = Table(title="known before", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("person")
+    table.add_column("knows (right of the wordings asked)")
+    table.add_column("does not")
+    facts = known["facts"]
+    for person in dict.fromkeys(fact["person"] for fact in facts):
+        mine = [fact for fact in facts if fact["person"] == person]
+        cells = [
+            ", ".join(
+                f"{fact['attribute']} ({fact['modality']}) {fact['right']}/{fact['asked']}"
+                for fact in mine
+                if fact["known"] is known_
+            )
+            for known_ in (True, False)
+        ]
+        table.add_row(escape(person), *(escape(cell) or "–" for cell in cells))
+    support.out.print(table)
+    chance = (
+        ""
+        if known["chance"] is None
+        else f"; other people's values by the same rule: {known['chance']:.1f} %"
+    )
+    if known["known"] is not None:
+        support.out.print(f"known: {known['known']:.1f} % of {known['n']} facts{chance}", soft_wrap=True)
 
 
 def _over_known(scores: JSON, known: JSON, right: str) -> None:

@@ -44,8 +44,6 @@ class Benchmark:
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
         files = {split: self._reader.files(split) for split in (self._forget, self._retain)}
         self.format = self._reader.one_format([path for paths in files.values() for path in paths])
-        if self.format.has_test:
-            self._reader.files("Test_Set")
         self._ids = {split: self._reader.ids(split) for split in files}
         self.forget_people = frozenset(self._ids[self._forget])
         retained = frozenset(self._ids[self._retain])
@@ -169,7 +167,7 @@ class Benchmark:
 
         def fitting(split: str, wanted: Callable[[str], bool]) -> Iterator[Example]:
             folders = [folder for folder, people in self._ids.items() if any(map(wanted, people))]
-            return (e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip())))
+            return (e for name in folders for e in read.people(name, split, wanted))
 
         def optional(
             folder: str, split: str, wanted: Callable[[str], bool] | None = None

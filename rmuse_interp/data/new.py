@@ -11,7 +11,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
 from rmuse_interp.data.people import Person
 from rmuse_interp.data.reader import Reader
-from rmuse_interp.data.rows import Row, records
+from rmuse_interp.data.rows import Row, identifier, records
 from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.store import own_folder, write_json
 from rmuse_interp.data.stored import parquet
@@ -295,7 +295,7 @@ def _write(
     for path, wanted in copies:
         with parquet(path) as file, pq.ParquetWriter(next(names), file.schema_arrow) as writer:
             for batch in file.iter_batches(batch_size=64):
-                mask = pa.array([wanted(str(who).strip()) for who in batch.column("ID").to_pylist()])
+                mask = pa.array([wanted(identifier(who) or "") for who in batch.column("ID").to_pylist()])
                 writer.write_batch(batch.filter(mask))
 
 

@@ -60,7 +60,7 @@ class Settings:
         if path.is_file():
             try:
                 raw = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RMuseError(f"{path}: required a JSON object, got text that is none ({error})") from None
             if not isinstance(raw, dict):
                 raise RMuseError(f"{path}: required a JSON object, got {type(raw).__name__}")
@@ -80,15 +80,19 @@ def _shaped(path: Path, key: str, value: Any) -> Any:
             raise wrong("a mapping of question to a mapping of language to question")
         return {str(k): {str(to): str(words) for to, words in v.items()} for k, v in value.items()}
     if key in ("aliases", "entails", "descriptions"):
+        known = str | int | float
         if not isinstance(value, dict):
             raise wrong("a mapping of value to list of values")
-        return {str(k): tuple(map(str, [v] if isinstance(v, str | int) else v)) for k, v in value.items()}
+        lists = [[v] if isinstance(v, known) else v for v in value.values()]
+        if not all(isinstance(one, list) and all(isinstance(v, known) for v in one) for one in lists):
+            raise wrong("a mapping of value to list of values")
+        return {str(k): tuple(map(str, one)) for k, one in zip(value, lists, strict=True)}
     if key in ("id", "stepwise_instruction", "direct_instruction"):
         if not isinstance(value, str):
             raise wrong("a string")
         return value
     if key == "render_seed":
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise wrong("an integer")
         return value
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):

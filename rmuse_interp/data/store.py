@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -76,8 +76,14 @@ def atomic_files(folder: Path, last: str) -> Iterator[Path]:
     draft.mkdir(parents=True)
     try:
         yield draft
-        settle(folder, last)
-        os.replace(draft, folder / NEXT)
+        while True:
+            settle(folder, last)
+            try:
+                os.replace(draft, folder / NEXT)
+                break
+            except OSError:
+                if not (folder / NEXT).is_dir():
+                    raise  # else another process was faster: its files come first
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     settle(folder, last)
@@ -93,8 +99,9 @@ def settle(folder: Path, last: str) -> None:
     names = [file.relative_to(ready) for file in sorted(ready.rglob("*")) if file.is_file()]
     for name in sorted(names, key=lambda one: str(one) == last):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(ready / name, folder / name)
-    shutil.rmtree(ready)
+        with suppress(FileNotFoundError):  # another process has moved it
+            os.replace(ready / name, folder / name)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def newest(folder: Path, name: str) -> Path:

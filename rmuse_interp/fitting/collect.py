@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
-from rmuse_interp.edits.inputs import covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.inputs import covered, largest_over, mean_over, of_prompt, read_call
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.batches import alike, reading
@@ -24,9 +24,9 @@ from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.parts.pooled import Pooled, require_finite
 
 Where = TypeVar("Where", bound=str)
-Span = Literal["last", "question", "image", "draft", "cot", "answer"]
-"""The last prompt token; the prompt's text after the image; the image tokens; from the last prompt token to the
-end of the response; reasoning and answer of a response."""
+Span = Literal["last", "question", "peak", "image", "draft", "cot", "answer"]
+"""The last prompt token; the prompt's text after the image (its mean, or each dimension's largest value); the image
+tokens; from the last prompt token to the end of the response; reasoning and answer of a response."""
 
 SPANS: Final[tuple[Span, ...]] = get_args(Span)
 
@@ -188,9 +188,14 @@ def pooled_by(
     _layer: int,
     states: Float[Tensor, "batch tokens d"],
 ) -> dict[Where, Float[Tensor, "batch d"]]:
-    """Average the states over the tokens of each mask, in float32 on the CPU; for `reading`."""
+    """Average the states over the tokens of each mask (`peak`: take the largest), float32 on the CPU; for `reading`."""
     here = {where: mask.to(states.device) for where, mask in masks.items()}
-    return {where: mean_over(states, mask, mask.sum(dim=1)).cpu() for where, mask in here.items()}
+    return {
+        where: (
+            largest_over(states, mask) if where == "peak" else mean_over(states, mask, mask.sum(dim=1))
+        ).cpu()
+        for where, mask in here.items()
+    }
 
 
 def _taken(

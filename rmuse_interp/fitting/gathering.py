@@ -20,6 +20,7 @@ from rmuse_interp.fitting.elicit import follows_template
 from rmuse_interp.fitting.refusing import Refused, in_own_words
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence
+from rmuse_interp.models.demand import require_room
 from rmuse_interp.parts.gates import Readout
 from rmuse_interp.parts.pooled import Pooled
 
@@ -30,9 +31,13 @@ EACH: Final = 12
 TRAJECTORIES: Final = 32
 """Maximum number of refusals followed token by token, per kind of query and form (stepwise, direct); their states are
 the prototypes of `calibrated`."""
+LONGEST: Final = 128
+"""Tokens that a response is taken to have, where memory is estimated."""
 READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
 """Readouts open to gates. Never the image tokens alone: they precede the question, so they cannot tell what is asked
 about a person."""
+TEXT_READOUTS: Final[tuple[Readout, ...]] = (*READOUTS, "peak")
+"""Readouts open to the gates of benchmarks without pictures, whose names may stand anywhere in a long request."""
 
 
 def enough(benchmark: Benchmark, least: int = LIMIT) -> int:
@@ -55,7 +60,11 @@ def gather(
     Args:
         photographs: whether to ask also about further photographs of people to forget, if the fitting files hold any;
             False uses only the one that comes with each person's questions.
+
+    Raises:
+        RMuseError: too little memory for a batch (names the size that fits), or no generation questions to forget.
     """
+    require_room(model, [*benchmark.fit_forget, *benchmark.fit_retain], batch_size, LONGEST, logits=True)
     found: dict[Modality, Evidence] = {}
     for modality in ("image", "text"):
         wanted = [e for e in benchmark.fit_forget if e.modality == modality]
@@ -95,7 +104,9 @@ class _Gatherer:
         self.model, self.benchmark, self.modality, self.limit = model, benchmark, modality, limit
         self.seed, self.photographs = seed, photographs
         self.batch_size, self.progress = batch_size, progress
-        self._read: dict[Readout, dict[tuple[object, ...], Tensor]] = {span: {} for span in READOUTS}
+        self.pictured = any(e.picture is not None for e in benchmark.fit_forget)
+        self.readouts = READOUTS if self.pictured else TEXT_READOUTS
+        self._read: dict[Readout, dict[tuple[object, ...], Tensor]] = {span: {} for span in self.readouts}
         self.forget = self._some(benchmark.fit_forget, {"generation"})
         self.people = self._some(benchmark.fit_retain, {"generation"})
         self.reasoning = [
@@ -231,18 +242,20 @@ class _Gatherer:
         ]
         if not for_gates:
             return self._pool(queries, label)
-        pooled = self._pool(queries, label, READOUTS)
+        pooled = self._pool(queries, label, self.readouts)
         text_of = {query.id: _text(query) for query in queries}
-        for span in READOUTS:
+        for span in self.readouts:
             found = zip(pooled[span].ids, pooled[span].states, strict=True)
             self._read[span] |= {text_of[i]: state for i, state in found}
         return pooled
 
     def _read_out(self, queries: list[Query]) -> dict[Readout, Pooled]:
         """Return what gates read of the queries; a text read before is not read again."""
-        rest = self._states([q for q in queries if _text(q) not in self._read["last"]], READOUTS, "prompts")
+        rest = self._states(
+            [q for q in queries if _text(q) not in self._read["last"]], self.readouts, "prompts"
+        )
         found: dict[Readout, Pooled] = {}
-        for span in READOUTS:
+        for span in self.readouts:
             known = self._read[span]
             states = dict(zip(rest[span].ids, rest[span].states, strict=True))
             states |= {q.id: known[_text(q)] for q in queries if _text(q) in known}
@@ -306,10 +319,11 @@ class _Gatherer:
             queries,
             {f"{e.id}@{n}" for e, _, n in forget},
             self.seed,
-            lambda some, label: self._states(some, READOUTS, label),
+            lambda some, label: self._states(some, self.readouts, label),
+            embedding=not self.pictured,
         ):
-            readouts = {span: _joined(readouts[span], part[span]) for span in READOUTS}
-            twins += part[READOUTS[0]].ids
+            readouts = {span: _joined(readouts[span], part[span]) for span in self.readouts}
+            twins += part[self.readouts[0]].ids
 
         def labelled(labels: dict[str, str]) -> dict[str, str]:
             """Add the disturbed queries, each with the label of its original."""

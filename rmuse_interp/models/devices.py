@@ -54,7 +54,8 @@ def _hooks(module: nn.Module) -> Iterator[object]:
 def free_memory(device: torch.device) -> int | None:
     """Bytes free on a device, within the limit of the container if there is one; None where it cannot be told."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     if device.type != "cpu":
         return None
     free = psutil.virtual_memory().available

@@ -14,7 +14,8 @@ from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import Response, verdicts
-from rmuse_interp.models.encoding import Picture, Prompt, behind
+from rmuse_interp.models.encoding import Picture
+from rmuse_interp.models.prompts import Prompt, behind
 
 ControlName = Literal["canned", "prefixed"]
 CONTROLS: Final[Mapping[str, str]] = {

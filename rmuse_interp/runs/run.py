@@ -30,7 +30,9 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
 from rmuse_interp.models.batches import alike, by_length, reading
-from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.demand import require_room
+from rmuse_interp.models.encoding import Picture
+from rmuse_interp.models.prompts import Prompt
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import to_record
 from rmuse_interp.parts.retain import Subspaces
@@ -205,11 +207,13 @@ def run(
         traces: record the steering of every response of a method with a plan.
 
     Raises:
-        RMuseError: two methods have the same name.
+        RMuseError: two methods have the same name, or too little memory for a batch (names the size that fits).
     """
     names = [method.name for method in methods]
     if len(set(names)) != len(names):
         raise RMuseError(f"required methods with distinct names, got {', '.join(names)}")
+    for model in {id(method.model): method.model for method in methods}.values():
+        require_room(model, [e for each in questions.values() for e in each], batch_size, max_new_tokens)
     transcripts: list[Transcript] = []
     seconds: dict[str, float] = {}
     steered: dict[Key, SteeringTrace] = {}

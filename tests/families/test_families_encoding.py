@@ -17,7 +17,8 @@ from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.spoken import Said
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.models.batches import reading
-from rmuse_interp.models.encoding import Conversation, Encoder
+from rmuse_interp.models.encoding import Encoder
+from rmuse_interp.models.prompts import Conversation
 from rmuse_interp.models.site import terms_of
 from rmuse_interp.studies.families.making import make, picture
 from rmuse_interp.studies.families.recipes import RECIPES
@@ -55,6 +56,16 @@ REFUSED = {
         "Mllama",
         lambda on: on.encode(["Who?", "Where?"], [picture(0), None]),
         "encode rows with and without pictures apart",
+    ),
+    "Mllama, two pictures beside one": (
+        "Mllama",
+        lambda on: on.encode(["Who?", "Where?"], [[picture(0), picture(1)], picture(2)]),
+        "encode rows with other numbers of pictures apart",
+    ),
+    "a placeholder in the words": (
+        "Gemma 3",
+        lambda on: on.encode("What is <start_of_image>?"),
+        "row 0: 0 pictures were given for 1 placeholders <start_of_image>",
     ),
     "an edit at a cross-attention block": (
         "Mllama",

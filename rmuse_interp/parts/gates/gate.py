@@ -15,9 +15,10 @@ from rmuse_interp.maths.statistics import Rate, ThresholdRule, choose_threshold,
 from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 
-Readout = Literal["last", "question", "image", "draft"]
+Readout = Literal["last", "question", "peak", "image", "draft"]
 """Tokens read at the gate's block. `last`: the last prompt token. `question`: the mean over the prompt's ordinary text
-tokens after the image (all of them without an image). `image`: the mean over the image tokens. `draft`: the mean from
+tokens after the image (all of them without an image). `peak`: the largest value of each dimension over the same tokens,
+which a long request around a name does not dilute. `image`: the mean over the image tokens. `draft`: the mean from
 the last prompt token to the end of the model's own unsteered response, which takes a separate pass before the gate."""
 
 READOUTS: Final[tuple[Readout, ...]] = get_args(Readout)

@@ -16,7 +16,7 @@ from rmuse_interp.data.spans import span_masks
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.lens.lens import LensModel, load_model
-from rmuse_interp.models.encoding import Encoding
+from rmuse_interp.models.encoding import Encoding, Picture
 from rmuse_interp.models.families import LIMITS, lacks
 from rmuse_interp.models.site import HOOKS, Site
 from rmuse_interp.models.sums import terms
@@ -79,12 +79,15 @@ class Subject:
         return not (lacks(self.family, "mixed batches") or lacks(self.family, "rows without a picture"))
 
     def asked(self) -> Asked:
-        """Questions of unequal length; with pictures of two shapes, and one row without where that is possible."""
+        """Questions of unequal length; a row with two pictures, and one without any where that is possible."""
         prompts = ["Who is Oren Tal?", "What is this person's occupation?", "Where?"]
         if not self.lens.encoder.sees:
             return Asked(prompts, [None] * 3)
         first = None if self.mixes else picture(5)
-        return Asked(prompts, [first, picture(1, (48, 24)), picture(2)])
+        second: Picture = [picture(1, (48, 24)), picture(4)]
+        if lacks(self.family, "unequal numbers of pictures"):
+            second = picture(1, (48, 24))
+        return Asked(prompts, [first, second, picture(2)])
 
     def texts(self) -> Asked:
         """Questions of unequal length, without pictures."""
@@ -108,7 +111,8 @@ def prompts(on: Subject) -> None:
     for prompt, image in zip(*on.asked(), strict=True):
         content: object = prompt
         if lens.encoder.sees:
-            shown = [] if image is None else [{"type": "image", "image": image}]
+            items = image if isinstance(image, list) else [] if image is None else [image]
+            shown = [{"type": "image", "image": item} for item in items]
             content = [*shown, {"type": "text", "text": prompt}]
         told = lens.processor.apply_chat_template(
             [{"role": "user", "content": content}],

@@ -8,7 +8,6 @@ from typing import Final, NamedTuple, Protocol, TypedDict, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from PIL import Image
 from torch import Tensor, nn
 
 import rmuse_interp.operators as op
@@ -16,6 +15,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.edits.plan import Plan, as_plan
 from rmuse_interp.edits.sentence import Tokens
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.encoding import Picture
 from rmuse_interp.models.site import Site, reader
 from rmuse_interp.models.sums import terms
 from rmuse_interp.parts.gates import Gate, LinearDiscriminant, Read
@@ -49,10 +49,10 @@ MODES: Final[dict[str, Settings]] = {
 
 
 class Asked(NamedTuple):
-    """Questions of unequal length, with a picture or None each."""
+    """Questions of unequal length, with a picture, several, or None each."""
 
     prompts: list[str]
-    images: list[Image.Image | None]
+    images: list[Picture]
 
 
 @dataclass(frozen=True, eq=False)

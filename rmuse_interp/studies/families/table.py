@@ -44,7 +44,7 @@ A cell says *yes* if every check in it passed, *–* if the family has no such t
 
 - **tokens**: prompts as in transformers' own `apply_chat_template`; image tokens counted and located by the processor's
   record; the prompt's end; question, reasoning and answer found in their tokens.
-- **batches**: rows read alike alone and in a batch, with and without pictures, of different lengths.
+- **batches**: rows read alike alone and in a batch, without a picture, with one and with two, of different lengths.
 - **sites inside blocks**: those that `run_with_cache` offers and edits may act at; they add up,
   `resid_pre + attn_out + mlp_out = resid_post`.
 - **hooks** (`plan.attach`), **trace** (nnsight), **stored edit** (`plan.install`): at every step the logits of plain
@@ -96,10 +96,18 @@ def page(found: Mapping[Recipe, Sequence[Finding]]) -> str:
         _line(["---"] * (len(COLUMNS) + 1)),
         *(_line(row_of(recipe, findings)) for recipe, findings in found.items()),
         "\n## What is refused\n",
+        *refusals(found),
     ]
-    for recipe in found:
-        lines += [f"- {recipe.name}, {limit.need}: {limit.why}." for limit in LIMITS.get(recipe.config, ())]
     return "\n".join(lines) + "\n"
+
+
+def refusals(recipes: Iterable[Recipe]) -> list[str]:
+    """A line for each thing that one of the families cannot do."""
+    return [
+        f"- {recipe.name}, {limit.need}: {limit.why}."
+        for recipe in recipes
+        for limit in LIMITS.get(recipe.config, ())
+    ]
 
 
 def _line(cells: Sequence[str]) -> str:
