@@ -190,7 +190,7 @@ def test_another_language_is_counted_by_itself():
     assert foreign(rows).value == 50.0
 
 
-def test_a_response_knows_whether_the_model_ended_it():
+def test_a_response_knows_whether_the_model_ended_it(monkeypatch):
     lens = lens_of(tiny_llava())
     prompts, images = questions()
     cut = lens.respond(prompts, images, max_new_tokens=2)
@@ -198,7 +198,7 @@ def test_a_response_knows_whether_the_model_ended_it():
     steered = lens.respond(prompts, images, gated_plan().without("gate"), max_new_tokens=2)
     assert [one.ended for one in steered] == [False] * 4
     first = lens.hf.generate(**lens.encode(prompts[0], images[0]), max_new_tokens=1, do_sample=False)[0, -1]
-    lens.hf.generation_config.eos_token_id = int(first)
+    monkeypatch.setattr(lens.hf.generation_config, "eos_token_id", int(first))
     assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is True
-    lens.hf.generation_config.eos_token_id = None
+    monkeypatch.setattr(lens.hf.generation_config, "eos_token_id", None)
     assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is None

@@ -38,6 +38,7 @@ def demo(
     device: o.Device = None,
     dtype: o.Dtype = None,
     record: o.Record = True,
+    readable: o.Readable = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -77,6 +78,7 @@ def demo(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         traces=record,
+        readable=readable,
     )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}

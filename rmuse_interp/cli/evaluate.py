@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
 
+TOKENS, TOKENS_FREE = 96, 160
+"""Most tokens per response where answers have a template, and where they have none."""
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, for the help, without importing `steering`."""
 
@@ -88,12 +91,21 @@ def evaluate(
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    max_new_tokens: o.MaxNewTokens = 96,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Maximum number of tokens per response; by default 96, or 160 where no answer has reasoning in a form "
+            "that ends it.",
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
+    readable: o.Readable = True,
     attack: attacks.Names = None,
     in_use: attacks.InUse = False,
     judge: j.Name = "rules",
@@ -123,6 +135,9 @@ def evaluate(
     budget = j.budget_of(max_cost, price_in, price_out)
     judged_by = None if judge == "rules" else j.named(judge, benchmark, budget, judge_url, device, dtype)
     questions = running.choose(benchmark, limit, seed)
+    max_new_tokens = TOKENS if max_tokens is None else max_tokens
+    if max_tokens is None and not any(e.reasoning for asked in questions.values() for e in asked):
+        max_new_tokens = TOKENS_FREE  # at 40 tokens the simplest edits look perfect, and never stop
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
@@ -154,6 +169,7 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         traces=record,
+        readable=readable,
         judge=judged_by,
     )
     attacked: list[AttackTranscript] = []
@@ -251,6 +267,7 @@ def answered(
     batch_size: int,
     max_new_tokens: int,
     traces: bool,
+    readable: bool = True,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, "Answers"]:
     """The scores and the answers of every method on every question; adds the time of both to `seconds`.
@@ -265,8 +282,10 @@ def answered(
         batch_size: questions per batch.
         max_new_tokens: maximum number of tokens per response.
         traces: whether to record how every token was steered.
+        readable: whether to look at changed answers under the unsteered model (`runs.readable`).
         judge: judge of leaks and chains; None for the rules.
     """
+    from rmuse_interp.runs import readable as reading
     from rmuse_interp.runs import run as running
 
     with support.bars("answered", seconds, "generate") as progress:
@@ -280,6 +299,20 @@ def answered(
             progress=progress,
             traces=traces,
         )
+    record: JSON = {"gauge": None, "reason": "not asked for (--readable)"}
+    if readable:
+        with support.bars("read", seconds, "read") as progress:
+            looked, record = reading.read(
+                answers.transcripts,
+                questions,
+                benchmark,
+                methods[0].model,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
+        answers = replace(answers, transcripts=looked)
     with support.bars("scored", seconds, "score") as progress:
         scores = j.with_judge(
             judge,
@@ -289,6 +322,7 @@ def answered(
             progress,
         )
     scores["seconds"]["score"] = round(seconds["score"], 6)
+    scores["readable"] = record
     return scores, answers
 
 

@@ -96,6 +96,13 @@ Record = Annotated[
         help="Record how every token was steered (gate score, angles, share in the RRS, …) in traces.safetensors.",
     ),
 ]
+Readable = Annotated[
+    bool,
+    typer.Option(
+        "--readable/--no-readable",
+        help="Look at changed answers under the unsteered model: garbled or not, and how fluent beside its own refusals.",
+    ),
+]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")]
 MovedBundles = Annotated[
     list[Path] | None,

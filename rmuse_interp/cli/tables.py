@@ -9,7 +9,7 @@ from rich.text import Text
 
 from rmuse_interp.cli import support
 from rmuse_interp.data.store import JSON
-from rmuse_interp.evaluate.before_after import LABELS, methods_of, rows, shown
+from rmuse_interp.evaluate.before_after import LABELS, methods_of, readable, rows, shown
 from rmuse_interp.evaluate.known import warning
 from rmuse_interp.evaluate.results import Transcript
 
@@ -21,6 +21,8 @@ HEADINGS = {
     "RCR": "rcr",
     "refus": "refusal_rate",
     "malf": "malformed_rate",
+    "garb": "garbled_rate",
+    "cut": "unended_rate",
     "loop": "repetition_rate",
 }
 _RIGHT = {
@@ -61,10 +63,13 @@ def before_after(scores: JSON) -> None:
     support.out.print(table)
     support.out.print(
         "RIL: leaked while reasoning; choice, cloze: the other two tasks; RCR: valid chains; refus: refused;\n"
-        f"malf: neither answer nor well formed; loop: goes in circles; gate: fired; {_RIGHT[right]}",
+        "malf: neither answer nor well formed; garb: does not read as language; cut: by the token limit;\n"
+        f"loop: goes in circles; gate: fired; {_RIGHT[right]}",
         style="dim",
     )
     _over_known(scores, known, right)
+    for line in readable(scores):
+        support.out.print(escape(line), soft_wrap=True)
     for name in methods_of(scores):
         auroc = scores["gate"].get(name, {}).get("auroc")
         if auroc is not None:

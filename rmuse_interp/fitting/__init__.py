@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.data.store import JSON
-from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.edits.plan import Edit, Modality
 from rmuse_interp.fitting.agreement import subspace_table
 from rmuse_interp.fitting.elicit import (
     MAX_NEW_TOKENS,
@@ -248,7 +248,7 @@ def assemble(
         parts.append(part)
         report[modality] = table | {"steered": steered, "queries": [len(found.forget), len(found.others)]}
     fitted = together(parts, report)
-    fingerprinted = Plan(list(fitted.plan), model.fingerprint.as_record())
+    fingerprinted = fitted.plan.bound_to(model)
     return RMuse(fingerprinted, fitted.subspaces, report)
 
 

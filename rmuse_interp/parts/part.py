@@ -34,10 +34,10 @@ _OURS: Final[dict[str, type["Part"]]] = {}
 
 
 class Part(nn.Module):
-    """A frozen piece of an expression: buffers in float32, plain settings, child parts; no parameters.
+    """A frozen piece of an expression: buffers in float32 (or float64), plain settings, child parts; no parameters.
 
     Buffers keep their precision: `.to(torch.bfloat16)` or `.half()` of a host model moves them to its device
-    and leaves them in float32, for the geometry is done there and only results are cast to the state's dtype.
+    and leaves them in float32 or float64, for the geometry is done there and only results are cast to the state's dtype.
     """
 
     _public: ClassVar[str] = "parts"
@@ -52,8 +52,12 @@ class Part(nn.Module):
                 raise TypeError(f"{twin} and {cls} would both be {record_name(cls)} in records")
             _OURS[record_name(cls)] = cls
 
-    def hold(self, **tensors: Tensor | None) -> None:
+    def hold(self, *, as_given: bool = False, **tensors: Tensor | None) -> None:
         """Store each tensor as a buffer of that name: a detached copy in float32, or int64 for integers.
+
+        Args:
+            as_given: keep float64 as float64, for tensors that are the caller's own and not a fit's.
+            tensors: name → tensor, or None.
 
         Raises:
             RMuseError: a value is NaN or infinite: states would be steered to nowhere, or not at all.
@@ -68,6 +72,7 @@ class Part(nn.Module):
                     "finite states"
                 )
             kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            kind = tensor.dtype if as_given and tensor.dtype == torch.float64 else kind
             kind = torch.int64 if kind in (torch.int8, torch.int16, torch.int32, torch.uint8) else kind
             self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
 

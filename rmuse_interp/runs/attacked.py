@@ -24,7 +24,7 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Conversation, Prompt
+from rmuse_interp.models.prompts import Conversation, Prompt
 from rmuse_interp.runs.run import Method, counted, kept_of, said
 
 ATTACKED_SPLITS: Final = ("forget", "test", "retain")

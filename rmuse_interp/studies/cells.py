@@ -35,6 +35,7 @@ from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
 from rmuse_interp.organism import GOLD
 from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
+from rmuse_interp.runs.readable import read
 from rmuse_interp.runs.run import Method, choose, finish, run
 from rmuse_interp.studies.common import Record
 from rmuse_interp.studies.fits import World
@@ -170,6 +171,18 @@ def _worked_out(cell: Cell, world: World, folder: Path, clock: Clock) -> Record:
             folder=folder,
             progress=progress,
         ).transcripts
+    with clock.stage("read"):
+        plain, _ = read(
+            plain,
+            questions,
+            benchmark,
+            world.lens,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+            seed=cell.seed,
+            progress=progress,
+            fluency=False,
+        )
     few = to_attack(questions, given.attack_limit, cell.seed)
     under: list[AttackTranscript] = []
     settings: Record = {

@@ -15,6 +15,8 @@ KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
 VALUES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     **{f"ril_{split}": ("ril", (split,)) for split in FORGET},
     "malformed": ("malformed_rate", FORGET),
+    "garbled": ("garbled_rate", FORGET),
+    "unended": ("unended_rate", FORGET),
     "refused": ("refusal_rate", FORGET),
     **{f"exact_{split}": ("exact", (split,)) for split in KEPT},
     "repetition": ("repetition_rate", (*FORGET, *KEPT)),
@@ -78,6 +80,8 @@ COLUMNS: Final = {
     "exact_benign": "benign",
     "rcr": "RCR",
     "malformed": "malformed",
+    "garbled": "garbled",
+    "unended": "unended",
     "refused": "refused",
 }
 """Value → its heading in the tables."""

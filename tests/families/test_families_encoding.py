@@ -18,7 +18,8 @@ from rmuse_interp.edits.spoken import Said
 from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.models.batches import reading
-from rmuse_interp.models.encoding import Conversation, Encoder
+from rmuse_interp.models.encoding import Encoder
+from rmuse_interp.models.prompts import Conversation
 from rmuse_interp.models.site import terms_of
 from rmuse_interp.studies.families.making import make, picture
 from rmuse_interp.studies.families.recipes import RECIPES

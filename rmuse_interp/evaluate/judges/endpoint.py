@@ -95,7 +95,9 @@ class Endpoint:
             raise self._explained(error) from error
         text = found.choices[0].message.content if found.choices else None
         usage = found.usage
-        return Reply(text or "", usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        asked, said = (n if isinstance(n, int) else 0 for n in told)
+        return Reply(text or "", asked, said)
 
     def _complete(self, question: str) -> "ChatCompletion":
         import openai
