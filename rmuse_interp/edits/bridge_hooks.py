@@ -172,7 +172,7 @@ class Hooked(Session):
         if (
             length > 1
         ):  # a token sees no later one, so a score there says that the mask comes behind this point
-            self._masked = not bool(unmasked[:, 0, -1].any())
+            self._masked = not bool(unmasked[:, -2, -1].any())
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
         inputs: dict[str, object] = {**told, "past_key_values": cache}
         if self._masked:

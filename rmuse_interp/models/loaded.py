@@ -97,6 +97,11 @@ class LoadedModel:
         """Architecture, widths and hash of the source checkpoint, or another hash if weights were changed since."""
         return fingerprint(self.hf, self.layout)
 
+    @property
+    def record(self) -> dict[str, object]:
+        """What a plan fitted on this model carries of it, as plain JSON: its fingerprint and its special tokens."""
+        return {**self.fingerprint.as_record(), "tokens": self.layout.vocabulary.as_record()}
+
     def encode(
         self,
         prompts: Prompts,
