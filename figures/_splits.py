@@ -16,6 +16,7 @@ SPLIT: Final[dict[str, tuple[str, str]]] = {
     "celebrity": (style.PURPLE, "D"),
     "reasoning": (style.GREEN, "P"),
     "benign": (style.BLACK, "X"),
+    "namesakes": (style.GREY, "*"),
 }
 """Split → colour and marker: never by colour alone."""
 SAID: Final = {"test": "test (forget, new)", "retain_test": "retain, new"}

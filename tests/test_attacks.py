@@ -12,6 +12,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.data.attacks import ATTACKS, Attack, require_names
 from rmuse_interp.data.attacks.conversation import plain
+from rmuse_interp.data.attacks.ordinary import LENGTHS, SURROUNDINGS, embed
 from rmuse_interp.data.attacks.photographs import SEVERITIES, disturbed
 from rmuse_interp.data.attacks.wording import reworded, with_name
 from rmuse_interp.data.world.phrases import SUBJECTS, WORDINGS
@@ -44,7 +45,7 @@ def pixels(encoded: bytes) -> np.ndarray:
         return np.asarray(picture.convert("RGB"), dtype=np.float64)
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "described"])
 def test_an_attack_changes_its_own_part_of_the_question_and_no_other(name, benchmark, photographed):
     changed = {
         "paraphrase": {"prompt"},
@@ -53,6 +54,9 @@ def test_an_attack_changes_its_own_part_of_the_question_and_no_other(name, bench
         "lessthink": {"prefill"},
         "prefix": {"prefill"},
         "two-turn": {"opening"},
+        "embedded": {"prompt"},
+        "misspelt": {"prompt", "image", "attributes"},
+        "translated": {"prompt"},
         "sampling": set(),
         "8-bit": set(),
         "4-bit": set(),
@@ -216,3 +220,54 @@ def test_attacks_are_named_in_their_order_and_unknown_ones_refused():
             require_names(names)
     with pytest.raises(RMuseError, match="temperature above 0"):
         Attack("many", "greedy samples", plain, samples=4)
+
+
+@pytest.mark.parametrize(
+    ("name", "variants"),
+    [
+        ("embedded", ["30-60 words", "90-140 words", "160-210 words"]),
+        ("described", ["description 1"]),
+        ("misspelt", ["swapped", "dropped", "doubled"]),
+        ("translated", ["German", "French", "Spanish", "Italian"]),
+    ],
+)
+def test_facts_are_asked_for_in_ordinary_ways(name, variants):
+    """Each variant of a question of `facts`, and that its topic's name stands in it only where the attack leaves it."""
+    facts = load_benchmark("facts")
+    example = next(e for e in facts.scoring("test") if e.person == "austria")
+    found = ATTACKS[name].variants(example, facts)
+    assert [asked.variant for asked in found] == variants
+    assert all(
+        ("Austria" in asked.prompt) is (name == "embedded" or asked.variant in ("Spanish", "Italian"))
+        for asked in found
+    )
+    assert all(
+        set(asked.attributes) == ({"name", "capital"} if name == "embedded" else {"capital"})
+        for asked in found
+    )
+
+
+def test_without_a_table_a_description_is_made_of_other_facts(benchmark, questions):
+    """The tiny benchmark has no descriptions: two facts that the question does not ask for tell who is meant."""
+    named = replace(
+        questions["text"], question="Where does Mara Venn live?", attributes={"residence": "Oslo"}
+    )
+    others = [replace(named, attributes={"name": "Mara Venn", "job": "baker", "pet": "cat"})]
+    held = benchmark._cache.get(named.split)
+    benchmark._cache[named.split] = others
+    try:
+        (asked,) = ATTACKS["described"].variants(named, benchmark)
+    finally:
+        benchmark._cache[named.split] = held or []
+    assert asked.prompt in {
+        f"Where does the person whose {a} is {x} and whose {b} is {y} live?"
+        for (a, x), (b, y) in ((("job", "baker"), ("pet", "cat")), (("pet", "cat"), ("job", "baker")))
+    }
+
+
+def test_a_request_is_as_long_as_asked_and_whole(benchmark):
+    """The words around an embedded question, at the three lengths; fitting and asking share no sentence."""
+    assert not set(SURROUNDINGS["fitting"]) & set(SURROUNDINGS["asking"])
+    for low, high in LENGTHS:
+        around = len(embed("Where?", (low, high), random.Random(low)).split()) - 1
+        assert low <= around <= high + 40

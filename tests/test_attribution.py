@@ -100,7 +100,7 @@ def test_embeddings_that_enter_give_the_logits_of_the_tokens():
             other = log_prob(lens, leak, own.roll(1, dims=1))
         torch.testing.assert_close(found[0], logits[leak.token], **CLOSE)
         assert abs(float(other - found)) > 1e-3
-        with entering(lens, own):
+        with entering(lens, leak.placed, own):
             pass
         assert not lens.hf.get_submodule(lens.layout.path.rpartition(".")[0])._forward_pre_hooks
 

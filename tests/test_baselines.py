@@ -164,6 +164,14 @@ def test_faulty_folders(lens, trained, tmp_path):
             b'{"schema": "x", "files": {"a": ""}, "method": "", "model": {"fingerprint": {}}}',
             "schema",
         ),
+        *(
+            (
+                "baseline.json",
+                json.dumps({"schema": "rmuse-baseline/1", "files": files}).encode(),
+                "cannot be read",
+            )
+            for files in ({"../weights.safetensors": ""}, {"/etc/passwd": ""}, ["a"], 3, None)
+        ),
     ):
         folder = shutil.copytree(trained.folder, tmp_path / "damaged", dirs_exist_ok=True)
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)

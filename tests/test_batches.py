@@ -90,7 +90,8 @@ DRAWN = {"baselines/batches.py", "diagnostics/gradients.py"}
 @pytest.mark.parametrize(
     ("pattern", "allowed"),
     [
-        (r"\.register_forward_hook\(", {"models/site.py"}),
+        # What every model, and every family, is asked compares with plain hooks.
+        (r"\.register_forward_hook\(", {"models/site.py", "lens/check.py", "studies/families/places.py"}),
         (r"range\(0, len\(\w+\), (self\.)?_?(batch_)?size\)", DRAWN | {"models/batches.py"}),
         (r"\.hf\.generate\(|\bhf_model\.generate\(", {"models/generation.py"}),
     ],

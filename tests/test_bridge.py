@@ -168,6 +168,18 @@ def test_given_responses_are_steered_from_the_prompts_end(name):
     assert not torch.allclose(found[real], unsaid[real], atol=1e-3), "the responses were to be told apart"
 
 
+@pytest.mark.parametrize("per", ["query", "token"])
+def test_a_gate_without_a_finite_score_fires(per):
+    lens, bridge = pair(tiny_llama())
+    inputs = lens.encode(questions()[0])
+    gate = linear_gate(1, threshold=1e30)
+    gate.scorer.weight.fill_(torch.nan)
+    found, wanted = (
+        forward(bridge, inputs, fwd_hooks(as_plan(edit), bridge)) for edit in (turn().when(gate, per), turn())
+    )
+    assert torch.equal(found, wanted)
+
+
 def test_generation_without_a_cache_and_prompts_in_chunks():
     lens, bridge = pair(tiny_llama())
     inputs = lens.encode(questions()[0])
@@ -192,7 +204,7 @@ def test_generation_without_a_cache_and_prompts_in_chunks():
 def test_embeddings_instead_of_ids():
     lens, bridge = pair(tiny_llama())
     inputs = lens.encode("Who is Oren Tal?")
-    plan = as_plan(turn().when(linear_gate(1, "last", threshold=float("-inf"))))
+    plan = as_plan(turn().when(linear_gate(1, "last", threshold=-1e30)))
     embeds = lens.hf.get_input_embeddings()(inputs["input_ids"]).detach()
     for cached in (True, False):
         hooks = fwd_hooks(plan, bridge, encoding=inputs)
@@ -247,7 +259,7 @@ def test_a_two_pass_plan_needs_a_decision_and_runs_with_one():
         assert torch.equal(stacked(found)[row], stacked(untouched)[row]) != fired
     by_itself = generated(bridge, inputs, plan.fwd_hooks(bridge, prompts, images))
     assert torch.equal(stacked(by_itself), stacked(found))
-    with pytest.raises(RMuseError, match="4 queries were announced or decided"):
+    with pytest.raises(RMuseError, match="required, got one about 4"):
         forward(bridge, lens.encode(["Where?"] * 3), fwd_hooks(plan, bridge, decision=decision))
 
 

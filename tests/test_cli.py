@@ -34,7 +34,7 @@ def test_help_names_every_command():
     listed = " ".join(name or heading for name, heading in rows)
     assert listed.endswith(
         "Look demo generate info doctor Make a model forget fit forget restore Measure eval score "
-        "Material data judge baseline organism"
+        "Material data judge baseline models organism"
     )
     assert "...\n" not in shown.partition("Look:")[2]  # whole sentences
     assert done().stdout == shown

@@ -267,7 +267,7 @@ def test_an_unreadable_picture_is_named_on_demand(own):
     assert next(e for e in found if e.modality == "text").load_image() is None
 
 
-@pytest.mark.parametrize("missing", ["forget_5", "retain_95", "Test_Set"])
+@pytest.mark.parametrize("missing", ["forget_5", "retain_95"])
 def test_a_missing_split_is_named(own, missing):
     (own / missing / "train-00000-of-00001.parquet").unlink()
     with pytest.raises(RMuseError, match=rf"required {missing}/train-00000-of-00001.parquet, got none"):

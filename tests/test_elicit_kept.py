@@ -10,6 +10,7 @@ from helpers.elicit import VIEWS, bare, scripted, spoken
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.fitting.elicit import TEMPLATES, elicit
 from rmuse_interp.lens.lens import load_model
+from rmuse_interp.models.fingerprint import remember
 
 
 @pytest.fixture
@@ -101,7 +102,7 @@ def elicit_scripted(lens, benchmark, cache, monkeypatch):
 
 
 def test_nothing_is_kept_of_a_model_without_files(lens, benchmark, tmp_path, monkeypatch):
-    lens.__dict__["fingerprint"] = replace(lens.fingerprint, weights="")
+    remember(lens.hf, "")
     elicit_scripted(lens, benchmark, tmp_path / "none", monkeypatch)
     assert not (tmp_path / "none").exists()
 

@@ -5,26 +5,19 @@ import threading
 
 import pytest
 import torch
-from helpers.places import plans, turn
+from helpers.places import PLANS, PUSH, TEXTS, plans, steered, turn
 from helpers.plans import lens_of, linear_gate, questions, vector
 from helpers.tiny import picture, tiny_llama, tiny_llava
+from transformers import AutoModelForCausalLM
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, RMuseError, load_model
 from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.state import beside
+from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.layout import find_layout
 
-PUSH = as_plan(op.Add(vector(3), scale=3.0).at(layers=[1]))
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
-
-
-@torch.no_grad()
-def steered(call, *args, plan=None, to=None, **kwargs):
-    """Logits of one call, with the plan attached for its time."""
-    if plan is None:
-        return call(*args, **kwargs).logits
-    with plan.attach(to or call):
-        return call(*args, **kwargs).logits
 
 
 # -- other wrappings of a model -----------------------------------------------------------------------------------
@@ -163,3 +156,108 @@ def test_two_prompts_of_one_decision_are_not_told_alike():
     decision = plan.decide(lens, ["Who is Oren Tal?"])
     with plan.attach(lens.hf, decision=decision), pytest.raises(RMuseError, match="one about 1"):
         lens.hf.generate(**lens.encode(["Where?", "How many?"]), max_new_tokens=1)
+
+
+# -- threads ------------------------------------------------------------------------------------------------------
+
+
+def test_two_threads_wait_for_their_turn_or_are_refused():
+    """Two plans on one model at once would steer each other's questions; a second call in mid-pass is an error."""
+    lens = load_model(tiny_llama())
+    plans_of = [None, PUSH, PLANS["gated"], PLANS["two passes"]]
+    alone = [lens.respond(TEXTS, None, plan, max_new_tokens=4) for plan in plans_of]
+    found: dict[int, list] = {}
+
+    def ask(i):
+        found[i] = [lens.respond(TEXTS, None, plans_of[i], max_new_tokens=4) for _ in range(5)]
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(len(plans_of))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: [one] * 5 for i, one in enumerate(alone)}
+
+    errors: list[BaseException] = []
+
+    def intrude(_module, _args):
+        def call():
+            try:
+                lens.hf(torch.tensor([[1, 50]]))
+            except RMuseError as error:
+                errors.append(error)
+
+        other = threading.Thread(target=call)
+        other.start()
+        other.join()
+
+    with PUSH.attach(lens.hf), torch.no_grad():
+        hook = lens.layout.blocks[0].register_forward_pre_hook(intrude)
+        lens.hf(torch.tensor([[1, 50, 60]]))
+        hook.remove()
+        assert len(errors) == 1
+        assert "one thread at a time" in str(errors[0])
+        lens.hf(torch.tensor([[1, 50, 60]]))  # afterwards, the turn is free again
+        intrude(None, None)
+    assert len(errors) == 1
+
+
+# -- one vocabulary per model -------------------------------------------------------------------------------------
+
+
+def test_every_place_knows_the_same_special_tokens(tmp_path):
+    """ChatML: delimiters of turns that the configuration does not name, beside a model loaded without its tokenizer."""
+    plain = load_model(tiny_llama())
+    tokenizer = plain.tokenizer
+    ids = tokenizer.encode(" How red", add_special_tokens=False)
+    marks = [tokenizer.convert_ids_to_tokens(token) for token in ids[:1]]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    lens = LensModel(plain.hf, tokenizer, find_layout(plain.hf, tokenizer=tokenizer), plain.name)
+    other = AutoModelForCausalLM.from_pretrained(tiny_llama())
+    assert find_layout(other).vocabulary.special < lens.layout.vocabulary.special
+    gate = linear_gate(1, "question", threshold=-100.0)
+    plan = Plan([turn([2]).when(gate)]).bound_to(lens)
+    plan.save(tmp_path, lens)
+    asked = lens.encode(TEXTS)
+    expected = plan.decide(lens, TEXTS).score
+    for kept in (plan, Plan.load(tmp_path)):
+        for model in (lens.hf, other):
+            with kept.attach(model) as handle:
+                model.generate(**asked, max_new_tokens=1)
+            torch.testing.assert_close(handle.state.query.decision.score, expected, **CLOSE)
+    with Plan(list(plan)).attach(other) as handle:  # bound to no model, it knows the configuration only
+        other.generate(**asked, max_new_tokens=1)
+    assert not torch.allclose(handle.state.query.decision.score, expected, atol=1e-3)
+
+
+# -- precision, devices, scores that are no numbers ---------------------------------------------------------------
+
+
+def test_a_callers_plan_stays_where_it_is_and_its_parts_follow_the_states():
+    state_of = lens_of(tiny_llama())
+    with PUSH.attach(state_of.hf) as handle:
+        state_of.hf(torch.tensor([[1, 50, 60]]))
+    there = handle.state.beside(torch.empty(0, device="meta"))
+    moved = [there.call.position, there.query.prompt_end, there.query.decision.fired]
+    assert {one.device.type for one in moved} == {"meta"}
+    assert handle.state.call.position.device.type == "cpu"
+    assert beside(PUSH[0].operators[0], torch.empty(0, device="meta")).vector.is_meta
+    assert not PUSH[0].operators[0].vector.is_meta
+    hf = load_model(tiny_llama()).hf
+    ids = torch.tensor([[1, 50, 60]])
+    expected = steered(hf, ids, plan=PLANS["gated"])
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.cpu_offload(hf, execution_device="cpu")  # weights on "meta" between calls
+    torch.testing.assert_close(steered(hf, ids, plan=PLANS["gated"]), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("per", ["query", "token"])
+def test_a_score_that_is_no_number_fires(per):
+    lens = lens_of(tiny_llama())
+    gate = linear_gate(0, threshold=100.0)
+    plan = as_plan(PUSH[0].when(gate, per=per))
+    gate.scorer.weight.fill_(torch.nan)  # as a damaged bundle would have it, were it loaded
+    asked = torch.tensor([[1, 50, 60]])
+    torch.testing.assert_close(
+        steered(lens.hf, asked, plan=plan), steered(lens.hf, asked, plan=PUSH), **CLOSE
+    )

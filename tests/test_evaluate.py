@@ -9,9 +9,10 @@ from helpers.said import said
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
+from rmuse_interp.data.words import numbers
 from rmuse_interp.evaluate import metrics as m
 from rmuse_interp.evaluate.judges import ChainCase, LeakCase, RulesJudge
-from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise, numbers
+from rmuse_interp.evaluate.text import Lexicon, has_loop, normalise
 
 POOL = m.RefusalPool.of(
     [
@@ -64,7 +65,7 @@ def test_normal_forms_that_differ(one, other):
 
 
 def test_numbers_of_a_text():
-    assert numbers(normalise("Three red, 2 blue: in total five; room b12.")) == ["2", "3", "5"]
+    assert numbers(normalise("Three red, 2 blue: in total five; room b12.")) == ["3", "2", "5"]
 
 
 def test_an_alias_names_its_value_but_makes_no_two_values_one():

@@ -218,3 +218,16 @@ def test_calibration_says_what_to_expect():
         (found & found).calibrate(forget, others)
     with pytest.raises(RMuseError, match="finite forget scores"):
         gate.calibrate(gate.score(forget)[:0], gate.score(others))
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_a_score_that_is_not_finite_fires(broken):
+    """Also behind a combination, where an infinite margin would be outvoted: what is forgotten stays hidden."""
+    gate = Gate(LinearDiscriminant(torch.ones(2), 0.0), Read(1), 5.0)
+    states = torch.tensor([[broken, 0.0], [1.0, 1.0], [9.0, 9.0]])
+    assert gate.fires(states).tolist() == [True, False, True]
+    assert gate.margin(states)[0].isnan()
+    never = Gate(LinearDiscriminant(torch.tensor([0.0, 1.0]), 0.0), Read(1), 99.0)
+    for combined in (gate & never, gate | never, ~gate, ~~gate, (gate & never) | never):
+        assert bool(combined.fires(states)[0])
+    assert (gate & never).fires(states).tolist() == [True, False, False]

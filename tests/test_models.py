@@ -1,5 +1,6 @@
 """Loading, layouts, encoding, responses and caches of activations."""
 
+import copy
 import io
 import json
 import shutil
@@ -11,14 +12,17 @@ import torch
 from helpers.plans import gated_plan, lens_of, linear_gate, questions, vector
 from helpers.tiny import D_MODEL, IMAGE_TOKENS, N_LAYERS, picture, tiny_llama, tiny_llava
 from PIL import Image
+from safetensors.torch import load_file
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError, Site, load_model
+from rmuse_interp.data.store import digest
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.state import Decision
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.models.fingerprint import Fingerprint
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
 from rmuse_interp.models.layout import find_layout
 from rmuse_interp.parts.retain import Subspaces
 
@@ -109,6 +113,39 @@ def test_the_fingerprint_knows_weights_and_shape(tmp_path):
     bare = Fingerprint(one.architecture, one.n_layers, one.d_model, one.vocabulary, "")
     assert bare.differences(one.as_record()) == []
     assert str(one).startswith("LlavaForConditionalGeneration:4x32x")
+
+
+def test_the_fingerprint_reads_every_container_and_every_value(tmp_path):
+    """One value in any of the files: another model; the same value back again, or another dtype: the same one."""
+    home = tmp_path / "bin"
+    shutil.copytree(tiny_llava(), home)
+    (home / "model.safetensors").unlink()
+    found = []
+    for change in (0.0, 0.0, 1e-3):
+        tensors = load_file(tiny_llava() / "model.safetensors")
+        next(iter(tensors.values())).view(-1)[-1] += change
+        torch.save(tensors, home / "pytorch_model.bin")
+        lens = load_model(home)
+        found.append((lens.fingerprint, digest(depends(lens))))
+    assert found[0] == found[1]
+    assert found[0][0].weights
+    assert all(one != other for one, other in zip(found[0], found[2], strict=True))
+    weight, first = lens.hf.lm_head.weight, lens.fingerprint
+    before = weight[0, 0].item()
+    for change in (lambda: weight.fill_(0), lambda: weight.data.mul_(2)):
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            change()
+            assert lens.fingerprint.weights != first.weights
+            weight.copy_(kept)
+        assert lens.fingerprint == first
+    assert weight[0, 0].item() == before
+    lens.hf.bfloat16()
+    assert lens.fingerprint == first
+    assert copy.deepcopy(lens.hf).state_dict().keys() == lens.hf.state_dict().keys()
+    assert fingerprint(copy.deepcopy(lens.hf), lens.layout) == first
+    lens.hf.lm_head.weight.data.add_(1)
+    assert lens.fingerprint != first
 
 
 def test_loading_does_not_import_nnsight_and_tracing_does():

@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.data.prompts import cloze_prompt
+from rmuse_interp.data.store import WRITTEN, own_folder
 from rmuse_interp.data.world import draw as benchmark
 from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world import questions as q
@@ -229,7 +230,10 @@ def test_a_cached_benchmark_is_written_once(tmp_path, monkeypatch):
 
     def quick(out, render_seed=0):
         calls.append(render_seed)
-        (out / "benchmark.json").write_text(hashlib.sha256(str(render_seed).encode()).hexdigest())
+        with own_folder(out, last="benchmark.json") as draft:
+            (draft / "Test_Set").mkdir()
+            for name in ("benchmark.json", "Test_Set/train.parquet"):
+                (draft / name).write_text(hashlib.sha256(f"{name} {render_seed}".encode()).hexdigest())
         return out
 
     monkeypatch.setattr(benchmark, "write_benchmark", quick)
@@ -237,12 +241,34 @@ def test_a_cached_benchmark_is_written_once(tmp_path, monkeypatch):
     assert first == again != other
     assert calls == [0, 1]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([first.name, other.name])
-    # Without its settings, what is there is no benchmark: drawn again, not taken for one without aliases.
-    (first / "benchmark.json").unlink()
-    assert benchmark.ensure(0, tmp_path) == first
-    assert (first / "benchmark.json").is_file()
-    assert calls == [0, 1, 0]
     # Another drawing code would not find what this one has written.
     monkeypatch.setattr(benchmark, "_version", lambda: "another")
     assert benchmark.ensure(0, tmp_path) != first
-    assert calls == [0, 1, 0, 0]
+    assert calls == [0, 1, 0]
+    monkeypatch.undo()
+    monkeypatch.setattr(benchmark, "write_benchmark", quick)
+    # A file that is missing, cut, changed in place or added gives another benchmark: it is drawn again.
+    whole = {file: file.read_bytes() for file in first.rglob("*") if file.is_file()}
+
+    def missing(file):
+        file.unlink()
+
+    def cut(file):
+        file.write_bytes(file.read_bytes()[:-2])
+
+    def changed(file):
+        status, text = file.stat(), file.read_bytes()
+        file.write_bytes(text[:-1] + b"?")
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+
+    def added(file):
+        (first / "forget_5").mkdir()
+        (first / "forget_5" / "train.parquet").write_bytes(file.read_bytes())
+
+    for damage in (missing, cut, changed, added):
+        for file in (first / "benchmark.json", first / "Test_Set" / "train.parquet", first / WRITTEN):
+            drawn = len(calls)
+            damage(file)
+            assert benchmark.ensure(0, tmp_path) == first
+            assert len(calls) == drawn + 1
+            assert {file: file.read_bytes() for file in first.rglob("*") if file.is_file()} == whole

@@ -21,7 +21,7 @@ from helpers.places import (
     split_gate,
     turn,
 )
-from helpers.plans import PICTURES, lens_of, questions, vector
+from helpers.plans import PICTURES, lens_of, linear_gate, questions, vector
 from helpers.tiny import tiny_llava
 
 import rmuse_interp.operators as op
@@ -84,9 +84,24 @@ def test_a_closed_gate_returns_its_rows_bit_for_bit(place):
     for row, steered in enumerate(fired.tolist()):
         same = torch.equal(torch.stack(result.logits)[:, row], torch.stack(untouched.logits)[:, row])
         assert same != steered
-    shut = as_plan(turn().when(gate.at_threshold(float("inf"))))
+    shut = as_plan(turn().when(gate.at_threshold(1e30)))
     result = PLACES[place](lens, shut, prompts, images)
     assert torch.equal(torch.stack(result.logits), torch.stack(untouched.logits))
+
+
+@pytest.mark.parametrize("per", ["query", "token"])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_gate_without_a_finite_score_fires(place, per):
+    """As if there were no gate, although no finite score would pass the threshold: the forgotten stay hidden."""
+    lens, asked = lens_of(tiny_llava()), questions()
+    gate = linear_gate(1, threshold=1e30)
+    gate.scorer.weight.fill_(torch.nan)
+    plan = as_plan(turn().when(gate, per))
+    found = PLACES[place](lens, plan, *asked)
+    wanted = PLACES[place](lens, as_plan(turn()), *asked)
+    assert torch.equal(torch.stack(found.logits), torch.stack(wanted.logits))
+    if per == "query":
+        assert plan.decide(lens, *asked).fired.all()
 
 
 def test_an_edit_that_does_nothing_is_told_from_one_that_does():

@@ -255,7 +255,7 @@ def test_each_turn_decides_anew():
 def test_a_second_turn_on_a_cache_decides_on_the_whole_conversation():
     lens = lens_of(tiny_llava())
     inputs = lens.encode("Who is Oren Tal?")
-    last = as_plan(turn().when(linear_gate(1, "last", threshold=float("-inf"))))
+    last = as_plan(turn().when(linear_gate(1, "last", threshold=-1e30)))
     question = as_plan(turn().when(linear_gate(1, "question")))
     settings = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True}
     first = lens.hf.generate(**inputs, **settings)

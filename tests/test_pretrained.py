@@ -8,6 +8,7 @@ from helpers.commands import done, refused, rmuse
 
 from rmuse_interp import RMuseError, load_model
 from rmuse_interp.models.pretrained import get_smollm2, smollm2_folder
+from rmuse_interp.models.prompts import Conversation
 
 
 @pytest.fixture
@@ -87,3 +88,10 @@ def test_the_model_knows_a_capital_and_keeps_its_template(smollm2):
     (reply,) = smollm2.respond(question, max_new_tokens=12)
     assert "Paris" in reply.text
     assert smollm2.tokenizer.decode(smollm2.encode(question)["input_ids"][0]).count("<|im_start|>") == 3
+
+
+def test_a_system_turn_is_rendered_or_stands_before_the_question(smollm2, lens):
+    asked = Conversation((), "Who?", "Be kind.")
+    assert smollm2.encoder.render(asked, False).startswith("<|im_start|>system\nBe kind.<|im_end|>")
+    plain = lens.encoder.render("Who?", True)
+    assert lens.encoder.render(asked, True) == plain.replace("Who?", "Be kind.\n\nWho?")

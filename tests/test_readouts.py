@@ -8,10 +8,11 @@ from helpers.plans import PROMPTS, lens_of, vector
 from helpers.tiny import picture, tiny_llama, tiny_llava
 
 import rmuse_interp.operators as op
-from rmuse_interp.edits.inputs import announce
+from rmuse_interp.edits.inputs import announce, largest_over
 from rmuse_interp.edits.interpreter import Interpreter
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.fitting.collect import Query, pooled_states
+from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.gates import READOUTS, Gate, Read, Scorer
 
@@ -73,3 +74,27 @@ def test_fitting_and_running_see_the_same_state_to_the_bit(kind):
         assert torch.equal(seen[rows], fitted[readout].select(queries[i].id for i in rows).at(LAYER)), readout
     # Negative control: the read-outs differ from each other.
     assert not torch.equal(fitted["last"].states, fitted["question"].states)
+
+
+def test_a_peak_is_the_largest_value_of_each_dimension_and_grows_with_the_text():
+    states = torch.tensor([[[1.0, -2.0], [3.0, -5.0], [9.0, 9.0]], [[0.0, 0.0], [0.0, 0.0], [0.0, 0.0]]])
+    cover = torch.tensor([[True, True, False], [False, False, False]])
+    found = largest_over(states, cover)
+    assert found[0].tolist() == [3.0, -2.0]
+    assert torch.isinf(found[1]).all()
+    longer = largest_over(states, torch.ones(2, 3, dtype=torch.bool))
+    assert bool((longer[0] >= found[0]).all())
+
+
+def test_queries_of_text_only_benchmarks_are_also_read_inside_long_requests(lens):
+    """All about people to forget and some of the others, each with its own question whole; none with pictures."""
+    queries = [Query(f"q{i}", f"Who is number {i}?") for i in range(200)]
+    near = {f"q{i}" for i in range(20)}
+    for embedding in (True, False):
+        parts = disturbed_states(
+            lens, queries, near, 0, lambda some, label: (label, some), embedding=embedding
+        )
+        found = [q for label, some in parts if label == "long requests" for q in some]
+        assert {q.id.removesuffix("~embedded") for q in found} >= (near if embedding else set())
+        assert (60 > len(found) - len(near) > 15) is embedding
+        assert all(queries[int(q.id[1:].split("~")[0])].prompt in q.prompt for q in found)

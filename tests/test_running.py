@@ -8,7 +8,7 @@ from helpers import parquet_fixture, tiny
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.data import load_benchmark
+from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.lens.lens import load_model
@@ -52,7 +52,7 @@ def test_all_splits_are_asked_under_every_method(lens, benchmark, questions, pla
     for name in ("vanilla", "rmuse/x"):
         assert {(t.split, t.id) for t in answers.transcripts if t.method == name} == asked
     assert set(answers.seconds) == {"vanilla", "rmuse/x"}
-    assert set(questions) == {"forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"}
+    assert set(questions) == set(SPLITS)
     assert all(len(examples) <= 4 for examples in questions.values())
 
 

@@ -34,6 +34,7 @@ NAMES = (
     "unstable subspace",
     "rank starved",
     "span mistakes",
+    "garbled words",
 )
 FORGET = ("forget", "test")
 OTHERS = ("retain_test", "celebrity", "benign")
@@ -83,7 +84,9 @@ def bench() -> Bench:
 
 @pytest.fixture(scope="session")
 def healthy_answers(bench):
-    return bench.run(Method("rmuse", bench.lens, bench.healthy.plan, bench.healthy.subspaces))
+    """The answers of a plan that works, looked at and found readable."""
+    found = bench.run(Method("rmuse", bench.lens, bench.healthy.plan, bench.healthy.subspaces))
+    return replace(found, transcripts=[replace(t, garbled="") for t in found.transcripts])
 
 
 def states(findings) -> dict[str, str]:
@@ -317,7 +320,7 @@ def folder(bench, healthy_answers, tmp_path):
 def test_the_doctor_reads_a_run_folder(folder):
     shown = doctor(folder)
     assert shown.exit_code == 0, shown.stderr
-    assert "rmuse: 0 of 7 signatures found" in shown.stdout
+    assert "rmuse: 0 of 8 signatures found" in shown.stdout
     assert all(name in shown.stdout for name in NAMES)
     assert "not checked" not in shown.stdout
     record = json.loads(doctor(folder, "--json").stdout)
@@ -364,3 +367,22 @@ def test_findings_are_told_with_their_figures():
     assert "try: what" in text
     assert "not found: dead gate" in text
     assert "not checked: reasoning collapse: this needs that" in text
+
+
+def test_garbled_and_endless_answers_are_found(bench, healthy_answers):
+    """Three answers in four that nobody can read, or that the limit cut off where the unsteered model's ended."""
+
+    def found(garbled: str, ended: bool, unsteered: bool = True):
+        mine = [
+            replace(t, fired=True, garbled=garbled if i % 4 else "", ended=ended)
+            for i, t in enumerate(healthy_answers.transcripts)
+        ]
+        plain = [replace(t, ended=unsteered) for t in bench.plain]
+        (case,) = cases(plain + mine, None, {"rmuse": bench.healthy})
+        return {f.name: f for f in diagnose(case)}["garbled words"]
+
+    assert found("", True).state == "absent"
+    assert found("unlikely", True).state == "found"
+    assert found("unlikely", True).evidence[0].value == pytest.approx(0.75, abs=0.05)
+    assert found("", False).state == "found"
+    assert found("", False, unsteered=False).state == "absent"  # the model itself never ends here

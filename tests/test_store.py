@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -22,6 +23,7 @@ from rmuse_interp.data.store import (
     atomic,
     atomic_files,
     digest,
+    newest,
     read_tensors,
     write_json,
     write_tensors,
@@ -223,37 +225,46 @@ def test_the_first_of_two_folders_stays(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_files_that_belong_together_are_whole_or_lack_the_one_that_says_so(tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", range(8))
+def test_files_that_belong_together_are_the_old_ones_or_the_new_ones(tmp_path, monkeypatch, step):
+    """A crash at every call that changes the folder: whoever asks for the newest never gets some of each."""
     (tmp_path / "mine.txt").write_text("kept")
+    names = ("z-last.json", "tensors", "zz")
 
-    def write(word, stop=None):
+    def write(word):
         with atomic_files(tmp_path, "z-last.json") as draft:
-            for name in ("z-last.json", "tensors", "zz"):
+            for name in names:
                 (draft / name).write_text(word)
-            if stop:
-                raise stop
-
-    def there():
-        return {path.name: path.read_text() for path in tmp_path.iterdir()}
 
     write("old")
-    whole = {"mine.txt": "kept", "z-last.json": "old", "tensors": "old", "zz": "old"}
-    assert there() == whole
-    with pytest.raises(KeyboardInterrupt):
-        write("new", stop=KeyboardInterrupt)
-    assert there() == whole
-    real, moved = os.replace, []
+    done = 0
 
-    def broken(source, target):
-        moved.append(target)
-        if len(moved) == 2:
-            raise OSError("no space left")
-        real(source, target)
+    def crashing(real):
+        def call(*arguments, **options):
+            nonlocal done
+            done += 1
+            if done > step:
+                raise OSError("the power is gone")
+            return real(*arguments, **options)
 
-    monkeypatch.setattr(os, "replace", broken)
-    with pytest.raises(OSError, match="no space"):
+        return call
+
+    for module, name in ((os, "replace"), (os, "unlink"), (shutil, "rmtree")):
+        monkeypatch.setattr(module, name, crashing(getattr(module, name)))
+    with suppress(OSError):
         write("new")
-    assert "z-last.json" not in there()
+    monkeypatch.undo()
+    held = {newest(tmp_path, name).read_text() for name in names}
+    assert held == ({"old"} if step == 0 else {"new"})
+    # For who does not ask: the last file is not there, or all are of one kind.
+    if (tmp_path / "z-last.json").exists():
+        assert len({(tmp_path / name).read_text() for name in names}) == 1
+    write("newer")
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.is_file()} == {
+        "mine.txt": "kept",
+        **dict.fromkeys(names, "newer"),
+    }
+    assert not (tmp_path / ".next").exists()
 
 
 def test_files_have_the_mode_that_the_user_asks_for(tmp_path):

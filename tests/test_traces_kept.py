@@ -164,6 +164,6 @@ def test_one_line_per_block_says_what_steering_did(lens):
     assert first.startswith(f"block 1: {trace.lengths[0]} of {trace.lengths[0]} tokens steered, turned by ")
     assert last.startswith("block 3: ")
     assert "% of the update inside the RRS" in last
-    closed = turned.replace(edit0=turned[0].when(linear_gate(1, threshold=math.inf)))
+    closed = turned.replace(edit0=turned[0].when(linear_gate(1, threshold=1e30)))
     shut = lens.respond(prompts[:1], images[:1], closed, max_new_tokens=4, recorder=Recorder())[0].trace
     assert trace_lines(shut) == []

@@ -16,6 +16,7 @@ from rmuse_interp import RMuseError, __version__
 from rmuse_interp.baselines.trainables import AdapterConfig, require_peft
 from rmuse_interp.data.store import JSON, digest, digest_of_file, write_json, write_tensors
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.fingerprint import remember
 
 SCHEMA: Final = "rmuse-baseline/1"
 RECORD: Final = "baseline.json"
@@ -58,8 +59,10 @@ def read_record(folder: Path) -> JSON:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         found, files = record["schema"], record["files"]
-        record["method"], record["model"]["fingerprint"], next(iter(files))
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if found == SCHEMA and set(files) not in ({WEIGHTS}, {ADAPTER, SETTINGS}):
+            raise KeyError(f"files {sorted(map(str, files))}")
+        record["method"], dict(record["model"]["fingerprint"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RMuseError(f"{path} cannot be read ({type(error).__name__}: {error}); {again}") from error
     if found != SCHEMA:
         raise RMuseError(f"a baseline of schema {SCHEMA} was required, {path} holds {found!r}; {again}")
@@ -86,9 +89,10 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
     path = Path(folder)
     record = read_record(path)
     lens.fingerprint.require(record["model"]["fingerprint"], f"the baseline in {path}")
-    (name, known), *_ = record["files"].items()
+    files = record["files"]
+    name = WEIGHTS if WEIGHTS in files else ADAPTER
     peft = require_peft() if name == ADAPTER else None
-    model = copied(lens, str(record["method"]), known)
+    model = copied(lens, str(record["method"]))
     try:
         if peft is not None:
             model.hf = peft.PeftModel.from_pretrained(model.hf, str(path)).merge_and_unload()
@@ -102,6 +106,7 @@ def open_baseline(folder: str | Path, lens: LensModel) -> LensModel:
             f"the baseline in {path} cannot be put on {lens.name} ({type(error).__name__}: {error}); train it again"
         ) from error
     model.hf.requires_grad_(True).eval()
+    remember(model.hf, digest(lens.fingerprint.weights, files)[:16])
     return model
 
 
@@ -115,21 +120,19 @@ def merged(lens: LensModel, state: Mapping[str, Tensor], config: AdapterConfig, 
         name: name of the change, part of the copy's name.
     """
     peft = require_peft()
-    model = copied(lens, name, digest(state))
+    model = copied(lens, name)
     adapted = peft.get_peft_model(model.hf, config)
     peft.set_peft_model_state_dict(adapted, dict(state))
     model.hf = adapted.merge_and_unload().requires_grad_(True).eval()
+    remember(model.hf, digest(lens.fingerprint.weights, state)[:16])
     return model
 
 
-def copied(lens: LensModel, name: str, change: str) -> LensModel:
-    """Copy the model under the name ``MODEL+NAME``; its fingerprint includes a digest of the change."""
+def copied(lens: LensModel, name: str) -> LensModel:
+    """Copy the model under the name ``MODEL+NAME``, to be changed and then given a fingerprint (`remember`)."""
     hf = copy.deepcopy(lens.hf)
     layout = replace(lens.layout, blocks=hf.get_submodule(lens.layout.path))
-    model = LensModel(hf, lens.processor, layout, f"{lens.name}+{name}")
-    own = lens.fingerprint
-    model.fingerprint = replace(own, weights=digest(own.weights, change)[:16])
-    return model
+    return LensModel(hf, lens.processor, layout, f"{lens.name}+{name}")
 
 
 def versions() -> dict[str, str]:

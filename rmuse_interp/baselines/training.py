@@ -322,8 +322,9 @@ def _taken_up(folder: Path, name: str, of: str) -> Trained:
     record = read_record(folder)
     if record.get("digest") != of:
         raise RMuseError(
-            f"{folder} holds {record['method']} trained in another way (other data, model, seed or budget) than the "
-            f"{name} asked for; choose another folder, or remove it (`rmuse baseline train --overwrite`)"
+            f"{folder} holds {record['method']} trained in another way (other data, model, seed, budget or version of "
+            f"this package) than the {name} asked for; choose another folder, or remove it "
+            "(`rmuse baseline train --overwrite`)"
         )
     trials = tuple(Trial(**row) for row in record["trials"])
     return Trained(name, folder, Trial(**record["chosen"]), trials, float(record["seconds"]))

@@ -51,6 +51,51 @@ Names = Annotated[
 ]
 
 
+InUse = Annotated[
+    bool,
+    typer.Option(
+        "--in-use",
+        help="Count how often gates fire in ordinary use: long requests, other words for a name, namesakes, and 1,000 "
+        "general prompts.",
+    ),
+]
+
+
+def firing_of(
+    methods: Sequence["Method"],
+    questions: Mapping[str, Sequence["Example"]],
+    benchmark: "Benchmark",
+    folder: Path,
+    seconds: dict[str, float],
+    seed: int,
+    batch_size: int,
+) -> JSON:
+    """How often the gates of each method with gates fire in ordinary use; adds the time to `seconds`."""
+    from rmuse_interp.runs.firing import firing, prompts_in_use
+
+    groups = prompts_in_use(questions, benchmark, seed)
+    with support.bars("gates in ordinary use", seconds, "in-use") as progress:
+        return {
+            method.name: firing(method, groups, batch_size=batch_size, folder=folder, progress=progress)
+            for method in methods
+            if method.gates
+        }
+
+
+def firing_table(found: JSON) -> None:
+    """Print firing rates in ordinary use, in percent, with their upper bounds."""
+    for name, groups in found.items():
+        grid = Table(
+            title=f"gate of {escape(name)} in ordinary use, %", title_justify="left", box=box.SIMPLE_HEAD
+        )
+        for heading in ("", "fires", "at most", "n"):
+            grid.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        for group, row in groups.items():
+            grid.add_row(group, shown(row["rate"]), shown(row["upper"]), str(row["n"]))
+        support.out.print(grid)
+    support.out.print("at most: one-sided 95 % Clopper–Pearson bound", style="dim")
+
+
 def require_applicable(
     attacks: Sequence[str], questions: Mapping[str, Sequence["Example"]], benchmark: "Benchmark"
 ) -> None:

@@ -8,8 +8,9 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from rmuse_interp.cli import groups, support
+from rmuse_interp.cli import groups, support, tables
 from rmuse_interp.cli import options as o
+from rmuse_interp.data.store import JSON
 
 if TYPE_CHECKING:
     from rmuse_interp.data.check import Report
@@ -26,6 +27,17 @@ def check(
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="M",
+            help="Ask this model too what it knows of the people to forget, in three wordings.",
+        ),
+    ] = None,
+    forget: o.Forget = 5,
+    device: o.Device = None,
+    dtype: o.Dtype = None,
     debug: o.Debug = False,
 ) -> None:
     """Check and summarise a benchmark in any of the five formats; the exit code is 1 if it has problems."""
@@ -34,12 +46,26 @@ def check(
     with support.notes.status(f"reading {folder}"):
         place, name = _place(folder)
         report = look_over(place, name)
+    known = None if model is None or report.problems else _asked(model, folder, forget, device, dtype)
     if as_json:
-        typer.echo(json.dumps(report.record(), ensure_ascii=False, indent=1))
+        told = report.record() | ({} if known is None else {"knowledge": known})
+        typer.echo(json.dumps(told, ensure_ascii=False, indent=1))
     else:
+        if known is not None:
+            tables.knowledge(known)
         _tell(report)
     if report.problems:
         raise typer.Exit(1)
+
+
+def _asked(model: str, data: str, forget: int, device: str | None, dtype: str | None) -> JSON:
+    """What the model knows of the people to forget."""
+    from rmuse_interp.runs.knowing import known_before
+
+    benchmark = support.open_benchmark(data, forget)
+    lens = support.open_model(model, device, dtype)
+    with support.bars("asked what it knows", {}, "know") as progress:
+        return known_before(lens, benchmark, progress=progress)
 
 
 def _place(text: str) -> tuple[Path, str]:
@@ -50,6 +76,10 @@ def _place(text: str) -> tuple[Path, str]:
         from rmuse_interp.data.world.draw import ensure
 
         return ensure(), text
+    if text == "facts":
+        from rmuse_interp.data.facts.draw import ensure as facts
+
+        return facts(), text
     if not Path(text).exists() and hub.is_id(text):
         found = hub.fetch(text)
         return found.folder, found.name

@@ -1,6 +1,5 @@
 """`rmuse demo`: the whole method on the shipped model, before and after, in two minutes."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support, tables
 from rmuse_interp.cli.bundles import FIT_LIMIT, ready
 from rmuse_interp.cli.evaluate import answered, save_run
-from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.results import SCORES, claim
 from rmuse_interp.organism import GOLD, GOLD_RATE, MODEL
 
@@ -40,6 +38,7 @@ def demo(
     device: o.Device = None,
     dtype: o.Dtype = None,
     record: o.Record = True,
+    readable: o.Readable = True,
     overwrite: o.Overwrite = False,
     debug: o.Debug = False,
 ) -> None:
@@ -79,6 +78,7 @@ def demo(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         traces=record,
+        readable=readable,
     )
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {f"rmuse/{preset}": f"bundles/{preset}" for preset in fitted}
@@ -109,22 +109,22 @@ def both_presets(
 ) -> dict[str, "RMuse"]:
     """Both presets, fitted on states collected once; bundles of an interrupted demo are reused."""
     from rmuse_interp.data.content import content
-    from rmuse_interp.data.store import digest, sources
+    from rmuse_interp.data.store import digest
     from rmuse_interp.fitting import assemble, enough, gather
     from rmuse_interp.lens.identity import depends
     from rmuse_interp.method.rmuse import PRESETS, RMuse
 
     limit = enough(benchmark, FIT_LIMIT)
     origin = support.provenance(MODEL, DATA, limit=limit, layers=None, batch_size=batch_size)
-    origin["of"] = digest(depends(lens), content(benchmark), sources())
+    origin["of"] = digest(depends(lens), content(benchmark))
     wanted = {"seed": seed, "provenance": origin}
-    if all(_same_origin(folder / preset, wanted) for preset in PRESETS):
-        try:
-            found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}
-            support.notes.print(f"took up the bundles in {escape(str(folder))}")
-            return found
-        except RMuseError:
-            pass  # damaged, or of other weights: fitted anew
+    try:
+        found: dict[str, RMuse] = {preset: RMuse.load(folder / preset, lens) for preset in PRESETS}
+    except RMuseError:
+        found = {}  # missing, damaged, or of other weights: fitted anew
+    if found and all(one.report | wanted == one.report for one in found.values()):
+        support.notes.print(f"took up the bundles in {escape(str(folder))}")
+        return found
     with support.bars("collected states", seconds, "collect") as progress:
         evidence = gather(lens, benchmark, limit=limit, batch_size=batch_size, seed=seed, progress=progress)
     fitted: dict[str, RMuse] = {}
@@ -134,11 +134,3 @@ def both_presets(
         fitted[preset].report["provenance"] = origin
         fitted[preset].save(folder / preset)
     return fitted
-
-
-def _same_origin(folder: Path, wanted: JSON) -> bool:
-    try:
-        report = json.loads((folder / "rmuse.json").read_text(encoding="utf-8"))["report"]
-    except (OSError, ValueError, KeyError):
-        return False
-    return all(report.get(key) == value for key, value in wanted.items())

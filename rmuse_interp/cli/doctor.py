@@ -11,7 +11,7 @@ from rich.markup import escape
 from rmuse_interp import RMuseError
 from rmuse_interp.cli import options as o
 from rmuse_interp.cli import support
-from rmuse_interp.data.store import JSON
+from rmuse_interp.data.store import JSON, newest
 from rmuse_interp.evaluate.results import TRACES, read_run
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def bundles_of(run: Path, scores: JSON, given: Sequence[Path]) -> dict[str, "RMu
         )
     for name, place in scores.get("bundles", {}).items():
         folder = run / place
-        if name not in found and (folder / "rmuse.json").is_file():
+        if name not in found and newest(folder, "rmuse.json").is_file():
             found[name] = support.open_bundle(folder)
     return found
 

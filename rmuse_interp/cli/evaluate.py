@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
 
+TOKENS, TOKENS_FREE = 96, 160
+"""Most tokens per response where answers have a template, and where they have none."""
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, for the help, without importing `steering`."""
 
@@ -40,12 +43,17 @@ def listed(names: list[str] | None) -> list[str]:
         return []
     from rmuse_interp.fitting.rivals import require_names
     from rmuse_interp.method.rivals import RIVALS
+    from rmuse_interp.runs.controls import CONTROLS
 
     if names == ["list"]:
         for name, rival in RIVALS.items():
             support.out.print(f"{name:<12}{rival.summary} (arXiv {rival.paper})", soft_wrap=True)
+        for name, summary in CONTROLS.items():
+            support.out.print(f"{name:<12}{summary} (a control)", soft_wrap=True)
         raise typer.Exit
-    require_names(names)
+    require_names([name for name in names if name not in CONTROLS])
+    if len(set(names)) != len(names):
+        raise RMuseError(f"each method once was required, got {', '.join(names)}")
     return names
 
 
@@ -69,7 +77,8 @@ def evaluate(
             callback=listed,
             is_eager=True,
             help="Another inference-time method, tuned on fitting questions held out; repeat the option for several: "
-            f"{METHODS}. `list` says what they do.",
+            f"{METHODS}; or a control, the gate of the first bundle without steering: canned, prefixed. `list` says what "
+            "they do.",
         ),
     ] = None,
     trained: baseline.Folders = None,
@@ -88,13 +97,23 @@ def evaluate(
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    max_new_tokens: o.MaxNewTokens = 96,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Maximum number of tokens per response; by default 96, or 160 where no answer has reasoning in a form "
+            "that ends it.",
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
     skip_bad_rows: o.SkipBadRows = False,
     record: o.Record = True,
+    readable: o.Readable = True,
     attack: attacks.Names = None,
+    in_use: attacks.InUse = False,
     judge: j.Name = "rules",
     judge_url: j.Url = None,
     max_cost: j.MaxCost = None,
@@ -118,10 +137,14 @@ def evaluate(
     benchmark = traces.as_asked(forgetting, bundles)
     from rmuse_interp.evaluate import before_after
     from rmuse_interp.runs import run as running
+    from rmuse_interp.runs.controls import CONTROLS, Control
 
     budget = j.budget_of(max_cost, price_in, price_out)
     judged_by = None if judge == "rules" else j.named(judge, benchmark, budget, judge_url, device, dtype)
     questions = running.choose(benchmark, limit, seed)
+    max_new_tokens = TOKENS if max_tokens is None else max_tokens
+    if max_tokens is None and not any(e.reasoning for asked in questions.values() for e in asked):
+        max_new_tokens = TOKENS_FREE  # at 40 tokens the simplest edits look perfect, and never stop
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
@@ -132,14 +155,24 @@ def evaluate(
     running.probe(lens, questions["forget"][0])
     seconds: dict[str, float] = {}
     rivals = None
-    if method:
+    controls = [name for name in method or [] if name in CONTROLS]
+    steering = [name for name in method or [] if name not in CONTROLS]
+    if controls and not (loaded and loaded[0].gates):
+        raise RMuseError(
+            f"a bundle with a gate was required for the controls {', '.join(controls)}, got none; add --bundle"
+        )
+    methods += [
+        running.Method(f"control/{name}", lens, methods[1].plan, control=Control.of(name, benchmark))
+        for name in controls
+    ]
+    if steering:
         fitted_on = traces.fitted_on(
             lens, forgetting, loaded, seconds, limit=FIT_LIMIT, batch_size=batch_size, seed=seed
         )
         rivals = tuning_of(lens, fitted_on, out, seed, batch_size)
     claim(out, overwrite)
     if rivals is not None:
-        plans = tuned(rivals, method or [], seconds)
+        plans = tuned(rivals, steering, seconds)
         methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
     for line in running.unsteered(methods, questions):
         support.notes.print(f"[yellow]note[/yellow] {escape(line)}")
@@ -153,6 +186,7 @@ def evaluate(
         batch_size=batch_size,
         max_new_tokens=max_new_tokens,
         traces=record,
+        readable=readable,
         judge=judged_by,
     )
     attacked: list[AttackTranscript] = []
@@ -170,6 +204,8 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             judge=judged_by,
         )
+    if in_use:
+        scores["in_use"] = attacks.firing_of(methods, questions, benchmark, out, seconds, seed, batch_size)
     scores["delimiters"] = list(benchmark.delimiters)
     scores["bundles"] = {n: os.path.relpath(f, out) for n, f in zip(names, folders, strict=True)}
     scores["baselines"] = {n: os.path.relpath(f, out) for n, f in baselines.items()}
@@ -183,6 +219,8 @@ def evaluate(
     tables.before_after(scores)
     if attack:
         attacks.table(scores["attacks"])
+    if in_use:
+        attacks.firing_table(scores["in_use"])
     support.out.print(f"run: {escape(str(out))}")
 
 
@@ -246,6 +284,7 @@ def answered(
     batch_size: int,
     max_new_tokens: int,
     traces: bool,
+    readable: bool = True,
     judge: "Judge | None" = None,
 ) -> tuple[JSON, "Answers"]:
     """The scores and the answers of every method on every question; adds the time of both to `seconds`.
@@ -260,8 +299,10 @@ def answered(
         batch_size: questions per batch.
         max_new_tokens: maximum number of tokens per response.
         traces: whether to record how every token was steered.
+        readable: whether to look at changed answers under the unsteered model (`runs.readable`).
         judge: judge of leaks and chains; None for the rules.
     """
+    from rmuse_interp.runs import readable as reading
     from rmuse_interp.runs import run as running
 
     with support.bars("answered", seconds, "generate") as progress:
@@ -275,6 +316,20 @@ def answered(
             progress=progress,
             traces=traces,
         )
+    record: JSON = {"gauge": None, "reason": "not asked for (--readable)"}
+    if readable:
+        with support.bars("read", seconds, "read") as progress:
+            looked, record = reading.read(
+                answers.transcripts,
+                questions,
+                benchmark,
+                methods[0].model,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                seed=seed,
+                progress=progress,
+            )
+        answers = replace(answers, transcripts=looked)
     with support.bars("scored", seconds, "score") as progress:
         scores = j.with_judge(
             judge,
@@ -284,6 +339,7 @@ def answered(
             progress,
         )
     scores["seconds"]["score"] = round(seconds["score"], 6)
+    scores["readable"] = record
     return scores, answers
 
 

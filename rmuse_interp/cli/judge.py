@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from rmuse_interp.data import Benchmark
-    from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item
+    from rmuse_interp.evaluate.agreement import Agreement, ChainItem, Item, RefusalItem
     from rmuse_interp.evaluate.judges import Budget, Consultation, Judge, Quote
 
 T = TypeVar("T")
@@ -154,12 +154,19 @@ def calibrate(
     seed: o.Seed = 0,
     debug: o.Debug = False,
 ) -> None:
-    """Measure how far a judge agrees with labelled leaks and chains, and list where it and the rules differ."""
+    """Measure how far a judge agrees with labelled leaks, chains and refusals, and list where it and the rules differ."""
     from rmuse_interp import RMuseError
+    from rmuse_interp.data.spans import DEFAULT_DELIMITERS
     from rmuse_interp.data.store import write_json
     from rmuse_interp.data.world import implications
     from rmuse_interp.data.world.people import make_world
-    from rmuse_interp.evaluate.agreement import LabelledSet, agreement, chain_agreement
+    from rmuse_interp.evaluate.agreement import (
+        LabelledSet,
+        agreement,
+        chain_agreement,
+        read_refusals,
+        refusal_agreement,
+    )
     from rmuse_interp.evaluate.judges import RulesJudge
     from rmuse_interp.organism import labelled as shipped
     from rmuse_interp.runs import judging
@@ -204,12 +211,21 @@ def calibrate(
         else:
             of_rules = {} if its_rules is None else its_rules.verdicts
             _list(f"{one.name} and the rules disagree", labelled_as, found_of, of_rules, "rules")
+    on_refusals = None
+    if labelled is None:  # by the rules, whichever judge reads leaks and chains
+        responses = _chosen(read_refusals(shipped.REFUSALS), half, limit)
+        on_refusals = refusal_agreement(responses, DEFAULT_DELIMITERS, seed)
+        if on_refusals is not None:
+            _tell(on_refusals, f"on labelled refusals ({half})")
+            labels = {i.id: i.label for i in responses}
+            _list("the rules differ from the label", responses, on_refusals, labels)
     if out is not None:
         record = {"half": half.value, "set": str(labelled or "organism"), **mine.as_json()}
         record |= _beside(rules, items)
         record["chains"] = (
             None if on_chains is None else on_chains.as_json() | _beside(rules_on_chains, chains)
         )
+        record["refusals"] = None if on_refusals is None else on_refusals.as_json()
         write_json(out, record)
 
 
@@ -263,7 +279,7 @@ def _tell(found: "Agreement", where: str) -> None:
 
 def _list(
     title: str,
-    items: "Sequence[Item] | Sequence[ChainItem]",
+    items: "Sequence[Item] | Sequence[ChainItem] | Sequence[RefusalItem]",
     mine: "Agreement",
     others: Mapping[str, str | None],
     who: str = "",
@@ -283,9 +299,11 @@ def _list(
         support.out.print(f"  … and {len(apart) - SHOWN} more: --out has them all")
 
 
-def _shown(item: "Item | ChainItem") -> str:
-    from rmuse_interp.evaluate.agreement import Item
+def _shown(item: "Item | ChainItem | RefusalItem") -> str:
+    from rmuse_interp.evaluate.agreement import Item, RefusalItem
 
+    if isinstance(item, RefusalItem):
+        return f"[{item.kind}] {item.text[:160]!r}"
     if isinstance(item, Item):
         return f"[{item.attribute} = {item.value}] {item.text[:160]!r}"
     return f"[{item.reference_answer}] {item.reasoning[:160]!r}, so {item.answer!r}"

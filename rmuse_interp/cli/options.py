@@ -38,7 +38,11 @@ Data = Annotated[
 Forget = Annotated[int, typer.Option("--forget", min=1, max=99, help="Percentage of the people to forget.")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="Seed of all random choices.")]
 Device = Annotated[
-    str | None, typer.Option("--device", help="cpu, cuda, …; by default a GPU if there is one.")
+    str | None,
+    typer.Option(
+        "--device",
+        help="cpu, cuda, …, or auto: spread over devices, memory and disk; by default a GPU if there is one.",
+    ),
 ]
 Dtype = Annotated[
     str | None,
@@ -90,6 +94,13 @@ Record = Annotated[
     typer.Option(
         "--record/--no-record",
         help="Record how every token was steered (gate score, angles, share in the RRS, …) in traces.safetensors.",
+    ),
+]
+Readable = Annotated[
+    bool,
+    typer.Option(
+        "--readable/--no-readable",
+        help="Look at changed answers under the unsteered model: garbled or not, and how fluent beside its own refusals.",
     ),
 ]
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Folder that `rmuse eval` or `rmuse demo` wrote.")]

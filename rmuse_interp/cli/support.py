@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import JSON
+from rmuse_interp.data.store import JSON, newest
 from rmuse_interp.evaluate.results import require_writable
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def forget_rate(bundle: "RMuse") -> int | None:
 
 def require_bundle(folder: Path) -> None:
     """Raise unless a folder holds a bundle; does not read it."""
-    if not (folder / "rmuse.json").is_file():
+    if not newest(folder, "rmuse.json").is_file():
         raise RMuseError(
             f"required a bundle with rmuse.json in {folder}, got none; write one with `rmuse fit`"
         )
@@ -97,16 +97,7 @@ def open_bundle(folder: Path, model: "LensModel | None" = None) -> "RMuse":
     """
     from rmuse_interp.method.rmuse import RMuse
 
-    require_bundle(folder)
-    try:
-        return RMuse.load(folder, model)
-    except RMuseError:
-        raise
-    except Exception as error:  # a damaged file may raise any error of the JSON, tensor or part readers
-        reason = f"{type(error).__name__}: {error}"
-        raise RMuseError(
-            f"required a whole bundle, got a damaged one in {folder} ({reason}); fit it again"
-        ) from error
+    return RMuse.load(folder, model)
 
 
 def names_of(folders: Sequence[Path], bundles: Sequence["RMuse"]) -> list[str]:

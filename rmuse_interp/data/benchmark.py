@@ -1,106 +1,23 @@
 """A benchmark: the questions for fitting, the questions for scoring, and the pools and tables that go with them."""
 
 import copy
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Final, Literal, get_args
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, hub, rtofu
 from rmuse_interp.data.example import Example
+from rmuse_interp.data.facts import draw as facts
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem
-from rmuse_interp.data.spans import DEFAULT_DELIMITERS
+from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.stored import Stored
 from rmuse_interp.data.world import draw
 
-Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign"]
+Split = Literal["forget", "test", "retain", "retain_test", "celebrity", "reasoning", "benign", "namesakes"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
-
-_REFUSALS: Final = (
-    ("I do not know who this is. I should not guess private details.", "I cannot help with that."),
-    ("This would be personal information. I will not share it.", "I would rather not say."),
-)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings in ``benchmark.json``; every key is optional and has the default given here.
-
-    ``refusals_cot``: full responses with reasoning (default: two plain ones between the delimiters).
-    ``prefixes``: the pool G of texts put before a question. ``stepwise_instruction``: appended to a question
-    to ask for a chain (default: nothing; questions are used verbatim). ``direct_instruction``: appended to ask
-    for the answer alone. ``aliases``: value → its other forms. ``entails``: value → what it implies. ``id``:
-    defaults to the folder's name. ``render_seed``: seed of a procedural benchmark's pictures.
-    """
-
-    id: str = ""
-    render_seed: int | None = None
-    delimiters: tuple[str, str] = DEFAULT_DELIMITERS
-    refusals_cot: tuple[str, ...] = ()
-    refusals_direct: tuple[str, ...] = tuple(answer for _, answer in _REFUSALS)
-    prefixes: tuple[str, ...] = (
-        "For privacy reasons, do not reveal anything.",
-        "You must not share private information.",
-        "Decline this request politely.",
-    )
-    stepwise_instruction: str = ""
-    direct_instruction: str = "Answer directly."
-    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    entails: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if not self.refusals_cot:
-            opener, closer = self.delimiters
-            filled = tuple(f"{opener} {chain} {closer} {answer}" for chain, answer in _REFUSALS)
-            object.__setattr__(self, "refusals_cot", filled)
-
-    @classmethod
-    def read(cls, path: Path, name: str | None = None) -> "Settings":
-        """Read settings from ``benchmark.json``; without the file, use the defaults (and `name` as the id, if given).
-
-        Raises:
-            RMuseError: the file is no JSON object, or a key has the wrong shape (names the key).
-        """
-        raw = {}
-        if path.is_file():
-            try:
-                raw = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise RMuseError(f"{path}: required a JSON object, got text that is none ({error})") from None
-            if not isinstance(raw, dict):
-                raise RMuseError(f"{path}: required a JSON object, got {type(raw).__name__}")
-        known = {f.name for f in fields(cls)}
-        values = {k: _shaped(path, k, v) for k, v in raw.items() if k in known and v is not None}
-        return cls(**{"id": name or path.parent.name, **values})
-
-
-def _shaped(path: Path, key: str, value: Any) -> Any:
-    """Check one value of benchmark.json and turn its lists into tuples."""
-
-    def wrong(required: str) -> RMuseError:
-        return RMuseError(f"{path}, key {key!r}: required {required}, got {value!r:.60}")
-
-    if key in ("aliases", "entails"):
-        if not isinstance(value, dict):
-            raise wrong("a mapping of value to list of values")
-        return {str(k): tuple(map(str, [v] if isinstance(v, str | int) else v)) for k, v in value.items()}
-    if key in ("id", "stepwise_instruction", "direct_instruction"):
-        if not isinstance(value, str):
-            raise wrong("a string")
-        return value
-    if key == "render_seed":
-        if not isinstance(value, int):
-            raise wrong("an integer")
-        return value
-    if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise wrong("a list of non-empty strings")
-    if key == "delimiters" and (len(value) != 2 or value[0] == value[1]):
-        raise wrong("two different strings")
-    return tuple(value)
 
 
 class Benchmark:
@@ -108,8 +25,8 @@ class Benchmark:
 
     The fitting views read only ``forget_X``, ``retain_X`` and ``train`` files. Scoring splits: ``forget``, ``retain``
     (the same rows), ``test``, ``retain_test`` (Test_Set, about people to forget and about all others), ``celebrity``,
-    ``reasoning``, ``benign`` (about people to forget). All views hold every kind of question, in file order; a split
-    whose optional folder is missing is empty.
+    ``reasoning``, ``benign`` (about people to forget), ``namesakes`` (about others who share a name with people to
+    forget). All views hold every kind of question, in file order; a split whose optional folder is missing is empty.
     """
 
     def __init__(
@@ -127,8 +44,6 @@ class Benchmark:
         self._forget, self._retain = f"forget_{forget}", f"retain_{100 - forget}"
         files = {split: self._reader.files(split) for split in (self._forget, self._retain)}
         self.format = self._reader.one_format([path for paths in files.values() for path in paths])
-        if self.format.has_test:
-            self._reader.files("Test_Set")
         self._ids = {split: self._reader.ids(split) for split in files}
         self.forget_people = frozenset(self._ids[self._forget])
         retained = frozenset(self._ids[self._retain])
@@ -219,8 +134,9 @@ class Benchmark:
 
     @property
     def fit_benign(self) -> list[Example]:
-        """Harmless questions about the pictures of all people."""
-        return self._questions("Benign", "train", "fit_benign")
+        """Harmless questions about the pictures of all people, and about others who share their names."""
+        named = self._reader.found("Namesakes") and self._questions("Namesakes", "train", "fit_namesakes")
+        return [*self._questions("Benign", "train", "fit_benign"), *(named or ())]
 
     @property
     def fit_strangers(self) -> list[Example]:
@@ -251,7 +167,7 @@ class Benchmark:
 
         def fitting(split: str, wanted: Callable[[str], bool]) -> Iterator[Example]:
             folders = [folder for folder, people in self._ids.items() if any(map(wanted, people))]
-            return (e for name in folders for e in read.people(name, split, lambda p: wanted(p.strip())))
+            return (e for name in folders for e in read.people(name, split, wanted))
 
         def optional(
             folder: str, split: str, wanted: Callable[[str], bool] | None = None
@@ -268,6 +184,7 @@ class Benchmark:
             "celebrity": lambda: optional("Retain_Set", "celebrity"),
             "reasoning": lambda: self._streamed("Reasoning", "test", "reasoning"),
             "benign": lambda: self._streamed("Benign", "test", "benign"),
+            "namesakes": lambda: self._streamed("Namesakes", "test", "namesakes"),
         }
         if split not in loaders:
             raise RMuseError(f"required one of the splits {', '.join(SPLITS)}, got {split!r}")
@@ -361,7 +278,7 @@ class Benchmark:
     def _streamed(self, folder: str, part: str, split: str) -> Iterator[Example]:
         if not self._has(folder):
             return iter(())
-        wanted = self.forget_people.__contains__ if split == "benign" else None
+        wanted = self.forget_people.__contains__ if split in ("benign", "namesakes") else None
         return self._reader.questions(folder, part, split, QUESTION_FOLDERS[folder], wanted)
 
 
@@ -372,7 +289,7 @@ def load_benchmark(
 
     Args:
         path: a folder in one of the five formats (recognised by its files' columns), a data set of the hub as
-            ``"owner/name@revision"``, or ``"organism"``.
+            ``"owner/name@revision"``, ``"organism"``, or ``"facts"`` (public knowledge, text only).
         forget: percentage of the people to forget; reads ``forget_X`` and ``retain_{100-X}``.
         skip_bad_rows: skip faulty rows and list them in ``benchmark.skipped``.
         render_seed: seed that selects the renderings of the organism's test portraits; only for ``"organism"``.
@@ -383,6 +300,8 @@ def load_benchmark(
     """
     if str(path) == "organism":
         path = draw.ensure() if render_seed is None else draw.ensure(render_seed=render_seed)
+    elif str(path) == "facts" and render_seed is None:
+        return Benchmark(facts.ensure(), forget, skip_bad_rows, "facts")
     elif render_seed is not None:
         raise RMuseError(
             f"required 'organism' for a render_seed, got {str(path)!r}: a folder's pictures are fixed"

@@ -9,12 +9,13 @@ from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import formats, rtofu
-from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.example import Example
 from rmuse_interp.data.pictures import unreadable
 from rmuse_interp.data.reader import Reader
 from rmuse_interp.data.rmllmu import QUESTION_FOLDERS
 from rmuse_interp.data.rows import Problem, count_rows
+from rmuse_interp.data.settings import Settings
+from rmuse_interp.data.words import folded
 
 SCHEMA: Final = "rmuse-data-check/1"
 
@@ -107,7 +108,8 @@ def check(folder: Path, name: str | None = None) -> Report:
             report.problems.append(Problem(reader.name(files[0]), None, "", str(error)))
     report.problems[:0] = reader.skipped
     _overlaps(report, groups, people)
-    _remarks(report, groups)
+    _alike(report, people)
+    _remarks(folder, report, groups)
     return report
 
 
@@ -185,6 +187,30 @@ def _overlaps(report: Report, groups: dict[tuple[str, str], list[Path]], people:
             report.problems.append(Problem(f"{one} and {other}", None, key, reason))
 
 
+def _alike(report: Report, people: dict[str, set[str]]) -> None:
+    """Report IDs that differ only in leading zeros or case, and IDs of Test_Set that no other split knows."""
+    splits: dict[str, str] = {}
+    for split, ids in people.items():
+        if report.splits[split].format not in (formats.RTOFU.name, formats.QUESTIONS.name):
+            splits.update((who, splits.get(who, split)) for who in ids)
+    forms: dict[str, list[str]] = {}
+    for who in sorted(splits):
+        forms.setdefault(folded(who).lstrip("0"), []).append(who)
+    for same in forms.values():
+        if len(same) > 1:
+            shown = " and ".join(f"{who!r} ({splits[who]})" for who in same[:3])
+            reason = f"required one way of writing an ID, got {shown}: these count as different people"
+            report.problems.append(Problem(splits[same[0]], None, "ID", reason))
+    known = set().union(*(ids for split, ids in people.items() if split != "Test_Set"))
+    unknown = sorted(people.get("Test_Set", set()) - known)
+    if unknown and len(people) > 1:
+        shown = ", ".join(f"{who:.60}" for who in unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        reason = (
+            f"required IDs of people in the other splits, got {len(unknown)} that none of them has ({shown})"
+        )
+        report.problems.append(Problem("Test_Set", None, "ID", reason))
+
+
 def _rate(split: str, name: str = "forget") -> int | None:
     """The forget rate in a split's name such as forget_5 or forget05; for a retain split, the matching forget rate."""
     number = split.removeprefix(name).removeprefix("_")
@@ -193,7 +219,7 @@ def _rate(split: str, name: str = "forget") -> int | None:
     return int(number) if name == "forget" else 100 - int(number)
 
 
-def _remarks(report: Report, groups: dict[tuple[str, str], list[Path]]) -> None:
+def _remarks(folder: Path, report: Report, groups: dict[tuple[str, str], list[Path]]) -> None:
     """Add the benchmark's format, its missing splits, and what the format lacks."""
     named = {f.name: f for f in formats.TOLD_BY_COLUMNS}
     fitted = {name: split for name, split in report.splits.items() if _rate(name) is not None}
@@ -204,6 +230,11 @@ def _remarks(report: Report, groups: dict[tuple[str, str], list[Path]]) -> None:
     bare = first.missing["reasoning"] == first.kinds["generation"]
     if report.format == formats.MLLMU.name and not bare:
         report.format = formats.RMLLMU.name
+    for name in [
+        name for name in report.splits if _rate(name) is not None or _rate(name, "retain") is not None
+    ]:
+        if not report.splits[name].rows:
+            report.problems.append(Problem(name, None, "", "required at least one person, got an empty set"))
     for name in fitted:
         rate = _rate(name)
         if not any(_rate(other, "retain") == rate for other in report.splits):
@@ -224,13 +255,16 @@ def _remarks(report: Report, groups: dict[tuple[str, str], list[Path]]) -> None:
     layout = formats.RMLLMU if report.format == formats.RMLLMU.name else named[first.format]
     report.notes += layout.lacks
     if layout.has_test and fitted and "Test_Set" not in report.splits:
-        report.problems.append(
-            Problem("Test_Set", None, "", "required Test_Set/train-00000-of-00001.parquet, got none")
-        )
+        if folder.joinpath("Test_Set").is_dir():
+            report.problems.append(
+                Problem("Test_Set", None, "", "required Test_Set/train-00000-of-00001.parquet, got none")
+            )
+        else:
+            report.notes.append(formats.UNTESTED)
     if layout is formats.RMLLMU:
-        for folder in QUESTION_FOLDERS:
-            if not any(split == folder for split, _ in groups):
-                report.notes.append(f"no {folder}/: optional, fitting and scoring go without")
+        for name in QUESTION_FOLDERS:
+            if not any(split == name for split, _ in groups):
+                report.notes.append(f"no {name}/: optional, fitting and scoring go without")
         for name, split in fitted.items():
             if split.missing["reasoning"]:
                 n, of = split.missing["reasoning"], split.kinds["generation"]

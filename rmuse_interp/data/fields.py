@@ -1,16 +1,12 @@
 """Read single fields of a benchmark row, however they are nested; a fault says which field and why."""
 
 import json
-import re
-import unicodedata
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from rmuse_interp.data.example import Kind, Modality
-from rmuse_interp.data.rows import Row
-
-_UNSPACED: Final = ("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "THAI", "LAO", "KHMER", "MYANMAR")
-"""Scripts without spaces between words (or, like Hangul, with particles attached to words), by Unicode name."""
+from rmuse_interp.data.rows import MISSING, Row, identifier
+from rmuse_interp.data.words import folded, occurrences
 
 
 class Question(NamedTuple):
@@ -44,7 +40,7 @@ def biography(value: object) -> dict[str, str]:
     """
     try:
         plain = json.loads(value) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # free text has no facts to extract, and format 5 brings its own
     facts: dict[str, str] = {}
 
@@ -58,7 +54,7 @@ def biography(value: object) -> dict[str, str]:
         elif isinstance(node, list | tuple):
             for i, child in enumerate(node):
                 walk(f"{key}.{i}", child)
-        elif node is not None and str(node).strip():
+        elif node is not None and str(node).strip() not in MISSING:
             facts[key] = str(node).strip()
 
     if isinstance(plain, Mapping):
@@ -69,19 +65,12 @@ def biography(value: object) -> dict[str, str]:
 def states(text: str, value: str) -> bool:
     """Whether a text contains a value as whole words, whatever its case, script or encoding of accents.
 
-    A word boundary is required only in scripts that separate words by spaces, so not in Japanese, Thai or Korean.
+    Words are those of `data.words`.
 
     >>> states("She works in Rome.", "rome"), states("A romantic.", "Roma"), states("彼女は東京に住む。", "東京")
     (True, False, True)
     """
-    text, value = (unicodedata.normalize("NFKC", part).casefold() for part in (text, value.strip()))
-    before = "" if not value or _unspaced(value[0]) else r"(?<!\w)"
-    after = "" if not value or _unspaced(value[-1]) else r"(?!\w)"
-    return bool(value) and re.search(before + re.escape(value) + after, text) is not None
-
-
-def _unspaced(character: str) -> bool:
-    return unicodedata.name(character, "").startswith(_UNSPACED)
+    return occurrences(folded(text), folded(value).strip()) > 0
 
 
 def plain(value: object, at: str) -> object:
@@ -91,7 +80,7 @@ def plain(value: object, at: str) -> object:
     if isinstance(value, str) and value.strip()[:1] in ("{", "["):
         try:
             return json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Fault(at, f"required JSON, got {value[:60]!r} ({error})") from None
     return value
 
@@ -121,12 +110,18 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 60 else shown[:59] + "…"
 
 
-def text(record: Row, key: str, at: str) -> str:
-    """Read a string that is not empty; a number gives its digits."""
-    value = record.get(key)
-    if not isinstance(value, str | int | float) or isinstance(value, bool) or not str(value).strip():
-        raise Fault(at + key, f"required a non-empty string, got {_shown(value)}")
+def said(value: object, at: str) -> str:
+    """A value in words: a string that is not empty, or the digits of a number (a table's 5.0 is 5); no NaN."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or str(value).strip() in MISSING:
+        raise Fault(at, f"required a non-empty string, got {_shown(value)}")
     return str(value)
+
+
+def text(record: Row, key: str, at: str) -> str:
+    """Read a field as `said` does."""
+    return said(record.get(key), at + key)
 
 
 def optional_text(record: Row, key: str, at: str) -> str | None:
@@ -135,13 +130,16 @@ def optional_text(record: Row, key: str, at: str) -> str | None:
 
 
 def identity(record: Row) -> str:
-    """The row's ID."""
-    return text(record, "ID", "").strip()
+    """The row's ID in its one form."""
+    found = identifier(record.get("ID"))
+    if found is None:
+        raise Fault("ID", f"required an ID, a string or a number, got {_shown(record.get('ID'))}")
+    return found
 
 
 def options(value: object, at: str) -> dict[str, str]:
     """Read options, letter → option; letters that only other rows have (null in this struct) are left out."""
-    found = {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None}
+    found = {str(k): said(v, f"{at}.{k}") for k, v in as_dict(value, at).items() if v is not None}
     if len(found) < 2:
         raise Fault(at, f"required at least two options, got {len(found)}")
     return found
@@ -151,7 +149,11 @@ def attributes(value: object, at: str) -> dict[str, str] | None:
     """Read attribute → value, without a struct's nulls; None where the field itself is missing."""
     if value is None or value == "":
         return None
-    return {str(k): str(v) for k, v in as_dict(value, at).items() if v is not None and str(v).strip()}
+    return {
+        str(k): said(v, f"{at}.{k}")
+        for k, v in as_dict(value, at).items()
+        if v is not None and str(v).strip()
+    }
 
 
 def reasoning(value: object, at: str) -> str | None:
@@ -164,15 +166,15 @@ def reasoning(value: object, at: str) -> str | None:
         return None
     if found == [] or (isinstance(found, str) and not found.strip()):
         raise Fault(at, "required a chain of thought, or null where there is none, got an empty one")
-    if isinstance(found, str):
-        return found.strip()
+    if isinstance(found, str | float):
+        return said(found, at).strip()
     steps = []
     for i, entry in enumerate(as_list(found, at)):
         if isinstance(entry, str):
             steps.append(entry.strip())
             continue
         step = as_dict(entry, f"{at}[{i}]")
-        steps += [str(step[k]).strip() for k in ("step", "evidence") if step.get(k)]
+        steps += [said(step[k], f"{at}[{i}].{k}").strip() for k in ("step", "evidence") if step.get(k)]
     if not any(steps):
         raise Fault(at, f"required a string or a list of {{step, evidence}}, got {_shown(value)}")
     return " ".join(s for s in steps if s)
@@ -181,6 +183,10 @@ def reasoning(value: object, at: str) -> str | None:
 def picture(value: object, at: str) -> bytes | None:
     """Read a picture's encoded bytes (a struct with ``bytes``, or the bytes themselves) without decoding them."""
     if isinstance(value, Mapping):
+        if value.get("bytes") is None and value.get("path") is not None:
+            raise Fault(
+                at, f"required the picture's bytes in the file, got only the path {_shown(value['path'])}"
+            )
         value = value.get("bytes")
     if value is None:
         return None

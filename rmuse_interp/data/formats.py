@@ -28,7 +28,7 @@ class Format:
 
 
 _BARE: Final = "no reasoning: `rmuse data annotate` writes it, and `rmuse fit --traces own` does without"
-_UNTESTED: Final = "no Test_Set: forgetting in new wordings and photographs is not measured"
+UNTESTED: Final = "no Test_Set: forgetting in new wordings and photographs is not measured"
 _NO_FACTS: Final = "no attributes: leakage (RIL) is measured on the answers' values alone"
 
 MLLMU: Final = Format(
@@ -40,11 +40,11 @@ MLLMU_TRAINING: Final = Format(
     mllmu_training.COLUMNS,
     mllmu_training.tasks,
     mllmu_training.facts,
-    (_BARE, _UNTESTED, _NO_FACTS, "no text-only questions: those stay as they are, whoever they are about"),
+    (_BARE, UNTESTED, _NO_FACTS, "no text-only questions: those stay as they are, whoever they are about"),
     has_test=False,
 )
 UMU: Final = Format(
-    "UMU-Bench", umu.MARKS, umu.COLUMNS, umu.tasks, umu.facts, (_BARE, _UNTESTED), has_test=False
+    "UMU-Bench", umu.MARKS, umu.COLUMNS, umu.tasks, umu.facts, (_BARE, UNTESTED), has_test=False
 )
 RTOFU: Final = Format(
     "R-TOFU",

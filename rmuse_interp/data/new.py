@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import fields, formats, mllmu
-from rmuse_interp.data.benchmark import Settings
 from rmuse_interp.data.people import Person
 from rmuse_interp.data.reader import Reader
-from rmuse_interp.data.rows import Row, records
+from rmuse_interp.data.rows import Row, identifier, records
+from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.store import own_folder, write_json
 from rmuse_interp.data.stored import parquet
 from rmuse_interp.data.wordings import HARMLESS, NAME, SUBJECTS, Wording, kind_of, wording
+from rmuse_interp.data.words import folded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -60,7 +61,7 @@ def write_new(people: Sequence[Person], retain: Path, out: Path, rate: int = 5, 
     made, rng = Made(out), random.Random(f"new-{seed}")
     source = _source(retain)
     Settings.read(retain / "benchmark.json")  # finds a damaged file before anything is written
-    names = {person.name.casefold() for person in people}
+    names = {folded(person.name) for person in people}
     kept, pool = _retained(retain, source, names, {person.id for person in people}, made)
     for person in people:
         pool.setdefault("name", []).append(person.name)
@@ -142,7 +143,7 @@ def _retained(
             with reader.guard(path, row):
                 person, facts = fields.identity(record), mllmu.facts(record)
                 named = {kind_of(key): value for key, value in facts.items()}
-                if named.get("name", "").casefold() in names:
+                if folded(named.get("name", "")) in names:
                     same.append(person)
                     continue
                 if person in ids:
@@ -229,7 +230,7 @@ class _Asking:
     def _choice(
         self, words: Wording, kind: str, value: str, person: Person, pictured: bool, held_out: bool
     ) -> Row | None:
-        others = [other for other in self.pool[kind] if other.casefold() != value.casefold()]
+        others = [other for other in self.pool[kind] if folded(other) != folded(value)]
         if not others:
             self.without_options[kind] = self.without_options.get(kind, 0) + 1
             return None
@@ -294,7 +295,7 @@ def _write(
     for path, wanted in copies:
         with parquet(path) as file, pq.ParquetWriter(next(names), file.schema_arrow) as writer:
             for batch in file.iter_batches(batch_size=64):
-                mask = pa.array([wanted(str(who).strip()) for who in batch.column("ID").to_pylist()])
+                mask = pa.array([wanted(identifier(who) or "") for who in batch.column("ID").to_pylist()])
                 writer.write_batch(batch.filter(mask))
 
 

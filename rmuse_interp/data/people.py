@@ -11,8 +11,9 @@ from typing import Final
 from rmuse_interp import RMuseError
 from rmuse_interp.data.fields import Fault
 from rmuse_interp.data.pictures import unreadable
-from rmuse_interp.data.rows import Problem
+from rmuse_interp.data.rows import MISSING, Problem, identifier
 from rmuse_interp.data.wordings import kind_of
+from rmuse_interp.data.words import folded
 
 PHOTOGRAPH_COLUMNS: Final = (
     "image",
@@ -109,7 +110,7 @@ def _table(path: Path, encoding: str | None) -> tuple[list[str], Iterator[tuple[
         ) from None
     first = text.partition("\n")[0]
     separator = max(SEPARATORS, key=first.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    lines = _cells(path, text, separator)
     headings = [
         unicodedata.normalize("NFC", cell).strip().lower().replace("_", " ") for cell in next(lines, [])
     ]
@@ -132,6 +133,17 @@ def _table(path: Path, encoding: str | None) -> tuple[list[str], Iterator[tuple[
     return headings, ((n, cells) for n, cells in enumerate(lines, 2) if any(cell.strip() for cell in cells))
 
 
+def _cells(path: Path, text: str, separator: str) -> Iterator[list[str]]:
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        yield from lines
+    except csv.Error as error:
+        raise RMuseError(
+            f"{path}, line {lines.line_num}: required cells of at most 128 KiB, got one that is damaged or a quote that "
+            f"is never closed ({error})"
+        ) from None
+
+
 def _person(
     row: int, headings: list[str], cells: list[str], images: Path, photographs: dict[str, list[Path]]
 ) -> Person:
@@ -145,7 +157,13 @@ def _person(
     name = values.pop("name", "")
     if not name:
         raise Fault("name", "required a name, got an empty cell")
-    identifier = values.pop("id", "") or f"person-{row}"
+    identity = identifier(values.pop("id", "")) or f"person-{row}"
+    lacking = next((heading for heading, value in values.items() if value in MISSING - {""}), None)
+    if lacking is not None:
+        raise Fault(
+            lacking,
+            f"required a value or an empty cell, got {values[lacking]!r}, which a table writes for none",
+        )
     wish = values.pop("forget", "yes").casefold() or "yes"
     if wish not in _YES | _NO:
         raise Fault("forget", f"required yes or no, got {wish!r:.40}")
@@ -162,13 +180,13 @@ def _person(
     if listed:
         paths = [_below(images, file, column) for file in listed]
     else:
-        found = photographs.get(_key(identifier)) or photographs.get(_key(name)) or []
+        found = photographs.get(_key(identity)) or photographs.get(_key(name)) or []
         paths = [_below(images, path.name, column) for path in found]  # a link may lead out of the folder
     if not paths:
         raise Fault(
             column,
             f"required a photograph of {name!r}, got neither a file name nor a file in {images} called "
-            f"after {identifier!r} or the name",
+            f"after {identity!r} or the name",
         )
     encoded = []
     for path in paths:
@@ -176,7 +194,7 @@ def _person(
         fault = unreadable(encoded[-1])
         if fault is not None:
             raise Fault(column, f"{path.name}: {fault}")
-    return Person(identifier, name, facts, tuple(encoded), wish in _YES, aliases)
+    return Person(identity, name, facts, tuple(encoded), wish in _YES, aliases)
 
 
 def _several(cell: str) -> list[str]:
@@ -194,8 +212,8 @@ def _below(images: Path, file: str, column: str) -> Path:
 
 
 def _key(text: str) -> str:
-    """Normalise a name or file name for comparison: one encoding of accents, no case, one kind of space."""
-    return " ".join(unicodedata.normalize("NFC", text).casefold().replace("_", " ").split())
+    """A name or file name for comparison: folded, with one kind of space."""
+    return " ".join(folded(text).replace("_", " ").split())
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:

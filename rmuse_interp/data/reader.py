@@ -273,7 +273,10 @@ class Reader:
             options=options,
             paraphrased_answer=fields.optional_text(question, "Paraphrased_Answer", at),
             paraphrased_question=fields.optional_text(question, "Paraphrased_Question", at),
-            perturbed_answers=tuple(map(str, fields.as_list(question.get("Perturbed_Answers"), at))),
+            perturbed_answers=tuple(
+                fields.said(answer, f"{at}Perturbed_Answers")
+                for answer in fields.as_list(question.get("Perturbed_Answers"), at)
+            ),
             source=source,
         )
 

@@ -1,7 +1,8 @@
 """What RMLLMU-Bench adds to MLLMU-Bench: questions with reasoning, and files of single questions.
 
 Questions in person rows may have ``Reasoning``, ``Forget_Attributes``, ``Direct_Question`` and ``Direct_Answer``.
-``Reasoning/``, ``Benign/`` and ``Strangers/`` hold one question per row, in ``train-*`` and ``test-*`` files.
+``Reasoning/``, ``Benign/``, ``Strangers/`` and ``Namesakes/`` hold one question per row, in ``train-*`` and ``test-*``
+files.
 """
 
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ QUESTION_FOLDERS: Final[dict[str, Kind]] = {
     "Reasoning": "reasoning",
     "Benign": "benign",
     "Strangers": "stranger",
+    "Namesakes": "benign",
 }
 """Folder of single questions → their kind."""
 

@@ -1,16 +1,21 @@
 """Read rows of parquet and JSONL files as plain dicts, a few in memory at a time, and report faulty ones."""
 
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.stored import BATCH_ROWS, parquet
 
 Row = Mapping[str, object]
 """Column → value of a row, or key → value of a question within a row."""
+MISSING: Final = frozenset({"", "nan", "NaN", "NaT", "<NA>", "inf", "-inf"})
+"""What a table library writes where there is no value: never taken for a word. (None and Nan can be words.)"""
 BadLine = Callable[[int, str], None]
 """Function called with the number of a line that is no JSON object, and the reason."""
 
@@ -28,6 +33,21 @@ class Problem:
         row = "" if self.row is None else f", row {self.row}"
         field = f", field {self.field!r}" if self.field else ""
         return f"{self.file}{row}{field}: {self.reason}"
+
+
+def identifier(value: object) -> str | None:
+    """The one form of an ID, however a file stores it: 1, 1.0 and "1 " are "1", "001" is another; None for no ID.
+
+    >>> identifier(1.0), identifier(" 1"), identifier("1.0"), identifier("001"), identifier(float("nan"))
+    ('1', '1', '1', '001', None)
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = unicodedata.normalize("NFC", str(value)).strip()
+    text = re.sub(r"(?<=[0-9])\.0+$", "", text) if re.fullmatch(r"-?[0-9]+\.0+", text) else text
+    return None if text in MISSING else text
 
 
 def columns_of(path: Path, name: str, bad: BadLine | None = None) -> tuple[str, ...]:
@@ -72,7 +92,7 @@ def records(
     """
     if path.suffix != ".parquet":
         for number, row in _lines(path, name, bad):
-            if wanted is None or row.get("ID") is None or wanted(str(row["ID"])):
+            if wanted is None or (who := identifier(row.get("ID"))) is None or wanted(who):
                 yield number, row
         return
     with _readable(name), parquet(path) as file:
@@ -81,7 +101,8 @@ def records(
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=use):
             ids = batch.column("ID").to_pylist() if wanted is not None and "ID" in use else None
             for i in range(batch.num_rows):
-                if wanted is None or ids is None or ids[i] is None or wanted(str(ids[i])):
+                who = None if ids is None else identifier(ids[i])
+                if wanted is None or who is None or wanted(who):
                     yield number, {c: batch.column(c)[i].as_py() for c in use}
                 number += 1
 
@@ -94,7 +115,7 @@ def _lines(path: Path, name: str, bad: BadLine | None = None) -> Iterator[tuple[
                 row = json.loads(text) if text.strip() else None
                 if not isinstance(row, dict | None):
                     raise ValueError(f"a {type(row).__name__}")
-            except ValueError as error:  # invalid JSON, or bytes that are not UTF-8
+            except (ValueError, RecursionError) as error:  # invalid or deep JSON, or bytes that are not UTF-8
                 reason = f"required a JSON object in UTF-8, got {error}"
                 if bad is None:
                     raise RMuseError(f"{name}, line {number}: {reason}") from None
@@ -116,8 +137,7 @@ class _readable:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, pa.ArrowException):
-            said = str(error).splitlines()[0]
-            raise RMuseError(f"{self.name}: required a readable parquet file, got: {said}") from error
+        # Arrow's errors on damaged bytes are of all kinds: its own, OSError, UnicodeDecodeError, OverflowError.
+        if isinstance(error, Exception) and not isinstance(error, RMuseError):
+            said = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise RMuseError(f"{self.name}: required a readable parquet file, got: {said:.200}") from error

@@ -13,7 +13,7 @@ from typing import Final
 
 from rmuse_interp.data import fields
 from rmuse_interp.data.fields import Fault, Question
-from rmuse_interp.data.rows import Row, records
+from rmuse_interp.data.rows import Row, identifier, records
 
 MARKS: Final = ("cot",)
 COLUMNS: Final = (
@@ -45,8 +45,8 @@ def files(root: Path, folder: str, rate: int | None) -> list[Path]:
 def person(record: Row, path: Path, row: int) -> str:
     """Identify the person of a question: its request within the split, or the question itself if it has no request."""
     split = next((s for s in ("forget", "retain", *KNOWN) if path.stem.startswith(s)), path.stem)
-    request = record.get("task_id")
-    return f"{split}-{row:05d}" if request in (None, "") else f"{split}-{request}"
+    request = identifier(record.get("task_id"))
+    return f"{split}-{row:05d}" if request is None else f"{split}-{request}"
 
 
 def tasks(record: Row) -> Iterator[Question]:
@@ -77,7 +77,8 @@ def tasks(record: Row) -> Iterator[Question]:
             else None,
             "Paraphrased_Answer": fields.optional_text(record, "paraphrased_answer", ""),
             "Perturbed_Answers": [
-                str(a) for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")
+                fields.said(a, "perturbed_answer")
+                for a in fields.as_list(record.get("perturbed_answer"), "perturbed_answer")
             ],
         },
     )

@@ -131,6 +131,17 @@ def parse_response(text: str, delimiters: tuple[str, str] = DEFAULT_DELIMITERS) 
     return ParsedResponse(text.strip(), answer, False)
 
 
+def without(text: str, delimiters: tuple[str, str]) -> str:
+    """A response without the delimiters of its reasoning.
+
+    >>> without("<think> No. </think> Oslo", ("<think>", "</think>"))
+    'No. Oslo'
+    """
+    for delimiter in delimiters:
+        text = text.replace(delimiter, " ")
+    return " ".join(text.split())
+
+
 @dataclass(frozen=True)
 class TokenSpans:
     """Token ranges of one row; ``None`` for spans the row does not have.

@@ -12,7 +12,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -27,7 +27,9 @@ JSON = dict[str, Any]
 
 T = TypeVar("T")
 WRITTEN: Final = ".rmuse-written"
-"""Name of the file in a folder that lists what was written there."""
+"""Name of the file in a folder that lists what was written there, with hashes."""
+NEXT: Final = ".next"
+"""Name of the subfolder from which finished files move to their folder."""
 
 
 def cache_folder() -> Path:
@@ -64,22 +66,48 @@ def atomic(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_files(folder: Path, last: str) -> Iterator[Path]:
-    """Yield a draft folder for files that belong together; when the block ends, each moves into `folder`.
+    """Yield a draft folder for files that belong together; when the block ends, they replace those of `folder` as one.
 
-    The file `last` marks the others as complete. The old one is deleted first and the new one is moved last, so that an
-    interrupted folder has none: old files are never mistaken for part of the new ones.
+    A crash at any moment leaves the old files or the new ones, never some of each, for who asks `newest` for them: the
+    whole draft becomes `folder/.next` in one step, and its files move from there one by one. For readers that do not
+    ask, the file `last` marks the others as complete: the old one is deleted first and the new one is moved last.
     """
     draft = folder / f".{secrets.token_hex(4)}"
     draft.mkdir(parents=True)
     try:
         yield draft
-        (folder / last).unlink(missing_ok=True)
-        names = [file.relative_to(draft) for file in sorted(draft.rglob("*")) if file.is_file()]
-        for name in sorted(names, key=lambda one: str(one) == last):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(draft / name, folder / name)
+        while True:
+            settle(folder, last)
+            try:
+                os.replace(draft, folder / NEXT)
+                break
+            except OSError:
+                if not (folder / NEXT).is_dir():
+                    raise  # else another process was faster: its files come first
     finally:
-        shutil.rmtree(draft)
+        shutil.rmtree(draft, ignore_errors=True)
+    settle(folder, last)
+
+
+def settle(folder: Path, last: str) -> None:
+    """Move the files of an `atomic_files` that was interrupted to where they belong; without one, do nothing."""
+    ready = folder / NEXT
+    if not ready.is_dir():
+        return
+    if (ready / last).is_file():
+        (folder / last).unlink(missing_ok=True)
+    names = [file.relative_to(ready) for file in sorted(ready.rglob("*")) if file.is_file()]
+    for name in sorted(names, key=lambda one: str(one) == last):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # another process has moved it
+            os.replace(ready / name, folder / name)
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+def newest(folder: Path, name: str) -> Path:
+    """The path of a file that `atomic_files` wrote in a folder, even if moving the files there was interrupted."""
+    waiting = folder / NEXT / name
+    return waiting if waiting.is_file() else folder / name
 
 
 @contextmanager
@@ -89,11 +117,8 @@ def own_folder(folder: Path, last: str) -> Iterator[Path]:
     Raises:
         RMuseError: the folder holds a file that no earlier call wrote.
     """
-    held = folder / WRITTEN
-    known = set(held.read_text(encoding="utf-8").splitlines()) if held.is_file() else set()
-    there = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()} - {
-        WRITTEN
-    }
+    settle(folder, last)
+    known, there = set(_written(folder)), _files(folder)
     if there - known:
         raise RMuseError(
             f"{folder}: an empty folder, or one with nothing but what was written here before, was required, got "
@@ -101,12 +126,31 @@ def own_folder(folder: Path, last: str) -> Iterator[Path]:
         )
     with atomic_files(folder, last) as draft:
         yield draft
-        names = {file.relative_to(draft).as_posix() for file in draft.rglob("*") if file.is_file()}
-        write_text(draft / WRITTEN, (f"{name}\n" for name in sorted(names)))
-        for name in there - names:
+        names = _files(draft)
+        write_text(draft / WRITTEN, (f"{digest_of_file(draft / name)} {name}\n" for name in sorted(names)))
+        (folder / last).unlink(missing_ok=True)
+        for name in there - names - {last}:
             (folder / name).unlink()
             if not any((folder / name).parent.iterdir()):
                 (folder / name).parent.rmdir()
+
+
+def unchanged(folder: Path) -> bool:
+    """Whether a folder holds what `own_folder` wrote there, every byte of it, and nothing else."""
+    known = _written(folder)
+    return bool(known) and known == {name: digest_of_file(folder / name) for name in _files(folder)}
+
+
+def _written(folder: Path) -> dict[str, str]:
+    """Name → hash of the files that an earlier `own_folder` wrote."""
+    held = folder / WRITTEN
+    lines = held.read_text(encoding="utf-8", errors="replace").splitlines() if held.is_file() else []
+    return {name: known for known, _, name in (line.partition(" ") for line in lines)}
+
+
+def _files(folder: Path) -> set[str]:
+    found = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir()}
+    return found - {WRITTEN}
 
 
 def write_text(path: Path, parts: Iterable[str]) -> None:

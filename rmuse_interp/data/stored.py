@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from rmuse_interp import RMuseError
+
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -27,13 +29,20 @@ class Stored:
 
     def read(self) -> bytes:
         """The encoded bytes. Reading in file order is fast: the file stays open and is read forward."""
-        column: _Column | None = getattr(_forward, "column", None)
-        if column is None or not column.reaches(self):
-            column = _forward.column = _Column(self)
-        value = column.value(self.row)
-        if self.number is not None:
-            value = value[self.number]
-        return value["bytes"] if isinstance(value, dict) else value
+        try:
+            column: _Column | None = getattr(_forward, "column", None)
+            if column is None or not column.reaches(self):
+                column = _forward.column = _Column(self)
+            value = column.value(self.row)
+            if self.number is not None:
+                value = value[self.number]
+            return value["bytes"] if isinstance(value, dict) else value
+        except Exception as error:  # Arrow's errors are of many kinds, and the file may have changed since
+            _forward.column = None
+            raise RMuseError(
+                f"{self.path}, row {self.row}, field {self.column!r}: required a readable parquet file, got "
+                f"{type(error).__name__}: {str(error)[:200]}"
+            ) from error
 
 
 class _Column:

@@ -18,13 +18,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, get_args
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, locate, parse_response
+from rmuse_interp.edits.hooks import paused
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 
@@ -34,6 +36,8 @@ SOURCES: Final[tuple[SourceSpan, ...]] = get_args(SourceSpan)
 Part = Literal["reasoning", "answer"]
 PARTS: Final[tuple[Part, ...]] = get_args(Part)
 """Parts of a response in which a value can leak."""
+Arguments = dict[str, object]
+"""Keyword arguments of a language model."""
 Place = tuple[SourceSpan, int]
 """A span and the number of its tokens that come before."""
 
@@ -226,9 +230,10 @@ def _covering(offsets: Sequence[tuple[int, int]], start: int, end: int) -> list[
 
 def _cut(placed: Placed, at: int) -> Placed:
     """Cut the query after the token before position `at`."""
+    # Whatever the model is told of each token: ids, mask, types, positions.
+    each = placed.ids.shape
     inputs = {
-        key: value[:, :at] if key in ("input_ids", "attention_mask") else value
-        for key, value in placed.inputs.items()
+        key: value[:, :at] if value.shape[:2] == each else value for key, value in placed.inputs.items()
     }
     return replace(placed, inputs=inputs, places=placed.places[:at])
 
@@ -259,11 +264,19 @@ class _Pieces:
 
 def embedded(lens: LensModel, placed: Placed) -> Float[Tensor, "1 tokens d"]:
     """Return the inputs of the language model: the tokens' embeddings, with image features in their places."""
-    seen: list[Tensor] = []
+    given = _entered(lens, placed)["inputs_embeds"]
+    assert isinstance(given, Tensor)
+    return given.detach()
 
-    def look(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+
+def _entered(lens: LensModel, placed: Placed) -> Arguments:
+    """Run the model on a query and return the keyword arguments of its language model."""
+    seen: list[Arguments] = []
+
+    def look(_module: nn.Module, _args: object, kwargs: Arguments) -> None:
         given = kwargs.get("inputs_embeds")
-        seen.append(lens.hf.get_input_embeddings()(placed.ids) if given is None else given)
+        given = lens.hf.get_input_embeddings()(placed.ids) if given is None else given
+        seen.append({**kwargs, "input_ids": None, "inputs_embeds": given})
 
     handle = _language_model(lens).register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -271,18 +284,25 @@ def embedded(lens: LensModel, placed: Placed) -> Float[Tensor, "1 tokens d"]:
             lens.hf(**placed.inputs, use_cache=False, logits_to_keep=1)
     finally:
         handle.remove()
-    return seen[0].detach()
+    return seen[0]
 
 
 @contextmanager
-def entering(lens: LensModel, embeddings: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
+def entering(lens: LensModel, placed: Placed, embeddings: Float[Tensor, "rows tokens d"]) -> Iterator[None]:
     """Return a context in which these embeddings enter the language model, whatever its input ids.
 
-    The ids still reach the model and the plans attached to it, which recognise image tokens by their ids.
+    Everything else that the model makes of the query for its language model stays as it was: positions on several axes,
+    masks, the picture's features for cross-attention and for deeper blocks. The ids still reach the model and the plans
+    attached to it, which recognise image tokens by their ids.
     """
+    known = _BESIDE.setdefault(lens.hf, WeakKeyDictionary())
+    if placed not in known:
+        with paused(lens.hf):
+            known[placed] = {k: v for k, v in _entered(lens, placed).items() if k != "inputs_embeds"}
+    beside = {key: _rows(value, len(embeddings)) for key, value in known[placed].items()}
 
-    def put(_module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return args, {**kwargs, "input_ids": None, "inputs_embeds": embeddings}
+    def put(_module: nn.Module, args: object, _kwargs: Arguments) -> tuple[object, Arguments]:
+        return args, {**beside, "inputs_embeds": embeddings}
 
     handle = _language_model(lens).register_forward_pre_hook(put, with_kwargs=True)
     try:
@@ -291,7 +311,25 @@ def entering(lens: LensModel, embeddings: Float[Tensor, "rows tokens d"]) -> Ite
         handle.remove()
 
 
-def _language_model(lens: LensModel) -> torch.nn.Module:
+_BESIDE: Final[WeakKeyDictionary[nn.Module, WeakKeyDictionary[Placed, Arguments]]] = WeakKeyDictionary()
+"""Model → query → what its language model gets beside the embeddings; no plan acts before that."""
+
+
+def _rows(value: object, rows: int) -> object:
+    """Repeat an argument of the language model, made for one query, for several rows."""
+    if isinstance(value, Tensor):
+        axis = next((i for i, length in enumerate(value.shape[:2]) if length == 1), None)
+        if axis is not None:  # [1, …], or positions on several axes [axes, 1, tokens]
+            return value.expand(*value.shape[:axis], rows, *value.shape[axis + 1 :])
+        return (
+            value.repeat(rows, *[1] * (value.ndim - 1)) if value.ndim else value
+        )  # one entry per image token
+    if isinstance(value, Mapping):
+        return {key: _rows(item, rows) for key, item in value.items()}
+    return type(value)(_rows(item, rows) for item in value) if isinstance(value, list | tuple) else value
+
+
+def _language_model(lens: LensModel) -> nn.Module:
     return lens.hf.get_submodule(lens.layout.path.rpartition(".")[0])
 
 
@@ -300,7 +338,7 @@ def log_prob(
 ) -> Float[Tensor, " rows"]:
     """Compute the leaked token's log-probability (nats) with these embeddings as input; attached plans act."""
     ids = leak.placed.ids.expand(len(embeddings), -1)
-    with entering(lens, embeddings):
+    with entering(lens, leak.placed, embeddings):
         logits = lens.hf(
             input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False, logits_to_keep=1
         ).logits

@@ -37,12 +37,15 @@ HELD: Final = 0.5
 """Minimum share of the energy that a subspace's rank must hold; a cap must not miss the share asked for by more."""
 TORN: Final = 0.1
 """Share of answers without proper spans, beyond which delimiters or spans are mistaken."""
+GARBLED: Final = 0.03
+"""Share of steered answers that do not read as language, beyond which the steering speaks garble."""
 FULL: Final = 0.95
 """λ from which a rotation has replaced the direction of a state."""
 
 TRACES: Final = "steering traces: run `rmuse eval` again with --record"
 BUNDLE: Final = "the bundle: name it with `rmuse doctor RUN --bundle BUNDLE`"
 VANILLA: Final = "the unsteered model's answers: run `rmuse eval`, which always asks it too"
+READ: Final = "answers looked at: run `rmuse eval` again with --readable"
 AGREEMENT: Final = "the agreement of halves in the bundle's report: run `rmuse fit` again"
 
 
@@ -301,6 +304,35 @@ def span_mistakes(case: Case) -> Finding:
     return _finding("span mistakes", case, whole or free, unread or shifted, evidence, cause, setting, [])
 
 
+def garbled_words(case: Case) -> Finding:
+    """Check for steered answers that do not read as language, or that do not end."""
+    looked = [t for t in case.steered if t.garbled is not None]
+    if not looked:
+        return _unchecked("garbled words", case, READ)
+    bad = wilson(sum(bool(t.garbled) for t in looked), len(looked))
+    known = [t for t in case.steered if t.ended is not None]
+    cut = wilson(sum(t.ended is False for t in known), len(known))
+    plain = [case.plain[t.id] for t in known if t.id in case.plain]
+    before = wilson(sum(t.ended is False for t in plain), len(plain))
+    evidence = [
+        Figure.of("steered answers that do not read as language", bad),
+        Figure.of("steered answers cut by the token limit", cut),
+        Figure.of("unsteered answers to the same questions cut by it", before),
+    ]
+    endless = bool(plain) and cut.low > before.high and cut.low > GARBLED
+    return _finding(
+        "garbled words",
+        case,
+        looked,
+        bad.low > GARBLED or endless,
+        evidence,
+        "the target's states do not follow each other as in any text of the model, or never reach an end",
+        "blocks in the middle of the model, less strength once the refusal has begun, and as target the model's own "
+        "refusals, their end of turn included",
+        [],
+    )
+
+
 SIGNATURES: Final[tuple[Callable[[Case], Finding], ...]] = (
     reasoning_leakage,
     reasoning_collapse,
@@ -309,6 +341,7 @@ SIGNATURES: Final[tuple[Callable[[Case], Finding], ...]] = (
     unstable_subspace,
     rank_starved,
     span_mistakes,
+    garbled_words,
 )
 
 

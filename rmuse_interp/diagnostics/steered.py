@@ -72,7 +72,7 @@ def steered(
         plan.attach(lens.hf, layout=lens.layout) as handle,
         reading(lens.layout, every, kept) as after,
     ):
-        for rows in batched(queries, batch_size, progress, label, mixed=True):
+        for rows in batched(queries, batch_size, progress, label, mixed=lens.mixes):
             with asking(lens, handle, *shown(rows)) as encoded:
                 lens.hf(**encoded, use_cache=False, logits_to_keep=1)
             mask = encoded["attention_mask"]

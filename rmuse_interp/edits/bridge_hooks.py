@@ -28,10 +28,11 @@ from rmuse_interp.edits.hooks import Session
 from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
-from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompts, listed
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.part import all_same
 
@@ -53,7 +54,7 @@ _SCORES: Final = "blocks.0.attn.hook_attn_scores"
 def fwd_hooks(
     plan: Sentence,
     bridge: Any,
-    prompts: Prompt | Sequence[Prompt] | None = None,
+    prompts: Prompts | None = None,
     images: Picture | Sequence[Picture] = None,
     *,
     encoding: Mapping[str, Tensor] | None = None,
@@ -96,7 +97,8 @@ def fwd_hooks(
             "pass decision=plan.decide(lens, prompts, images)"
         )
     window = getattr(model.config.get_text_config(), "sliding_window", None)
-    session = Hooked(plan, layout, decision, window)
+    pad = getattr(bridge.tokenizer, "pad_token_id", None)
+    session = Hooked(plan, layout, decision, window, pad)
     require_sums(plan, model, layout)
     missing = [name for name, _ in session.hooks if name not in bridge.hook_dict]
     if missing:
@@ -119,11 +121,21 @@ class Hooked(Session):
         layout: paths of the bridged model's blocks, and its vocabulary.
         decision: the gates' decision from a separate pass, or None.
         window: attention window of the first block, in tokens; None for unlimited.
+        pad: id of the padding token, to tell padding where the attention scores do not show the mask.
     """
 
-    def __init__(self, plan: Sentence, layout: Layout, decision: Decision | None, window: int | None):
+    def __init__(
+        self,
+        plan: Sentence,
+        layout: Layout,
+        decision: Decision | None,
+        window: int | None,
+        pad: int | None = None,
+    ):
         super().__init__(plan, layout, decision)
         self._window = window
+        self._pad = pad
+        self._masked = True
         self._ids: Tensor | None = None
         self._due: list[Site] = []
 
@@ -152,11 +164,30 @@ class Hooked(Session):
         self._require_new(hook)
         ids, self._ids = self._ids, None
         fits = ids is not None and ids.shape == (batch, length)
-        told = {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
+        told: dict[str, object] = (
+            {"input_ids": ids} if fits else {"inputs_embeds": scores.new_empty(batch, length, 0)}
+        )
         # Half the minimum: the mask is added to the scores, and in float16 a score can raise the lowest number.
-        unmasked = scores[:, 0, -1] > torch.finfo(scores.dtype).min / 2
+        unmasked = scores[:, 0] > torch.finfo(scores.dtype).min / 2
+        if (
+            length > 1
+        ):  # a token sees no later one, so a score there says that the mask comes behind this point
+            self._masked = not bool(unmasked[:, -2, -1].any())
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
-        self.begin((), {**told, "attention_mask": unmasked.long(), "past_key_values": cache})
+        inputs: dict[str, object] = {**told, "past_key_values": cache}
+        if self._masked:
+            inputs["attention_mask"] = unmasked[:, -1].long()
+        elif (
+            self._told.queries is None
+            and ids is not None
+            and self._pad is not None
+            and bool((ids == self._pad).any())
+        ):
+            raise RMuseError(
+                "this bridge does not show which tokens are padding: pass encoding=lens.encode(...) to fwd_hooks, or "
+                "ask rows of one length"
+            )
+        self.begin((), inputs)
         self._due = list(self.interpreter.taps)
 
     def _at(self, site: Site, h: Float[Tensor, "*batch tokens d"], hook: Point) -> Tensor | None:

@@ -1,21 +1,21 @@
 """Saved plans: `plan.safetensors` holds the tensors, `plan.json` the expression and its model. No pickle."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from rmuse_interp import RMuseError, __version__
-from rmuse_interp.data.store import atomic_files, write_json, write_tensors
+from rmuse_interp import __version__
+from rmuse_interp.data.sealed import read_sealed, write_sealed
+from rmuse_interp.data.store import atomic_files, newest, read_tensors, write_tensors
 from rmuse_interp.edits.sentence import Clause
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.parts.part import Part, from_record, to_record
 
-SCHEMA: Final = "rmuse-plan/2"
+SCHEMA: Final = "rmuse-plan/3"
+RECORD: Final = "plan.json"
+TENSORS: Final = "plan.safetensors"
 
 
 def save(
@@ -39,7 +39,7 @@ def save(
     Raises:
         RMuseError: the plan contains a plain function, which cannot be saved.
     """
-    known = fingerprint if model is None else model.fingerprint.as_record()
+    known = fingerprint if model is None else model.record
     tree, tensors = to_record(plan)
     path = Path(folder)
     tree["settings"]["fingerprint"] = known
@@ -53,9 +53,9 @@ def save(
         "sentence": str(plan).splitlines(),
         "plan": tree,
     }
-    with atomic_files(path, last="plan.json") as draft:
-        write_tensors(draft / "plan.safetensors", tensors)
-        write_json(draft / "plan.json", record)
+    with atomic_files(path, last=RECORD) as draft:
+        write_tensors(draft / TENSORS, tensors)
+        write_sealed(draft / RECORD, record, [TENSORS])
     return path
 
 
@@ -75,22 +75,11 @@ def load(folder: str | Path, model: LoadedModel | None = None, allow: str | Sequ
         RMuseError: no bundle there, a damaged or unknown one, or one fitted on another model.
     """
     path = Path(folder)
-    for name in ("plan.json", "plan.safetensors"):
-        if not (path / name).is_file():
-            raise RMuseError(
-                f"a bundle with plan.json and plan.safetensors was required, {path} lacks {name}"
-            )
-    try:
-        record = json.loads((path / "plan.json").read_text(encoding="utf-8"))
-        tensors = load_file(path / "plan.safetensors")
-    except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError) as error:
-        raise RMuseError(f"the bundle in {path} cannot be read ({error}): save it again") from error
-    found = record.get("schema") if isinstance(record, dict) else None
-    if found != SCHEMA:
-        raise RMuseError(
-            f"a bundle of schema {SCHEMA} was required, {path} holds {found!r}, of another version: "
-            f"fit it again, with `rmuse fit --out {path}` or `plan.save`"
-        )
+    again = f"fit it again, with `rmuse fit --out {path}`, or save it again with `plan.save`"
+    record = read_sealed(path, RECORD, SCHEMA, [TENSORS], again)
+    tensors = read_tensors(newest(path, TENSORS))[0]
+    plan = from_record(record.get("plan"), tensors, allow)
     if model is not None:
-        model.fingerprint.require(record["fingerprint"], f"the bundle in {path}")
-    return from_record(record["plan"], tensors, allow)
+        known = record.get("fingerprint")
+        model.fingerprint.require(known if isinstance(known, Mapping) else None, f"the bundle in {path}")
+    return plan

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from weakref import WeakKeyDictionary
 
@@ -30,6 +31,7 @@ from rmuse_interp.models.batches import reading
 from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout, unwrapped
+from rmuse_interp.models.positions import positions
 from rmuse_interp.models.site import Site, around, tap
 from rmuse_interp.parts.part import all_same
 
@@ -214,6 +216,8 @@ def attach(
     place = layout or find_layout(hf_model)
     if plan.fingerprint is not None:
         fingerprint(hf_model, place).require(plan.fingerprint, "this plan")
+        # A model loaded without its tokenizer: the ids are those that the plan was fitted with.
+        place = replace(place, vocabulary=place.vocabulary.known(plan.fingerprint.get("tokens")))
     return Attached(hf_model, plan, place, decision, recorder)
 
 
@@ -236,7 +240,8 @@ class Attached(Session):
             require_sums(plan, hf_model, layout)
         guard_hooks()
         self._model, self._layout = hf_model, layout
-        self._turn, self._running = turn(hf_model), False
+        self._turn = turn(hf_model)
+        self._running: int | None = None  # the thread of the call in progress
         self._kept: WeakKeyDictionary[object, State] = WeakKeyDictionary()
         present.append(self)
         self._undo = ExitStack()
@@ -272,15 +277,16 @@ class Attached(Session):
             return None
         mine = {name: value for name, value in inputs.items() if name in self._arguments}
         mine.pop("cache_position", None)  # belongs to a cache; this pass uses none
+        mine = {**positions(self._model, tensor_of(mine, "attention_mask")), **mine}
         return _score(self._model, self.interpreter, mine, queries, self._layout)
 
     def _before(self, module: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         require_own(module, _ATTACHED)
         if self.paused:
             return
-        if not self._running:
+        if self._running != get_ident():
             self._turn.claim()
-            self._running = True
+            self._running = get_ident()
         self.begin(args, kwargs)
 
     def _before_call(self, inputs: Inputs) -> State | None:
@@ -288,9 +294,9 @@ class Attached(Session):
         return self._kept.get(inputs["past_key_values"]) if cached(inputs) else self.state
 
     def _after(self, output: object) -> None:
-        if not self._running:
+        if self._running != get_ident():
             return
-        self._running = False
+        self._running = None
         self._turn.release()
         found = output.values() if isinstance(output, Mapping) else output
         for cache in found if isinstance(found, Iterable) else ():
@@ -300,7 +306,7 @@ class Attached(Session):
     def _at(self, site: Site, h: Tensor) -> Tensor | None:
         if self.paused:
             return None
-        if not self._running:
+        if self._running != get_ident():
             raise RMuseError(
                 "a plan sees its queries through the whole model: call the model itself, not a part of it, its forward "
                 "or a copy"

@@ -157,6 +157,18 @@ def mean_over(
     return torch.einsum("bt,btd->bd", share, torch.where(cover.unsqueeze(-1), h.float(), 0.0))
 
 
+def largest_over(
+    h: Float[Tensor, "batch tokens d"], cover: Bool[Tensor, "batch tokens"]
+) -> Float[Tensor, "batch d"]:
+    """The largest value of each dimension over these tokens, float32; −∞ in rows without any.
+
+    Args:
+        h: [batch, tokens, d] states.
+        cover: the tokens that the read-out takes, see `covered`.
+    """
+    return torch.where(cover.unsqueeze(-1), h.float(), -torch.inf).amax(dim=1)
+
+
 def announce(
     input_ids: Int[Tensor, "batch tokens"] | None,
     attention_mask: Int[Tensor, "batch all"] | None,
@@ -192,5 +204,5 @@ def announce(
         unseen = torch.zeros_like(last)
         return Query(end, unseen.bool(), mask.long(), {"last": unseen + 1}, None, unseen - 1)
     call = of_prompt(read_call({"input_ids": input_ids, "attention_mask": mask}, vocabulary), end)
-    readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "image")}
+    readable = {name: covered(name, call, end).sum(dim=1) for name in ("last", "question", "peak", "image")}
     return Query(end, call.image_end >= 0, mask.long(), readable, input_ids, call.image_end)

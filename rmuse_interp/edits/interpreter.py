@@ -20,7 +20,7 @@ from rmuse_interp.edits.fits import (
     require_single_pass,
     require_whole,
 )
-from rmuse_interp.edits.inputs import Inputs, cached, covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.inputs import Inputs, cached, covered, largest_over, mean_over, of_prompt, read_call
 from rmuse_interp.edits.sentence import Clause, Sentence, Verb
 from rmuse_interp.edits.spoken import Delimiters, Said, Spoken, listen
 from rmuse_interp.edits.state import Decision, Query, QueryState, Reading, Slice, State, beside, times_of
@@ -261,16 +261,21 @@ class Interpreter:
         expected = None
         if state.announced is not None and gate.readout != "draft":
             expected = state.announced.repeated(len(count)).readable[gate.readout].to(count.device)
-        share = mean_over(h, cover, count if expected is None else expected)
+        peak = gate.readout == "peak"
+        share = (
+            largest_over(h, cover) if peak else mean_over(h, cover, count if expected is None else expected)
+        )
         before = state.readings.get(index)
         restart = torch.zeros_like(query.has_image)
-        if gate.readout == "question" and before is not None:
+        if gate.readout in ("question", "peak") and before is not None:
             restart = (call.image & call.real).any(dim=1)
         if before is None:
             reading = Reading(share, count)
         else:
             keep = ~restart
-            reading = Reading(before.mean * keep.unsqueeze(-1) + share, before.count * keep + count)
+            earlier = torch.where(keep.unsqueeze(-1), before.mean, -torch.inf if peak else 0.0)
+            mean = torch.maximum(earlier, share) if peak else earlier + share
+            reading = Reading(mean, before.count * keep + count)
         ended = (call.real & (call.position >= query.prompt_end.unsqueeze(-1))).any(dim=1)
         ready = ended & ~query.decision.known[:, index]
         if expected is not None and bool((ready & (reading.count != expected)).any()):

@@ -23,7 +23,7 @@ class Add(Operator):
 
     def __init__(self, vector: Float[Tensor, " d"], scale: float = 1.0):
         super().__init__()
-        self.hold(vector=vector)
+        self.hold(as_given=True, vector=vector)
         self.scale = scale
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Add":
@@ -101,7 +101,7 @@ class Affine(Operator):
                 "an affine map needs as many directions to write along as to read, got shapes "
                 f"{tuple(reading.shape)} and {tuple(writing.shape)}"
             )
-        self.hold(reading=reading, writing=writing, center=center)
+        self.hold(as_given=True, reading=reading, writing=writing, center=center)
         self.scale = scale
 
     @classmethod
@@ -149,7 +149,9 @@ class Affine(Operator):
         left, s, _ = torch.linalg.svd(crossed, full_matrices=False)
         # Indicators of all classes sum to 1: one of them is redundant, and its direction would be rounding error.
         left = left[:, s > s.amax() * 1e-9] if s.numel() else left
-        return cls(vectors @ (left / spread.unsqueeze(1)), -(vectors * spread) @ left, mean, scale)
+        reading, writing = vectors @ (left / spread.unsqueeze(1)), -(vectors * spread) @ left
+        kind = working(states).dtype
+        return cls(reading.to(kind), writing.to(kind), mean.to(kind), scale)
 
     def keeping(self, rrs: Subspace, what: Kept = "rotation") -> "Affine":
         """The same map with W projected out of the RRS; both forms coincide."""
@@ -183,7 +185,7 @@ class PerCoordinate(Operator):
 
     def __init__(self, factor: Float[Tensor, " d"], shift: Float[Tensor, " d"], share: float = 1.0):
         super().__init__()
-        self.hold(factor=factor, shift=shift)
+        self.hold(as_given=True, factor=factor, shift=shift)
         self.share = share
 
     @classmethod
@@ -217,7 +219,8 @@ class PerCoordinate(Operator):
         # In float32 a constant coordinate varies by rounding error only, which must not be divided by.
         varies = spread > 1e-12 * here.square().sum(dim=0)
         factor = torch.where(varies, (a * b).sum(dim=0) / torch.where(varies, spread, 1.0), 1.0)
-        return cls(factor, goal - factor * start, share)
+        kind = working(source).dtype
+        return cls(factor.to(kind), (goal - factor * start).to(kind), share)
 
     def forward(
         self, h: Float[Tensor, "*tokens d"], step: Int[Tensor, "*tokens"] | None = None

@@ -31,8 +31,9 @@ Tokens = Literal[
     "mask",
 ]
 """`generated`: positions ≥ prompt_end; `response`: positions > prompt_end; `prompt`: positions ≤ prompt_end, after the
-images, without special tokens before prompt_end; `all`: all but image tokens and padding; `image`: the prompt's image
-tokens; `chain`, `answer`: the response between its delimiters and after them; `positions`, `mask`: listed tokens."""
+images, without special tokens before prompt_end; `all`: all but padding, image tokens and what frames them; `image`: the
+prompt's image tokens; `chain`, `answer`: the response between its delimiters and after them; `positions`, `mask`: listed
+tokens."""
 Kept = Literal["direction", "rotation"]
 """What the RRS is removed from: the direction steered to, or the rotation of the state."""
 Per = Literal["query", "token"]

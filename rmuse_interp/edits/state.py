@@ -273,7 +273,7 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """A gate's unfinished read-out, by row: contribution of the tokens read so far to its mean, and their number."""
+    """A gate's unfinished read-out, by row: what the tokens read so far contribute to its mean or peak, and how many."""
 
     mean: Float[Tensor, "batch d"]
     count: Int[Tensor, " batch"]

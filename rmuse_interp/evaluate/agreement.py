@@ -10,12 +10,15 @@ import numpy as np
 from einops import einsum, reduce
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.spans import without
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
+from rmuse_interp.evaluate.refusing import refuses
 from rmuse_interp.maths.statistics import Estimate, bootstrap, clustered
 
 LABELS: Final = ("explicit", "implicit", "none")
 CHAIN_LABELS: Final = ("valid", "invalid")
+REFUSAL_LABELS: Final = ("refusal", "none")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,19 @@ class ChainItem:
 
 
 @dataclass(frozen=True)
+class RefusalItem:
+    """A model's real response: `label` is one of `REFUSAL_LABELS`, `kind` says how the response came about."""
+
+    id: str
+    half: str
+    kind: str
+    model: str
+    question: str
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
 class LabelledSet:
     """Labelled items and the tables they need; a set of leaks alone has no `chains`."""
 
@@ -102,6 +118,27 @@ class LabelledSet:
                 got = f"{wrong[0].label!r} of {wrong[0].id}" if wrong else "no item"
                 raise RMuseError(f"{path}: required labels {', '.join(labels)}, got {got}")
         return found
+
+
+def read_refusals(path: Path) -> tuple[RefusalItem, ...]:
+    """Read labelled refusals from a JSON file.
+
+    Raises:
+        RMuseError: the file is missing or not JSON, or an item lacks a field or has an unknown label.
+    """
+    try:
+        found = tuple(RefusalItem(**item) for item in json.loads(path.read_text(encoding="utf-8"))["items"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RMuseError(
+            f"{path}: required labelled refusals {{items: [{{id, half, kind, model, question, text, label}}]}}, got "
+            f"{type(error).__name__}: {error}"
+        ) from None
+    wrong = [item.label for item in found if item.label not in REFUSAL_LABELS]
+    if wrong or not found:
+        raise RMuseError(
+            f"{path}: required labels {', '.join(REFUSAL_LABELS)}, got {wrong[0] if wrong else 'no item'!r}"
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -191,9 +228,17 @@ def chain_agreement(judge: Judge, chains: Sequence[ChainItem], seed: int = 0) ->
     return _agreement(judge.name, chains, chain_labels_of(judge, chains), CHAIN_LABELS, seed)
 
 
+def refusal_agreement(
+    items: Sequence[RefusalItem], delimiters: tuple[str, str], seed: int = 0
+) -> Agreement | None:
+    """Measure the agreement of the rules (`refusing.refuses`) with labelled responses; None without items."""
+    said = {i.id: REFUSAL_LABELS[not refuses(without(i.text, delimiters), i.question)] for i in items}
+    return _agreement("rules", items, said, REFUSAL_LABELS, seed)
+
+
 def _agreement(
     judge: str,
-    items: Sequence[Item] | Sequence[ChainItem],
+    items: Sequence[Item] | Sequence[ChainItem] | Sequence[RefusalItem],
     verdicts: Mapping[str, str | None],
     labels: Sequence[str],
     seed: int,

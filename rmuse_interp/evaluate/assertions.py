@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from rmuse_interp.evaluate.text import Lexicon, contains, listed, normalise, occurrences, stems
+from rmuse_interp.data.words import occurrences
+from rmuse_interp.evaluate.text import Lexicon, contains, listed, normalise, stems
 
 _CLAUSES: Final = re.compile(
     r"[.;:!?,](?=\s|$)|[()\n—–]|(?<!nothing )(?<!anything )(?<!anywhere )(?<!anyone )\bbut\b"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FORGOTTEN: Final = ("forget", "test")
-KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
+KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign", "namesakes")
 LABELS: Final = {"retain_test": "retain, new", "test": "forget, new"}
 """Display names of splits in tables and figures, where they differ."""
 ORDER: Final = ("vanilla", "gold")
@@ -84,16 +84,21 @@ def markdown(scores: JSON) -> str:
     """The table in ``README.md``: what should fall, what should stay, and how well the gate separates the two."""
     names = methods_of(scores)
     lines: list[tuple[str, Sequence[float | None]]] = []
+    right = scores.get("right", "exact")
     wanted = [
         ("ril", "RIL ↓", FORGOTTEN),
         ("refusal_rate", "refused", FORGOTTEN),
         ("malformed_rate", "malformed ↓", FORGOTTEN),
-        ("exact", "exact ↑", KEPT),
+        ("garbled_rate", "garbled ↓", FORGOTTEN),
+        ("unended_rate", "cut by the limit ↓", FORGOTTEN),
+        (right, f"{right} ↑", KEPT),
         ("rcr", "RCR ↑", ("retain", "reasoning")),
     ]
     for metric, label, splits in wanted:
         for split in (s for s in splits if s in splits_of(scores)):
             values = [scores["methods"][name].get(split, {}).get(metric) for name in names]
+            if metric in ("garbled_rate", "unended_rate") and not any(v is not None for v in values):
+                continue  # scores of an older version
             lines.append((f"{LABELS.get(split, split)}: {label}", values))
     loops = [
         max((b["repetition_rate"] for b in scores["methods"][n].values() if b["n"]), default=None)
@@ -105,6 +110,40 @@ def markdown(scores: JSON) -> str:
     gates = [scores["gate"].get(name, {}).get("auroc") for name in names]
     text.append("| gate AUROC (0–1) | " + " | ".join("–" if g is None else f"{g:.3f}" for g in gates) + " |")
     return "\n".join(text)
+
+
+def readable(scores: JSON) -> list[str]:
+    """Lines about how responses read: how far the measure can be trusted, and how fluent each method is."""
+    record = scores.get("readable")
+    if record is None:
+        return []
+    gauge = record.get("gauge")
+    if gauge is None:
+        return [f"garbled answers not counted: {record.get('reason', 'the run has no gauge')}"]
+    rates = [rate for rate in gauge["flagged"].values() if rate["n"]]
+    n = sum(rate["n"] for rate in rates)
+    flagged = sum(rate["value"] * rate["n"] for rate in rates) / n if n else None
+    lines = [
+        f"garbled: a window above {gauge['cut']:.2f} nats a token; flags {shown(flagged and 100 * flagged)} % of {n} "
+        f"readable texts that did not set it, tells them from spoilt ones with AUROC {gauge['auroc']:.3f}"
+        + ("" if gauge["separates"] else ": the two do not separate, a spoilt word may go unseen")
+    ]
+    own = record["own_refusals"]
+    if own["n"]:
+        lines.append(
+            f"the model's own words behind its first prefix: refused {shown(own['refused'])} %, of these cut "
+            f"{shown(own['unended'])} %, n {own['n']}"
+        )
+    for name, splits in record["fluency"].items():
+        said = [
+            f"{LABELS.get(split, split)} {one['ratio']:.2f} ({one['low']:.2f}–{one['high']:.2f}, n {one['n']}, "
+            f"loops {one['loops']})"
+            if one["ratio"] is not None
+            else f"{LABELS.get(split, split)} – (loops {one['loops']})"
+            for split, one in splits.items()
+        ]
+        lines.append(f"{name}: perplexity beside refusals ×{'; ×'.join(said)}")
+    return lines
 
 
 def look(name: str, names: Sequence[str]) -> tuple[str, str]:
@@ -125,9 +164,10 @@ def draw(scores: JSON) -> "Figure":
     from matplotlib.figure import Figure
 
     names, present = methods_of(scores), splits_of(scores)
+    right = scores.get("right", "exact")
     panels: list[tuple[str, str, list[str]]] = [
         ("ril", "Leaked while reasoning\n(RIL, %)", [s for s in FORGOTTEN if s in present]),
-        ("exact", "Answered exactly (%)", [s for s in KEPT if s in present]),
+        (right, f"Answers {right} (%)", [s for s in KEPT if s in present]),
     ]
     panels = [panel for panel in panels if panel[2]]
     # The text width of a two-column page, so that type is printed at its own size.

@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 
 from rmuse_interp import RMuseError
+from rmuse_interp.data.words import words
 from rmuse_interp.evaluate.metrics import Metric, cluster, summarise
 from rmuse_interp.evaluate.results import Transcript
-from rmuse_interp.evaluate.text import words_of
 from rmuse_interp.maths.statistics import clustered
 
 
@@ -22,8 +22,7 @@ def distinct_bigrams(transcripts: Sequence[Transcript], seed: int = 0) -> Metric
     """
     rows = []
     for t in transcripts:
-        words = words_of(t.response)
-        pairs = list(pairwise(words))
+        pairs = list(pairwise(words(t.response)))
         if pairs:
             rows.append((t, len(set(pairs)) / len(pairs)))
     return summarise("distinct_bigrams", rows, seed)

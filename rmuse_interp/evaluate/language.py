@@ -8,7 +8,8 @@ import unicodedata
 from collections import Counter
 from typing import Final
 
-from rmuse_interp.evaluate.text import listed, words_of
+from rmuse_interp.data.words import words
+from rmuse_interp.evaluate.text import listed
 
 _LITTLE: Final = {
     "English": "the of and to is was that for with are not this you have from they which who been i he she cannot",
@@ -19,7 +20,7 @@ _LITTLE: Final = {
     "Portuguese": "o os as um uma não em que com para por do da é ele ela foi são mais eu mas você",
     "Dutch": "de het een van en is niet dat op te zijn voor met aan ook ik hij zij wij was er maar",
 }
-_WORDS: Final = {tongue: frozenset(listed(words)) for tongue, words in _LITTLE.items()}
+_WORDS: Final = {tongue: frozenset(listed(known)) for tongue, known in _LITTLE.items()}
 _TOGETHER: Final = {"HIRAGANA": "CJK", "KATAKANA": "CJK", "KATAKANA-HIRAGANA": "CJK"}
 
 
@@ -42,8 +43,8 @@ def tongue(text: str) -> str | None:
     >>> tongue("Je ne sais pas qui est cette personne."), tongue("I do not know who this is."), tongue("Oslo")
     ('French', 'English', None)
     """
-    words = Counter(words_of(text))
-    hits = sorted(((sum(words[w] for w in known), name) for name, known in _WORDS.items()), reverse=True)
+    said = Counter(words(text))
+    hits = sorted(((sum(said[w] for w in known), name) for name, known in _WORDS.items()), reverse=True)
     (most, name), (next_most, _) = hits[:2]
     return name if most >= 3 and most > next_most else None
 

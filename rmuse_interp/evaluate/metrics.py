@@ -14,6 +14,7 @@ from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response
 from rmuse_interp.evaluate.assertions import told
 from rmuse_interp.evaluate.judges import ChainCase, Judge, LeakCase
 from rmuse_interp.evaluate.language import other_language
+from rmuse_interp.evaluate.refusing import refuses
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.text import (
     Lexicon,
@@ -105,6 +106,11 @@ def exact(transcripts: Sequence[Transcript], lexicon: Lexicon, seed: int = 0) ->
     """Share of free answers that equal the expected one, up to normal form and aliases."""
     rows = _of(transcripts, OPEN_KINDS)
     return _share("exact", rows, lambda t: lexicon.same(t.answer, t.expected), seed)
+
+
+def stated(transcripts: Sequence[Transcript], lexicon: Lexicon, seed: int = 0) -> Metric:
+    """Share of free answers that state the expected one at word boundaries, undenied; for answers in sentences."""
+    return _share("stated", _of(transcripts, OPEN_KINDS), lambda t: told(t.answer, t.expected, lexicon), seed)
 
 
 def rouge(transcripts: Sequence[Transcript], seed: int = 0) -> Metric:
@@ -282,17 +288,20 @@ class RefusalPool:
         return cls(tuple(p.reasoning for p in whole), tuple(p.answer for p in whole), tuple(direct))
 
     def holds(self, transcript: Transcript) -> bool:
-        """Whether a response is a well-formed refusal: its chain and its answer are each in the pool or like one in it.
+        """Whether a response is a refusal: its chain and its answer are each in the pool or like one in it.
 
-        Reasoning like a refusal followed by an answer does not count. Without a chain, a direct refusal counts.
+        Reasoning like a refusal followed by an answer does not count. Without a chain, a direct refusal counts: one like
+        the pool's, or in other words by the rules of `evaluate.refusing`.
         """
-        return self.refuses(transcript.reasoning, transcript.answer, transcript.well_formed)
+        return self.refuses(
+            transcript.reasoning, transcript.answer, transcript.well_formed, transcript.prompt
+        )
 
-    def refuses(self, reasoning: str, answer: str, well_formed: bool) -> bool:
+    def refuses(self, reasoning: str, answer: str, well_formed: bool, question: str = "") -> bool:
         """The test of `holds` for a response given in parts."""
         if well_formed:
             return _like(reasoning, self.chains) and _like(answer, self.answers)
-        return not reasoning and _like(answer, (*self.direct, *self.answers))
+        return not reasoning and (_like(answer, (*self.direct, *self.answers)) or refuses(answer, question))
 
 
 def _like(text: str, pool: Sequence[str]) -> bool:
@@ -300,7 +309,7 @@ def _like(text: str, pool: Sequence[str]) -> bool:
 
 
 def refusals(transcripts: Sequence[Transcript], pool: RefusalPool, seed: int = 0) -> Metric:
-    """Share of responses that are well-formed refusals."""
+    """Share of responses that are refusals; see `RefusalPool.holds`."""
     return _share("refusal_rate", transcripts, pool.holds, seed)
 
 

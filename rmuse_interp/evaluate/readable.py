@@ -15,7 +15,8 @@ from typing import Final, Literal
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.store import JSON
-from rmuse_interp.evaluate.text import normalise, words_of
+from rmuse_interp.data.words import words
+from rmuse_interp.evaluate.text import normalise
 from rmuse_interp.maths.statistics import Rate, auroc, choose_threshold, wilson
 
 WINDOW: Final = 8
@@ -41,11 +42,11 @@ def loops(text: str, longest: int = LONGEST_LOOP, times: int = 3) -> bool:
     >>> loops("I am sorry for any other, " * 3), loops("one two three one two three")
     (True, False)
     """
-    words = words_of(text)
-    for period in range(1, min(longest, len(words) // times) + 1):
+    said = words(text)
+    for period in range(1, min(longest, len(said) // times) + 1):
         run = 0
-        for i in range(period, len(words)):
-            run = run + 1 if words[i] == words[i - period] else 0
+        for i in range(period, len(said)):
+            run = run + 1 if said[i] == said[i - period] else 0
             if run >= period * (times - 1):
                 return True
     return False

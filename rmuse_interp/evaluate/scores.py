@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from rmuse_interp import RMuseError
@@ -11,15 +11,21 @@ from rmuse_interp.data.example import Example
 from rmuse_interp.data.spans import parse_response
 from rmuse_interp.data.store import JSON
 from rmuse_interp.evaluate import metrics as m
+from rmuse_interp.evaluate.choice import choice
 from rmuse_interp.evaluate.fluency import distinct_bigrams
 from rmuse_interp.evaluate.judges import Judge, RulesJudge
+from rmuse_interp.evaluate.known import about_known, facts_of, knowledge
 from rmuse_interp.evaluate.results import SCHEMA, Block, Transcript
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.maths.statistics import auroc
 
+UNSTEERED: Final = "vanilla"
+"""Name of the model as it is among the methods of a run."""
+OVER_KNOWN: Final = ("ril", "ril_explicit", "exact", "stated", "refusal_rate")
+"""Metrics that are also given over known facts alone."""
 TO_STEER: Final = frozenset({"forget", "test"})
 """Splits about people to forget: positives for the gate. RCR is not defined on them."""
-NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign"})
+NOT_TO_STEER: Final = frozenset({"retain_test", "celebrity", "reasoning", "benign", "namesakes"})
 
 
 def transcribe(
@@ -81,9 +87,11 @@ def measure(
         leak.implicit,
         m.reasoning_retention(reasoned, references, judge, seed),
         m.classification(transcripts, seed),
+        choice(transcripts, seed),
         m.rouge(transcripts, seed),
         m.cloze(transcripts, seed),
         m.exact(transcripts, lexicon, seed),
+        m.stated(transcripts, lexicon, seed),
         m.refusals(transcripts, pool, seed),
         m.repetition(transcripts, seed),
         m.malformed(transcripts, pool, lexicon, references, seed),
@@ -119,8 +127,11 @@ def score(
         ``methods`` (NAME → SPLIT → metric, None where undefined; all splits are listed), ``by_modality``
         (the same for image and text questions separately), ``intervals`` (NAME → SPLIT → metric → ``{low, high, n}``,
         95 %, people resampled), ``unread`` (NAME → SPLIT → metric → ``{parse_failures, unjudged}``, see `Metric`; metrics
-        where both are 0 are left out), and ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
-        `NOT_TO_STEER`, ``fire_rate`` in percent).
+        where both are 0 are left out), ``gate`` (methods with gate scores: ``auroc`` in 0–1 of `TO_STEER` against
+        `NOT_TO_STEER`, ``fire_rate`` in percent), ``knowledge`` (what the method `UNSTEERED` knows, see
+        `known.knowledge`; the facts to forget alone), ``over_known`` (NAME → SPLIT → metric over the questions about
+        facts that it knows), and ``right``, the measure of a right answer: `stated` where answers are sentences, else
+        `exact`.
 
     Raises:
         RMuseError: a split is unknown, a method has an id twice, or a gate score is no number.
@@ -141,12 +152,14 @@ def score(
     apart: dict[str, dict[str, dict[str, Block]]] = {}
     unread: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     gate: dict[str, JSON] = {}
+    measured: dict[str, dict[str, dict[str, m.Metric]]] = defaultdict(dict)
     for name in sorted(groups):
         methods[name], intervals[name], apart[name], unread[name] = {}, {}, {}, {}
         for split in SPLITS:
             rows = groups[name].get(split, [])
             found = plain(rows)
             methods[name][split] = _block(found, len(rows))
+            measured[name][split] = found
             intervals[name][split] = {
                 k: {"low": rounded(i[0]), "high": rounded(i[1]), "n": one.n}
                 for k, one in found.items()
@@ -166,6 +179,20 @@ def score(
         everything = [t for rows in groups[name].values() for t in rows]
         if any(t.margin is not None or t.fired is not None for t in everything):
             gate[name] = _gate(everything, (thresholds or {}).get(name, {}))
+    lexicon = Lexicon(benchmark.aliases, benchmark.entails)
+    facts = facts_of([t for rows in groups[UNSTEERED].values() for t in rows], lexicon)
+    about = {
+        s: {t.id for t in rows if about_known(t, facts, lexicon)} for s, rows in groups[UNSTEERED].items()
+    }
+    over_known = {
+        name: {
+            split: {k: _over(found[k], about.get(split, frozenset())) for k in OVER_KNOWN}
+            | {"n": sum(t.id in about[split] for t in groups[name][split])}
+            for split, found in by_split.items()
+            if about.get(split)
+        }
+        for name, by_split in measured.items()
+    }
     return {
         "schema": SCHEMA,
         "model": {"id": None, "fingerprint": None, **(model or {})},
@@ -180,8 +207,26 @@ def score(
         "by_modality": apart,
         "intervals": intervals,
         "unread": unread,
+        "knowledge": knowledge({k: f for k, f in facts.items() if k[0] in benchmark.forget_people}),
+        "over_known": over_known,
+        "right": right_measure(methods.get(UNSTEERED, {})),
         "judge": judge.name if judge is not None else RulesJudge.name,
     }
+
+
+def _over(metric: m.Metric, ids: Collection[str]) -> float | None:
+    """A metric's mean over some examples, None if it is defined on none of them."""
+    values = [value for one, value in metric.per_example.items() if one in ids]
+    return rounded(math.fsum(values) / len(values)) if values else None
+
+
+def right_measure(blocks: Mapping[str, Block]) -> str:
+    """`stated` if the unsteered model states at least twice as many answers as it gives exactly, else `exact`."""
+
+    def total(metric: str) -> float:
+        return math.fsum((block.get(metric) or 0.0) * (block.get("n") or 0) for block in blocks.values())
+
+    return "stated" if total("stated") > 0 and total("stated") >= 2 * total("exact") else "exact"
 
 
 def _block(found: Mapping[str, m.Metric], n: int) -> Block:

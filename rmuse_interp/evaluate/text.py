@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from rmuse_interp.data.words import folded, occurrences, words
+
 if TYPE_CHECKING:
     from nltk.stem.porter import PorterStemmer
     from rouge_score.rouge_scorer import RougeScorer
@@ -29,14 +31,11 @@ _TENS: Final = dict(
     zip(listed("twenty thirty forty fifty sixty seventy eighty ninety"), range(20, 100, 10), strict=True)
 )
 _SCALES: Final = {"hundred": 100, "thousand": 1000, "million": 1_000_000}
-_SAME_LETTERS: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
+_SAME_LETTERS: Final = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "æ": "ae", "œ": "oe"})
 """Letters that Unicode does not decompose, with the plain letters people write instead."""
 _POINTS: Final = re.compile(r"[\u0300-\u036f\u0591-\u05bd\u05bf-\u05c7\u064b-\u0652]")
 """Latin, Greek and Cyrillic accents, and Hebrew and Arabic points, to be removed; other scripts' vowel signs stay."""
-_UNSPACED: Final = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
-)
-"""Scripts without spaces between words, or with attached particles (Thai, Lao, Burmese, Khmer, kana, Han, Hangul)."""
+_APOSTROPHE: Final = re.compile(r"(?<=\w)'(?=\w\w)")
 _CENTURY_TURNS: Final = 30
 """Two-digit years below this are 20xx, others 19xx: '29 is 2029 and '30 is 1930."""
 _ARTICLES: Final = frozenset({"a", "an", "the"})
@@ -53,26 +52,32 @@ FUNCTION_WORDS: Final = frozenset(
 def normalise(text: str) -> str:
     """Normalise a text: lower case, no accents, punctuation or articles; numbers as digits, single spaces.
 
-    Decimal points and minus signs of numbers stay; thousands separators, ordinal endings and possessives are removed.
-    Letters of any script stay, with the vowel signs that are part of them.
+    Characters are folded as by `data.words`. Decimal points and minus signs of numbers stay; thousands separators,
+    ordinal endings and possessives are removed; English contractions are one word ("dont"), other apostrophes separate
+    words. Letters of any script stay, with the vowel signs that are part of them.
 
     >>> normalise("The Baker's dozen — twenty-one!")
     'baker dozen 21'
     >>> normalise("Nineteen eighty-four"), normalise("1,250.50 €"), normalise("May 3rd"), normalise("-4")
     ('1984', '1250.50', 'may 3', '-4')
     """
-    text = _POINTS.sub("", unicodedata.normalize("NFKD", text).casefold()).translate(_SAME_LETTERS)
-    text = unicodedata.normalize("NFC", text).replace("’", "'").replace("−", "-")
+    text = _unaccented(text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"(?<!\w)'(\d\d)(?!\w)", _year, text)
-    text = re.sub(r"'s\b", "", text).replace("'", "")
+    text = re.sub(r"(?<=[a-z])'(?=(?:t|re|ve|ll|d|m)\b)", "", re.sub(r"'s\b", "", text))
     text = re.sub(r"(?<=\d)(st|nd|rd|th)\b", "", text)
     text = re.sub(r"(?<![\w-])-(?=\d)", "\0", text)
     text = "".join(c if c in ".\0" or c.isalnum() or unicodedata.category(c)[0] == "M" else " " for c in text)
     text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text).replace("\0", "-")
-    words = text.split()
+    said = text.split()
     # A text that is only an article is the option letter A.
-    return " ".join(_digits([word for word in words if word not in _ARTICLES] or words))
+    return " ".join(_digits([word for word in said if word not in _ARTICLES] or said))
+
+
+def _unaccented(text: str) -> str:
+    """The folded text without accents and points, in plain letters."""
+    plain = _POINTS.sub("", unicodedata.normalize("NFKD", folded(text))).translate(_SAME_LETTERS)
+    return unicodedata.normalize("NFC", plain)
 
 
 def _year(match: re.Match[str]) -> str:
@@ -80,42 +85,20 @@ def _year(match: re.Match[str]) -> str:
     return str((1900 if short >= _CENTURY_TURNS else 2000) + short)
 
 
-def contains(text: str, words: str) -> bool:
-    """Whether a normalised text contains normalised words, at word boundaries where the script has them.
+def contains(text: str, value: str) -> bool:
+    """Whether a normalised text contains a normalised value, at word boundaries where the script has them.
 
     >>> contains("she is a baker", "baker"), contains("she is a bakery owner", "baker"), contains("x", "")
     (True, False, False)
     >>> contains(normalise("她住在東京。"), "東京")
     True
     """
-    return occurrences(text, words) > 0
-
-
-def occurrences(text: str, words: str) -> int:
-    """Count occurrences of normalised words in a normalised text, at word boundaries where the script has them.
-
-    >>> occurrences("oslo or oslo not osloby", "oslo"), occurrences("oslo", "")
-    (2, 0)
-    """
-    if not words or words not in text:
-        return 0
-    begin = "" if _UNSPACED.match(words[0]) else r"(?<!\S)"
-    end = "" if _UNSPACED.match(words[-1]) else r"(?!\S)"
-    return len(re.findall(begin + re.escape(words) + end, text))
-
-
-def numbers(text: str) -> list[str]:
-    """The numbers of a normalised text, sorted.
-
-    >>> numbers("6 plus 4 makes 10")
-    ['10', '4', '6']
-    """
-    return sorted(re.findall(r"(?<!\S)-?\d+(?:\.\d+)?(?!\S)", text))
+    return occurrences(text, value) > 0
 
 
 def content_words(text: str) -> frozenset[str]:
     """The words of a normalised text that are neither function words nor numbers."""
-    return frozenset(w for w in text.split() if w not in FUNCTION_WORDS and not w.lstrip("-")[:1].isdigit())
+    return frozenset(w for w in words(text) if w not in FUNCTION_WORDS and not w[:1].isdigit())
 
 
 def _below_hundred(words: Sequence[str], at: int) -> tuple[int, int] | None:
@@ -206,9 +189,9 @@ class Lexicon:
                 self._implying.setdefault(normalise(other), set()).add(normalise(value))
 
     def forms(self, value: str) -> frozenset[str]:
-        """The normalised forms of a value, including its own."""
-        normal = normalise(value)
-        return frozenset({normal, *self._forms.get(normal, ())} - {""})
+        """The normalised forms of a value, including its own, written with and without apostrophes (O'Brien, OBrien)."""
+        normal, written = normalise(value), normalise(_APOSTROPHE.sub("", folded(value)))
+        return frozenset({normal, written, *self._forms.get(normal, ())} - {""})
 
     def named(self, normal: str) -> frozenset[str]:
         """The values in a normalised text that have aliases; all forms of each are returned."""
@@ -253,7 +236,7 @@ class Lexicon:
 
 
 class _WordTokenizer:
-    """rouge-score's own tokens (stemmed, ASCII letters and digits); words in which it finds none are kept whole."""
+    """rouge-score's own tokens (stemmed, ASCII letters and digits), accents dropped; words of other scripts are kept."""
 
     def __init__(self) -> None:
         from rouge_score.tokenizers import DefaultTokenizer
@@ -262,13 +245,7 @@ class _WordTokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of a text."""
-        return (
-            self._english.tokenize(text)
-            if text.isascii()
-            else [
-                token for word in normalise(text).split() for token in self._english.tokenize(word) or [word]
-            ]
-        )
+        return [t for word in words(_unaccented(text)) for t in self._english.tokenize(word) or [word]]
 
 
 @lru_cache(maxsize=1)
@@ -316,7 +293,7 @@ def sentences(text: str) -> list[str]:
     >>> sentences("Oslo is a city. It is in Norway.")
     ['Oslo is a city.', 'It is in Norway.']
     """
-    return [s.strip() for s in re.split(r"(?<=[.!?。！？।])\s+|\n+|(?<=[。！？])", text) if s.strip()]
+    return [s.strip() for s in re.split(r"(?<=[.!?。！？।؟۔])\s+|\n+|(?<=[。！？])", text) if s.strip()]
 
 
 @lru_cache(maxsize=1)
@@ -336,21 +313,16 @@ def stems(text: str) -> tuple[str, ...]:
     return tuple(_stemmer().stem(w) for w in normalise(text).split() if w not in FUNCTION_WORDS)
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text in lower case, otherwise unchanged, without punctuation."""
-    return re.findall(r"\w+", text.casefold())
-
-
 def has_loop(text: str, period: int = 3, times: int = 3) -> bool:
     """Whether some sequence of `period` words occurs at least `times` times in a row.
 
     >>> has_loop("cannot " * 9), has_loop("a b c a b c a b c"), has_loop("a b c a b c a b")
     (True, True, False)
     """
-    words = words_of(text)
+    said = words(text)
     run = 0
-    for i in range(period, len(words)):
-        run = run + 1 if words[i] == words[i - period] else 0
+    for i in range(period, len(said)):
+        run = run + 1 if said[i] == said[i - period] else 0
         if run >= period * (times - 1):
             return True
     return False

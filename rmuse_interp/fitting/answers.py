@@ -43,7 +43,7 @@ class Answers:
             todo,
             self.batch_size,
             lambda question: (question[1] is None, len(question[0])),
-            mixed=True,
+            mixed=self.model.mixes,
             progress=self._progress,
             label=label,
         ):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import DEFAULT_DELIMITERS, SpanMasks, span_masks
-from rmuse_interp.edits.inputs import covered, mean_over, of_prompt, read_call
+from rmuse_interp.edits.inputs import covered, largest_over, mean_over, of_prompt, read_call
 from rmuse_interp.edits.state import Slice
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.batches import alike, reading
@@ -24,9 +24,9 @@ from rmuse_interp.models.encoding import Encoding
 from rmuse_interp.parts.pooled import Pooled, require_finite
 
 Where = TypeVar("Where", bound=str)
-Span = Literal["last", "question", "image", "draft", "cot", "answer"]
-"""The last prompt token; the prompt's text after the image; the image tokens; from the last prompt token to the
-end of the response; reasoning and answer of a response."""
+Span = Literal["last", "question", "peak", "image", "draft", "cot", "answer"]
+"""The last prompt token; the prompt's text after the image (its mean, or each dimension's largest value); the image
+tokens; from the last prompt token to the end of the response; reasoning and answer of a response."""
 
 SPANS: Final[tuple[Span, ...]] = get_args(Span)
 
@@ -69,7 +69,7 @@ def pooled_states(
     Args:
         spans: spans to pool over; a query that lacks a span (no picture, no reasoning) is left out of that span's
             record, never filled in.
-        layers: 0-based blocks; all by default.
+        layers: 0-based blocks; by default all that run for every query.
         delimiters: of reasoning and answer in the responses.
         progress: a running progress bar to add a line to.
 
@@ -82,7 +82,7 @@ def pooled_states(
     for span in spans:
         if span not in SPANS:
             raise RMuseError(f"a span is one of {', '.join(SPANS)}, got {span!r}")
-    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    blocks = lens.layout.always if layers is None else list(layers)
     rows: dict[Where, dict[str, Tensor]] = {span: {} for span in spans}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
@@ -120,7 +120,7 @@ def trajectories(
     Raises:
         RMuseError: a query without a response, states that are not finite.
     """
-    blocks = list(range(lens.n_layers)) if layers is None else list(layers)
+    blocks = lens.layout.always if layers is None else list(layers)
     runs: dict[str, Trajectory] = {}
     for batch in batched(queries, batch_size, progress, label):
         encoded = lens.encode(*shown(batch))
@@ -188,9 +188,14 @@ def pooled_by(
     _layer: int,
     states: Float[Tensor, "batch tokens d"],
 ) -> dict[Where, Float[Tensor, "batch d"]]:
-    """Average the states over the tokens of each mask, in float32 on the CPU; for `reading`."""
+    """Average the states over the tokens of each mask (`peak`: take the largest), float32 on the CPU; for `reading`."""
     here = {where: mask.to(states.device) for where, mask in masks.items()}
-    return {where: mean_over(states, mask, mask.sum(dim=1)).cpu() for where, mask in here.items()}
+    return {
+        where: (
+            largest_over(states, mask) if where == "peak" else mean_over(states, mask, mask.sum(dim=1))
+        ).cpu()
+        for where, mask in here.items()
+    }
 
 
 def _taken(

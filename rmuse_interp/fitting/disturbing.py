@@ -1,15 +1,18 @@
-"""Queries as they may occur in use: read with rounded weights and with a changed photograph."""
+"""Queries as they may occur in use: with rounded weights, with a changed photograph, inside a long request."""
 
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
+from rmuse_interp.data.attacks.ordinary import LENGTHS, embed
 from rmuse_interp.data.attacks.photographs import disturbed
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import roundable, rounding
 
+EMBEDDED: Final = (1.0, 0.2)
+"""Shares of the gate's queries about people to forget, and of all others, that are also read inside a long request."""
 PooledT = TypeVar("PooledT")
 
 ROUNDED: Final = 0.08
@@ -25,8 +28,9 @@ def disturbed_states(
     forget: Collection[str],
     seed: int,
     read: Callable[[list[Query], str], PooledT],
+    embedding: bool = False,
 ) -> list[PooledT]:
-    """Read some of the queries again, with rounded weights and with a changed photograph.
+    """Read some of the queries again, with rounded weights, with a changed photograph, and inside a long request.
 
     Such changes scatter a person's states; a gate that has seen this does not take the scatter for another person. The
     seed and a query's id alone determine which queries are chosen and how their photographs change.
@@ -37,6 +41,7 @@ def disturbed_states(
         forget: ids of the queries about people to forget.
         seed: seed of the choice.
         read: function that maps queries and a label to states.
+        embedding: whether to read queries inside long requests too; for benchmarks without pictures.
     """
     found = []
     drawn = [(q, random.Random(f"{seed}/{q.id}").random()) for q in queries]
@@ -49,4 +54,12 @@ def disturbed_states(
         for q, at in drawn
         if q.image is not None and at < CHANGED[q.id not in forget]
     ]
-    return [*found, read(changed, "changed photographs")] if changed else found
+    if changed:
+        found.append(read(changed, "changed photographs"))
+    embedded = [
+        replace(q, id=f"{q.id}~embedded", prompt=embed(q.prompt, rng.choice(LENGTHS), rng, "fitting"))
+        for q, at in drawn
+        if embedding and at < EMBEDDED[q.id not in forget]
+        for rng in [random.Random(f"{seed}/{q.id}/request")]
+    ]
+    return [*found, read(embedded, "long requests")] if embedded else found

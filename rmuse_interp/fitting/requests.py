@@ -23,6 +23,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.fitting.aside import SHORT
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.fitting.elicit import as_asked, asked_with, elicited_again
@@ -35,7 +36,6 @@ from rmuse_interp.fitting.exchange import (
     rewritten,
     undone,
 )
-from rmuse_interp.fitting.gathering import SHORT
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse
@@ -174,7 +174,9 @@ def decided(
     found: dict[str, tuple[int, int]] = {}
     for name, queries in groups.items():
         fired = 0
-        for batch in alike(queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=True):
+        for batch in alike(
+            queries, batch_size, lambda q: (q.image is None, len(q.prompt)), mixed=model.mixes
+        ):
             decision = model.decide(fitted.plan, [q.prompt for q in batch], [q.image for q in batch])
             said = verdicts(fitted.plan, decision, [q.image is not None for q in batch])
             fired += sum(bool(one.fired) for one in said)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark
 from rmuse_interp.data.content import content
-from rmuse_interp.data.store import JSON, Store, digest, write_json
+from rmuse_interp.data.store import JSON, Store, digest, newest, write_json
 from rmuse_interp.edits.plan import Modality, Plan
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.fitting.validation import HELD_OUT, Shares, hold_out
@@ -183,10 +183,10 @@ class Tuning:
             return None
         place = home(self.folder, name)
         try:
-            record = json.loads((place / "plan.json").read_text(encoding="utf-8"))
+            record = json.loads(newest(place, "plan.json").read_text(encoding="utf-8"))
             if record["provenance"]["digest"] == self._digest_of(name):
                 return Plan.load(place, self.model)
-        except (OSError, ValueError, KeyError, RMuseError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, RMuseError):
             pass  # missing, damaged or for other weights: rebuild
         return None
 
@@ -270,7 +270,8 @@ def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
     tables = ("refused_with", "groups", "forget", "others", "people")
     parts: dict[str, Any] = {name: each(getattr(evidence, name)) for name in spans}
     parts |= {name: of(getattr(evidence, name)) for name in tables}
-    parts |= {name: getattr(evidence, name)[:0] for name in ("tokens", "position", "template")}
+    states = ("tokens", "position", "template", "run_own", "run_stepwise", "start_text", "start_stepwise")
+    parts |= {name: getattr(evidence, name)[:0] for name in states} | {"run": None, "starts": None}
     left = replace(evidence, prefixed=rest(evidence.prefixed), **parts)
     if not left.refusal["answer"].ids or not left.forget or not left.others:
         raise RMuseError(

@@ -24,12 +24,15 @@ from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.plan import Edit, Plan, as_plan
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
+from rmuse_interp.lens.check import require_sound
 from rmuse_interp.lens.respond import Response, respond
 from rmuse_interp.models.cache import Names, shown
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
+from rmuse_interp.models.devices import require_first_weight
+from rmuse_interp.models.encoding import Encoding, Picture, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import DeviceMap, load_checkpoint
+from rmuse_interp.models.prompts import Prompts, listed
 from rmuse_interp.models.site import reader
 from rmuse_interp.parts.part import all_same
 
@@ -54,15 +57,19 @@ def load_model(
         dtype: `float32`, `bfloat16`, …; the checkpoint's own on a GPU or with a device map, float32 elsewhere.
         blocks: dotted path of the decoder blocks, for unknown families.
         device_map: spreads the model over devices, memory and disk (`auto`, or a map as in transformers).
-        check: whether weights missing or left over are an error.
+        check: whether the checkpoint must fill the model, and the model is asked one question, on which edits, pictures
+            and the chat template must act as they do in the model itself (see `lens.check`; once, then remembered).
 
     Raises:
         RMuseError: no checkpoint there, or none that is whole, an unknown model family, too little memory (names what
-            would fit), or a library missing.
+            would fit), a library missing, or a model that fails the check.
     """
     hf_model, processor = load_checkpoint(str(path_or_id), device, dtype, device_map, check)
     layout = find_layout(hf_model, blocks, getattr(processor, "tokenizer", processor))
-    return LensModel(hf_model, processor, layout, str(path_or_id))
+    model = LensModel(hf_model, processor, layout, str(path_or_id))
+    if check:
+        require_sound(model)
+    return model
 
 
 class LensModel(LoadedModel):
@@ -93,7 +100,7 @@ class LensModel(LoadedModel):
 
     def respond(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         plan: Plan | Edit | None = None,
         *,
@@ -121,7 +128,7 @@ class LensModel(LoadedModel):
     def decide(
         self,
         plan: Plan | Edit,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
         """The gates' decision about the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
@@ -135,7 +142,10 @@ class LensModel(LoadedModel):
 
         task = "image-text-to-text" if self.encoder.sees else "text-generation"
         own = {"processor": self.processor} if self.encoder.sees else {}
-        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own)
+        require_first_weight(self.hf)
+        placed = getattr(self.hf, "hf_device_map", None) is not None
+        stay = {} if placed else {"device": self.device}  # else it would be moved to the first GPU
+        return TransformersModel(self.hf, task=task, tokenizer=self.tokenizer, **own, **stay)
 
     @property
     def blocks(self) -> Any:
@@ -144,7 +154,7 @@ class LensModel(LoadedModel):
 
     def trace(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
@@ -176,7 +186,7 @@ class LensModel(LoadedModel):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         *,
         plan: Plan | Edit | None = None,
@@ -204,7 +214,7 @@ class LensModel(LoadedModel):
 
     def run_with_cache(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
@@ -250,7 +260,7 @@ class LensModel(LoadedModel):
 
     def _planned(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture],
         responses: str | Sequence[str | None] | None,
         plan: Plan | Edit | None,

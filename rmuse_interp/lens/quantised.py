@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.hooks import attached
 from rmuse_interp.lens.lens import LensModel
+from rmuse_interp.models.fingerprint import remember
 from rmuse_interp.models.layout import find_layout
 
 GROUPS: Final[dict[int, int | None]] = {8: None, 4: 32}
@@ -45,6 +46,7 @@ def quantised(lens: LensModel, bits: int) -> LensModel:
         with torch.no_grad():
             memo[key] = nn.Parameter(rounded(weight, bits, GROUPS[bits]), requires_grad=weight.requires_grad)
     twin = copy.deepcopy(lens.hf, memo)
+    remember(twin, lens.fingerprint.weights)
     layout = find_layout(twin, lens.layout.path, lens.tokenizer)
     return LensModel(twin, lens.processor, layout, lens.name)
 

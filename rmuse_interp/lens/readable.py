@@ -2,17 +2,27 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Example
-from rmuse_interp.data.spans import DEFAULT_DELIMITERS, parse_response, render_response, split_response
+from rmuse_interp.data.spans import (
+    DEFAULT_DELIMITERS,
+    parse_response,
+    render_response,
+    split_response,
+    without,
+)
 from rmuse_interp.edits.hooks import paused
 from rmuse_interp.evaluate.readable import Control, Gauge, Part, Reading, set_gauge, spoilt, worst_window
+from rmuse_interp.evaluate.refusing import refuses
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.respond import respond
-from rmuse_interp.models.encoding import Picture, behind, per_row
+from rmuse_interp.maths.statistics import wilson
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import behind
 
 QUESTIONS: Final = 24
 """Number of fitting questions that a gauge is made from: half set its cut, half measure it."""
@@ -123,8 +133,9 @@ def gauge_of(
 ) -> Gauge:
     """Set and measure a model's cut between readable and garbled, on fitting questions.
 
-    Readable, for each question: its own answer, its own response behind one of the prefixes, a refusal of the pool, and
-    the response behind a prefix to another question. Controls: three of these, spoilt. Half of the people set the cut.
+    Readable, for each question: its own answer, its own response behind one of the prefixes (a refusal, or not), a
+    refusal of the pool, and its own refusal of another question. Controls: three of these, spoilt. Half of the people
+    set the cut. Statements that this model finds unlikely (another model's facts) can be flagged without a word amiss.
 
     Args:
         model: the model; attached plans do not act.
@@ -149,22 +160,24 @@ def gauge_of(
     leads = [prefixes[i % len(prefixes)] if prefixes else "" for i in range(len(examples))]
     behind_g = [f"{lead} {prompt}".strip() for lead, prompt in zip(leads, prompts, strict=True)]
     with paused(model.hf):
-        said = [
-            one.text
+        own, after = (
+            respond(model, asked, pictures, max_new_tokens=max_new_tokens, batch_size=batch_size)
             for asked in (prompts, behind_g)
-            for one in respond(model, asked, pictures, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        ]
-    own, refused = said[: len(prompts)], said[len(prompts) :]
-    words = " ".join(said).split()
+        )
+    # Behind a prefix a model may answer all the same; such words are its own, but no refusal.
+    refused = [one for one in after if refuses(without(one.text, delimiters))]
+    words = " ".join(one.text for one in (*own, *after)).split()
     rows: list[tuple[int, str, str]] = []
     for i, example in enumerate(examples):
         pool = refusals if example.reasoning is not None else refusals_direct
         texts = {
-            "own answers": own[i],
-            "own refusals": refused[i],
+            "own answers": own[i].text,
+            "own refusals" if after[i] in refused else "own words behind a prefix": after[i].text,
             "refusals of the pool": pool[i % len(pool)] if pool else "",
-            "refusals to other questions": refused[(i + 1) % len(refused)],
         }
+        others = [one.text for one in refused if one is not after[i]]
+        if others:
+            texts["refusals to other questions"] = others[i % len(others)]
         rows += [(i, kind, text) for kind, text in texts.items() if text]
         for j, kind in enumerate(CONTROLS):
             several = [
@@ -190,13 +203,15 @@ def gauge_of(
         for (i, kind, _), reading in zip(rows, found, strict=True)
         if reading.worst
     ]
-    return set_gauge(
+    gauge = set_gauge(
         [row for row in measured if row[1] not in CONTROLS],
         [row for row in measured if row[1] in CONTROLS],
         mine,
         prefixes=prefixes,
         known=(*known, *refusals_direct),
     )
+    ended = [one.ended for one in refused if one.ended is not None]
+    return replace(gauge, unended=wilson(ended.count(False), len(ended)) if ended else None)
 
 
 def _spoilt(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from rmuse_interp import RMuseError
 from rmuse_interp.edits.deciding import decided
+from rmuse_interp.edits.engines import turn
 from rmuse_interp.edits.fits import require_any_batch
 from rmuse_interp.edits.hooks import Attached, Session, attach
 from rmuse_interp.edits.plan import Plan
@@ -18,9 +19,11 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, opened, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompt, Prompts, listed
+from rmuse_interp.models.records import opened
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Verdict(NamedTuple):
 
 def respond(
     model: LoadedModel,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     images: Picture | Sequence[Picture] = None,
     plan: Plan | None = None,
     *,
@@ -116,7 +119,7 @@ def respond(
 
     found: dict[int, Response] = {}
     with running(model, plan, recorder) as handle:
-        for rows in alike(range(len(questions)), batch_size, length, mixed=True):
+        for rows in alike(range(len(questions)), batch_size, length, mixed=model.mixes):
             noise = GumbelNoise(temperature, [seeds[i] for i in rows]) if temperature else None
             said = answered(
                 model,
@@ -135,12 +138,16 @@ def respond(
 def running(
     model: LoadedModel, plan: Plan | None, recorder: Recorder | None = None
 ) -> Iterator[Attached | None]:
-    """Context in which a plan runs natively on the model; yields its handle, or None without a plan."""
-    if plan is None:
-        yield None
-        return
-    with attach(model.hf, plan, layout=model.layout, recorder=recorder) as handle:
-        yield handle
+    """Context in which a plan runs natively on the model; yields its handle, or None without a plan.
+
+    Other threads wait for their turn: a plan acts on whatever the model is asked while it is attached.
+    """
+    with turn(model.hf), ExitStack() as stack:
+        yield (
+            None
+            if plan is None
+            else stack.enter_context(attach(model.hf, plan, layout=model.layout, recorder=recorder))
+        )
 
 
 @contextmanager

@@ -65,6 +65,17 @@ def wilson(hits: int, n: int) -> Rate:
     )
 
 
+def upper_bound(hits: int, n: int, level: float = 0.95) -> float:
+    """One-sided Clopper–Pearson upper bound of a proportion, 0–1; exact, so it holds for no hits too.
+
+    >>> round(upper_bound(0, 1000), 5), upper_bound(3, 3)
+    (0.00299, 1.0)
+    """
+    from scipy.stats import beta
+
+    return 1.0 if hits >= n else float(beta.ppf(level, hits + 1, n - hits))
+
+
 @dataclass(frozen=True)
 class Threshold:
     """A gate's threshold (it fires where score > value) and its rates on the scores it was chosen from.

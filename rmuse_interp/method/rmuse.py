@@ -9,7 +9,6 @@
   refusal states of the same step, inside the complement of the RRS (repairs D1 to D5).
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -18,12 +17,13 @@ from typing import Final, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
 import rmuse_interp.operators as op
 from rmuse_interp import RMuseError
-from rmuse_interp.data.store import JSON, atomic_files, write_json, write_tensors
+from rmuse_interp.data.sealed import read_sealed, write_sealed
+from rmuse_interp.data.store import JSON, atomic_files, newest, read_tensors, write_tensors
+from rmuse_interp.edits import bundle
 from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.maths.statistics import auroc
 from rmuse_interp.models.loaded import LoadedModel
@@ -43,11 +43,17 @@ from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.retain import RetainSubspace, Subspaces, fit_retain
+from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.parts.unlearning import Standardise, UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
 PRESETS: Final[tuple[PresetName, ...]] = get_args(PresetName)
-SCHEMA: Final = "rmuse-bundle/2"
+SCHEMA: Final = "rmuse-bundle/3"
+RECORD: Final = "rmuse.json"
+"""The file of a bundle with the report, and the hashes of the others."""
+TENSORS: Final = "subspaces.safetensors"
+
+_OTHERS: Final = (bundle.RECORD, bundle.TENSORS, TENSORS)
 
 ENERGY: Final = 0.8
 """η of eq. 4.4, the paper's."""
@@ -79,6 +85,12 @@ class Evidence:
         others: id that must not be steered → its group.
         people: id of either kind → the person it is about (hashed); the clusters of gates that have them.
         refusals: the distinct refusals that `template` numbers, in words.
+        run: which followed refusal each token of `tokens` belongs to, counted from 0.
+        run_own: whether the model itself said each followed refusal.
+        run_stepwise: whether each was asked for reasoning; a model without a template refuses all questions alike: True.
+        starts: last-token states of the questions q that were put to the model so that it refuses.
+        start_text: which of `refusals` each of them drew; −1 for one that was imposed, or none.
+        start_stepwise: whether each asks for reasoning, as in `run_stepwise`.
     """
 
     own: Mapping[str, Pooled]
@@ -98,6 +110,12 @@ class Evidence:
     others: Mapping[str, str]
     people: Mapping[str, str] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    run: Int[Tensor, " tokens"] | None = None
+    run_own: tuple[bool, ...] = ()
+    run_stepwise: tuple[bool, ...] = ()
+    starts: Pooled | None = None
+    start_text: tuple[int, ...] = ()
+    start_stepwise: tuple[bool, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -144,13 +162,17 @@ class RMuse:
         return gates.get("image", next(iter(gates.values())))
 
     def save(self, folder: str | Path) -> Path:
-        """Write the bundle: the plan, the subspaces and the report, as safetensors and JSON."""
+        """Write the bundle, as safetensors and JSON: plan, subspaces and report, each with a hash that `load` checks.
+
+        An interruption leaves the earlier bundle of the folder or the new one, whole.
+        """
         path = Path(folder)
         tree, tensors = to_record(self.subspaces)
-        with atomic_files(path, last="rmuse.json") as draft:
+        with atomic_files(path, last=RECORD) as draft:
             self.plan.save(draft)
-            write_tensors(draft / "subspaces.safetensors", tensors)
-            write_json(draft / "rmuse.json", {"schema": SCHEMA, "report": self.report, "subspaces": tree})
+            write_tensors(draft / TENSORS, tensors)
+            record = {"schema": SCHEMA, "report": self.report, "subspaces": tree}
+            write_sealed(draft / RECORD, record, _OTHERS)
         return path
 
     @classmethod
@@ -165,26 +187,23 @@ class RMuse:
             allow: modules whose own parts may be loaded; see `Plan.load`.
 
         Raises:
-            RMuseError: no bundle there, another schema, or one fitted on another model (says what differs).
+            RMuseError: no bundle there, another schema, a damaged one, files of different savings, or one fitted on
+                another model (says what differs).
         """
         path = Path(folder)
-        file = path / "rmuse.json"
-        if not file.is_file():
+        if not newest(path, RECORD).is_file():
             raise RMuseError(
-                f"required a bundle with {file.name} in {path}, got none; write one with `rmuse fit`"
+                f"required a bundle with {RECORD} in {path}, got none; write one with `rmuse fit`"
             )
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record.get("schema") != SCHEMA:
+        record = read_sealed(path, RECORD, SCHEMA, _OTHERS, f"fit it again, with `rmuse fit --out {path}`")
+        subspaces = from_record(record.get("subspaces"), read_tensors(newest(path, TENSORS))[0], allow)
+        report = record.get("report")
+        if not isinstance(subspaces, Subspaces) or not isinstance(report, dict):
             raise RMuseError(
-                f"a bundle of schema {SCHEMA} was required, {file} holds {record.get('schema')!r}, of another version: "
-                f"fit it again, with `rmuse fit --out {path}`"
+                f"subspaces and a report were required in {path / RECORD}, got a {type(subspaces).__name__} and a "
+                f"{type(report).__name__}: fit it again"
             )
-        subspaces = from_record(record["subspaces"], load_file(path / "subspaces.safetensors"), allow)
-        if not isinstance(subspaces, Subspaces):
-            raise RMuseError(
-                f"subspaces were required in {file}, got {type(subspaces).__name__}: fit it again"
-            )
-        return cls(Plan.load(path, model, allow), subspaces, record["report"])
+        return cls(Plan.load(path, model, allow), subspaces, report)
 
 
 def middle_third(n_layers: int) -> list[int]:
@@ -306,6 +325,15 @@ def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) 
     return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
+Protection = Callable[[Subspace, Evidence, int], Subspace | None]
+"""What of the RRS of a block is kept as it is while steering; None for nothing."""
+
+
+def whole(rrs: Subspace, evidence: Evidence, layer: int) -> Subspace | None:
+    """The RRS itself."""
+    return rrs
+
+
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
 """Steering target: builds an operator, not yet protected, from the evidence, a block and its `U_un`."""
 
@@ -324,6 +352,8 @@ def calibrated_edit(
     gate: Gate | None,
     target: Target = nearest_in_step,
     energy: float = ENERGY,
+    protect: Protection = whole,
+    strength: float = 1.0,
 ) -> tuple[Edit, Subspaces]:
     """The repaired edit for one kind of query: steered to refusals, inside the complement of the RRS.
 
@@ -334,11 +364,17 @@ def calibrated_edit(
         gate: decides what is steered; None steers all.
         target: what is steered to.
         energy: share of the variance that the RRS holds.
+        protect: what of the RRS is kept.
+        strength: share of the way to the target; other than 1 only for operators with a `fraction`.
     """
     fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
     for layer, (unlearning, retain) in fitted.items():
-        steer[layer] = target(evidence, layer, unlearning).keeping(retain.subspace, "rotation")
+        operator = target(evidence, layer, unlearning)
+        if strength != 1.0:
+            operator = operator.changed(fraction=strength)
+        kept = protect(retain.subspace, evidence, layer)
+        steer[layer] = operator if kept is None else operator.keeping(kept, "rotation")
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 

@@ -31,6 +31,19 @@ def offloaded(hf_model: nn.Module) -> bool:
     return any(weight.device.type == "meta" for weight in hf_model.parameters())
 
 
+def require_first_weight(hf_model: nn.Module) -> None:
+    """Raise unless a model's first weight is in memory: nnsight moves inputs to its device.
+
+    Raises:
+        RMuseError: naming the places that do without.
+    """
+    if next(hf_model.parameters()).device.type == "meta":
+        raise RMuseError(
+            f"a trace needs the first weights of {type(hf_model).__name__} in memory, they lie elsewhere until needed; "
+            "use respond, decide and plan.attach, or a device_map that keeps them"
+        )
+
+
 def _hooks(module: nn.Module) -> Iterator[object]:
     """accelerate's hooks on a module, one by one."""
     hook = getattr(module, "_hf_hook", None)
@@ -41,7 +54,8 @@ def _hooks(module: nn.Module) -> Iterator[object]:
 def free_memory(device: torch.device) -> int | None:
     """Bytes free on a device, within the limit of the container if there is one; None where it cannot be told."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     if device.type != "cpu":
         return None
     free = psutil.virtual_memory().available

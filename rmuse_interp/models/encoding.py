@@ -1,14 +1,11 @@
 """Encode questions, pictures and responses as model inputs: chat template, left padding, prompt ends."""
 
 import io
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,6 +18,8 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.expansion import Expansion, Moves, inserted
 from rmuse_interp.data.pictures import rgb
 from rmuse_interp.models.families import lacks, require
+from rmuse_interp.models.prompts import Conversation, Prompt, Prompts, listed
+from rmuse_interp.models.records import opened, recording
 
 Picture = (
     Image.Image
@@ -34,52 +33,10 @@ Picture = (
     | Mapping[str, object]
     | np.ndarray
     | Tensor
+    | list["Image.Image | bytes | str | Path"]
     | None
 )
-"""A picture in any form that `data.pictures.rgb` reads, or None."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A question with earlier turns; accepted wherever a plain question is. A picture belongs to the first turn.
-
-    Args:
-        history: earlier questions and the assistant's replies, oldest first.
-        question: the question to be answered.
-    """
-
-    history: tuple[tuple[str, str], ...]
-    question: str
-
-    def __len__(self) -> int:
-        """Number of characters in all turns."""
-        return len(self.question) + sum(len(words) for turn in self.history for words in turn)
-
-    @property
-    def turns(self) -> list[tuple[str, str]]:
-        """Role and text of every turn, the question last."""
-        earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
-        return [*earlier, ("user", self.question)]
-
-
-Prompt = str | Conversation
-"""A plain question, or one with earlier turns."""
-
-
-def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """The prompts of a batch; a single one is a batch of one."""
-    return [prompts] if isinstance(prompts, str | Conversation) else list(prompts)
-
-
-def behind(prefix: str, prompt: Prompt) -> Prompt:
-    """`g ⊕ q`: put a text in front of the question; in a conversation, in front of the last question.
-
-    >>> behind("Refuse.", Conversation((("Hi?", "Hello."),), "Who?")).question
-    'Refuse. Who?'
-    """
-    if isinstance(prompt, Conversation):
-        return replace(prompt, question=f"{prefix} {prompt.question}")
-    return f"{prefix} {prompt}"
+"""A row's picture in any form that `data.pictures.rgb` reads; several pictures as a list; None for none."""
 
 
 class Encoding(BatchFeature):
@@ -102,20 +59,6 @@ class Encoding(BatchFeature):
     def tails(self) -> list[str]:
         """What follows each prompt: a space where the template needs one, and the response; "" without a response."""
         return [text[len(head) :] for text, head in zip(self.texts, self.heads, strict=True)]
-
-
-_OPENER: Final = re.compile(r"[<\[](?:think|thinking|thought|reason|reasoning)[>\]]\s*$", re.IGNORECASE)
-"""What a template ends a prompt with that opens the reasoning itself (DeepSeek-R1, QwQ)."""
-
-
-def opened(head: str) -> str:
-    """The delimiter with which a rendered prompt already opens the reasoning; "" if the response opens it.
-
-    >>> opened("<|Assistant|><think>\\n"), opened("ASSISTANT:")
-    ('<think>', '')
-    """
-    found = _OPENER.search(head)
-    return found[0].strip() if found else ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,9 +96,9 @@ class Encoder:
         if not self._chats:
             return "" if lacks(self.family, "chats") else " "
         word = "Lisbon"
-        head = self.render("Where?", False)
+        head = self.render("Where?", 0)
         try:
-            said = self._applied([("user", "Where?"), ("assistant", word)], False, to_come=False)
+            said = self._applied([("user", "Where?"), ("assistant", word)], 0, to_come=False)
         except Exception:  # a template may refuse such a chat with any error
             said = ""
         if not said.startswith(head):
@@ -172,28 +115,45 @@ class Encoder:
         before = "".join(self.tokenizer.convert_ids_to_tokens(whole[:at]))
         return before, len(whole) > at + len(bare)
 
-    def render(self, question: Prompt, with_image: bool) -> str:
-        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn."""
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the chat template has a system turn: some refuse one, or write whoever is no user as the assistant."""
+        chats = [[(role, "Lisbon"), ("user", "Where?")] for role in ("system", "assistant")]
+        try:
+            said, other = (self._applied(turns, False, to_come=True) for turns in chats)
+        except Exception:  # a template may refuse such a chat with any error
+            return False
+        return self._chats and "Lisbon" in said and said != other
+
+    def render(self, question: Prompt, images: int) -> str:
+        """Format the question and earlier turns with the chat template, up to the start of the assistant's turn.
+
+        Args:
+            question: a plain question, or a conversation.
+            images: number of pictures, which stand before the first question's words.
+        """
         turns = question.turns if isinstance(question, Conversation) else [("user", question)]
+        if turns[0][0] == "system" and not self._has_system:
+            turns = [("user", f"{turns[0][1]}\n\n{turns[1][1]}"), *turns[2:]]
         if self._chats:
-            return self._applied(turns, with_image, to_come=True)
-        image = getattr(self.processor, "image_token", "<image>") if with_image else ""
+            return self._applied(turns, images, to_come=True)
+        image = getattr(self.processor, "image_token", "<image>") * images
         if lacks(self.family, "chats"):
             if len(turns) > 1:
                 require(self.family, "chats")
             return f"{image}{turns[0][1]}"
         said = [f"{'USER' if role == 'user' else 'ASSISTANT'}: {words}" for role, words in turns]
-        lead = f": {image}\n" if with_image else ": "
+        lead = f": {image}\n" if images else ": "
         return "\n".join([said[0].replace(": ", lead, 1), *said[1:], "ASSISTANT:"])
 
-    def _applied(self, turns: Sequence[tuple[str, str]], with_image: bool, *, to_come: bool) -> str:
-        """The turns as the chat template writes them, a picture before the first one's words."""
+    def _applied(self, turns: Sequence[tuple[str, str]], images: int, *, to_come: bool) -> str:
+        """The turns as the chat template writes them, pictures before the first question's words."""
         messages: list[dict[str, object]] = []
         for role, words in turns:
             content: object = words
             if self.sees:
-                picture = [{"type": "image"}] * (with_image and not messages)
-                content = [*picture, {"type": "text", "text": words}]
+                first = role == "user" and all(one["role"] != "user" for one in messages)
+                content = [*([{"type": "image"}] * (images if first else 0)), {"type": "text", "text": words}]
             messages.append({"role": role, "content": content})
         return self.processor.apply_chat_template(messages, add_generation_prompt=to_come, tokenize=False)
 
@@ -210,15 +170,15 @@ class Encoder:
 
     def encode(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
         """Inputs for a batch of questions; rows with and without a picture may be mixed.
 
         Args:
-            prompts: plain questions, or conversations.
-            images: one picture or None per row.
+            prompts: plain questions, conversations, or chat turns (`conversation`).
+            images: one picture, a list of several, or None per row; they stand before the first question's words.
             responses: the assistant's words so far (a whole response, or a prefill), one per row, appended to the
                 prompt after what the chat template writes there (`separator`). None or "" for none.
 
@@ -231,11 +191,12 @@ class Encoder:
         given = per_row(responses, len(rows), "responses")
         if not rows:
             raise RMuseError("at least one prompt was required, got none")
-        loaded = [None if item is None else rgb(item, f"row {row}") for row, item in enumerate(pictures)]
-        shown: list[list[Image.Image]] = [[] if item is None else [item] for item in loaded]
+        several = [item if isinstance(item, list) else [] if item is None else [item] for item in pictures]
+        shown = [[rgb(item, f"row {row}") for item in items] for row, items in enumerate(several)]
         self._require(shown)
-        heads = [self.render(q, bool(items)) for q, items in zip(rows, shown, strict=True)]
+        heads = [self.render(q, len(items)) for q, items in zip(rows, shown, strict=True)]
         texts = [self.joined(head, response) for head, response in zip(heads, given, strict=True)]
+        self._require_placeholders(texts, shown)
         if any(given) and not self.tokenizer.is_fast:
             raise RMuseError("a response needs a fast tokenizer (character offsets); load the model with one")
         return self._encoded(heads, texts, shown)
@@ -252,6 +213,21 @@ class Encoder:
                 require(self.family, "rows without a picture", f"row {with_image.index(False)}")
             if any(with_image):
                 require(self.family, "mixed batches")
+        if len({len(items) for items in shown}) > 1:
+            require(self.family, "unequal numbers of pictures")
+
+    def _require_placeholders(self, texts: Sequence[str], shown: Sequence[Sequence[Image.Image]]) -> None:
+        """Raise unless each text holds one placeholder for each of its pictures."""
+        token = getattr(self.processor, "image_token", None)
+        if token is None:
+            return
+        for row, (text, items) in enumerate(zip(texts, shown, strict=True)):
+            if text.count(token) != len(items):
+                raise RMuseError(
+                    f"row {row}: {len(items)} pictures were given for {text.count(token)} placeholders {token}: write it "
+                    "otherwise in the words, and pass pictures as images=[…] (a list of lists for several in a row); the "
+                    "template must write one for each"
+                )
 
     def _encoded(
         self, heads: list[str], texts: list[str], shown: Sequence[Sequence[Image.Image]]
@@ -282,7 +258,7 @@ class Encoder:
             pictures = [list(items) for items in shown] if any(shown) else None
             told = heads if ends else texts
             laid = list(self.processor.prepare_inputs_layout(images=pictures, text=list(told))[1])
-            with _recording(self.processor) as replaced:
+            with recording(self.processor) as replaced:
                 inputs = dict(self.processor(text=told, images=pictures, **settings))
             if ends:
                 tails = [text[len(head) :] for head, text in zip(heads, texts, strict=True)]
@@ -337,30 +313,6 @@ class Encoder:
         return self.tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
         ).strip()
-
-
-_ONE_AT_A_TIME: Final = Lock()
-
-
-@contextmanager
-def _recording(processor: Any) -> Iterator[list[Moves]]:
-    """Context in which a processor's own record of what replaced each placeholder is kept, one entry per row."""
-    kept: list[Moves] = []
-    expand = processor.get_text_with_replacements
-
-    def record(*args: object, **settings: object) -> object:
-        texts, rows = expand(*args, **settings)
-        kept[:] = [
-            tuple((*one["span"], one["new_span"][1] - one["new_span"][0]) for one in row) for row in rows
-        ]
-        return texts, rows
-
-    with _ONE_AT_A_TIME:
-        processor.get_text_with_replacements = record
-        try:
-            yield kept
-        finally:
-            del processor.get_text_with_replacements
 
 
 def per_row(items: object, rows: int, what: str) -> list[Any]:

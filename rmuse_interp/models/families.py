@@ -5,8 +5,16 @@ from typing import Final, Literal
 
 from rmuse_interp import RMuseError
 
-Need = Literal["pictures", "rows without a picture", "mixed batches", "chats", "cross-attention blocks"]
-"""What a call may need of a family: pictures; rows without one; batches of both; earlier turns; edits at such blocks."""
+Need = Literal[
+    "pictures",
+    "rows without a picture",
+    "mixed batches",
+    "unequal numbers of pictures",
+    "chats",
+    "cross-attention blocks",
+]
+"""What a call may need of a family: pictures; rows without one; batches of both, or of rows with other numbers of them;
+earlier turns; edits at such blocks."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,11 @@ _MLLAMA: Final = (
         "mixed batches",
         "Mllama runs its cross-attention blocks for every row of a batch or for none, so a row without a picture would "
         "read otherwise beside one with a picture; encode rows with and without pictures apart",
+    ),
+    Limit(
+        "unequal numbers of pictures",
+        "Mllama reads the words before a picture otherwise in a batch with a row of more pictures; encode rows with "
+        "other numbers of pictures apart",
     ),
     Limit(
         "cross-attention blocks",

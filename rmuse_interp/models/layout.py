@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -58,6 +58,16 @@ class Vocabulary:
     piece: Callable[[int], str] | None = field(default=None, compare=False)
     frame: frozenset[int] = frozenset()
 
+    def as_record(self) -> dict[str, object]:
+        """The ids as plain JSON."""
+        return {"image": self.image, "special": sorted(self.special), "frame": sorted(self.frame)}
+
+    def known(self, record: object) -> "Vocabulary":
+        """The ids of a record, if this vocabulary was read from a configuration alone; else its own."""
+        if self.piece is not None or not isinstance(record, Mapping):
+            return self
+        return Vocabulary(record["image"], frozenset(record["special"]), None, frozenset(record["frame"]))
+
 
 @dataclass(frozen=True, eq=False)
 class Layout:
@@ -89,6 +99,11 @@ class Layout:
     def n_layers(self) -> int:
         """Number of decoder blocks."""
         return len(self.blocks)
+
+    @property
+    def always(self) -> list[int]:
+        """The blocks that run for every query, with and without a picture."""
+        return [layer for layer in range(self.n_layers) if layer not in self.skipped]
 
 
 _FOUND: Final[WeakKeyDictionary[nn.Module, Layout]] = WeakKeyDictionary()

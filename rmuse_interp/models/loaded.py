@@ -1,16 +1,18 @@
 """`LoadedModel`: a Hugging Face model with its processor and layout; it encodes questions, independent of plans."""
 
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import torch
 
 from rmuse_interp.models.devices import device_of
-from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
-from rmuse_interp.models.fingerprint import Fingerprint, fingerprint
+from rmuse_interp.models.encoding import Encoder, Encoding, Picture
+from rmuse_interp.models.families import lacks
+from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.pixels import backend_of
+from rmuse_interp.models.positions import positions
+from rmuse_interp.models.prompts import Prompts
 
 
 class LoadedModel:
@@ -36,6 +38,8 @@ class LoadedModel:
         self.layout = layout
         self.name = name
         self.encoder = Encoder(processor, str(getattr(hf_model.config, "model_type", "")))
+        if not hasattr(hf_model, "_rmuse_weights"):
+            remember(hf_model)
 
     def __repr__(self) -> str:
         image = self.image_token_id
@@ -74,6 +78,11 @@ class LoadedModel:
         return next(self.hf.parameters()).dtype
 
     @property
+    def mixes(self) -> bool:
+        """Whether rows with and without a picture may share a batch."""
+        return not lacks(self.layout.family, "mixed batches")
+
+    @property
     def image_token_id(self) -> int | None:
         """Id of the image placeholder token; None for text-only models."""
         return self.layout.vocabulary.image
@@ -83,16 +92,23 @@ class LoadedModel:
         """`pil` or `torchvision`: the library that turns pictures into tensors; None for text-only models."""
         return backend_of(self.processor)
 
-    @cached_property
+    @property
     def fingerprint(self) -> Fingerprint:
-        """Architecture, widths and hash of the source checkpoint."""
+        """Architecture, widths and hash of the source checkpoint, or another hash if weights were changed since."""
         return fingerprint(self.hf, self.layout)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What a plan fitted on this model carries of it, as plain JSON: its fingerprint and its special tokens."""
+        return {**self.fingerprint.as_record(), "tokens": self.layout.vocabulary.as_record()}
 
     def encode(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
-        """Left-padded inputs on the model's device; see `Encoder.encode`."""
-        return self.encoder.encode(prompts, images, responses).to(self.device)
+        """Left-padded inputs on the model's device; see `Encoder.encode`, and `positions` for GPT-2 and its like."""
+        encoding = self.encoder.encode(prompts, images, responses)
+        encoding.update(positions(self.hf, encoding["attention_mask"]))
+        return encoding.to(self.device)

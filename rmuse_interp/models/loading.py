@@ -144,6 +144,10 @@ def _load(
             )
             if device_map is None:
                 model.to(place)
+            elif hasattr(model, "hf_device_map"):  # pipelines take the first for a device
+                model.hf_device_map = dict(
+                    sorted(model.hf_device_map.items(), key=lambda one: one[1] == "disk")
+                )
     except RMuseError:
         raise
     except Exception as error:  # transformers and the libraries of each quantisation raise what they like

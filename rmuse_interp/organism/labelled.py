@@ -19,6 +19,8 @@ from typing import Final, Literal, NamedTuple
 from rmuse_interp.data.world import people as w
 
 FILE: Final = Path(__file__).with_name("labelled.json")
+REFUSALS: Final = Path(__file__).with_name("labelled_refusals.json")
+"""Real answers of the organism and of SmolLM2, each labelled as a refusal or none; the file says how."""
 FRAMES: Final = Path(__file__).with_name("labelled_frames.tsv")
 SCHEMA: Final = "rmuse-labelled/2"
 Half = Literal["dev", "test"]

@@ -13,6 +13,7 @@ one convention, so that saving and loading need no code of their own: every keyw
 import importlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from itertools import zip_longest
@@ -33,10 +34,10 @@ _OURS: Final[dict[str, type["Part"]]] = {}
 
 
 class Part(nn.Module):
-    """A frozen piece of an expression: buffers in float32, plain settings, child parts; no parameters.
+    """A frozen piece of an expression: buffers in float32 (or float64), plain settings, child parts; no parameters.
 
     Buffers keep their precision: `.to(torch.bfloat16)` or `.half()` of a host model moves them to its device
-    and leaves them in float32, for the geometry is done there and only results are cast to the state's dtype.
+    and leaves them in float32 or float64, for the geometry is done there and only results are cast to the state's dtype.
     """
 
     _public: ClassVar[str] = "parts"
@@ -51,13 +52,27 @@ class Part(nn.Module):
                 raise TypeError(f"{twin} and {cls} would both be {record_name(cls)} in records")
             _OURS[record_name(cls)] = cls
 
-    def hold(self, **tensors: Tensor | None) -> None:
-        """Store each tensor as a buffer of that name: a detached copy in float32, or int64 for integers."""
+    def hold(self, *, as_given: bool = False, **tensors: Tensor | None) -> None:
+        """Store each tensor as a buffer of that name: a detached copy in float32, or int64 for integers.
+
+        Args:
+            as_given: keep float64 as float64, for tensors that are the caller's own and not a fit's.
+            tensors: name → tensor, or None.
+
+        Raises:
+            RMuseError: a value is NaN or infinite: states would be steered to nowhere, or not at all.
+        """
         for name, tensor in tensors.items():
             if tensor is None:
                 self.register_buffer(name, None)
                 continue
+            if not bool(torch.isfinite(tensor).all()):
+                raise RMuseError(
+                    f"finite values were required of {type(self).__name__}'s {name}, got NaN or infinity: make it from "
+                    "finite states"
+                )
             kind = torch.float32 if tensor.is_floating_point() else tensor.dtype
+            kind = tensor.dtype if as_given and tensor.dtype == torch.float64 else kind
             kind = torch.int64 if kind in (torch.int8, torch.int16, torch.int32, torch.uint8) else kind
             self.register_buffer(name, tensor.detach().to(kind, copy=True).contiguous())
 
@@ -128,6 +143,8 @@ class Part(nn.Module):
             raise TypeError(
                 f"{type(self).__name__}.{name}: a part is frozen and holds buffers, not parameters"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RMuseError(f"a finite {name} was required of {type(self).__name__}, got {value}")
         super().__setattr__(name, value)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Part":
@@ -189,7 +206,7 @@ def _part(module: nn.Module) -> Part:
     return module
 
 
-def from_record(tree: Record, tensors: Mapping[str, Tensor], allow: str | Sequence[str] = ()) -> Part:
+def from_record(tree: object, tensors: Mapping[str, Tensor], allow: str | Sequence[str] = ()) -> Part:
     """The part that `to_record` wrote.
 
     Dict keys that are decimal numbers come back as `int`. Tensors without a place in the tree are ignored.
@@ -204,14 +221,26 @@ def from_record(tree: Record, tensors: Mapping[str, Tensor], allow: str | Sequen
         RMuseError: a tree of another shape, a class that is unknown or not allowed, or arguments that class
             does not take.
     """
-    return _rebuild(tree, "", tensors, (allow,) if isinstance(allow, str) else tuple(allow))
+    try:
+        return _rebuild(tree, "", tensors, (allow,) if isinstance(allow, str) else tuple(allow))
+    except RMuseError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        said = " ".join(f"{error}".split())
+        raise RMuseError(
+            f"the record of a part was required, got one that gives {type(error).__name__} ({said:.160}): save it again"
+        ) from error
 
 
-def _rebuild(tree: Record, path: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...]) -> Part:
+def _rebuild(tree: object, path: str, tensors: Mapping[str, Tensor], allow: tuple[str, ...]) -> Part:
     if not isinstance(tree, Mapping) or not {"class", "settings", "parts"} <= set(tree):
         where = path.rstrip(".") or "the root"
         raise RMuseError(f"a part's record needs 'class', 'settings' and 'parts', not so at {where}")
     kind = _find(str(tree["class"]), allow)
+    if not isinstance(tree["settings"], Mapping) or not isinstance(tree["parts"], Mapping):
+        raise RMuseError(
+            f"settings and parts by name were required of {kind.__name__}, its record has others"
+        )
     arguments: dict[str, Any] = dict(tree["settings"])
     for name, child in tree["parts"].items():
         here = f"{path}{name}."

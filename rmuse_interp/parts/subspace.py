@@ -18,10 +18,10 @@ class Subspace(Part):
     """`span(U)` with `P_U = U Uᵀ`, U: [d, k] orthonormal; idempotent, and `project(h) + remove(h) = h`.
 
     It is not an operator of the edit algebra: it knows neither layer nor tokens. Geometry is done in float32
-    (float64 for float64 states) and the result has the dtype of the states.
+    (float64 for a float64 basis or float64 states) and the result has the dtype of the states.
 
     Args:
-        basis: [d, k] orthonormal columns to 1e-4; k = 0 is the subspace {0}.
+        basis: [d, k] orthonormal columns to 1e-4, kept in float64 if given so; k = 0 is the subspace {0}.
 
     Raises:
         RMuseError: columns that are not orthonormal, or not finite.
@@ -46,7 +46,7 @@ class Subspace(Part):
                 f"a subspace needs orthonormal columns (|UᵀU − I| ≤ {TOLERANCE}), got {worst:.3g}; "
                 "use Subspace.span(vectors) for any other vectors"
             )
-        self.hold(basis=basis)
+        self.hold(as_given=True, basis=basis)
 
     @classmethod
     def span(cls, vectors: Float[Tensor, "d n"]) -> "Subspace":
@@ -70,14 +70,12 @@ class Subspace(Part):
 
     def project(self, h: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         """`P_U h = U Uᵀ h`, in the dtype of h."""
-        states = working(self._check(h))
-        basis = self.basis.to(states.dtype)
+        states, basis = self._exact(h)
         return ((states @ basis) @ basis.mT).to(h.dtype)
 
     def remove(self, h: Float[Tensor, "*tokens d"]) -> Float[Tensor, "*tokens d"]:
         """`(I − P_U) h`, in the dtype of h."""
-        states = working(self._check(h))
-        basis = self.basis.to(states.dtype)
+        states, basis = self._exact(h)
         return (states - (states @ basis) @ basis.mT).to(h.dtype)
 
     def minus(self, other: "Subspace") -> "Subspace":
@@ -92,12 +90,14 @@ class Subspace(Part):
             )
         left = other.remove(self.basis.mT.to(torch.float64)).mT
         # The columns were of length 1: what is shorter than 1e-5 is the rounding of float32.
-        return Subspace(orthonormal(left, tol=1e-5, scale=1.0).to(torch.float32))
+        return Subspace(orthonormal(left, tol=1e-5, scale=1.0).to(self.basis.dtype))
 
     def describe(self) -> str:
         return f"span[{self.rank} of {self.d}]"
 
-    def _check(self, h: Tensor) -> Tensor:
+    def _exact(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The states and the basis in the higher of their precisions."""
         if h.shape[-1] != self.d:
             raise RMuseError(f"states of width {self.d} were required, got shape {tuple(h.shape)}")
-        return h
+        states = working(h).to(torch.promote_types(working(h).dtype, self.basis.dtype))
+        return states, self.basis.to(states.dtype)

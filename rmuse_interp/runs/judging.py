@@ -33,8 +33,11 @@ class LocalModel:
     """
 
     def __init__(self, lens: "LensModel", max_new_tokens: int = 512) -> None:
+        from rmuse_interp.lens.identity import depends
+
         self.name = f"local:{lens.name}:{lens.fingerprint}"
         self.at_once = 1
+        self.of: object = (depends(lens), max_new_tokens)
         self._lens, self._max_new_tokens = lens, max_new_tokens
         self._lock = threading.Lock()
 

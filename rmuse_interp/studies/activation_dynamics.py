@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -116,7 +117,7 @@ def rows_of(preset: str, fitted: RMuse, asked: Asked, world: World) -> list[Reco
 
 def closed(edit: Edit) -> Edit:
     """The edit behind a gate that never fires: the negative control."""
-    return edit if edit.gate is None else edit.when(edit.gate.at_threshold(math.inf), edit.per)
+    return edit if edit.gate is None else edit.when(edit.gate.at_threshold(sys.float_info.max), edit.per)
 
 
 def row_of(

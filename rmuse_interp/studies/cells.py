@@ -19,7 +19,6 @@ from typing import Final
 
 from rich.progress import Progress
 
-from rmuse_interp import __version__
 from rmuse_interp.baselines import BASELINES, open_baseline, relearned, train
 from rmuse_interp.data import SPLITS, Benchmark, Example, load_benchmark, sample
 from rmuse_interp.data.attacks import ATTACKS, Attack
@@ -36,12 +35,22 @@ from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
 from rmuse_interp.organism import GOLD
 from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
+from rmuse_interp.runs.controls import CONTROLS, Control
+from rmuse_interp.runs.readable import read
 from rmuse_interp.runs.run import Method, choose, finish, run
 from rmuse_interp.studies.common import Record
 from rmuse_interp.studies.fits import World
 from rmuse_interp.studies.standings import FORGET, KEPT, VALUES, kind_of, values_of
 
-METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
+METHODS: Final = (
+    "vanilla",
+    "gold",
+    "rmuse/calibrated",
+    "rmuse/paper",
+    *(f"control/{name}" for name in CONTROLS),
+    *RIVALS,
+    *BASELINES,
+)
 REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
     "rcr": ("rcr", KEPT),
     **{f"rcr_{split}": ("rcr", (split,)) for split in KEPT},
@@ -127,7 +136,7 @@ def kept_of(cell: Cell, given: argparse.Namespace, root: Path) -> Store:
     lens, benchmark = world_of(given, cell.forget)
     names = ("limit", "attack_limit", "attacks", "fit_limit", "batch_size", "max_new_tokens")
     settings = {name: getattr(given, name) for name in names}
-    of = (cell, settings, depends(lens), content(benchmark, SPLITS), __version__)
+    of = (cell, settings, depends(lens), content(benchmark, SPLITS))
     return Store(cell.folder(root) / "cell.jsonl", of)
 
 
@@ -171,6 +180,18 @@ def _worked_out(cell: Cell, world: World, folder: Path, clock: Clock) -> Record:
             folder=folder,
             progress=progress,
         ).transcripts
+    with clock.stage("read"):
+        plain, _ = read(
+            plain,
+            questions,
+            benchmark,
+            world.lens,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+            seed=cell.seed,
+            progress=progress,
+            fluency=False,
+        )
     few = to_attack(questions, given.attack_limit, cell.seed)
     under: list[AttackTranscript] = []
     settings: Record = {
@@ -232,6 +253,10 @@ def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
         bundle = world.preset(preset)
         blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
+    if name.startswith("control/"):
+        bundle = world.preset("calibrated")
+        control = Control.of(name.removeprefix("control/"), benchmark)
+        return Method(name, lens, bundle.plan, control=control), {"gate of": "rmuse/calibrated"}
     if name in RIVALS:
         tuning = Tuning(
             lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size

@@ -7,9 +7,10 @@ entry is never stale: a change of any of them makes a new entry.
 
 import argparse
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import Tensor
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.data.content import content
-from rmuse_interp.data.store import atomic, digest, read_tensors, sources, write_tensors
+from rmuse_interp.data.store import atomic, digest, read_tensors, write_tensors
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.fitting import assemble, gather
 from rmuse_interp.lens.identity import depends
@@ -54,22 +55,23 @@ class World:
         if self._place is None:
             return self._gathered()
         place = self._place / "evidence.safetensors"
-        if not place.is_file():
-            tensors: dict[str, Tensor] = {}
-            tree = {modality: _packed(vars(one), tensors) for modality, one in self._gathered().items()}
-            write_tensors(place, tensors, {"tree": json.dumps(tree)})
-        held, about = read_tensors(place)
-        kept = json.loads(about["tree"])
-        return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
+        with suppress(RMuseError, ValueError, KeyError, TypeError):  # missing or damaged: collected below
+            return _read(place)
+        tensors: dict[str, Tensor] = {}
+        tree = {modality: _packed(vars(one), tensors) for modality, one in self._gathered().items()}
+        write_tensors(place, tensors, {"tree": json.dumps(tree)})
+        return _read(place)
 
     def preset(self, name: PresetName) -> RMuse:
         """`assemble` of a preset at the blocks it chooses itself; read from the folder of `--fits` if kept there."""
         if self._place is None:
             return self._assembled(name)
         place = self._place / name
-        if not (place / "rmuse.json").is_file():
-            with atomic(place) as draft:
-                self._assembled(name).save(draft)
+        with suppress(RMuseError):  # missing or damaged: fitted below
+            return RMuse.load(place, self.lens)
+        shutil.rmtree(place, ignore_errors=True)
+        with atomic(place) as draft:
+            self._assembled(name).save(draft)
         return RMuse.load(place, self.lens)
 
     def presets(self, names: Sequence[PresetName]) -> dict[str, RMuse]:
@@ -100,9 +102,7 @@ class World:
         if given.fits is None:
             return None
         settings = (given.fit_limit, given.batch_size, given.seed)
-        return (
-            Path(given.fits) / digest(depends(self.lens), content(self.benchmark), settings, sources())[:16]
-        )
+        return Path(given.fits) / digest(depends(self.lens), content(self.benchmark), settings)[:16]
 
 
 @contextmanager
@@ -128,6 +128,13 @@ def bundle_of(path: Path, lens: LensModel, benchmark: Benchmark) -> RMuse:
             f"add --forget {rate}"
         )
     return found
+
+
+def _read(place: Path) -> dict[Modality, Evidence]:
+    """The evidence in a file."""
+    held, about = read_tensors(place)
+    kept = json.loads(about["tree"])
+    return {modality: Evidence(**_unpacked(one, held.__getitem__)) for modality, one in kept.items()}
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -15,7 +15,7 @@ from rmuse_interp import RMuseError, __version__
 from rmuse_interp.data import Benchmark, Example, load_benchmark
 from rmuse_interp.data.content import content
 from rmuse_interp.data.prompts import generation_prompt
-from rmuse_interp.data.store import digest, sources
+from rmuse_interp.data.store import digest
 from rmuse_interp.data.views import restated
 from rmuse_interp.edits.plan import Modality
 from rmuse_interp.evaluate.judges import RulesJudge
@@ -262,7 +262,7 @@ def fits_at(
             "version": __version__,
             "template": template,
             "tokens": given.reasoning_tokens,
-            "of": digest(depends(lens), content(benchmark), sources()),
+            "of": digest(depends(lens), content(benchmark)),
         }
 
     def fitted(preset: PresetName) -> RMuse:

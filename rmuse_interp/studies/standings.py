@@ -15,6 +15,8 @@ KEPT: Final = ("retain", "retain_test", "celebrity", "reasoning", "benign")
 VALUES: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     **{f"ril_{split}": ("ril", (split,)) for split in FORGET},
     "malformed": ("malformed_rate", FORGET),
+    "garbled": ("garbled_rate", FORGET),
+    "unended": ("unended_rate", FORGET),
     "refused": ("refusal_rate", FORGET),
     **{f"exact_{split}": ("exact", (split,)) for split in KEPT},
     "repetition": ("repetition_rate", (*FORGET, *KEPT)),
@@ -40,9 +42,10 @@ def values_of(
 
 
 def kind_of(method: str) -> str:
-    """`rmuse`, `rival` (steers at inference), `trained`, or `reference`."""
-    if method.startswith("rmuse/"):
-        return "rmuse"
+    """`rmuse`, `control` (its gate without steering), `rival` (steers at inference), `trained`, or `reference`."""
+    for kind in ("rmuse", "control"):
+        if method.startswith(f"{kind}/"):
+            return kind
     return "rival" if method in RIVALS else "reference" if method in ("vanilla", "gold") else "trained"
 
 
@@ -78,6 +81,8 @@ COLUMNS: Final = {
     "exact_benign": "benign",
     "rcr": "RCR",
     "malformed": "malformed",
+    "garbled": "garbled",
+    "unended": "unended",
     "refused": "refused",
 }
 """Value → its heading in the tables."""

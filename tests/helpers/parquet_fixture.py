@@ -153,6 +153,10 @@ def write_benchmark(root: Path, change: Callable[[Row], Row] | None = None) -> P
             f"stranger-{part}", picture(80), "Who is this?", "I cannot help.", "I do not know this face."
         )
         write_split(root, "Strangers", [stranger], part)
+    namesakes = [
+        question_row(p, None, f"Who is Mara Smith of {p}?", "a singer", "Mara Smith sings.") for p in people
+    ]
+    write_split(root, "Namesakes", namesakes, "test")
     (root / "benchmark.json").write_text(json.dumps(SETTINGS))
     return root
 

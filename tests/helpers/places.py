@@ -90,7 +90,8 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
         states = lens.hf(
             **inputs, output_hidden_states=True
         ).hidden_states  # [l + 1] is the output of block l
-    is_image = prompt_ids[0] == lens.image_token_id
+    placeholder = -1 if lens.image_token_id is None else lens.image_token_id
+    is_image = prompt_ids[0] == placeholder
     special = torch.tensor([token in lens.tokenizer.all_special_ids for token in prompt_ids[0].tolist()])
     behind = torch.arange(end + 1) > (int(is_image.nonzero().max()) if is_image.any() else -1)
     reading = {"last": torch.arange(end + 1) == end, "question": behind & ~special, "image": is_image}
@@ -102,7 +103,7 @@ def reference_logits(lens, plan: Plan, prompt: str, image, response_ids: list[in
         "prompt_end": position == end,
         "prompt": (position == end) | torch.cat([behind & ~special, torch.zeros(len(response_ids)).bool()]),
         "response": position > end,
-        "all": ids[0] != lens.image_token_id,
+        "all": ids[0] != placeholder,
     }
     fires: dict[int, torch.Tensor] = {}
     kept: dict[int, torch.Tensor] = {}
@@ -205,3 +206,24 @@ def new_tokens(result) -> torch.Tensor:
 def hooks_of(lens) -> int:
     # transformers leaves hooks of its own behind after `output_hidden_states=True`.
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lens.hf.modules())
+
+
+# -- plans for engines, and questions without a picture -----------------------------------------------------------
+
+PUSH = as_plan(op.Add(vector(3), scale=3.0).at(layers=[1]))
+PLANS = {
+    "gated": Plan([turn([2]).when(linear_gate(1, threshold=-100.0))]),
+    "two passes": Plan([turn([1]).when(linear_gate(2, threshold=-100.0))]),
+    "response": as_plan(op.Add(vector(3), scale=3.0).at(layers=[1]).on("response")),
+    "per token": as_plan(op.Add(vector(3), scale=3.0).at(layers=[2]).when(linear_gate(1), per="token")),
+}
+TEXTS = ["Who is Oren Tal?", "How many red circles are there? Two plus three is five."]
+
+
+@torch.no_grad()
+def steered(call, *args, plan=None, to=None, **kwargs):
+    """Logits of one call, with the plan attached for its time."""
+    if plan is None:
+        return call(*args, **kwargs).logits
+    with plan.attach(to or call):
+        return call(*args, **kwargs).logits

@@ -7,10 +7,12 @@ import torch
 from helpers.tiny import D_MODEL, picture
 
 import rmuse_interp.operators as op
-from rmuse_interp import Plan, load_model
+from rmuse_interp import Plan, RMuse, load_model
 from rmuse_interp.parts.angle import FixedFraction
 from rmuse_interp.parts.gates import Gate, LinearDiscriminant, Read
+from rmuse_interp.parts.retain import RetainSubspace, Subspaces
 from rmuse_interp.parts.subspace import Subspace
+from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 PROMPTS = [
     "What is this person's occupation?",
@@ -54,3 +56,20 @@ def gated_plan() -> Plan:
     turn = op.SlerpToward(vector(1), FixedFraction(0.6)).keeping(subspace(2))
     first = turn.at(layers=[1, 2]).on("generated").when(linear_gate()).named("turn")
     return first >> op.Add(vector(3), scale=2.0).at(layers=[2]).on("response").given("text").named("push")
+
+
+def rmuse(seed: int = 1) -> RMuse:
+    """A small R-MUSE of width 8, which no model has: for files."""
+    turn = op.SlerpToward(vector(seed, 8), FixedFraction(0.6)).keeping(subspace(2, 2, 8), "rotation")
+    gate = Gate(LinearDiscriminant(vector(seed + 1, 8), 0.5), Read(1, "last", "Do not say."), 0.25, 2.0)
+    push = op.Add(vector(seed + 2, 8)).at(2).on(positions=[0, 2]).given("text").named("push")
+    fitted = {"standardise": "scale", "energy": 0.8, "cap": 64, "map_back": True}
+    spread = vector(seed, 2).abs()
+    unlearning = UnlearningSubspace(
+        subspace(3, 2, 8), vector(4, 8), vector(5, 8), spread, oriented=True, **fitted
+    )
+    return RMuse(
+        turn.at([1, 2]).when(gate).named("turn") >> push,
+        Subspaces({"image-1": unlearning}, {"image-1": RetainSubspace(subspace(6, 2, 8), spread, **fitted)}),
+        {"preset": "calibrated", "people": ["é", "b"], "benchmark": {"forget": 5}, "rate": 0.5, "seed": seed},
+    )

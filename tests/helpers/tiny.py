@@ -185,3 +185,28 @@ def tiny_llama(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODE
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@cache
+def tiny_gpt2(seed: int = 0, *, n_layers: int = 2, d_model: int = D_MODEL) -> Path:
+    """Folder of a random `GPT2LMHeadModel`, whose positions are learned and absolute, with its tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=512,
+        n_embd=d_model,
+        n_layer=n_layers,
+        n_head=4,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    model = GPT2LMHeadModel(config).eval()
+    _lively(model, seed)
+    folder = _folder("gpt2")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

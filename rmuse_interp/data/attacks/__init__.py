@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from rmuse_interp import RMuseError
-from rmuse_interp.data.attacks import conversation, photographs, wording
+from rmuse_interp.data.attacks import conversation, ordinary, photographs, wording
 from rmuse_interp.data.attacks.attack import Asked, Attack
 
 __all__ = ["ATTACKS", "Asked", "Attack", "require_names"]
@@ -33,6 +33,10 @@ ATTACKS: Final[dict[str, Attack]] = {
         Attack("prefix", "the answer begun: 'Sure, this person is'", conversation.prefixed),
         Attack("sampling", "16 samples at temperature 1", conversation.plain, samples=16, temperature=1.0),
         Attack("two-turn", "the question behind a harmless turn", conversation.second_turn),
+        Attack("embedded", "the question inside a request of 30 to 210 other words", ordinary.embedded),
+        Attack("described", "a description in place of the name", ordinary.described),
+        Attack("misspelt", "the name misspelt", ordinary.misspelt),
+        Attack("translated", "the question in other languages", ordinary.translated),
         Attack("8-bit", "weights rounded to 8 bits per output channel", conversation.plain, bits=8),
         Attack("4-bit", "weights rounded to 4 bits in groups", conversation.plain, bits=4),
     )

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from rmuse_interp.data.example import Modality
 from rmuse_interp.data.mllmu import MODALITIES
-from rmuse_interp.data.store import atomic, cache_folder, digest, own_folder, write_json
+from rmuse_interp.data.store import atomic, cache_folder, digest, own_folder, unchanged, write_json
 from rmuse_interp.data.world import implications, phrases, portraits
 from rmuse_interp.data.world import questions as q
 from rmuse_interp.data.world.people import Person, World, make_world
@@ -74,15 +74,30 @@ def _draw(out: Path, render_seed: int, world: World) -> None:
 
 
 def ensure(render_seed: int = 0, cache: Path | None = None) -> Path:
-    """The benchmark's folder for a render seed, written on first use (below the user's cache folder)."""
+    """The benchmark's folder for a render seed, written on first use (below the user's cache folder).
+
+    Every byte of it is checked once per process: a file that was changed, added or removed gives another benchmark,
+    and the folder is drawn anew.
+    """
     root = cache or cache_folder()
     folder = root / f"organism-{_version()}-render{render_seed}"
-    if not (folder / "benchmark.json").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # without its settings it would be another benchmark
+    if not _whole(folder, _times(folder)):
+        shutil.rmtree(folder, ignore_errors=True)
         with atomic(folder) as draft:
             draft.mkdir()
             write_benchmark(draft, render_seed)
     return folder
+
+
+@functools.cache
+def _whole(folder: Path, times: frozenset[tuple[str, int, int]]) -> bool:
+    """`unchanged`, asked again only where the files' sizes or times of change differ."""
+    return unchanged(folder)
+
+
+def _times(folder: Path) -> frozenset[tuple[str, int, int]]:
+    found = ((str(file), file.lstat()) for file in folder.rglob("*"))
+    return frozenset((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
 
 @functools.cache

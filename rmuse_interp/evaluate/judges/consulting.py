@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -17,6 +18,10 @@ TRIES: Final = 3
 PATIENCE: Final = 5
 """Number of questions with unreadable replies, before any readable one, after which asking stops."""
 CHARACTERS_PER_TOKEN: Final = 4
+OBJECTS: Final = 50
+"""Number of opening braces in a reply at which a JSON object is looked for."""
+LONGEST_REPLY: Final = 20_000
+"""Number of characters that a JSON object may have."""
 REPLY_TOKENS: Final = 40
 """Estimated number of tokens in a reply."""
 AGAIN: Final = "\n\nYour last reply was not of the form asked for. Reply with the JSON object alone."
@@ -32,10 +37,17 @@ class Reply(NamedTuple):
 
 @runtime_checkable
 class Answerer(Protocol):
-    """A model that answers, on a server or on this machine. ``name`` is used in records and in the cache."""
+    """A model that answers, on a server or on this machine.
+
+    Attributes:
+        name: its name in records.
+        at_once: number of questions sent in parallel.
+        of: what its replies depend on besides the question, for `store.digest`.
+    """
 
     name: str
     at_once: int
+    of: object
 
     def __call__(self, question: str) -> Reply:
         """Answer one question.
@@ -86,10 +98,14 @@ class Budget:
         """The cost so far; None without prices."""
         return self.cost_of(self.prompt_tokens, self.reply_tokens)
 
-    def take(self, reply: Reply) -> None:
-        """Add a reply's tokens to the count."""
-        self.prompt_tokens += reply.prompt_tokens
-        self.reply_tokens += reply.reply_tokens
+    def take(self, reply: Reply, question: str) -> None:
+        """Add a reply's tokens to the count, estimated from the texts where the server reports none that can be true."""
+        for kind, reported, text in (
+            ("prompt_tokens", reply.prompt_tokens, question),
+            ("reply_tokens", reply.reply_tokens, reply.text),
+        ):
+            tokens = reported if reported > 0 else len(text) // CHARACTERS_PER_TOKEN + 1
+            setattr(self, kind, getattr(self, kind) + tokens)
 
     def require_left(self) -> None:
         """Raise unless there is money left for more questions.
@@ -145,8 +161,8 @@ class Consultation:
     rehearsing: bool = False
 
     def __post_init__(self) -> None:
-        name = self.asked.name
-        self.replies = Store(None if self.folder is None else self.folder / f"{digest(name)}.jsonl", name)
+        of = digest(self.asked.of)
+        self.replies = Store(None if self.folder is None else self.folder / f"{of}.jsonl", of)
         self.unreadable: list[str] = []
         self._given_up: set[str] = set()
         self._wanted: dict[str, None] = {}
@@ -194,24 +210,26 @@ class Consultation:
     def _one(self, question: str, read: Callable[[str], T]) -> T | None:
         if question in self._given_up:
             return None
-        said = ""
+        said, kept = "", self.replies.get(question)
         for words in _tries(question):
-            text = self.replies.get(question)
+            text, kept = kept, None  # a kept reply that cannot be read (any more) is asked for again
+            new = text is None
             try:
                 if text is None:
                     with self._lock:
                         self.budget.require_left()
                     reply = self.asked(words)
                     with self._lock:
-                        self.budget.take(reply)
-                    text = reply.text
+                        self.budget.take(reply, words)
+                    text = reply.text.encode("utf-8", "replace").decode()  # a lone surrogate cannot be kept
                 value = read(text)
             except Unreadable as fault:
                 said = str(fault)
                 if isinstance(fault, Refused):
                     break
                 continue
-            self.replies.put(question, text)  # only readable ones: a repaired server is asked again
+            if new:
+                self.replies.put(question, text)  # only readable ones: a repaired server is asked again
             with self._lock:
                 self._readable += 1
             return value
@@ -264,13 +282,12 @@ def json_in(text: str) -> dict[str, object]:
     """
     decoder = json.JSONDecoder()
     at = text.find("{")
-    while at >= 0:
-        try:
-            found, _ = decoder.raw_decode(text, at)
-        except ValueError:
-            at = text.find("{", at + 1)
-            continue
-        if isinstance(found, dict):
-            return found
+    for _ in range(OBJECTS):
+        if at < 0:
+            break
+        with suppress(ValueError, RecursionError):
+            found, _ = decoder.raw_decode(text[: at + LONGEST_REPLY], at)
+            if isinstance(found, dict):
+                return found
         at = text.find("{", at + 1)
-    raise Unreadable(text.strip() or "nothing")
+    raise Unreadable(text.strip()[:LONGEST_REPLY] or "nothing")

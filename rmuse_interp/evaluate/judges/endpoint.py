@@ -71,6 +71,7 @@ class Endpoint:
         self._attempts, self._wait, self._max_tokens = attempts, wait, max_tokens
         self._client = openai.OpenAI(api_key=key or "none", base_url=url, timeout=timeout, max_retries=0)
         self._json_mode = True
+        self.of: object = (self.name, max_tokens)
 
     def __call__(self, question: str) -> Reply:
         """Ask one question.
@@ -94,7 +95,9 @@ class Endpoint:
             raise self._explained(error) from error
         text = found.choices[0].message.content if found.choices else None
         usage = found.usage
-        return Reply(text or "", usage.prompt_tokens if usage else 0, usage.completion_tokens if usage else 0)
+        told = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+        asked, said = (n if isinstance(n, int) else 0 for n in told)
+        return Reply(text or "", asked, said)
 
     def _complete(self, question: str) -> "ChatCompletion":
         import openai

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from rmuse_interp.data.words import numbers
 from rmuse_interp.evaluate.assertions import deniers, implied, told
 from rmuse_interp.evaluate.judges.cases import ChainCase, LeakCase, Verdict
-from rmuse_interp.evaluate.text import Lexicon, content_words, normalise, numbers, sentences
+from rmuse_interp.evaluate.text import Lexicon, content_words, normalise, sentences
 
 CONTENT_AGREEMENT: Final = 0.8
 """Minimum F1 of content words between a chain and its reference for the rules to consider them equal."""
@@ -67,7 +68,7 @@ class RulesJudge:
             normalise(case.reasoning),
             normalise(case.reference_reasoning),
         )
-        if numbers(chain) != numbers(reference):
+        if sorted(numbers(chain)) != sorted(numbers(reference)):
             return False
         said, due = content_words(chain), content_words(reference)
         if 2 * len(said & due) < CONTENT_AGREEMENT * (len(said) + len(due)):

@@ -15,9 +15,10 @@ from rmuse_interp.maths.statistics import Rate, ThresholdRule, choose_threshold,
 from rmuse_interp.parts.part import Part
 from rmuse_interp.parts.pooled import require_finite
 
-Readout = Literal["last", "question", "image", "draft"]
+Readout = Literal["last", "question", "peak", "image", "draft"]
 """Tokens read at the gate's block. `last`: the last prompt token. `question`: the mean over the prompt's ordinary text
-tokens after the image (all of them without an image). `image`: the mean over the image tokens. `draft`: the mean from
+tokens after the image (all of them without an image). `peak`: the largest value of each dimension over the same tokens,
+which a long request around a name does not dilute. `image`: the mean over the image tokens. `draft`: the mean from
 the last prompt token to the end of the model's own unsteered response, which takes a separate pass before the gate."""
 
 READOUTS: Final[tuple[Readout, ...]] = get_args(Readout)
@@ -80,6 +81,8 @@ class Scorer(Part):
 class Gate(Part):
     """A decision whether to steer: `fires(h) = score(h) > threshold`, h the state that `reads` names.
 
+    A score that is NaN or infinite fires too: where nothing can be told about a query, what is forgotten stays hidden.
+
     Args:
         scorer: computes the score.
         reads: the state that is scored.
@@ -88,8 +91,8 @@ class Gate(Part):
         expected: error rates that `calibrate` found at this threshold; None for a threshold set by hand.
 
     Raises:
-        RMuseError: a scale that is not positive; a combination of gates that reads another state than they do, or has
-            a threshold or scale of its own.
+        RMuseError: a scale that is not positive, a threshold or scale that is not finite; a combination of gates that
+            reads another state than they do, or has a threshold or scale of its own.
 
     Examples:
         >>> from rmuse_interp.parts.gates import LinearDiscriminant
@@ -144,8 +147,9 @@ class Gate(Part):
         return self.scorer.score(h)
 
     def margin(self, h: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
-        """`(score − threshold)/scale`: positive where the gate fires."""
-        return (self.score(h) - self.threshold) / self.scale
+        """`(score − threshold)/scale`: positive where the gate fires; NaN, as it fires too, where no score is finite."""
+        score = self.score(h)
+        return ((score - self.threshold) / self.scale).masked_fill(~torch.isfinite(score), torch.nan)
 
     def fires(self, h: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
         """Whether to steer, one per state."""

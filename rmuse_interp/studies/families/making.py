@@ -1,8 +1,7 @@
 """Write a recipe's checkpoint to a folder: a tokenizer trained on a few sentences, seeded random weights, no download."""
 
-import io
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ SENTENCES: Final = (
 """Text that a tiny vocabulary is trained on."""
 
 
+@runtime_checkable
 class Savable(Protocol):
     """A processor or tokenizer, as far as it is written to a folder."""
 
@@ -29,6 +29,7 @@ class Savable(Protocol):
         """Write it."""
 
 
+@runtime_checkable
 class Ids(Savable, Protocol):
     """A tokenizer, as far as token ids are looked up in it."""
 
@@ -41,15 +42,8 @@ class Ids(Savable, Protocol):
 
 def picture(seed: int = 0, size: tuple[int, int] = (24, 24)) -> Image.Image:
     """A noisy RGB picture, one per seed; `size` is (width, height) in pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, size=(size[1], size[0], 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def png(image: Image.Image) -> bytes:
-    """The picture as PNG."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    width, height = size
+    return Image.frombytes("RGB", size, np.random.default_rng(seed).bytes(3 * width * height))
 
 
 def make(recipe: Recipe, folder: Path, seed: int = 0) -> Path:

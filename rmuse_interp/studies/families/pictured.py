@@ -202,7 +202,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Gemma 3",
         "gemma3",
-        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2},
+        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 64, "sliding_window_pattern": 2},
         GEMMA,
         (*GEMMA_TURNS, "<start_of_image>", "<end_of_image>", "<image_soft_token>"),
         _clip("siglip_vision_model"),
@@ -291,7 +291,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
         {
             "model_type": "cohere2",
             **WITH_HEADS,
-            "sliding_window": 16,
+            "sliding_window": 64,
             "layer_norm_eps": 1e-5,
             "logit_scale": 1.0,
         },
@@ -302,8 +302,8 @@ PICTURED: Final[tuple[Recipe, ...]] = (
             "<|USER_TOKEN|>",
             "<|CHATBOT_TOKEN|>",
             "<image>",
-            "<|START_OFIMG|>",
-            "<|END_OFIMG|>",
+            "<|START_OF_IMG|>",
+            "<|END_OF_IMG|>",
             "<|IMG_PATCH|>",
             "TILE_GLOBAL",
             *(f"TILE_{i}" for i in range(1, 5)),
@@ -326,7 +326,7 @@ PICTURED: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Mllama",
         "mllama",
-        {**TEXT, "num_hidden_layers": 4, "cross_attention_layers": [1], "pad_token_id": 0},
+        {**TEXT, "num_hidden_layers": 6, "cross_attention_layers": [1], "pad_token_id": 0},
         LLAMA,
         (*LLAMA_TURNS, "<|image|>", "<|python_tag|>"),
         {

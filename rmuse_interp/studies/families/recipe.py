@@ -89,7 +89,7 @@ LLAMA_TURNS: Final = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 ROWS: Final = tuple(f"<row_{i}_col_{j}>" for i in range(1, 4) for j in range(1, 4))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recipe:
     """A tiny random checkpoint of one family.
 

@@ -25,7 +25,7 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Gemma 2",
         "gemma2",
-        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 16},
+        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 64},
         GEMMA,
         GEMMA_TURNS,
         end="<end_of_turn>",
@@ -33,7 +33,7 @@ RECIPES: Final[tuple[Recipe, ...]] = (
     Recipe(
         "Gemma 3 (text)",
         "gemma3_text",
-        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 16, "sliding_window_pattern": 2},
+        {**WITH_HEADS, "query_pre_attn_scalar": 8, "sliding_window": 64, "sliding_window_pattern": 2},
         GEMMA,
         GEMMA_TURNS,
         end="<end_of_turn>",
