@@ -11,12 +11,14 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
-from helpers.plans import gated_plan, lens_of
+from helpers.plans import gated_plan, lens_of, vector
 from helpers.tiny import picture, tiny_llama, tiny_llava
 from safetensors.torch import load_file, save_file
 
-from rmuse_interp import RMuseError, Site, load_model
+import rmuse_interp.operators as op
+from rmuse_interp import Plan, RMuseError, Site, load_model
 from rmuse_interp.edits.interpreter import Interpreter
+from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.fitting import gather
 from rmuse_interp.lens import check
 from rmuse_interp.lens.check import _sound
@@ -301,6 +303,17 @@ def test_what_was_fitted_on_the_base_model_is_refused_on_the_adapted(adapter):
     assert lens.fingerprint.differences(base.fingerprint.as_record())
     with pytest.raises(RMuseError, match="was fitted on another model"):
         lens.fingerprint.require(base.fingerprint.as_record(), "this plan")
+
+
+def test_a_plan_of_the_base_model_is_refused_on_a_model_with_an_adapter_on_it(adapter, tmp_path):
+    import peft
+
+    base = load_model(tiny_llama())
+    as_plan(op.Add(vector(3)).at([2])).save(tmp_path / "plan", base)
+    plan = Plan.load(tmp_path / "plan", base)
+    adapted = peft.PeftModel.from_pretrained(base.hf, str(adapter))
+    with pytest.raises(RMuseError, match="was fitted on another model"):
+        plan.attach(adapted)
 
 
 @pytest.mark.parametrize(
