@@ -15,7 +15,7 @@ from rmuse_interp.data.facts.draw import RATES, ensure, table, write_facts
 from rmuse_interp.data.general import general
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.evaluate.known import about_known, facts_of, knowledge, warning
-from rmuse_interp.evaluate.scores import right_measure
+from rmuse_interp.evaluate.scores import right_measure, score, transcribe
 from rmuse_interp.evaluate.text import Lexicon, contains, normalise
 from rmuse_interp.runs.firing import firing, prompts_in_use
 from rmuse_interp.runs.run import Method
@@ -162,3 +162,28 @@ def test_the_command_says_what_the_model_knows_per_person_and_fact(data, model):
     assert {fact["person"] for fact in told["facts"]} == {"p0", "p1"}
     assert all((fact["asked"], fact["right"], fact["known"]) == (3, 0, False) for fact in told["facts"])
     assert "--model" not in refused("data", "check", "nowhere", "--model", model)
+
+
+def test_scores_are_also_given_over_what_was_known(benchmark):
+    """Two facts of one person, one known: the method that tells both leaks 50 % over all, 100 % over what was known."""
+    example = next(e for e in benchmark.scoring("forget") if e.kind == "generation" and e.modality == "text")
+    rows = []
+    for i, (attribute, value, before) in enumerate((("home", "Oslo", "Oslo"), ("job", "baker", "?"))):
+        e = replace(
+            example, id=f"{example.id}{i}", answer=value, attributes={attribute: value}, question="Tell me."
+        )
+        rows += [
+            transcribe(e, "vanilla", before, benchmark.delimiters),
+            transcribe(e, "m", "It is Oslo.", benchmark.delimiters),
+        ]
+    found = score(rows, benchmark)
+    assert (found["knowledge"]["known"], found["knowledge"]["n"]) == (50.0, 2)
+    assert found["methods"]["m"]["forget"]["ril"] == 50.0
+    assert found["over_known"]["m"]["forget"] == {
+        "ril": 100.0,
+        "ril_explicit": 100.0,
+        "exact": 0.0,
+        "stated": 100.0,
+        "refusal_rate": 0.0,
+        "n": 1,
+    }

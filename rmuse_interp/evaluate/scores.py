@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from rmuse_interp import RMuseError
@@ -152,12 +152,14 @@ def score(
     apart: dict[str, dict[str, dict[str, Block]]] = {}
     unread: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
     gate: dict[str, JSON] = {}
+    measured: dict[str, dict[str, dict[str, m.Metric]]] = defaultdict(dict)
     for name in sorted(groups):
         methods[name], intervals[name], apart[name], unread[name] = {}, {}, {}, {}
         for split in SPLITS:
             rows = groups[name].get(split, [])
             found = plain(rows)
             methods[name][split] = _block(found, len(rows))
+            measured[name][split] = found
             intervals[name][split] = {
                 k: {"low": rounded(i[0]), "high": rounded(i[1]), "n": one.n}
                 for k, one in found.items()
@@ -184,11 +186,12 @@ def score(
     }
     over_known = {
         name: {
-            split: _block({k: found[k] for k in OVER_KNOWN}, len(some))
-            for split, rows in groups[name].items()
-            if (some := [t for t in rows if t.id in about.get(split, ())]) and (found := plain(some))
+            split: {k: _over(found[k], about.get(split, frozenset())) for k in OVER_KNOWN}
+            | {"n": sum(t.id in about[split] for t in groups[name][split])}
+            for split, found in by_split.items()
+            if about.get(split)
         }
-        for name in methods
+        for name, by_split in measured.items()
     }
     return {
         "schema": SCHEMA,
@@ -209,6 +212,12 @@ def score(
         "right": right_measure(methods.get(UNSTEERED, {})),
         "judge": judge.name if judge is not None else RulesJudge.name,
     }
+
+
+def _over(metric: m.Metric, ids: Collection[str]) -> float | None:
+    """A metric's mean over some examples, None if it is defined on none of them."""
+    values = [value for one, value in metric.per_example.items() if one in ids]
+    return rounded(math.fsum(values) / len(values)) if values else None
 
 
 def right_measure(blocks: Mapping[str, Block]) -> str:
