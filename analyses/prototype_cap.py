@@ -2,10 +2,10 @@
 
     python analyses/prototype_cap.py --model organism --data organism --forget 5 --out results/
 
-Writes `prototype_cap.json`, which `figures/prototype_cap.py` draws. The plan is `calibrated` as it is fitted; each cap
-thins the prototypes of every transport, step by step (`Transport.capped`). Nothing else changes: neither gates nor
-blocks, and nothing is tuned again. A small benchmark has some thousand states per block; a cap that costs nothing makes
-bundles and steering as much cheaper.
+Writes `prototype_cap.json`, which `figures/prototype_cap.py` draws. The plan has the gates and blocks of `calibrated` and
+moves each token to the nearest refusal state of its step; each cap thins the prototypes of every transport, step by step
+(`Transport.capped`). Nothing else changes, and nothing is tuned again. A small benchmark has some thousand states per
+block; a cap that costs nothing makes bundles and steering as much cheaper.
 """
 
 import sys

@@ -17,7 +17,7 @@ from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.evaluate.results import ATTACKED, AttackTranscript, read_run, read_transcripts
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.lens.quantised import quantised, rounded
-from rmuse_interp.models.encoding import Conversation, behind
+from rmuse_interp.models.prompts import Conversation, behind
 from rmuse_interp.parts.gates import Contrast, Gate, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.attacked import attacked

@@ -8,10 +8,13 @@ import torch
 from helpers.places import PLANS, PUSH, TEXTS, plans, steered, turn
 from helpers.plans import lens_of, linear_gate, questions, vector
 from helpers.tiny import picture, tiny_llama, tiny_llava
+from transformers import AutoModelForCausalLM
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, RMuseError, load_model
 from rmuse_interp.edits.plan import as_plan
+from rmuse_interp.edits.state import beside
+from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.layout import find_layout
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -197,3 +200,64 @@ def test_two_threads_wait_for_their_turn_or_are_refused():
         lens.hf(torch.tensor([[1, 50, 60]]))  # afterwards, the turn is free again
         intrude(None, None)
     assert len(errors) == 1
+
+
+# -- one vocabulary per model -------------------------------------------------------------------------------------
+
+
+def test_every_place_knows_the_same_special_tokens(tmp_path):
+    """ChatML: delimiters of turns that the configuration does not name, beside a model loaded without its tokenizer."""
+    plain = load_model(tiny_llama())
+    tokenizer = plain.tokenizer
+    ids = tokenizer.encode(" How red", add_special_tokens=False)
+    marks = [tokenizer.convert_ids_to_tokens(token) for token in ids[:1]]
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    lens = LensModel(plain.hf, tokenizer, find_layout(plain.hf, tokenizer=tokenizer), plain.name)
+    other = AutoModelForCausalLM.from_pretrained(tiny_llama())
+    assert find_layout(other).vocabulary.special < lens.layout.vocabulary.special
+    gate = linear_gate(1, "question", threshold=-100.0)
+    plan = Plan([turn([2]).when(gate)]).bound_to(lens)
+    plan.save(tmp_path, lens)
+    asked = lens.encode(TEXTS)
+    expected = plan.decide(lens, TEXTS).score
+    for kept in (plan, Plan.load(tmp_path)):
+        for model in (lens.hf, other):
+            with kept.attach(model) as handle:
+                model.generate(**asked, max_new_tokens=1)
+            torch.testing.assert_close(handle.state.query.decision.score, expected, **CLOSE)
+    with Plan(list(plan)).attach(other) as handle:  # bound to no model, it knows the configuration only
+        other.generate(**asked, max_new_tokens=1)
+    assert not torch.allclose(handle.state.query.decision.score, expected, atol=1e-3)
+
+
+# -- precision, devices, scores that are no numbers ---------------------------------------------------------------
+
+
+def test_a_callers_plan_stays_where_it_is_and_its_parts_follow_the_states():
+    state_of = lens_of(tiny_llama())
+    with PUSH.attach(state_of.hf) as handle:
+        state_of.hf(torch.tensor([[1, 50, 60]]))
+    there = handle.state.beside(torch.empty(0, device="meta"))
+    moved = [there.call.position, there.query.prompt_end, there.query.decision.fired]
+    assert {one.device.type for one in moved} == {"meta"}
+    assert handle.state.call.position.device.type == "cpu"
+    assert beside(PUSH[0].operators[0], torch.empty(0, device="meta")).vector.is_meta
+    assert not PUSH[0].operators[0].vector.is_meta
+    hf = load_model(tiny_llama()).hf
+    ids = torch.tensor([[1, 50, 60]])
+    expected = steered(hf, ids, plan=PLANS["gated"])
+    accelerate = pytest.importorskip("accelerate")
+    accelerate.cpu_offload(hf, execution_device="cpu")  # weights on "meta" between calls
+    torch.testing.assert_close(steered(hf, ids, plan=PLANS["gated"]), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("per", ["query", "token"])
+def test_a_score_that_is_no_number_fires(per):
+    lens = lens_of(tiny_llama())
+    gate = linear_gate(0, threshold=100.0)
+    plan = as_plan(PUSH[0].when(gate, per=per))
+    gate.scorer.weight.fill_(torch.nan)  # as a damaged bundle would have it, were it loaded
+    asked = torch.tensor([[1, 50, 60]])
+    torch.testing.assert_close(
+        steered(lens.hf, asked, plan=plan), steered(lens.hf, asked, plan=PUSH), **CLOSE
+    )

@@ -16,11 +16,13 @@ import rmuse_interp.operators as op
 from rmuse_interp import RMuse, RMuseError, fit
 from rmuse_interp.cli import app
 from rmuse_interp.data import Benchmark, load_benchmark
-from rmuse_interp.fitting import LIMIT, TARGETS, Choice, assemble, enough, gather, search, try_layers
+from rmuse_interp.fitting import LIMIT, TARGETS, Choice, assemble, enough, gather, search
 from rmuse_interp.fitting.collect import Query, trajectories
-from rmuse_interp.fitting.search import ENERGIES, _ranked
+from rmuse_interp.fitting.search import STRENGTHS, ranked
+from rmuse_interp.fitting.trials import ENERGIES, Setting, Trials
 from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import ENERGY
+from rmuse_interp.method.targets import PROTECTIONS
 
 WIDTH = 192
 MODALITY = "image"
@@ -72,7 +74,23 @@ def teach(lens, benchmark):
 
 
 def trial(layers=(1,), **changes):
-    usual = Choice(layers, "step", ENERGY, (2,) * len(layers), 0.0, 50.0, 50.0, 1.0, 4)
+    usual = Choice(
+        layers,
+        "follow",
+        ENERGY,
+        "room",
+        1.0,
+        (2,) * len(layers),
+        0.0,
+        50.0,
+        0.0,
+        0.0,
+        50.0,
+        1.0,
+        50.0,
+        1.0,
+        4,
+    )
     return replace(usual, **changes)
 
 
@@ -84,27 +102,35 @@ def by(found, **wanted):
 
 
 def test_each_coordinate_is_tried_once(found):
-    """Single blocks, pairs next to the best of them, then targets and energies at the best so far."""
-    start = by(found, target="step", energy=ENERGY)
-    assert [t.layers for t in start[:3]] == [(1,), (2,), (3,)]
+    """Single blocks, pairs next to the best of them, then targets, protections, energies and strengths."""
+    start = by(found, target="follow", energy=ENERGY, protect="room", strength=1.0)
+    assert [t.layers for t in start[:3]] == [(3,), (2,), (1,)]
     pairs = [t.layers for t in start if len(t.layers) == 2]
     assert pairs
     assert all(second == first + 1 for first, second in pairs)
-    assert {t.target for t in by(found, layers=found.best.layers, energy=ENERGY)} == set(TARGETS)
-    ranks = by(found, layers=found.best.layers, target=found.best.target)
+    here = {"layers": found.best.layers}
+    assert {t.target for t in by(found, **here, energy=ENERGY)} == set(TARGETS)
+    here["target"] = found.best.target
+    assert {t.protect for t in by(found, **here, energy=ENERGY)} == set(PROTECTIONS)
+    here["protect"] = found.best.protect
+    ranks = by(found, **here, strength=1.0)
     assert {t.energy for t in ranks} == set(ENERGIES)
     ordered = sorted(ranks, key=lambda t: t.energy)
     assert [t.ranks for t in ordered] == sorted(t.ranks for t in ordered)
     assert ordered[0].ranks < ordered[-1].ranks
-    assert len(found.trials) == len(pairs) + 3 + len(TARGETS) - 1 + len(ENERGIES) - 1
-    assert len({(t.layers, t.target, t.energy) for t in found.trials}) == len(found.trials)
+    assert {t.strength for t in by(found, **here, energy=found.best.energy)} == set(STRENGTHS)
+    keys = {(t.layers, t.target, t.energy, t.protect, t.strength) for t in found.trials}
+    assert len(keys) == len(found.trials)
 
 
-def test_layers_are_the_special_case(lens, benchmark, evidence, found):
-    alone = try_layers(lens, benchmark, evidence, MODALITY, gate_layer=0)
-    assert {t.layers: t for t in alone} == {
-        t.layers: t for t in by(found, target="step", energy=ENERGY) if len(t.layers) == 1
-    }
+def test_a_narrow_search_stops_when_answers_are_whole(lens, benchmark, evidence, found):
+    """It tries the same blocks, from the last one down; targets and protections only where answers are faulty."""
+    narrow = search(lens, benchmark, evidence, MODALITY, gate_layer=0, wide=False)
+    assert narrow.trials[0].layers == (3,)
+    same = {(t.layers, t.target, t.energy, t.protect, t.strength): t for t in found.trials}
+    assert all(same.get((t.layers, t.target, t.energy, t.protect, t.strength), t) == t for t in narrow.trials)
+    assert (narrow.best.faulty == 0) == (len(narrow.why) == 1)
+    assert 0 <= narrow.steady <= 100
 
 
 def test_given_blocks_are_not_searched(lens, benchmark, evidence):
@@ -124,7 +150,7 @@ def test_a_search_reads_fitting_data_alone(lens, benchmark, evidence, monkeypatc
 
     monkeypatch.setattr(Benchmark, "scoring", watched)
     search(lens, benchmark, evidence, MODALITY, 0, layers=[3])
-    assert set(read) == {"forget"}
+    assert set(read) == {"forget", "retain"}  # both are fitting views
 
 
 # By what it chooses
@@ -137,25 +163,32 @@ def test_what_is_said_decides(lens, benchmark, evidence, found):
     free = lens.respond([e.prompt() for e in asked], [e.image for e in asked], max_new_tokens=48)
     assert not any(r.text in pool for r in free)
     assert found.best.verbatim > 50
+    assert found.best.refused > 50
     assert found.best.words == min(t.words for t in found.trials)
     assert found.best.words < max(t.words for t in found.trials)
     assert f"target {found.best.target}: " in found.why[1]
 
 
-def test_the_update_stays_out_of_the_rrs_that_is_protected(found):
-    widest, others = max(ENERGIES), [t for t in found.trials if t.energy != 0.95]
-    (protected,) = by(found, layers=found.best.layers, target=found.best.target, energy=widest)
-    assert protected.inside < 1e-6
-    assert min(t.inside for t in others) > 1e-3
+def test_the_update_stays_out_of_the_rrs_that_is_protected(lens, benchmark, evidence):
+    tried = Trials(lens, benchmark, evidence[MODALITY], MODALITY, 0, None, 4)
+    inside = {
+        (protect, energy): tried(Setting((3,), "follow", energy, protect)).inside
+        for protect, energy in (("rrs", max(ENERGIES)), ("rrs", 0.5), ("room", 0.5), ("nothing", 0.5))
+    }
+    assert inside["rrs", max(ENERGIES)] < 1e-6
+    assert 1e-3 < inside["rrs", 0.5] <= inside["room", 0.5] + 1e-6
+    assert inside["room", 0.5] <= inside["nothing", 0.5] + 1e-6
 
 
 def test_ties_go_to_one_pass_few_blocks_and_depth():
     low, deep, pair = trial((1,)), trial((3,)), trial((2, 3))
-    assert _ranked([pair, low, deep], gate_layer=0) == [deep, low, pair]
-    assert _ranked([low, deep, pair], gate_layer=3)[0] == deep
-    assert _ranked([low, pair], gate_layer=2) == [pair, low]  # block 1 would need a pass of its own
-    assert _ranked([deep, trial((1,), verbatim=60.0)], 0)[0].layers == (1,)
-    assert _ranked([trial((1,), verbatim=60.0), trial((2,), leaked=10.0, verbatim=90.0)], 0)[0].layers == (1,)
+    assert ranked([pair, low, deep], gate_layer=0) == [deep, low, pair]
+    assert ranked([low, deep, pair], gate_layer=3)[0] == deep
+    assert ranked([low, pair], gate_layer=2) == [pair, low]  # block 1 would need a pass of its own
+    assert ranked([deep, trial((1,), verbatim=60.0)], 0)[0].layers == (1,)
+    assert ranked([trial((1,), verbatim=60.0), trial((2,), leaked=10.0, verbatim=90.0)], 0)[0].layers == (1,)
+    assert ranked([deep, trial((1,), faulty=10.0, ratio=9.0)], 0)[0].layers == (1,)  # whole before fluent
+    assert ranked([trial((3,), ratio=1.3), trial((1,), ratio=1.1, verbatim=0.0)], 0)[0].layers == (1,)
 
 
 def test_one_target_more_is_one_entry_more(lens, benchmark, evidence, monkeypatch):
@@ -186,11 +219,11 @@ def test_the_plan_is_what_was_chosen(lens, benchmark, evidence, tmp_path):
     chosen = fitted.report[MODALITY]["chosen"]
     assert tuple(edit.layers) == tuple(chosen["layers"]) == tuple(fitted.report[MODALITY]["steered"])
     assert tuple(edit.operator_at(layer).rrs.rank for layer in edit.layers) == tuple(chosen["ranks"])
-    assert len(chosen["why"]) == 3
+    assert len(chosen["why"]) >= 5
     again = RMuse.load(fitted.save(tmp_path), lens)
     assert again.report == json.loads(json.dumps(fitted.report))
     plain = assemble(lens, benchmark, some)
-    assert "chosen" not in plain.report[MODALITY]
+    assert plain.report[MODALITY]["refusals"]["of"] == len(evidence[MODALITY].run_own)
     assert {t["energy"] for t in plain.report[MODALITY]["trials"]} == {ENERGY}
 
 

@@ -7,8 +7,8 @@ import pytest
 from helpers.commands import done, refused, rmuse
 
 from rmuse_interp import RMuseError, load_model
-from rmuse_interp.models.encoding import Conversation
 from rmuse_interp.models.pretrained import get_smollm2, smollm2_folder
+from rmuse_interp.models.prompts import Conversation
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from rmuse_interp.evaluate.scores import transcribe
 from rmuse_interp.evaluate.text import Lexicon
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.readable import readings
+from rmuse_interp.runs import readable as runs_readable
 
 QUESTION = Example(
     "forget_5/7/generation/0/text",
@@ -190,7 +191,7 @@ def test_another_language_is_counted_by_itself():
     assert foreign(rows).value == 50.0
 
 
-def test_a_response_knows_whether_the_model_ended_it():
+def test_a_response_knows_whether_the_model_ended_it(monkeypatch):
     lens = lens_of(tiny_llava())
     prompts, images = questions()
     cut = lens.respond(prompts, images, max_new_tokens=2)
@@ -198,7 +199,27 @@ def test_a_response_knows_whether_the_model_ended_it():
     steered = lens.respond(prompts, images, gated_plan().without("gate"), max_new_tokens=2)
     assert [one.ended for one in steered] == [False] * 4
     first = lens.hf.generate(**lens.encode(prompts[0], images[0]), max_new_tokens=1, do_sample=False)[0, -1]
-    lens.hf.generation_config.eos_token_id = int(first)
+    monkeypatch.setattr(lens.hf.generation_config, "eos_token_id", int(first))
     assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is True
-    lens.hf.generation_config.eos_token_id = None
+    monkeypatch.setattr(lens.hf.generation_config, "eos_token_id", None)
     assert lens.respond(prompts[:1], images[:1], max_new_tokens=1)[0].ended is None
+
+
+def test_a_run_reads_only_what_differs_from_the_models_own(benchmark, monkeypatch):
+    lens, rows = lens_of(tiny_llava()), [e for e in benchmark.scoring("forget") if e.kind == "generation"][:3]
+    own = [transcribe(e, "vanilla", "She bakes bread.", benchmark.delimiters) for e in rows]
+    texts = ("She bakes bread.", FIVE * 3, "zx qv wk zx qq vv kk zz")
+    mine = [transcribe(e, "m", text, benchmark.delimiters) for e, text in zip(rows, texts, strict=True)]
+    asked: list[str] = []
+    real = runs_readable.readings
+
+    def counted(model, prompts, said, *rest, **more):
+        asked.extend(said)
+        return real(model, prompts, said, *rest, **more)
+
+    monkeypatch.setattr(runs_readable, "readings", counted)
+    reader = runs_readable.Reader(lens, benchmark, replace(GAUGE, cut=0.5))
+    answers = {t.id: t.response for t in own}
+    found = reader.looked_at([*own, *mine], answers, {e.id: e for e in rows}, 0)
+    assert [t.garbled for t in found] == ["", "", "", "", "loop", "unlikely"]
+    assert asked == [texts[2]]

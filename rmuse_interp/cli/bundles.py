@@ -108,7 +108,7 @@ def fit(
     fitted.report["provenance"] = support.provenance(model, data, limit=limit, layers=steered)
     fitted.save(out)
     support.tell_skipped(benchmark)
-    if auto:
+    if fitted.preset == "calibrated":
         tell_trials(fitted)
     support.out.print(escape(str(fitted.plan)), soft_wrap=True)
     support.out.print(f"bundle: {escape(str(out))}")
@@ -137,24 +137,48 @@ def ready(
 
 
 def tell_trials(fitted: "RMuse") -> None:
-    """Print the trials of a search, its choice and the reason."""
+    """Print the trials of a search, its choice and the reason, and whose refusals answers follow."""
     for modality in fitted.gates:
         record = fitted.report[modality]
         chosen = record["chosen"]
         table = Table(title=f"tried on {modality} questions, gate held open", title_justify="left", box=None)
-        shares = ("leaked", "refused", "verbatim", "inside")
-        for heading in ("blocks", "target", "energy", "ranks", *(f"{name} %" for name in shares)):
-            table.add_column(heading, justify="left" if heading == "target" else "right")
+        shares = ("leaked", "refused", "garbled", "unended", "verbatim", "inside")
+        key = ("layers", "target", "energy", "protect", "strength")
+        for heading in (
+            "blocks",
+            "target",
+            "protects",
+            "energy",
+            "strength",
+            "ranks",
+            *(f"{name} %" for name in shares),
+        ):
+            table.add_column(heading, justify="left" if heading in ("target", "protects") else "right")
+        table.add_column("ppl ratio", justify="right")
         for trial in record["trials"]:
-            mine = all(trial[key] == chosen[key] for key in ("layers", "target", "energy"))
-            blocks, ranks = (", ".join(map(str, trial[key])) for key in ("layers", "ranks"))
-            said = (f"{trial[name]:.1f}" for name in shares)
-            table.add_row(
-                blocks, trial["target"], f"{trial['energy']:g}", ranks, *said, style="bold" if mine else None
-            )
+            mine = all(trial[name] == chosen[name] for name in key)
+            blocks, ranks = (", ".join(map(str, trial[name])) for name in ("layers", "ranks"))
+            said = [f"{trial[name]:.1f}" for name in shares]
+            ratio = "–" if trial["ratio"] is None else f"{trial['ratio']:.2f}"
+            how = (trial["target"], trial["protect"], f"{trial['energy']:g}", f"{trial['strength']:g}")
+            table.add_row(blocks, *how, ranks, *said, ratio, style="bold" if mine else None)
         support.out.print(table)
         for sentence in chosen["why"]:
             support.out.print(f"  {escape(sentence)}", soft_wrap=True)
+        again = record["confirmed"]
+        if again is not None:
+            told = ", ".join(
+                f"{name} {again[name]:.1f} %" for name in ("leaked", "refused", "garbled", "unended")
+            )
+            support.out.print(f"  on {again['n']} questions that chose nothing: {told}", soft_wrap=True)
+        refusals = record["refusals"]
+        if not refusals["own"]:
+            support.notes.print(
+                f"[yellow]note[/yellow] the model refuses {modality} questions under none of the prefixes, so answers "
+                f"follow {refusals['of']} of the benchmark's, which it may not say fluently: write refusals in its "
+                "words into refusals_cot and refusals_direct of benchmark.json, or prefixes that it obeys",
+                soft_wrap=True,
+            )
 
 
 def info(

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from rmuse_interp.method.rmuse import RMuse
     from rmuse_interp.runs.run import Answers, Method
 
+TOKENS, TOKENS_FREE = 96, 160
+"""Most tokens per response where answers have a template, and where they have none."""
 METHODS = "caa, ablation, leace, cast, angular, spherical, alphasteer, mllmeraser, linear-act"
 """The rivals' names, for the help, without importing `steering`."""
 
@@ -41,12 +43,17 @@ def listed(names: list[str] | None) -> list[str]:
         return []
     from rmuse_interp.fitting.rivals import require_names
     from rmuse_interp.method.rivals import RIVALS
+    from rmuse_interp.runs.controls import CONTROLS
 
     if names == ["list"]:
         for name, rival in RIVALS.items():
             support.out.print(f"{name:<12}{rival.summary} (arXiv {rival.paper})", soft_wrap=True)
+        for name, summary in CONTROLS.items():
+            support.out.print(f"{name:<12}{summary} (a control)", soft_wrap=True)
         raise typer.Exit
-    require_names(names)
+    require_names([name for name in names if name not in CONTROLS])
+    if len(set(names)) != len(names):
+        raise RMuseError(f"each method once was required, got {', '.join(names)}")
     return names
 
 
@@ -70,7 +77,8 @@ def evaluate(
             callback=listed,
             is_eager=True,
             help="Another inference-time method, tuned on fitting questions held out; repeat the option for several: "
-            f"{METHODS}. `list` says what they do.",
+            f"{METHODS}; or a control, the gate of the first bundle without steering: canned, prefixed. `list` says what "
+            "they do.",
         ),
     ] = None,
     trained: baseline.Folders = None,
@@ -89,7 +97,15 @@ def evaluate(
     ] = None,
     seed: o.Seed = 0,
     batch_size: o.BatchSize = 32,
-    max_new_tokens: o.MaxNewTokens = 96,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            "--max-new-tokens",
+            min=1,
+            help="Maximum number of tokens per response; by default 96, or 160 where no answer has reasoning in a form "
+            "that ends it.",
+        ),
+    ] = None,
     device: o.Device = None,
     dtype: o.Dtype = None,
     blocks: o.Blocks = None,
@@ -121,10 +137,14 @@ def evaluate(
     benchmark = traces.as_asked(forgetting, bundles)
     from rmuse_interp.evaluate import before_after
     from rmuse_interp.runs import run as running
+    from rmuse_interp.runs.controls import CONTROLS, Control
 
     budget = j.budget_of(max_cost, price_in, price_out)
     judged_by = None if judge == "rules" else j.named(judge, benchmark, budget, judge_url, device, dtype)
     questions = running.choose(benchmark, limit, seed)
+    max_new_tokens = TOKENS if max_tokens is None else max_tokens
+    if max_tokens is None and not any(e.reasoning for asked in questions.values() for e in asked):
+        max_new_tokens = TOKENS_FREE  # at 40 tokens the simplest edits look perfect, and never stop
     attacks.require_applicable(attack or [], questions, benchmark)
     lens = support.open_model(model, device, dtype, blocks)
     methods = [running.Method("vanilla", lens)]
@@ -135,14 +155,24 @@ def evaluate(
     running.probe(lens, questions["forget"][0])
     seconds: dict[str, float] = {}
     rivals = None
-    if method:
+    controls = [name for name in method or [] if name in CONTROLS]
+    steering = [name for name in method or [] if name not in CONTROLS]
+    if controls and not (loaded and loaded[0].gates):
+        raise RMuseError(
+            f"a bundle with a gate was required for the controls {', '.join(controls)}, got none; add --bundle"
+        )
+    methods += [
+        running.Method(f"control/{name}", lens, methods[1].plan, control=Control.of(name, benchmark))
+        for name in controls
+    ]
+    if steering:
         fitted_on = traces.fitted_on(
             lens, forgetting, loaded, seconds, limit=FIT_LIMIT, batch_size=batch_size, seed=seed
         )
         rivals = tuning_of(lens, fitted_on, out, seed, batch_size)
     claim(out, overwrite)
     if rivals is not None:
-        plans = tuned(rivals, method or [], seconds)
+        plans = tuned(rivals, steering, seconds)
         methods += [running.Method(name, lens, plan) for name, plan in plans.items()]
     for line in running.unsteered(methods, questions):
         support.notes.print(f"[yellow]note[/yellow] {escape(line)}")

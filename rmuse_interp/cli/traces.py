@@ -139,7 +139,7 @@ def gathered_from(
             max_new_tokens=max_new_tokens,
             limit=limit,
             batch_size=batch_size,
-            composed=whose == "composed",
+            composed=None if source is Source.auto else whose == "composed",
             seed=seed,
             progress=progress,
         )

@@ -7,7 +7,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.settings import Settings
 from rmuse_interp.data.spans import render_response, split_response
-from rmuse_interp.data.template import Template
+from rmuse_interp.data.template import Template, fault
 
 
 class Restated(Benchmark):
@@ -96,9 +96,15 @@ def as_asked(benchmark: Benchmark, template: Template) -> Benchmark:
 
 
 def _settings(benchmark: Benchmark, template: Template) -> Settings:
-    """The benchmark's settings with the template's delimiters, including around the refusals' reasoning."""
+    """The benchmark's settings with the template's delimiters, including around the refusals' reasoning.
+
+    A refusal without delimiters is reasoning and answer in one, as in responses of a model without a template.
+    """
     refusals = []
     for text in benchmark.refusals_cot:
+        if fault(text, benchmark.delimiters) is not None:
+            refusals.append(render_response(text, text, template.delimiters))
+            continue
         spans = split_response(text, benchmark.delimiters, f"{benchmark.id}, refusals_cot")
         reasoning, answer = text[slice(*spans.reasoning)], text[slice(*spans.answer)]
         refusals.append(render_response(reasoning, answer, template.delimiters))

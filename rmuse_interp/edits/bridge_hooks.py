@@ -28,10 +28,11 @@ from rmuse_interp.edits.hooks import Session
 from rmuse_interp.edits.inputs import announce
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
-from rmuse_interp.models.encoding import Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.fingerprint import fingerprint
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompts, listed
 from rmuse_interp.models.site import Site
 from rmuse_interp.parts.part import all_same
 
@@ -53,7 +54,7 @@ _SCORES: Final = "blocks.0.attn.hook_attn_scores"
 def fwd_hooks(
     plan: Sentence,
     bridge: Any,
-    prompts: Prompt | Sequence[Prompt] | None = None,
+    prompts: Prompts | None = None,
     images: Picture | Sequence[Picture] = None,
     *,
     encoding: Mapping[str, Tensor] | None = None,
@@ -171,7 +172,7 @@ class Hooked(Session):
         if (
             length > 1
         ):  # a token sees no later one, so a score there says that the mask comes behind this point
-            self._masked = not bool(unmasked[:, 0, -1].any())
+            self._masked = not bool(unmasked[:, -2, -1].any())
         cache = SimpleNamespace(get_seq_length=lambda: width - length)
         inputs: dict[str, object] = {**told, "past_key_values": cache}
         if self._masked:

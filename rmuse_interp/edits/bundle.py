@@ -39,7 +39,7 @@ def save(
     Raises:
         RMuseError: the plan contains a plain function, which cannot be saved.
     """
-    known = fingerprint if model is None else model.fingerprint.as_record()
+    known = fingerprint if model is None else model.record
     tree, tensors = to_record(plan)
     path = Path(folder)
     tree["settings"]["fingerprint"] = known

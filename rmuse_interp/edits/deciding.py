@@ -7,9 +7,10 @@ from rmuse_interp.edits.hooks import decide as decide_encoded
 from rmuse_interp.edits.hooks import paused
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
-from rmuse_interp.models.encoding import Conversation, Encoding, Picture, Prompt, behind, listed, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Conversation, Prompt, Prompts, behind, listed
 
 DRAFT_TOKENS: Final = 96
 """Maximum number of tokens of a draft."""
@@ -18,7 +19,7 @@ DRAFT_TOKENS: Final = 96
 def decide(
     model: LoadedModel,
     plan: Sentence,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     images: Picture | Sequence[Picture] = None,
 ) -> Decision:
     """The decision of the plan's gates about the prompts, from unsteered passes (over `g ⊕ q` for the literal gate).

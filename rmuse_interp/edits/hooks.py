@@ -216,6 +216,8 @@ def attach(
     place = layout or find_layout(hf_model)
     if plan.fingerprint is not None:
         fingerprint(hf_model, place).require(plan.fingerprint, "this plan")
+        # A model loaded without its tokenizer: the ids are those that the plan was fitted with.
+        place = replace(place, vocabulary=place.vocabulary.known(plan.fingerprint.get("tokens")))
     return Attached(hf_model, plan, place, decision, recorder)
 
 

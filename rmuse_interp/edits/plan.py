@@ -315,7 +315,7 @@ class Plan(Expression):
 
     def bound_to(self, lens: LoadedModel) -> "Plan":
         """The same plan, marked as fitted on this model; it then refuses to run on others."""
-        return Plan(list(self), lens.fingerprint.as_record())
+        return Plan(list(self), lens.record)
 
     def __iter__(self) -> Iterator[Edit]:
         return iter(self.edits)

@@ -11,9 +11,10 @@ from rmuse_interp.edits import bridge_hooks, deciding, hooks
 from rmuse_interp.edits.sentence import Sentence
 from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder
-from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.encoding import Picture
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompts
 from rmuse_interp.parts.part import Part
 
 
@@ -46,7 +47,7 @@ class Runs(Part):
     def fwd_hooks(
         self,
         bridge: Any,
-        prompts: Prompt | Sequence[Prompt] | None = None,
+        prompts: Prompts | None = None,
         images: Picture | Sequence[Picture] = None,
         *,
         encoding: Mapping[str, Tensor] | None = None,
@@ -61,7 +62,7 @@ class Runs(Part):
     def decide(
         self,
         lens: LoadedModel,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
         """The gates' decision from unsteered passes over the prompts; see `rmuse_interp.edits.deciding.decide`."""

@@ -15,7 +15,7 @@ from rich.progress import Progress
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
 from rmuse_interp.data.store import JSON
-from rmuse_interp.edits.plan import Edit, Modality, Plan
+from rmuse_interp.edits.plan import Edit, Modality
 from rmuse_interp.fitting.agreement import subspace_table
 from rmuse_interp.fitting.elicit import (
     MAX_NEW_TOKENS,
@@ -24,10 +24,12 @@ from rmuse_interp.fitting.elicit import (
     TemplateName,
     Traces,
     elicit,
+    fault,
     traces_of,
 )
 from rmuse_interp.fitting.gathering import LIMIT, enough, gather
-from rmuse_interp.fitting.search import TARGET, Choice, Chosen, search, try_layers
+from rmuse_interp.fitting.search import Chosen, search
+from rmuse_interp.fitting.trials import Choice
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import (
     ENERGY,
@@ -41,7 +43,7 @@ from rmuse_interp.method.rmuse import (
     paper_edit,
     together,
 )
-from rmuse_interp.method.targets import TARGETS
+from rmuse_interp.method.targets import PROTECTIONS, TARGETS
 from rmuse_interp.parts.gates import GATE_KINDS, GateKind
 from rmuse_interp.parts.retain import Subspaces
 
@@ -60,7 +62,6 @@ __all__ = [
     "search",
     "source_of",
     "traced",
-    "try_layers",
 ]
 
 TABLE: Final = 12
@@ -91,11 +92,11 @@ def fit(
         benchmark: from `load_benchmark`.
         preset: `calibrated` (default) or `paper`.
         layers: 0-based blocks to steer; None lets the preset choose.
-        auto: choose blocks, target and the rank of the RRS by a search on fitting queries (`search`).
+        auto: search widely (`search`): pairs of blocks, all targets, what the RRS protects, its rank, and strength.
         kinds: kinds of gates to choose from; `BY_PERSON`: those that `forget_people` and `restore_people` can change.
         traces: whose reasoning and answers to fit on: the benchmark's (`given`), the model's `own`, its own even if it
             follows no template (`composed`, see `elicit`), or `auto`: the benchmark's if it has reasoning, else the
-            model's own.
+            model's own, composed if none of its first responses begins to reason.
         template: how the model is asked for its own traces; see `elicit`.
         max_new_tokens: maximum number of tokens in each of the model's own responses.
         cache: folder for the model's responses; see `elicit`.
@@ -153,7 +154,16 @@ def check(
         raise RMuseError(
             f"layers in 0..{model.n_layers - 1} were required, got {list(layers or [])}; mend --layers"
         )
-    if source_of(benchmark, traces) == "given":
+    source = source_of(benchmark, traces)
+    bare = next((text for text in benchmark.refusals_cot if fault(text, benchmark.delimiters)), None)
+    if bare is not None and (source == "given" or traces == "own"):
+        opener, closer = benchmark.delimiters
+        raise RMuseError(
+            f"{benchmark.id}: refusals_cot with reasoning between {opener} and {closer} were required for a model that "
+            f"follows this template, got {bare!r:.80}; add the delimiters in benchmark.json, or, for a model without a "
+            "template, fit with traces='composed' (--traces composed), which takes them as they are"
+        )
+    if source == "given":
         benchmark.require_reasoning()
         if template is not None:
             raise RMuseError(
@@ -187,7 +197,8 @@ def traced(
     source = source_of(benchmark, traces)
     if source == "given":
         return benchmark
-    return elicit(model, benchmark, template=template, composed=source == "composed", **settings).benchmark
+    composed = None if traces == "auto" else source == "composed"
+    return elicit(model, benchmark, template=template, composed=composed, **settings).benchmark
 
 
 def assemble(
@@ -219,7 +230,7 @@ def assemble(
     }
     for modality, found in evidence.items():
         table: JSON = {}
-        target, energy = TARGETS[TARGET], ENERGY
+        energy = ENERGY
         if preset == "paper":
             usual = [layer for layer in middle_third(model.n_layers) if layer in model.layout.always]
             steered = usual if layers is None else list(layers)
@@ -227,29 +238,39 @@ def assemble(
         else:
             selection = calibrated_gate(found, kinds)
             where = (model, benchmark, evidence, modality, selection.gate.layer)
-            trials: Sequence[Choice] = ()
-            if auto:
-                outcome = search(*where, layers, seed, progress)
-                steered, trials = list(outcome.best.layers), outcome.trials
-                energy = outcome.best.energy
-                target = TARGETS[outcome.best.target]
-                table["chosen"] = {**asdict(outcome.best), "why": list(outcome.why)}
-            elif layers is None:
-                trials = try_layers(*where, seed, progress)
-                steered = list(trials[0].layers)
-            else:
-                steered = list(layers)
-            part = calibrated_edit(found, modality, steered, selection.gate, target, energy)
+            outcome = search(*where, layers, seed, progress, wide=auto)
+            best = outcome.best
+            steered, energy = list(best.layers), best.energy
+            part = calibrated_edit(
+                found,
+                modality,
+                steered,
+                selection.gate,
+                TARGETS[best.target],
+                energy,
+                PROTECTIONS[best.protect],
+                best.strength,
+            )
+            table["chosen"] = {**asdict(best), "why": list(outcome.why)}
+            table["confirmed"] = outcome.confirmed
+            table["steady"] = outcome.steady
+            table["refusals"] = refusals_of(found)
             table["gates"] = [asdict(row) for row in selection.table[:TABLE]]
-            table["trials"] = [asdict(trial) for trial in trials]
+            table["trials"] = [asdict(trial) for trial in outcome.trials]
         table["subspaces"] = subspace_table(
             found, steered, literal=preset == "paper", energy=energy, seed=seed
         )
         parts.append(part)
         report[modality] = table | {"steered": steered, "queries": [len(found.forget), len(found.others)]}
     fitted = together(parts, report)
-    fingerprinted = Plan(list(fitted.plan), model.fingerprint.as_record())
+    fingerprinted = fitted.plan.bound_to(model)
     return RMuse(fingerprinted, fitted.subspaces, report)
+
+
+def refusals_of(evidence: Evidence) -> JSON:
+    """Which refusals answers follow: the number that the model itself said, of all, and those words."""
+    own = [bool(one) for one in evidence.run_own]
+    return {"own": sum(own), "of": len(own), "texts": list(evidence.refusals)[:TABLE]}
 
 
 def require_preset(preset: str, auto: bool = False, kinds: Sequence[GateKind] = GATE_KINDS) -> None:

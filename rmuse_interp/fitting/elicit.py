@@ -42,6 +42,7 @@ __all__ = [
     "elicited_again",
     "fault",
     "fitting_questions",
+    "follows_template",
     "template_for",
     "traces_of",
 ]
@@ -55,6 +56,10 @@ LIMIT: Final = 160
 """Maximum number of questions asked per view and kind of query."""
 MAX_NEW_TOKENS: Final = 256
 """Maximum number of tokens per response."""
+COMPOSED: Final = 64
+"""Maximum number of tokens per response that is composed: nothing comes after a delimiter, so it may be cut."""
+BEGINNING: Final = 16
+"""Number of tokens by which a model that reasons has opened its reasoning."""
 PROBE: Final = 32
 """Number of questions asked first; if no response to them is usable, no more are asked."""
 VIEWS: Final = {
@@ -119,7 +124,7 @@ def elicit(
     cache: Path | None = None,
     batch_size: int = 32,
     max_new_tokens: int = MAX_NEW_TOKENS,
-    composed: bool = False,
+    composed: bool | None = False,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Elicited:
@@ -161,10 +166,14 @@ def elicit(
         got = f"{closed[0].kind!r} ({closed[0].id})" if closed else "none"
         raise RMuseError(f"{benchmark.id}: open questions were required to elicit responses to, got {got}")
     benchmark.check_images(asked)
-    answers = Answers(
-        model, cache_folder() / "elicited" if cache is None else cache, batch_size, max_new_tokens, progress
-    )
+    folder = cache_folder() / "elicited" if cache is None else cache
     reasoned = [e for e in asked if e.kind != "benign"]
+    if composed is None:
+        first = Answers(model, folder, batch_size, BEGINNING, progress)
+        begun = _responses(first, sample(reasoned, PROBE, seed), how, "stepwise")
+        composed = not any(text.lstrip().startswith(how.delimiters[0]) for text in begun)
+    max_new_tokens = min(max_new_tokens, COMPOSED) if composed else max_new_tokens
+    answers = Answers(model, folder, batch_size, max_new_tokens, progress)
     stepwise: dict[str, str] = {}
     dropped: list[Dropped] = []
     for some in (sample(reasoned, PROBE, seed), reasoned):
@@ -247,6 +256,16 @@ def traces_of(benchmark: Benchmark) -> JSON:
         return dict(benchmark.record)
     put = {"template": benchmark.template.record()} if isinstance(benchmark, Restated) else {}
     return {"source": "given", **put}
+
+
+def follows_template(benchmark: Benchmark) -> bool:
+    """Whether most responses that are fitted on have the spans of a template, rather than being composed of two."""
+    if not isinstance(benchmark, Own):
+        return True
+    composed = benchmark.record.get("composed", 0)
+    views = [(view, kind) for view, kind in VIEWS.items() if kind != "benign"]
+    kept = sum(e.kind == kind for view, kind in views for e in getattr(benchmark, view))
+    return not (isinstance(composed, int) and 2 * composed > kept)
 
 
 def asked_with(report: JSON) -> Template | None:

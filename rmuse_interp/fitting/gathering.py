@@ -12,11 +12,12 @@ from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example, sample
-from rmuse_interp.data.spans import parse_response
 from rmuse_interp.edits.plan import Modality
-from rmuse_interp.evaluate.metrics import RefusalPool
+from rmuse_interp.fitting.aside import SHORT, kept_out
 from rmuse_interp.fitting.collect import Query, Where, pooled_states, trajectories
 from rmuse_interp.fitting.disturbing import disturbed_states
+from rmuse_interp.fitting.elicit import follows_template
+from rmuse_interp.fitting.refusing import Refused, in_own_words
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence
 from rmuse_interp.models.demand import require_room
@@ -37,8 +38,6 @@ READOUTS: Final[tuple[Readout, ...]] = ("last", "question", "draft")
 about a person."""
 TEXT_READOUTS: Final[tuple[Readout, ...]] = (*READOUTS, "peak")
 """Readouts open to the gates of benchmarks without pictures, whose names may stand anywhere in a long request."""
-SHORT: Final = frozenset({"classification", "cloze"})
-"""Kinds of question that are answered without reasoning."""
 
 
 def enough(benchmark: Benchmark, least: int = LIMIT) -> int:
@@ -135,18 +134,30 @@ class _Gatherer:
             for i, e in enumerate(self.forget)
         ]
         retained = [*self.people, *self.reasoning]
-        spoken = rng.sample(refusing, min(TRAJECTORIES, len(refusing)))
-        spoken = self._in_own_words([*spoken, *self._direct_refusals()])
-        said = tuple(dict.fromkeys(query.response or "" for query in spoken))
-        template_of = {query.id: said.index(query.response or "") for query in spoken}
+        aside = kept_out(benchmark, self.modality, self.seed)
+        followed = [query for query in refusing if query.id not in aside] or refusing
+        spoken = rng.sample(followed, min(TRAJECTORIES, len(followed)))
+        plain = {e.id: Query(e.id, e.prompt(), e.image) for e in self.forget}
+        asked = [*(Refused(query, plain[query.id], False) for query in spoken), *self._direct_refusals()]
+        formed = follows_template(benchmark)
+        refused = in_own_words(self.model, benchmark, asked, formed, self.batch_size)
+        said = tuple(dict.fromkeys(one.query.response or "" for one in refused))
+        drawn = {one.query.id: said.index(one.query.response or "") for one in refused}
+        own = {one.query.id for one in refused if one.own}
         runs = trajectories(
             self.model,
-            spoken,
+            [one.query for one in refused],
             delimiters=benchmark.delimiters,
             label=f"refusals, {self.modality}",
             batch_size=self.batch_size,
             progress=self.progress,
         )
+        keys = {one.query.id: one for one in asked}
+        starts = self._states(
+            [replace(one.key, id=name) for name, one in keys.items() if one.key is not None],
+            ("last",),
+            "questions",
+        )["last"]
         return Evidence(
             own=self._responses(self.forget, "own responses", for_gates=True),
             refusal=self._pool(refusing, "refusals"),
@@ -158,12 +169,18 @@ class _Gatherer:
             groups={e.id: e.kind for e in retained},
             tokens=torch.cat([run.states for run in runs]),
             position=torch.cat([torch.arange(len(run.states)) for run in runs]),
-            template=torch.cat([torch.full((len(run.states),), template_of[run.id]) for run in runs]),
+            template=torch.cat([torch.full((len(run.states),), drawn[run.id]) for run in runs]),
             refusals=said,
+            run=torch.cat([torch.full((len(run.states),), i) for i, run in enumerate(runs)]),
+            run_own=tuple(one.own for one in refused),
+            run_stepwise=tuple(not formed or one.query.stepwise for one in refused),
+            starts=starts,
+            start_text=tuple(drawn[i] if i in own else -1 for i in starts.ids),
+            start_stepwise=tuple(not formed or keys[i].query.stepwise for i in starts.ids),
             **self._gate(),
         )
 
-    def _direct_refusals(self) -> list[Query]:
+    def _direct_refusals(self) -> list[Refused]:
         """Return refusals without reasoning, for questions that ask for none.
 
         Without them, such a question would be steered along a chain of thought that it never began.
@@ -171,36 +188,16 @@ class _Gatherer:
         benchmark = self.benchmark
         short = self._some(benchmark.fit_forget, SHORT)
         asked = [(e, e.prompt()) for e in short] + [(e, e.prompt(direct=True)) for e in self.forget]
+        aside = kept_out(benchmark, self.modality, self.seed)
+        asked = [(e, prompt) for e, prompt in asked if e.id not in aside] or asked
         some = random.Random(self.seed).sample(asked, min(TRAJECTORIES, len(asked)))
         found = []
         for i, (example, prompt) in enumerate(some):
             lead = benchmark.prefixes[i % len(benchmark.prefixes)]
             response = benchmark.refusals_direct[i % len(benchmark.refusals_direct)]
             name = f"{example.id}, direct"
-            found.append(Query(name, f"{lead} {prompt}", example.image, response, stepwise=False))
-        return found
-
-    def _in_own_words(self, refusing: list[Query]) -> list[Query]:
-        """Replace the pool's refusals by the model's own responses to g ⊕ q, if these refuse in the requested form.
-
-        The model reaches the states along its own words by itself: text steered there continues as the model would, not
-        as a mixture of its own and imposed words. Otherwise the pool's refusal stays.
-        """
-        benchmark = self.benchmark
-        pool = RefusalPool.of(benchmark.refusals_cot, benchmark.refusals_direct, benchmark.delimiters)
-        longest = max(len(self.model.tokenizer(q.response).input_ids) for q in refusing) + 16
-        said = self.model.respond(
-            [q.prompt for q in refusing],
-            [q.image for q in refusing],
-            max_new_tokens=longest,
-            batch_size=self.batch_size,
-        )
-        found = []
-        for query, response in zip(refusing, said, strict=True):
-            parsed = parse_response(response.text, benchmark.delimiters)
-            refuses = pool.refuses(parsed.reasoning, parsed.answer, parsed.well_formed)
-            own = refuses and parsed.well_formed is query.stepwise
-            found.append(replace(query, response=response.text) if own else query)
+            query = Query(name, f"{lead} {prompt}", example.image, response, stepwise=False)
+            found.append(Refused(query, Query(name, prompt, example.image), False))
         return found
 
     def _pool(self, queries: list[Query], label: str, readouts: Sequence[str] = ()) -> dict[str, Pooled]:

@@ -23,6 +23,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark, Example
 from rmuse_interp.data.store import JSON
 from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.fitting.aside import SHORT
 from rmuse_interp.fitting.collect import Query, pooled_states
 from rmuse_interp.fitting.disturbing import disturbed_states
 from rmuse_interp.fitting.elicit import as_asked, asked_with, elicited_again
@@ -35,7 +36,6 @@ from rmuse_interp.fitting.exchange import (
     rewritten,
     undone,
 )
-from rmuse_interp.fitting.gathering import SHORT
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import verdicts
 from rmuse_interp.method.rmuse import RMuse

@@ -270,7 +270,8 @@ def without(evidence: Evidence, ids: Collection[str]) -> Evidence:
     tables = ("refused_with", "groups", "forget", "others", "people")
     parts: dict[str, Any] = {name: each(getattr(evidence, name)) for name in spans}
     parts |= {name: of(getattr(evidence, name)) for name in tables}
-    parts |= {name: getattr(evidence, name)[:0] for name in ("tokens", "position", "template")}
+    states = ("tokens", "position", "template", "run_own", "run_stepwise", "start_text", "start_stepwise")
+    parts |= {name: getattr(evidence, name)[:0] for name in states} | {"run": None, "starts": None}
     left = replace(evidence, prefixed=rest(evidence.prefixed), **parts)
     if not left.refusal["answer"].ids or not left.forget or not left.others:
         raise RMuseError(

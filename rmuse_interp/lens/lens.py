@@ -28,10 +28,11 @@ from rmuse_interp.lens.check import require_sound
 from rmuse_interp.lens.respond import Response, respond
 from rmuse_interp.models.cache import Names, shown
 from rmuse_interp.models.devices import require_first_weight
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, per_row
 from rmuse_interp.models.layout import Layout, find_layout
 from rmuse_interp.models.loaded import LoadedModel
 from rmuse_interp.models.loading import DeviceMap, load_checkpoint
+from rmuse_interp.models.prompts import Prompts, listed
 from rmuse_interp.models.site import reader
 from rmuse_interp.parts.part import all_same
 
@@ -99,7 +100,7 @@ class LensModel(LoadedModel):
 
     def respond(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         plan: Plan | Edit | None = None,
         *,
@@ -127,7 +128,7 @@ class LensModel(LoadedModel):
     def decide(
         self,
         plan: Plan | Edit,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
     ) -> Decision:
         """The gates' decision about the prompts, from unsteered passes; see `rmuse_interp.edits.deciding.decide`."""
@@ -153,7 +154,7 @@ class LensModel(LoadedModel):
 
     def trace(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
@@ -185,7 +186,7 @@ class LensModel(LoadedModel):
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         *,
         plan: Plan | Edit | None = None,
@@ -213,7 +214,7 @@ class LensModel(LoadedModel):
 
     def run_with_cache(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
         *,
@@ -259,7 +260,7 @@ class LensModel(LoadedModel):
 
     def _planned(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture],
         responses: str | Sequence[str | None] | None,
         plan: Plan | Edit | None,

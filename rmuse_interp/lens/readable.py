@@ -20,8 +20,9 @@ from rmuse_interp.evaluate.refusing import refuses
 from rmuse_interp.lens.likelihood import token_nll
 from rmuse_interp.lens.respond import respond
 from rmuse_interp.maths.statistics import wilson
-from rmuse_interp.models.encoding import Picture, behind, per_row
+from rmuse_interp.models.encoding import Picture, per_row
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import behind
 
 QUESTIONS: Final = 24
 """Number of fitting questions that a gauge is made from: half set its cut, half measure it."""

@@ -19,9 +19,10 @@ from rmuse_interp.edits.state import Decision
 from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.lens.sampling import GumbelNoise
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Encoding, Picture, Prompt, listed, per_row
+from rmuse_interp.models.encoding import Encoding, Picture, per_row
 from rmuse_interp.models.generation import continued
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompt, Prompts, listed
 from rmuse_interp.models.records import opened
 
 
@@ -60,7 +61,7 @@ class Verdict(NamedTuple):
 
 def respond(
     model: LoadedModel,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     images: Picture | Sequence[Picture] = None,
     plan: Plan | None = None,
     *,

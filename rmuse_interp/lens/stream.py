@@ -8,9 +8,10 @@ from transformers.generation.streamers import BaseStreamer
 from rmuse_interp.edits.plan import Plan
 from rmuse_interp.edits.trace import Recorder
 from rmuse_interp.lens.respond import Response, answered, running
-from rmuse_interp.models.encoding import Picture, Prompt
+from rmuse_interp.models.encoding import Picture
 from rmuse_interp.models.generation import ends_of, silent
 from rmuse_interp.models.loaded import LoadedModel
+from rmuse_interp.models.prompts import Prompt
 
 
 def stream(

@@ -43,6 +43,7 @@ from rmuse_interp.parts.part import from_record, to_record
 from rmuse_interp.parts.pooled import Pooled
 from rmuse_interp.parts.prototypes import Prototypes
 from rmuse_interp.parts.retain import RetainSubspace, Subspaces, fit_retain
+from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.parts.unlearning import Standardise, UnlearningSubspace, fit_unlearning
 
 PresetName = Literal["paper", "calibrated"]
@@ -84,6 +85,12 @@ class Evidence:
         others: id that must not be steered → its group.
         people: id of either kind → the person it is about (hashed); the clusters of gates that have them.
         refusals: the distinct refusals that `template` numbers, in words.
+        run: which followed refusal each token of `tokens` belongs to, counted from 0.
+        run_own: whether the model itself said each followed refusal.
+        run_stepwise: whether each was asked for reasoning; a model without a template refuses all questions alike: True.
+        starts: last-token states of the questions q that were put to the model so that it refuses.
+        start_text: which of `refusals` each of them drew; −1 for one that was imposed, or none.
+        start_stepwise: whether each asks for reasoning, as in `run_stepwise`.
     """
 
     own: Mapping[str, Pooled]
@@ -103,6 +110,12 @@ class Evidence:
     others: Mapping[str, str]
     people: Mapping[str, str] = field(default_factory=dict)
     refusals: tuple[str, ...] = ()
+    run: Int[Tensor, " tokens"] | None = None
+    run_own: tuple[bool, ...] = ()
+    run_stepwise: tuple[bool, ...] = ()
+    starts: Pooled | None = None
+    start_text: tuple[int, ...] = ()
+    start_stepwise: tuple[bool, ...] = ()
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -312,6 +325,15 @@ def calibrated_gate(evidence: Evidence, kinds: Sequence[GateKind] = GATE_KINDS) 
     return select_gate(gate_candidates(evidence), kinds=kinds)
 
 
+Protection = Callable[[Subspace, Evidence, int], Subspace | None]
+"""What of the RRS of a block is kept as it is while steering; None for nothing."""
+
+
+def whole(rrs: Subspace, evidence: Evidence, layer: int) -> Subspace | None:
+    """The RRS itself."""
+    return rrs
+
+
 Target = Callable[[Evidence, int, UnlearningSubspace], op.Operator]
 """Steering target: builds an operator, not yet protected, from the evidence, a block and its `U_un`."""
 
@@ -330,6 +352,8 @@ def calibrated_edit(
     gate: Gate | None,
     target: Target = nearest_in_step,
     energy: float = ENERGY,
+    protect: Protection = whole,
+    strength: float = 1.0,
 ) -> tuple[Edit, Subspaces]:
     """The repaired edit for one kind of query: steered to refusals, inside the complement of the RRS.
 
@@ -340,11 +364,17 @@ def calibrated_edit(
         gate: decides what is steered; None steers all.
         target: what is steered to.
         energy: share of the variance that the RRS holds.
+        protect: what of the RRS is kept.
+        strength: share of the way to the target; other than 1 only for operators with a `fraction`.
     """
     fitted = {layer: subspaces_at(evidence, layer, literal=False, energy=energy) for layer in layers}
     steer: dict[int, op.Operator] = {}
     for layer, (unlearning, retain) in fitted.items():
-        steer[layer] = target(evidence, layer, unlearning).keeping(retain.subspace, "rotation")
+        operator = target(evidence, layer, unlearning)
+        if strength != 1.0:
+            operator = operator.changed(fraction=strength)
+        kept = protect(retain.subspace, evidence, layer)
+        steer[layer] = operator if kept is None else operator.keeping(kept, "rotation")
     edit = op.layerwise(steer).on("generated").given(modality).when(gate).named(modality)
     return edit, _kept(modality, fitted)
 

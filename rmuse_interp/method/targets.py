@@ -9,9 +9,11 @@ import torch
 
 import rmuse_interp.operators as op
 from rmuse_interp.maths.sphere import frechet_mean
-from rmuse_interp.method.rmuse import Evidence, Target, nearest_in_step
+from rmuse_interp.method.following import follow, follow_one, making_room, shifted, turned
+from rmuse_interp.method.rmuse import Evidence, Protection, Target, nearest_in_step, whole
 from rmuse_interp.parts.angle import ACS
 from rmuse_interp.parts.prototypes import Prototypes
+from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.parts.unlearning import UnlearningSubspace
 
 
@@ -39,10 +41,21 @@ def _prototypes(evidence: Evidence, layer: int) -> Prototypes:
     return Prototypes.token_level(states, evidence.position, evidence.template)
 
 
+def nothing(rrs: Subspace, evidence: Evidence, layer: int) -> None:
+    """Nothing is protected: the state arrives wherever it is steered."""
+
+
 TARGETS: Final[dict[str, Target]] = {
+    "follow": follow,
+    "follow-one": follow_one,
     "step": nearest_in_step,
     "nearest": nearest,
     "mean": mean_of_step,
     "acs": acs,
+    "shifted": shifted,
+    "turned": turned,
 }
 """Name → function that builds the operator; the first is the default of `calibrated`."""
+
+PROTECTIONS: Final[dict[str, Protection]] = {"room": making_room, "rrs": whole, "nothing": nothing}
+"""Name → function that says what of the RRS is protected; the first is the default of `calibrated`."""

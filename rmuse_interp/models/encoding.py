@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +18,7 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.expansion import Expansion, Moves, inserted
 from rmuse_interp.data.pictures import rgb
 from rmuse_interp.models.families import lacks, require
+from rmuse_interp.models.prompts import Conversation, Prompt, Prompts, listed
 from rmuse_interp.models.records import opened, recording
 
 Picture = (
@@ -36,55 +37,6 @@ Picture = (
     | None
 )
 """A row's picture in any form that `data.pictures.rgb` reads; several pictures as a list; None for none."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """A question with earlier turns; accepted wherever a plain question is. A picture belongs to the first turn.
-
-    Args:
-        history: earlier questions and the assistant's replies, oldest first.
-        question: the question to be answered.
-        system: a system turn before all others; put before the first question where the template has none.
-    """
-
-    history: tuple[tuple[str, str], ...]
-    question: str
-    system: str | None = None
-
-    def __len__(self) -> int:
-        """Number of characters in all turns."""
-        return (
-            len(self.question)
-            + len(self.system or "")
-            + sum(len(words) for turn in self.history for words in turn)
-        )
-
-    @property
-    def turns(self) -> list[tuple[str, str]]:
-        """Role and text of every turn, the question last."""
-        earlier = [turn for asked, said in self.history for turn in (("user", asked), ("assistant", said))]
-        return [*([("system", self.system)] if self.system else []), *earlier, ("user", self.question)]
-
-
-Prompt = str | Conversation
-"""A plain question, or one with earlier turns."""
-
-
-def listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """The prompts of a batch; a single one is a batch of one."""
-    return [prompts] if isinstance(prompts, str | Conversation) else list(prompts)
-
-
-def behind(prefix: str, prompt: Prompt) -> Prompt:
-    """`g ⊕ q`: put a text in front of the question; in a conversation, in front of the last question.
-
-    >>> behind("Refuse.", Conversation((("Hi?", "Hello."),), "Who?")).question
-    'Refuse. Who?'
-    """
-    if isinstance(prompt, Conversation):
-        return replace(prompt, question=f"{prefix} {prompt.question}")
-    return f"{prefix} {prompt}"
 
 
 class Encoding(BatchFeature):
@@ -218,14 +170,14 @@ class Encoder:
 
     def encode(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:
         """Inputs for a batch of questions; rows with and without a picture may be mixed.
 
         Args:
-            prompts: plain questions, or conversations.
+            prompts: plain questions, conversations, or chat turns (`conversation`).
             images: one picture, a list of several, or None per row; they stand before the first question's words.
             responses: the assistant's words so far (a whole response, or a prefill), one per row, appended to the
                 prompt after what the chat template writes there (`separator`). None or "" for none.

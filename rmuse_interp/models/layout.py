@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Final
@@ -57,6 +57,16 @@ class Vocabulary:
     special: frozenset[int]
     piece: Callable[[int], str] | None = field(default=None, compare=False)
     frame: frozenset[int] = frozenset()
+
+    def as_record(self) -> dict[str, object]:
+        """The ids as plain JSON."""
+        return {"image": self.image, "special": sorted(self.special), "frame": sorted(self.frame)}
+
+    def known(self, record: object) -> "Vocabulary":
+        """The ids of a record, if this vocabulary was read from a configuration alone; else its own."""
+        if self.piece is not None or not isinstance(record, Mapping):
+            return self
+        return Vocabulary(record["image"], frozenset(record["special"]), None, frozenset(record["frame"]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 
 from rmuse_interp.models.devices import device_of
-from rmuse_interp.models.encoding import Encoder, Encoding, Picture, Prompt
+from rmuse_interp.models.encoding import Encoder, Encoding, Picture
 from rmuse_interp.models.families import lacks
 from rmuse_interp.models.fingerprint import Fingerprint, fingerprint, remember
 from rmuse_interp.models.layout import Layout
 from rmuse_interp.models.pixels import backend_of
 from rmuse_interp.models.positions import positions
+from rmuse_interp.models.prompts import Prompts
 
 
 class LoadedModel:
@@ -96,9 +97,14 @@ class LoadedModel:
         """Architecture, widths and hash of the source checkpoint, or another hash if weights were changed since."""
         return fingerprint(self.hf, self.layout)
 
+    @property
+    def record(self) -> dict[str, object]:
+        """What a plan fitted on this model carries of it, as plain JSON: its fingerprint and its special tokens."""
+        return {**self.fingerprint.as_record(), "tokens": self.layout.vocabulary.as_record()}
+
     def encode(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Prompts,
         images: Picture | Sequence[Picture] = None,
         responses: str | Sequence[str | None] | None = None,
     ) -> Encoding:

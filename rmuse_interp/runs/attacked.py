@@ -24,7 +24,7 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Conversation, Prompt
+from rmuse_interp.models.prompts import Conversation, Prompt
 from rmuse_interp.runs.run import Method, counted, kept_of, said
 
 ATTACKED_SPLITS: Final = ("forget", "test", "retain")
@@ -239,13 +239,11 @@ class _Asking:
 
     def _ask(self, batch: Sequence[_Job]) -> list[Response]:
         temperature = batch[0].attack.temperature
-        return self.method.model.respond(
+        return self.method.respond(
             [job.prompt for job in batch],
             [self._picture(job) for job in batch],
-            self.method.plan,
             max_new_tokens=self.max_new_tokens,
-            prefill=[job.asked.prefill for job in batch],
-            batch_size=len(batch),
+            prefills=[job.asked.prefill for job in batch],
             temperature=temperature,
             seeds=[job.seed for job in batch] if temperature else (),
         )

@@ -19,7 +19,7 @@ from rmuse_interp.evaluate.scores import TO_STEER
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.maths.statistics import upper_bound
 from rmuse_interp.models.batches import alike
-from rmuse_interp.models.encoding import Conversation, Prompt
+from rmuse_interp.models.prompts import Conversation, Prompt
 from rmuse_interp.runs.run import Method, counted, kept_of, said
 
 IN_USE: Final = ("embedded", "described", "misspelt", "translated")

@@ -31,9 +31,12 @@ from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
 from rmuse_interp.models.batches import alike, by_length, reading
 from rmuse_interp.models.demand import require_room
+from rmuse_interp.models.encoding import Picture
+from rmuse_interp.models.prompts import Prompt
 from rmuse_interp.parts.gates import Gate
 from rmuse_interp.parts.part import to_record
 from rmuse_interp.parts.retain import Subspaces
+from rmuse_interp.runs.controls import Control
 from rmuse_interp.runs.traces import Key, packed, unpacked
 
 __all__ = [
@@ -58,13 +61,46 @@ class Method:
     """A model and the plan that runs on it (None: unsteered), with the method's name in ``scores.json``.
 
     `subspaces` are those of the plan's bundle; traces use them for the share of each update in an RRS that is not
-    protected.
+    protected. With a control, the plan's gates decide and its edits do not act.
     """
 
     name: str
     model: LensModel
     plan: Plan | None = None
     subspaces: Subspaces | None = None
+    control: Control | None = None
+
+    def respond(
+        self,
+        prompts: Sequence[Prompt],
+        images: Sequence[Picture],
+        *,
+        max_new_tokens: int,
+        prefills: Sequence[str | None] | None = None,
+        temperature: float = 0.0,
+        seeds: Sequence[int] = (),
+        recorder: Recorder | None = None,
+    ) -> list[Response]:
+        """The method's responses to one batch; arguments as in `lens.respond`."""
+
+        def ask(rows: Sequence[int], put: Sequence[Prompt]) -> list[Response]:
+            steered = self.control is None
+            return self.model.respond(
+                list(put),
+                [images[i] for i in rows],
+                self.plan if steered else None,
+                max_new_tokens=max_new_tokens,
+                prefill=None if prefills is None else [prefills[i] for i in rows],
+                batch_size=len(put),
+                temperature=temperature,
+                seeds=[seeds[i] for i in rows] if seeds else (),
+                recorder=recorder if steered else None,
+            )
+
+        if self.control is None or self.plan is None:
+            return ask(range(len(prompts)), prompts)
+        begun = [None] * len(prompts) if prefills is None else prefills
+        return self.control.responses(self.model, self.plan, prompts, images, begun, ask)
 
     @property
     def gates(self) -> dict[str, Gate]:
@@ -183,7 +219,7 @@ def run(
     steered: dict[Key, SteeringTrace] = {}
     total = sum(len(examples) for examples in questions.values())
     for method in methods:
-        traced = traces and method.plan is not None
+        traced = traces and method.plan is not None and method.control is None
         own = to_record(method.subspaces) if traced and method.subspaces is not None else None
         kept = kept_of(folder, method, max_new_tokens, traced, own)
         advance = counted(progress, method.name, total)
@@ -208,9 +244,16 @@ def kept_of(folder: Path | None, method: Method, *settings: object) -> Store:
         return Store(None)
     try:
         of = depends(method.model, method.plan)
+        if method.control is not None:
+            of = [*of, vars(method.control)]
     except RMuseError:  # a plain function (`op.Call`) cannot be identified later
         return Store(None)
-    return Store(folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl", of, settings)
+    return Store(
+        folder / UNFINISHED / f"{method.name.replace('/', '-')}.jsonl",
+        of,
+        settings,
+        *((method.control,) if method.control else ()),
+    )
 
 
 def counted(progress: Progress | None, label: str, total: int) -> Callable[[int], None]:
@@ -294,11 +337,9 @@ def finish(folder: Path) -> None:
 
 
 def _ask(method: Method, batch: Sequence[Example], max_new_tokens: int, traced: bool) -> list[Response]:
-    return method.model.respond(
+    return method.respond(
         [e.prompt() for e in batch],
         [e.image for e in batch],
-        method.plan,
         max_new_tokens=max_new_tokens,
-        batch_size=len(batch),
         recorder=Recorder(method.subspaces) if traced else None,
     )

@@ -131,6 +131,7 @@ def tokens_of(evidence: Evidence, span: str, begins: Mapping[int, int]) -> Evide
         tokens=evidence.tokens[kept],
         position=evidence.position[kept],
         template=evidence.template[kept],
+        run=None if evidence.run is None else evidence.run[kept],
     )
 
 

@@ -35,13 +35,22 @@ from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
 from rmuse_interp.organism import GOLD
 from rmuse_interp.runs.attacked import ATTACKED_SPLITS, attacked
+from rmuse_interp.runs.controls import CONTROLS, Control
 from rmuse_interp.runs.readable import read
 from rmuse_interp.runs.run import Method, choose, finish, run
 from rmuse_interp.studies.common import Record
 from rmuse_interp.studies.fits import World
 from rmuse_interp.studies.standings import FORGET, KEPT, VALUES, kind_of, values_of
 
-METHODS: Final = ("vanilla", "gold", "rmuse/calibrated", "rmuse/paper", *RIVALS, *BASELINES)
+METHODS: Final = (
+    "vanilla",
+    "gold",
+    "rmuse/calibrated",
+    "rmuse/paper",
+    *(f"control/{name}" for name in CONTROLS),
+    *RIVALS,
+    *BASELINES,
+)
 REPORTED: Final[dict[str, tuple[str, tuple[str, ...]]]] = VALUES | {
     "rcr": ("rcr", KEPT),
     **{f"rcr_{split}": ("rcr", (split,)) for split in KEPT},
@@ -244,6 +253,10 @@ def prepared(cell: Cell, world: World, folder: Path) -> tuple[Method, Record]:
         bundle = world.preset(preset)
         blocks = {edit.modality or "any": list(edit.layers) for edit in bundle.plan}
         return Method(name, lens, bundle.plan, bundle.subspaces), {"layers": blocks}
+    if name.startswith("control/"):
+        bundle = world.preset("calibrated")
+        control = Control.of(name.removeprefix("control/"), benchmark)
+        return Method(name, lens, bundle.plan, control=control), {"gate of": "rmuse/calibrated"}
     if name in RIVALS:
         tuning = Tuning(
             lens, benchmark, folder, limit=given.fit_limit, seed=given.seed, batch_size=given.batch_size

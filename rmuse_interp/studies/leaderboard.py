@@ -143,7 +143,7 @@ def settled(
     wanted: Sequence[Cell], given: argparse.Namespace, root: Path, progress: Progress
 ) -> Iterator[Record]:
     """The cells' records as they finish, in `--jobs` processes; what several cells share is worked out first."""
-    steering = [c for c in wanted if c.method in RIVALS or c.method.startswith("rmuse/")]
+    steering = [c for c in wanted if c.method in RIVALS or c.method.startswith(("rmuse/", "control/"))]
     for rate, seed in dict.fromkeys((c.forget, c.seed) for c in steering):
         own = argparse.Namespace(**vars(given) | {"seed": seed, "fits": root / "fits"})
         _ = World(own, *world_of(given, rate), progress).evidence  # kept for all cells

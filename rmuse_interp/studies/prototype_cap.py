@@ -1,12 +1,15 @@
-"""The calibrated plan with fewer refusal prototypes."""
+"""Token-level transport at the calibrated plan's blocks, with fewer refusal prototypes."""
 
 import argparse
+from collections.abc import Mapping
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import Benchmark
-from rmuse_interp.edits.plan import Plan
+from rmuse_interp.edits.plan import Modality, Plan
+from rmuse_interp.method.rmuse import Evidence, RMuse, calibrated_edit
 from rmuse_interp.operators import Transport
 from rmuse_interp.runs.run import choose
+from rmuse_interp.studies.ablations import steered
 from rmuse_interp.studies.common import Record
 from rmuse_interp.studies.fits import World
 from rmuse_interp.studies.variants import Prepared, Questions, Variant, operators_of, study, tabulate
@@ -34,7 +37,7 @@ def run(given: argparse.Namespace) -> Record:
         return {split: some for split, some in found.items() if split in given.splits}
 
     def prepare(world: World) -> Prepared:
-        plan = world.preset("calibrated").plan
+        plan = by_step(world.preset("calibrated"), world.evidence)
         most = max(counts(plan).values())
         plans: dict[int | str, Plan] = {
             cap: capped(plan, cap, given.seed) for cap in sorted(set(given.caps)) if cap < most
@@ -45,6 +48,15 @@ def run(given: argparse.Namespace) -> Record:
         return Prepared([vanilla, *found], {"prototypes": counts(plan)})
 
     return study("prototype_cap", given, asked, prepare)
+
+
+def by_step(fitted: RMuse, evidence: Mapping[Modality, Evidence]) -> Plan:
+    """A fitted plan's gates and blocks, with transport to the nearest refusal state of the same step."""
+    edits = {
+        m: calibrated_edit(found, m, steered(fitted.plan, m), fitted.gates[m])[0]
+        for m, found in evidence.items()
+    }
+    return fitted.plan.replace(**edits)
 
 
 def transports(plan: Plan) -> dict[str, Transport]:

@@ -42,9 +42,10 @@ def values_of(
 
 
 def kind_of(method: str) -> str:
-    """`rmuse`, `rival` (steers at inference), `trained`, or `reference`."""
-    if method.startswith("rmuse/"):
-        return "rmuse"
+    """`rmuse`, `control` (its gate without steering), `rival` (steers at inference), `trained`, or `reference`."""
+    for kind in ("rmuse", "control"):
+        if method.startswith(f"{kind}/"):
+            return kind
     return "rival" if method in RIVALS else "reference" if method in ("vanilla", "gold") else "trained"
 
 

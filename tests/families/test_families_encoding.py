@@ -15,9 +15,11 @@ from rmuse_interp import RMuseError
 from rmuse_interp.data.spans import locate
 from rmuse_interp.edits.plan import as_plan
 from rmuse_interp.edits.spoken import Said
+from rmuse_interp.lens.bridge import to_bridge
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.models.batches import reading
-from rmuse_interp.models.encoding import Conversation, Encoder
+from rmuse_interp.models.encoding import Encoder
+from rmuse_interp.models.prompts import Conversation
 from rmuse_interp.models.site import terms_of
 from rmuse_interp.studies.families.making import make, picture
 from rmuse_interp.studies.families.recipes import RECIPES
@@ -305,3 +307,23 @@ def test_positions_of_a_left_padded_batch_count_from_its_first_word(family):
     assert encoding["position_ids"][1].tolist()[-4:] == list(range(int(encoding.prompt_end[1]) + 1))[-4:]
     assert "position_ids" not in lens_of(tiny_llama()).encode("Where?")
     assert SimpleNamespace(**encoding).position_ids.shape == encoding["input_ids"].shape
+
+
+def test_a_bridge_that_hides_the_mask_is_told_the_padding_or_refuses(family):
+    """Attention scores of Qwen-VL's bridge come before the mask; those of LLaVA's with it."""
+    plan = as_plan(op.Add(torch.ones(32), scale=3.0).at(1))
+    for name, hidden in (("Qwen2.5-VL", True), ("LLaVA-1.5", False)):
+        on = family(name)
+        bridge = to_bridge(on)
+        inputs = on.encode(["Who is Oren Tal?", "Where?"], [picture(0), None])
+        mask, rest = inputs["attention_mask"].bool(), {k: v for k, v in inputs.items() if k != "input_ids"}
+        with torch.no_grad(), plan.attach(on.hf):
+            expected = on.hf(**inputs).logits[mask]
+        for told in ({"encoding": inputs}, {}):
+            hooks = plan.fwd_hooks(bridge, **told)
+            with (
+                torch.no_grad(),
+                pytest.raises(RMuseError, match="padding") if hidden and not told else nullcontext(),
+            ):
+                found = bridge.run_with_hooks(inputs["input_ids"], fwd_hooks=hooks, **rest)[mask]
+                torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

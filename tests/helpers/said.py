@@ -10,6 +10,7 @@ METRICS = {
     "ril_explicit",
     "ril_implicit",
     "rcr",
+    "choice",
     "classification",
     "rouge_l",
     "cloze",
