@@ -93,7 +93,10 @@ DRAWN = {"baselines/batches.py", "diagnostics/gradients.py"}
         # What every model, and every family, is asked compares with plain hooks.
         (r"\.register_forward_hook\(", {"models/site.py", "lens/check.py", "studies/families/places.py"}),
         (r"range\(0, len\(\w+\), (self\.)?_?(batch_)?size\)", DRAWN | {"models/batches.py"}),
-        (r"\.hf\.generate\(|\bhf_model\.generate\(", {"models/generation.py"}),
+        (
+            r"\.hf\.generate\(|\bhf_model\.generate\(",
+            {"models/generation.py", "studies/families/places.py", "studies/families/checks.py"},
+        ),
     ],
 )
 def test_batches_readers_and_generation_are_built_once(pattern, allowed):

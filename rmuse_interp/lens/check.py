@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rmuse_interp import RMuseError, __version__
+from rmuse_interp import RMuseError
 from rmuse_interp.data.store import Store, cache_folder
 from rmuse_interp.edits.hooks import attach
 from rmuse_interp.edits.linear import Add
 from rmuse_interp.edits.plan import Operator, Plan
+from rmuse_interp.lens.identity import depends
 from rmuse_interp.models.checkpoint import CHECK_OFF, shortened
 from rmuse_interp.models.devices import offloaded
 from rmuse_interp.models.encoding import Encoding
@@ -47,20 +48,8 @@ def require_sound(model: LoadedModel) -> None:
             stacklevel=3,
         )
         return
-    import transformers
-
-    known = model.fingerprint.weights != ""
-    store = Store(
-        cache_folder() / "checks.jsonl" if known else None, _VERSION, __version__, transformers.__version__
-    )
-    key = [
-        str(model.fingerprint),
-        str(model.dtype),
-        str(model.device),
-        model.layout.path,
-        model.image_backend,
-    ]
-    store.once([key, getattr(model.processor, "chat_template", None)], lambda: _sound(model))
+    store = Store(cache_folder() / "checks.jsonl", _VERSION)
+    store.once([depends(model), str(model.device)], lambda: _sound(model))
 
 
 def _sound(model: LoadedModel) -> bool:
