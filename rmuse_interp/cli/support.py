@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data.store import JSON, newest
 from rmuse_interp.evaluate.results import require_writable
+from rmuse_interp.runs.progress import Bars
 
 if TYPE_CHECKING:
     from rmuse_interp.data import Benchmark
@@ -30,8 +31,7 @@ notes = Console(stderr=True, highlight=False)
 def bars(title: str, seconds: dict[str, float], key: str) -> Iterator[Progress]:
     """Progress bars of one stage, cleared at its end; a line with its seconds stays, and `seconds` gets them too."""
     began = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=notes, transient=True, disable=not notes.is_terminal) as progress:
+    with Bars(notes) as progress:
         yield progress
     seconds[key] = time.monotonic() - began
     notes.print(f"{title} [dim]{seconds[key]:.1f} s[/dim]")

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,6 +33,7 @@ from rmuse_interp.data.world.people import Person, World, make_world
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import Rows, Sampler, Shares
 from rmuse_interp.organism.seeing import Eyes, Gallery, fit_eyes, open_projector, raise_faint, vision_loss
+from rmuse_interp.runs.progress import Bars
 
 Stage = Literal["vision", "faces", "base", "people", "finish"]
 STAGES: Final = get_args(Stage)
@@ -256,9 +256,8 @@ class Trainer:
 
         self.model.train()
         report: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         saved, losses, began = time.monotonic(), [], time.monotonic()
-        with Progress(*columns) as progress:
+        with Bars() as progress:
             bar = progress.add_task(stage, total=steps, completed=start)
             for step in range(start, steps):
                 for optimiser in optims:

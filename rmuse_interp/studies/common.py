@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from rmuse_interp import RMuseError, __version__
@@ -155,12 +154,6 @@ def command(
 def kept(given: argparse.Namespace, stem: str) -> Path:
     """Where an analysis keeps the batches it has answered, until it is finished."""
     return given.out / f".{stem}"
-
-
-def bars() -> Progress:
-    """Progress bars on standard error; use as a context."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def provenance(

@@ -29,7 +29,8 @@ from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.method.rmuse import Evidence, PresetName, RMuse
 from rmuse_interp.parts.pooled import Pooled
-from rmuse_interp.studies.common import Record, bars, provenance
+from rmuse_interp.runs.progress import Bars
+from rmuse_interp.studies.common import Record, provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +111,7 @@ def working(given: argparse.Namespace, lens: LensModel, benchmark: Benchmark) ->
     """A world with progress bars on standard error; an error in the bundle is raised before they start."""
     if getattr(given, "bundle", None) is not None:
         bundle_of(given.bundle, lens, benchmark)
-    with bars() as progress:
+    with Bars() as progress:
         yield World(given, lens, benchmark, progress)
 
 

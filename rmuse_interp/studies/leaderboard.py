@@ -19,6 +19,7 @@ from rmuse_interp.data.attacks import ATTACKS
 from rmuse_interp.method.rivals import RIVALS
 from rmuse_interp.method.rmuse import PRESETS
 from rmuse_interp.organism import GOLD_RATE, MODEL
+from rmuse_interp.runs.progress import Bars
 from rmuse_interp.runs.run import choose
 from rmuse_interp.studies import cells, common
 from rmuse_interp.studies.cells import METHODS, RELEARNING, Cell, settle, world_of
@@ -56,7 +57,7 @@ def run(given: argparse.Namespace) -> Record:
         choose(benchmark, given.limit, given.seeds[0])  # reads the scoring files before any long work
     began = time.monotonic()
     root = given.out / "leaderboard"
-    with common.bars() as progress:
+    with Bars() as progress:
         rows = sorted(settled(wanted, given, root, progress), key=lambda row: wanted.index(_cell(row)))
     found = summary(rows)
     return {

@@ -28,6 +28,7 @@ from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel, load_model
 from rmuse_interp.method.rmuse import PRESETS, Evidence, PresetName, RMuse
 from rmuse_interp.runs import run as running
+from rmuse_interp.runs.progress import Bars
 from rmuse_interp.runs.run import Method
 from rmuse_interp.studies import common
 from rmuse_interp.studies.common import Record, of_metric
@@ -98,7 +99,7 @@ def run(given: argparse.Namespace) -> Record:
             f"{', '.join(mine)}",
             file=sys.stderr,
         )
-        with common.bars() as progress:
+        with Bars() as progress:
             fits = fits_at(given, lens, asked[rate], rate, progress)
             for name in mine:
                 begun = time.monotonic()
