@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from rmuse_interp import RMuseError, __version__
