@@ -28,7 +28,7 @@ def test_the_examples_in_python_run(tmp_path):
     )
     assert found.returncode == 0, found.stderr
     first, blind, gates, bare, rival, _ = found.stdout.split("-----\n")
-    assert "prototypes" in first  # the plan
+    assert "follow one of" in first  # the plan
     assert "cannot help" in first  # a refusal
     assert (tmp_path / "portrait.png").is_file()
     name = re.search(r"This is (\w+ \w+)\.", rival)

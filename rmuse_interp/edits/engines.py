@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.generation.configuration_utils import GenerationMode
 
 from rmuse_interp import RMuseError
 
@@ -184,7 +183,7 @@ def understood(hf_model: Any, args: tuple[object, ...], kwargs: Mapping[str, obj
         {**inputs, **{name: value for name, value in named.items() if value is not None}},
         max(settings.num_beams or 1, settings.num_return_sequences or 1),
         frozenset(() if ends is None else [ends] if isinstance(ends, int) else ends),
-        settings.get_generation_mode(given.get("assistant_model")) == GenerationMode.ASSISTED_GENERATION,
+        settings.get_generation_mode(given.get("assistant_model")) == "assisted_generation",
     )
 
 
