@@ -115,6 +115,7 @@ class Bigrams(nn.Module):
 
     def __init__(self, table):
         super().__init__()
+        self.config = SimpleNamespace(model_type="bigrams")
         self.head = nn.Linear(2, 2, bias=False)
         self.head.weight.data = tensor(table).T.contiguous()
 

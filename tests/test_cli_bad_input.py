@@ -51,7 +51,7 @@ def test_bad_benchmarks_are_refused(model, data, tmp_path, no_work):
 
     assert "no such folder" in fit(tmp_path / "nowhere")
     assert "forget_20/" in fit(data, "--forget", 20)
-    for missing in ("forget_5", "retain_95", "Test_Set"):
+    for missing in ("forget_5", "retain_95"):
         holed = variant(data, tmp_path / missing)
         shutil.rmtree(holed / missing)
         assert f"required {missing}/" in fit(holed)

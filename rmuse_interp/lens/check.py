@@ -15,6 +15,7 @@ from rmuse_interp.edits.hooks import attach
 from rmuse_interp.edits.linear import Add
 from rmuse_interp.edits.plan import Operator, Plan
 from rmuse_interp.lens.identity import depends
+from rmuse_interp.models.batches import reading
 from rmuse_interp.models.checkpoint import CHECK_OFF, shortened
 from rmuse_interp.models.devices import offloaded
 from rmuse_interp.models.encoding import Encoding
@@ -50,6 +51,32 @@ def require_sound(model: LoadedModel) -> None:
         return
     store = Store(cache_folder() / "checks.jsonl", _VERSION)
     store.once([depends(model), str(model.device)], lambda: _sound(model))
+
+
+def require_finite(model: LoadedModel, inputs: Encoding, asked: str) -> None:
+    """Raise unless one forward pass gives finite block outputs and logits.
+
+    Args:
+        model: the model.
+        inputs: an encoded prompt.
+        asked: what it is called in the message.
+
+    Raises:
+        RMuseError: block outputs or logits contain NaN or infinity (names the first block).
+    """
+
+    def sound(_layer: int, states: Tensor) -> bool:
+        return bool(torch.isfinite(states).all())
+
+    with reading(model.layout, model.layout.always, sound) as found, torch.inference_mode():
+        logits = model.hf(**inputs, use_cache=False).logits
+    broken = [layer for layer, is_sound in found.items() if not is_sound]
+    if broken or not bool(torch.isfinite(logits).all()):
+        where = f"block {broken[0]} gives" if broken else "the logits have"
+        raise RMuseError(
+            f"{model.name}: finite activations were required, {where} NaN or infinity on {asked}; "
+            "try --dtype float32 or bfloat16, or check the weights"
+        )
 
 
 def _sound(model: LoadedModel) -> bool:
@@ -129,6 +156,9 @@ def _alike(model: LoadedModel, inputs: Encoding, operators: Operators) -> bool:
         hooked = _logits(model, inputs)
     if idle := [str(site) for site in operators if site not in ran]:
         raise RMuseError(f"the modules at {shortened(idle)} take no part in its forward pass")
+    if not bool(torch.isfinite(hooked).all()):
+        require_finite(model, inputs, "a question")
+        return bool(torch.allclose(steered, hooked, equal_nan=True))
     return bool((steered - hooked).abs().max() <= torch.finfo(model.dtype).eps * hooked.abs().max())
 
 

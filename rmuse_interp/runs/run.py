@@ -13,9 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-import torch
 from rich.progress import Progress
-from torch import Tensor
 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS, Benchmark, Example, sample
@@ -25,11 +23,12 @@ from rmuse_interp.edits.trace import Recorder, SteeringTrace
 from rmuse_interp.evaluate.judges import Judge
 from rmuse_interp.evaluate.results import Transcript
 from rmuse_interp.evaluate.scores import score, transcribe
+from rmuse_interp.lens.check import require_finite
 from rmuse_interp.lens.identity import depends
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.respond import Response
 from rmuse_interp.lens.stream import stream
-from rmuse_interp.models.batches import alike, by_length, reading
+from rmuse_interp.models.batches import alike, by_length
 from rmuse_interp.models.demand import require_room
 from rmuse_interp.models.encoding import Picture
 from rmuse_interp.models.prompts import Prompt
@@ -167,19 +166,7 @@ def probe(model: LensModel, example: Example) -> None:
     Raises:
         RMuseError: block outputs or logits contain NaN or infinity (names the first block).
     """
-
-    def sound(_layer: int, states: Tensor) -> bool:
-        return bool(torch.isfinite(states).all())
-
-    with reading(model.layout, model.layout.always, sound) as found, torch.inference_mode():
-        logits = model.hf(**model.encode(example.prompt(), example.image), use_cache=False).logits
-    broken = [layer for layer, is_sound in found.items() if not is_sound]
-    if broken or not bool(torch.isfinite(logits).all()):
-        where = f"block {broken[0]} gives" if broken else "the logits have"
-        raise RMuseError(
-            f"{model.name}: finite activations were required, {where} NaN or infinity on {example.id}; "
-            "try --dtype float32 or bfloat16, or check the weights"
-        )
+    require_finite(model, model.encode(example.prompt(), example.image), example.id)
 
 
 def run(

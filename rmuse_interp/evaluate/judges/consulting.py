@@ -20,7 +20,7 @@ PATIENCE: Final = 5
 CHARACTERS_PER_TOKEN: Final = 4
 OBJECTS: Final = 50
 """Number of opening braces in a reply at which a JSON object is looked for."""
-LONGEST_REPLY: Final = 20_000
+LONGEST_REPLY: Final = 400_000
 """Number of characters that a JSON object may have."""
 REPLY_TOKENS: Final = 40
 """Estimated number of tokens in a reply."""
