@@ -64,7 +64,15 @@ def occurrences(text: str, value: str) -> int:
     >>> occurrences("2024年", "2024"), occurrences("12.5", "12"), occurrences("oslo", "")
     (1, 0, 0)
     """
-    return len(_whole(value).findall(text)) if value and value in text else 0
+    if not value:
+        return 0
+    begin, end = _edges(value)
+    found, at = 0, text.find(value)
+    while at >= 0:  # found first, then tested: a pattern of a long value would be tried at every character
+        whole = begin.match(text, at) is not None and end.match(text, at + len(value)) is not None
+        found += whole
+        at = text.find(value, at + (len(value) if whole else 1))
+    return found
 
 
 def numbers(text: str) -> list[str]:
@@ -77,10 +85,11 @@ def numbers(text: str) -> list[str]:
 
 
 @lru_cache(maxsize=4096)
-def _whole(value: str) -> "regex.Pattern[str]":
+def _edges(value: str) -> "tuple[regex.Pattern[str], regex.Pattern[str]]":
+    """Patterns of no width that hold where a whole value begins and where it ends."""
     loose = regex.compile(rf"[{_UNSPACED}\p{{Hangul}}]")
     begin = r"(?<![\u17d2\u1039])" if loose.match(value[0]) else rf"(?<!{_SOLID})"
     begin += r"(?<!\d[.,])(?<!(?<!\S)-)" if value[0].isdigit() else ""
     end = r"(?!\p{M})" if loose.match(value[-1]) else rf"(?!{_SOLID})"
     end += r"(?![.,]\d)" if value[-1].isdigit() else ""
-    return regex.compile(begin + regex.escape(value, literal_spaces=True) + end, regex.VERSION1)
+    return regex.compile(begin, regex.VERSION1), regex.compile(end, regex.VERSION1)
