@@ -19,8 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 SCHEMA = "rmuse-orthogonality/2"
-LINES = {"none": "-", "direction": "--", "rotation": ":"}
-SAID = {"none": "no protection", "direction": "direction protected", "rotation": "rotation protected"}
+LINES = {"none": "-", "direction": "--", "room": "-.", "rotation": ":"}
+SAID = {
+    "none": "no protection",
+    "direction": "direction protected",
+    "room": "partly protected",
+    "rotation": "rotation protected",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

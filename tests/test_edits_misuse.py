@@ -9,7 +9,7 @@ import torch
 from helpers.bridge import bridge_of
 from helpers.plans import gated_plan, lens_of, linear_gate, subspace, vector
 from helpers.tiny import D_MODEL, N_LAYERS, picture, tiny_llava
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM
 
 import rmuse_interp.operators as op
 from rmuse_interp import Plan, RMuseError, Site
@@ -74,20 +74,25 @@ def test_widths_and_layers_are_checked_where_a_plan_meets_a_model(wrong, said):
     assert not lens._installed
 
 
-def gemma() -> Gemma2ForCausalLM:
-    """A model whose norms stand behind attention and MLP, so that what these give is not what is added."""
+def granite() -> GraniteForCausalLM:
+    """A model that multiplies what attention and MLP give before it adds it."""
     torch.manual_seed(0)
-    sizes = {"vocab_size": 128, "hidden_size": D_MODEL, "intermediate_size": D_MODEL, "head_dim": 8}
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": D_MODEL,
+        "intermediate_size": D_MODEL,
+        "residual_multiplier": 0.5,
+    }
     heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    return Gemma2ForCausalLM(Gemma2Config(**sizes, **heads)).eval()
+    return GraniteForCausalLM(GraniteConfig(**sizes, **heads)).eval()
 
 
 def test_sites_inside_a_block_are_refused_where_they_are_no_terms_of_its_sum():
-    model, ids = gemma(), torch.randint(5, 100, (2, 6))
+    model, ids = granite(), torch.randint(5, 100, (2, 6))
     for hook in ("attn_out", "mlp_out", "resid_mid"):
         plan = as_plan(op.Add(vector(3)).at([Site(1, hook), Site(0)]))
         with pytest.raises(
-            RMuseError, match=rf"blocks\.1\.hook_{hook} cannot be edited: in Gemma2ForCausalLM"
+            RMuseError, match=rf"blocks\.1\.hook_{hook} cannot be edited: in GraniteForCausalLM"
         ):
             plan.attach(model)
     with torch.no_grad():

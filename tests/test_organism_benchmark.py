@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from helpers.organism import SMALL, WORLD
-from transformers import AutoProcessor
+from transformers import AutoImageProcessor, AutoProcessor
 
 from rmuse_interp.data import load_benchmark
 from rmuse_interp.data.prompts import cloze_prompt
@@ -208,6 +208,9 @@ def test_tokens_spell_every_text_of_the_world(tokenizer):
 def test_the_processor_is_an_ordinary_llava_one(tokenizer, tmp_path):
     build.build_processor(tokenizer).save_pretrained(tmp_path)
     processor = AutoProcessor.from_pretrained(tmp_path)
+    processor.image_processor = AutoImageProcessor.from_pretrained(
+        tmp_path, backend="pil"
+    )  # whatever is installed
     content = [{"type": "image"}, {"type": "text", "text": "Who is this person?"}]
     chat = [{"role": "user", "content": content}]
     prompt = processor.apply_chat_template(chat, add_generation_prompt=True)

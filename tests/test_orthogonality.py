@@ -105,7 +105,7 @@ def test_the_kernel_is_the_sum_of_squared_cosines_whatever_the_bases():
     assert math.isclose(overlap.kernel, float(overlap.angles.cos().square().sum()), rel_tol=1e-6)
     assert math.isclose(overlap.kernel, float((one.basis.mT @ two.basis).square().sum()), rel_tol=1e-5)
     assert math.isclose(overlap.normalised, overlap.kernel / math.sqrt(28), rel_tol=1e-9)
-    turned = Subspace(one.basis @ torch.linalg.qr(drawn(3, 4, 4)).Q.float())
+    turned = Subspace(one.basis @ torch.linalg.qr(drawn(3, 4, 4)).Q.to(one.basis.dtype))
     assert math.isclose(subspace_overlap(turned, two).kernel, overlap.kernel, rel_tol=1e-5)
 
 

@@ -215,6 +215,7 @@ def test_shifted_steps_tear_the_spans(bench):
         tokens=bench.evidence.tokens[late],
         position=bench.evidence.position[late] - 3,
         template=bench.evidence.template[late],
+        run=bench.evidence.run[late],
     )
     found = bench.findings(bench.assembled(shifted), splits=FORGET)["span mistakes"]
     assert found.state == "found"

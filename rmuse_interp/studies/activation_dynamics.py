@@ -24,7 +24,7 @@ from rmuse_interp.edits.plan import Edit, Modality, Plan
 from rmuse_interp.fitting.collect import Query
 from rmuse_interp.maths.statistics import clustered
 from rmuse_interp.method.rmuse import PRESETS, RMuse
-from rmuse_interp.operators import Operator
+from rmuse_interp.operators import Follow, Operator
 from rmuse_interp.studies.common import Record, around, opened, print_table, short
 from rmuse_interp.studies.fits import World, working
 from rmuse_interp.studies.updates import unsteered
@@ -177,7 +177,11 @@ def row_of(
 
 
 def prototypes_of(operator: Operator | None) -> torch.Tensor | None:
-    """The refusal prototypes of a transport, or of the ACS of a rotation."""
+    """The refusal prototypes of a transport, or of the ACS of a rotation; the states of refusals that are followed."""
+    if isinstance(operator, Follow):
+        return torch.cat(
+            [line[:n] for line, n in zip(operator.points, operator.lengths.tolist(), strict=True)]
+        )
     points = getattr(operator, "points", None)
     return getattr(getattr(getattr(operator, "angle", None), "prototypes", None), "points", points)
 

@@ -14,7 +14,8 @@ from rmuse_interp.edits.plan import Edit, Modality, Plan, Tokens
 from rmuse_interp.fitting.collect import Query, trajectories
 from rmuse_interp.maths.statistics import Estimate
 from rmuse_interp.method.rmuse import RMuse
-from rmuse_interp.operators import Operator, SlerpToward, Transport
+from rmuse_interp.operators import Follow, Operator, SlerpToward, Transport
+from rmuse_interp.parts.part import same
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.studies.common import Record, places, short, steering
 from rmuse_interp.studies.fits import World
@@ -152,12 +153,13 @@ def in_forms(operator: Operator, rrs: Subspace) -> tuple[dict[str, Operator], st
     """An operator in every form of protection that it can have, and the name of its own form.
 
     `none`; `direction`: v̂ has its RRS part removed while the whole h is rotated (eq. 4.10); `rotation`: everything
-    inside the RRS complement (D5). Its own form is the operator itself.
+    inside the RRS complement (D5). Its own form is the operator itself; `room` keeps a part of the RRS only.
     """
     bare: Operator = operator
     own = "none"
-    if isinstance(operator, SlerpToward | Transport) and operator.rrs is not None:
-        bare, own = operator.changed(rrs=None), operator.kept
+    if isinstance(operator, SlerpToward | Transport | Follow) and operator.rrs is not None:
+        kept = "rotation" if isinstance(operator, Follow) else operator.kept
+        bare, own = operator.changed(rrs=None), kept if same(operator.rrs, rrs) else "room"
     forms = {"none": bare}
     if isinstance(operator, SlerpToward):
         forms["direction"] = bare.keeping(rrs, "direction")
@@ -175,7 +177,10 @@ def applied(operator: Operator, tokens: Tokens, h: Float[Tensor, "n d"]) -> Floa
     """
     step = torch.arange(len(h), device=h.device)
     taken = {"prompt_end": step == 0, "prompt": step == 0, "response": step > 0}.get(tokens, step >= 0)
-    return torch.where(taken.unsqueeze(1), operator(h, step), h)
+    row = operator(h.unsqueeze(0), step.unsqueeze(0)).squeeze(
+        0
+    )  # a whole row: some operators choose at its start
+    return torch.where(taken.unsqueeze(1), row, h)
 
 
 def as_row(found: UpdateShare) -> Record:
