@@ -15,6 +15,7 @@ from rmuse_interp.cli.traces import as_asked as together
 from rmuse_interp.data import SPLITS, load_benchmark
 from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.fitting.elicit import TEMPLATES, Template, as_asked, asked_with
+from rmuse_interp.fitting.refusing import DICTATION
 from rmuse_interp.lens.lens import load_model
 
 
@@ -70,7 +71,7 @@ def test_who_follows_no_template_is_fitted_on_two_responses_each(lens, benchmark
         "--out",
         out,
     )
-    refused = rmuse(*words)
+    refused = rmuse(*words, "--traces", "own")
     assert refused.exit_code == 2
     assert "--traces composed" in " ".join(refused.output.split())
     assert not (out / "rmuse.json").exists()
@@ -88,12 +89,13 @@ def test_auto_asks_nothing_where_the_benchmark_has_reasoning(lens, tmp_path, mon
     whole = load_benchmark(parquet_fixture.write_benchmark(tmp_path / "whole"))
     asked = scripted(lens, monkeypatch, spoken)
     found = fit(lens, whole, layers=[3], cache=tmp_path / "cache")
-    # What `gather` asks of its own accord: refusals, behind a prefix that calls for them.
-    assert all(prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
+    # What `gather` asks of its own accord: refusals, behind a prefix that calls for them, or dictated.
+    calls = (*whole.prefixes, *(lead.partition("{")[0] for lead in DICTATION))
+    assert all(prompt.startswith(calls) for batch in asked for prompt in batch)
     assert found.report["traces"] == {"source": "given"}
     assert asked_with(found.report) is None
     own = fit(lens, whole, layers=[3], traces="own", template="reasoning", cache=tmp_path / "cache")
-    assert any(not prompt.startswith(tuple(whole.prefixes)) for batch in asked for prompt in batch)
+    assert any(not prompt.startswith(calls) for batch in asked for prompt in batch)
     assert own.report["traces"]["source"] == "own"
     assert own.report["image"]["queries"] == found.report["image"]["queries"]
     with pytest.raises(RMuseError, match=r"template is how the model is asked.*traces='own'"):
@@ -176,6 +178,7 @@ def test_the_command_finds_out_early_that_a_model_does_not_reason(benchmark, tmp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     fitting = ("fit", "--model", tiny.tiny_llava(), "--data", benchmark.folder, "--max-new-tokens", 3)
     out = tmp_path / "b"
+    fitting = (*fitting, "--traces", "own")
     said = rmuse(*fitting, "--delimiters", "<why>", "</why>", "--stepwise", "Say why.", "--out", out)
     assert said.exit_code == 2
     assert "'<why>', reasoning, '</why>' and an answer were required" in said.stderr

@@ -153,7 +153,8 @@ def tell_trials(fitted: "RMuse") -> None:
             "ranks",
             *(f"{name} %" for name in shares),
         ):
-            table.add_column(heading, justify="left" if heading in ("target", "protects") else "right")
+            names = heading in ("target", "protects")
+            table.add_column(heading, justify="left" if names else "right", no_wrap=names, min_width=8 * names)
         table.add_column("ppl ratio", justify="right")
         for trial in record["trials"]:
             mine = all(trial[name] == chosen[name] for name in key)

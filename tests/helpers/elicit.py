@@ -15,11 +15,12 @@ def bare(row):
 
 
 def scripted(lens, monkeypatch, say):
-    """Has the model say `say(prompt, image)`; the list it returns holds the prompts asked, batch by batch."""
+    """Has the model say `say(prompt, image)`; the list it returns holds the prompts asked unsteered, batch by batch."""
     batches: list[list[str]] = []
 
-    def respond(prompts, images=None, *_rest, **_settings):
-        batches.append(list(prompts))
+    def respond(prompts, images=None, plan=None, *_rest, **_settings):
+        if plan is None:  # trials of a plan ask too
+            batches.append(list(prompts))
         return [Response(say(p, i), None, None) for p, i in zip(prompts, images, strict=True)]
 
     monkeypatch.setattr(lens, "respond", respond, raising=False)
