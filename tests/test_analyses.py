@@ -12,6 +12,8 @@ from analyses import ablations, adaptive_vs_fixed, prototype_cap, readme_table, 
 from rmuse_interp import RMuseError
 from rmuse_interp.data import SPLITS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

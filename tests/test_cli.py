@@ -19,6 +19,8 @@ from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.traces import read_traces
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

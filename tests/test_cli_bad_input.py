@@ -13,6 +13,8 @@ from helpers.commands import done, refused, rmuse
 from rmuse_interp.cli import support
 from rmuse_interp.runs import run as running
 
+pytestmark = pytest.mark.slow
+
 # Bad input: one clear line, exit code 2, before any long work.
 
 

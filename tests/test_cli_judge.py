@@ -11,6 +11,8 @@ from helpers.tiny import tiny_llava
 from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.organism import labelled
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):

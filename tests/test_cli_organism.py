@@ -9,6 +9,8 @@ from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.models import loading
 from rmuse_interp.organism import check as checking
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_world(monkeypatch, model, data):

@@ -16,6 +16,8 @@ from rmuse_interp.evaluate.results import read_run
 from rmuse_interp.runs import likelihoods
 from rmuse_interp.runs import run as running
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:

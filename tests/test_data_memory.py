@@ -21,6 +21,8 @@ from rmuse_interp.data import reader as reading
 from rmuse_interp.data.hub import is_id
 from rmuse_interp.data.stored import Stored
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -121,7 +123,6 @@ def large(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stream", "scoring", "check"])
 def test_memory_does_not_grow_with_the_pictures(large, what):
     n, peak = measured(what, large)
@@ -129,14 +130,12 @@ def test_memory_does_not_grow_with_the_pictures(large, what):
     assert peak <= MOST_MB
 
 
-@pytest.mark.slow
 def test_the_measurement_sees_pictures_that_are_held(large):
     n, peak = measured("hold", large)
     assert n == N_ROWS
     assert peak > MOST_MB
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", ["stream", "check"])
 def test_memory_does_not_grow_with_the_lines(tmp_path, what):
     fixture.write_lines(tmp_path / "forget05.jsonl", [fixture.rtofu_line("p0")])

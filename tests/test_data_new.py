@@ -21,6 +21,8 @@ from rmuse_interp.data.new import write_new
 from rmuse_interp.data.people import read_people
 from rmuse_interp.data.wordings import KNOWN, N_HELD_OUT, wording
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def table(tmp_path) -> tuple[Path, Path]:
@@ -294,7 +296,6 @@ def test_one_person_with_one_fact_nobody_shares_is_enough(tmp_path, retain):
     assert ("cloze", "text") in kinds
 
 
-@pytest.mark.slow
 def test_a_benchmark_that_was_made_is_fitted_on(table, retain, tmp_path):
     assert made(table, retain, tmp_path / "data").exit_code == 0
     fit = rmuse(
@@ -316,7 +317,7 @@ def test_a_benchmark_that_was_made_is_fitted_on(table, retain, tmp_path):
     assert (tmp_path / "bundle" / "rmuse.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_the_generic_set_is_retained_where_no_other_is_named(tmp_path):
     """The organism's own people in a table: those are forgotten, the drawn ones are retained."""
     from rmuse_interp.data.world.draw import ensure

@@ -22,6 +22,8 @@ from rmuse_interp.diagnostics.dynamics import (
 )
 from rmuse_interp.studies import activation_dynamics as analysis
 
+pytestmark = pytest.mark.slow
+
 D = 12
 
 

@@ -19,6 +19,8 @@ from rmuse_interp.fitting import gather
 from rmuse_interp.fitting.elicit import TEMPLATES, Reason, Template, elicit, fault, fitting_questions
 from rmuse_interp.lens.lens import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def organism():

@@ -18,6 +18,8 @@ from rmuse_interp.fitting.elicit import TEMPLATES, Template, as_asked, asked_wit
 from rmuse_interp.fitting.refusing import DICTATION
 from rmuse_interp.lens.lens import load_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def benchmark(tmp_path):

@@ -17,13 +17,14 @@ from rmuse_interp.edits.state import beside
 from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.models.layout import find_layout
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
 
 # -- other wrappings of a model -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_compiled_graphs_are_steered_in_every_order_of_attaching_and_compiling():
     """Graphs are shared by the instances of a class: one made without a plan must not run in place of its hooks."""
     one, two = (load_model(tiny_llama(seed, n_layers=2)).hf for seed in (0, 1))

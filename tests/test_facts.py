@@ -20,6 +20,8 @@ from rmuse_interp.evaluate.text import Lexicon, contains, normalise
 from rmuse_interp.runs.firing import firing, prompts_in_use
 from rmuse_interp.runs.run import Method
 
+pytestmark = pytest.mark.slow
+
 
 def test_enough_topics_wordings_and_languages():
     facts = table()

@@ -19,6 +19,8 @@ from rmuse_interp.parts.retain import balance, fit_retain
 from rmuse_interp.parts.subspace import Subspace
 from rmuse_interp.parts.unlearning import fit_unlearning
 
+pytestmark = pytest.mark.slow
+
 PAPER = {"standardise": "zscore", "map_back": False, "oriented": False}
 
 
@@ -236,7 +238,6 @@ def gathered():
     return lens, benchmark, before, gather(lens, benchmark, limit=5)
 
 
-@pytest.mark.slow
 def test_gates_are_given_the_states_of_the_very_text_and_picture(gathered):
     """A text is read once for responses and gates alike; another photograph of the same person is another text."""
     lens, benchmark, _, evidence = gathered
@@ -260,7 +261,6 @@ def test_gates_are_given_the_states_of_the_very_text_and_picture(gathered):
         torch.testing.assert_close(read, alone[span].states, rtol=1e-3, atol=0.05)
 
 
-@pytest.mark.slow
 def test_gates_are_shown_some_queries_disturbed(gathered):
     """As what they were: the same person and group; other states; and the model is afterwards as it was before."""
     lens, _, before, evidence = gathered

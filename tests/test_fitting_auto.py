@@ -24,6 +24,8 @@ from rmuse_interp.lens.lens import load_model
 from rmuse_interp.method.rmuse import ENERGY
 from rmuse_interp.method.targets import PROTECTIONS
 
+pytestmark = pytest.mark.slow
+
 WIDTH = 192
 MODALITY = "image"
 

@@ -14,6 +14,8 @@ from rmuse_interp.diagnostics.roc import TPR, newcombe, operating_curve
 from rmuse_interp.maths.statistics import wilson
 from rmuse_interp.studies import gate_roc as analysis
 
+pytestmark = pytest.mark.slow
+
 
 def scores(seed, n_hits=60, n_rest=90, apart=1.5, digits=None):
     rng = np.random.default_rng(seed)

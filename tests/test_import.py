@@ -8,6 +8,8 @@ import pytest
 
 import rmuse_interp
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 HEAVY = [
     "nnsight",

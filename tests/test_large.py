@@ -2,8 +2,12 @@
 
 import json
 
+import pytest
+
 from analyses import large
 from rmuse_interp.studies import large as study
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_whole_method_runs_on_a_random_checkpoint_in_shards(data, tmp_path, monkeypatch):

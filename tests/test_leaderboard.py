@@ -18,6 +18,8 @@ from rmuse_interp.evaluate.results import AttackTranscript, Transcript
 from rmuse_interp.studies import cells, leaderboard, standings
 from rmuse_interp.studies.cells import Cell, halves, worst_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = ("vanilla", "rmuse/calibrated", "caa", "ga")
 

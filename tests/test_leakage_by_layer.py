@@ -26,6 +26,8 @@ from rmuse_interp.studies import leakage as material
 from rmuse_interp.studies import leakage_by_layer as analysis
 from rmuse_interp.studies.fits import World
 
+pytestmark = pytest.mark.slow
+
 WORDS = "<think> The person in the picture is Mara Venn. Mara Venn works as a baker. </think> baker"
 
 

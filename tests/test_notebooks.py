@@ -10,6 +10,8 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 SECONDS = 180
@@ -40,8 +42,14 @@ def test_a_notebook_is_committed_as_it_was_run(path):
     assert "LLaVA-1.5-7B" in "".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+RUN = [
+    pytest.param(path, marks=pytest.mark.stress if path.stem.startswith("4") else (), id=path.stem)
+    for path in NOTEBOOKS
+]
+"""The fourth takes minutes on a busy machine."""
+
+
+@pytest.mark.parametrize("path", RUN)
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
     notebook = nbformat.read(path, as_version=4)

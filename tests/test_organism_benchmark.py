@@ -24,6 +24,8 @@ from rmuse_interp.data.world.people import make_world
 from rmuse_interp.organism import build
 from rmuse_interp.organism.packing import pixels_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

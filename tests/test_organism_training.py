@@ -17,6 +17,8 @@ from rmuse_interp.data.world import phrases, portraits
 from rmuse_interp.data.world.people import FACTORS, distance, make_world
 from rmuse_interp.organism import build, packing, seeing, train
 
+pytestmark = pytest.mark.slow
+
 WORLD = make_world(0)
 MICRO = train.Recipe(
     vision_steps=2,
@@ -189,6 +191,7 @@ def worlds_met(recipe, folder, monkeypatch):
     return met
 
 
+@pytest.mark.stress
 def test_the_gold_standard_never_meets_the_people_to_forget(tokenizer, monkeypatch, tmp_path):
     forget = [p for p in WORLD.people if p.id in WORLD.forget_ids(5)]
     gold = worlds_met(dataclasses.replace(MICRO, gold=True), tmp_path / "gold", monkeypatch)
@@ -350,6 +353,7 @@ def test_every_parameter_is_trained_once_at_its_rate(model):
         assert len({"projector" in name for name in names}) == 1
 
 
+@pytest.mark.stress
 def test_training_goes_on_from_a_checkpoint_with_eyes_that_see_what_its_tower_sees(tmp_path):
     """A checkpoint keeps no read-outs: they are fitted anew, and tell on other pictures what the tower tells."""
     first = train.Trainer(tmp_path / "first", MICRO)

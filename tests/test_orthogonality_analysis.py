@@ -10,6 +10,8 @@ from helpers.tiny import tiny_llava
 
 from analyses import orthogonality as analysis
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):

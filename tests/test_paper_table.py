@@ -21,6 +21,8 @@ from rmuse_interp.lens.respond import Response
 from rmuse_interp.runs import run as running
 from rmuse_interp.studies import paper, paper_table
 
+pytestmark = pytest.mark.slow
+
 ADDED = ("Reasoning", "Forget_Attributes", "Direct_Question", "Direct_Answer")
 
 

@@ -14,6 +14,8 @@ from helpers.tiny import picture, tiny_llava
 from rmuse_interp import RMuseError, load_model
 from rmuse_interp.organism import build
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = "import sys; sys.modules['torchvision'] = None"
 BROKEN = """
 import torch

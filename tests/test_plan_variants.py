@@ -17,6 +17,8 @@ from rmuse_interp.studies import ablations, acceptance, common, fits, prototype_
 from rmuse_interp.studies.gated import composed, fires, probes, scored
 from rmuse_interp.studies.variants import operators_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def world(data):

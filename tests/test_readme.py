@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
@@ -20,7 +22,6 @@ def test_every_snippet_is_four_lines_at_most():
     assert all(len([line for line in snippet.splitlines() if line.strip()]) <= 4 for snippet in snippets)
 
 
-@pytest.mark.slow
 def test_the_examples_in_python_run(tmp_path):
     code = "\nprint('-----')\n".join(EXAMPLES)
     found = subprocess.run(

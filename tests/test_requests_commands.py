@@ -20,6 +20,8 @@ from rmuse_interp.fitting.requests import check_request
 from rmuse_interp.method.rmuse import RMuse
 from rmuse_interp.parts.gates import BY_PERSON, IdentityScorer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def fitted(lens, benchmark, evidence) -> dict[str, RMuse]:
@@ -107,6 +109,7 @@ def test_a_fit_by_person_takes_requests_for_certain(lens, benchmark, evidence):
         rm.fit(lens, benchmark, "paper", kinds=BY_PERSON)
 
 
+@pytest.mark.stress
 def test_one_by_one_beside_at_once(data, tmp_path, capsys):
     sizes = {"people": 3, "restore": 2, "limit": 6, "fit_limit": 6, "max_new_tokens": 4, "layers": 3}
     given = words(data, tmp_path, **sizes)

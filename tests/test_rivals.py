@@ -23,6 +23,8 @@ from rmuse_interp.fitting.rivals import Tuning
 from rmuse_interp.method.rivals import RIVALS, Trial, choose_strength
 from rmuse_interp.parts.part import all_same
 
+pytestmark = pytest.mark.slow
+
 SPLITS = ("test", "retain_test", "celebrity", "reasoning", "benign")
 
 

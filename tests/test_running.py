@@ -17,6 +17,8 @@ from rmuse_interp.parts.gates import Contrast, Gate, LinearDiscriminant, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def benchmark(data):

@@ -22,6 +22,8 @@ from rmuse_interp.evaluate.results import (
 )
 from rmuse_interp.evaluate.scores import gate_auroc, score, transcribe
 
+pytestmark = pytest.mark.slow
+
 THINK = ("<think>", "</think>")
 
 

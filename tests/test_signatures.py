@@ -25,6 +25,8 @@ from rmuse_interp.parts.gates import Contrast, Gate, Read
 from rmuse_interp.runs import run as running
 from rmuse_interp.runs.run import Method
 
+pytestmark = pytest.mark.slow
+
 LAYER = 6
 NAMES = (
     "reasoning leakage",

@@ -17,6 +17,8 @@ from rmuse_interp.method.rmuse import subspaces_at
 from rmuse_interp.studies import span_ablation, span_attribution
 from rmuse_interp.studies.common import options
 
+pytestmark = pytest.mark.slow
+
 ANALYSES = {
     "span_attribution": (attribution_script, ["--gradients", "1", "--reference", "4"]),
     "span_ablation": (ablation_script, ["--max-new-tokens", "6"]),

@@ -24,6 +24,8 @@ from rmuse_interp.lens.lens import LensModel
 from rmuse_interp.lens.quantised import quantised
 from rmuse_interp.runs.judging import LocalModel
 
+pytestmark = pytest.mark.slow
+
 TABLE = """
                        elicited answers attacks nats fits cell tuning training demo table judge bundle
 model: place               -       -       -     -    -    -     -       -      -     -     -     -

@@ -154,7 +154,9 @@ def tell_trials(fitted: "RMuse") -> None:
             *(f"{name} %" for name in shares),
         ):
             names = heading in ("target", "protects")
-            table.add_column(heading, justify="left" if names else "right", no_wrap=names, min_width=8 * names)
+            table.add_column(
+                heading, justify="left" if names else "right", no_wrap=names, min_width=8 * names
+            )
         table.add_column("ppl ratio", justify="right")
         for trial in record["trials"]:
             mine = all(trial[name] == chosen[name] for name in key)

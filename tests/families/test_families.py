@@ -9,6 +9,8 @@ from rmuse_interp.studies.families.checks import CHECKS
 from rmuse_interp.studies.families.recipes import RECIPES
 from rmuse_interp.studies.families.table import COLUMNS, cell, conform, refusals, rows_in, versions
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 END_TO_END = "fit, steer, eval"
 # One of each kind of placeholder: repeated, tiles, rows and columns, breaks, framed, and grids with M-RoPE.

@@ -24,6 +24,8 @@ from rmuse_interp.models.site import terms_of
 from rmuse_interp.studies.families.making import make, picture
 from rmuse_interp.studies.families.recipes import RECIPES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory):
