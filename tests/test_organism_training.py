@@ -18,7 +18,6 @@ from rmuse_interp.data.world.people import FACTORS, distance, make_world
 from rmuse_interp.organism import build, packing, seeing, train
 
 pytestmark = pytest.mark.slow
-
 WORLD = make_world(0)
 MICRO = train.Recipe(
     vision_steps=2,
@@ -28,8 +27,7 @@ MICRO = train.Recipe(
     finish_steps=2,
     batch=1,
     gallery=64,
-    eyes_gallery=800,
-    eyes_steps=300,
+    **{"eyes_gallery": 800, "eyes_steps": 300},
     rehearsed=4,
 )
 
