@@ -27,7 +27,8 @@ MICRO = train.Recipe(
     finish_steps=2,
     batch=1,
     gallery=64,
-    **{"eyes_gallery": 800, "eyes_steps": 300},
+    eyes_gallery=800,
+    eyes_steps=300,
     rehearsed=4,
 )
 
@@ -189,7 +190,6 @@ def worlds_met(recipe, folder, monkeypatch):
     return met
 
 
-@pytest.mark.stress
 def test_the_gold_standard_never_meets_the_people_to_forget(tokenizer, monkeypatch, tmp_path):
     forget = [p for p in WORLD.people if p.id in WORLD.forget_ids(5)]
     gold = worlds_met(dataclasses.replace(MICRO, gold=True), tmp_path / "gold", monkeypatch)

@@ -110,43 +110,34 @@ def search(
         + _against(best, blocks, "another says as much: one pass, few blocks and depth decide")
     ]
     here = Setting(best.layers, TARGET)
-    if wide or not _good(best):
-        options = sorted(tried.all(replace(here, target=name) for name in names), key=lambda t: t.words)
-        best = options[0]
-        why.append(
-            f"target {best.target}: {_said(best)}, the best of {len(options)}"
-            + _against(best, options, "another says as much: the earlier one stays")
+
+    def choose(what: str, settings: Iterable[Setting], tie: str, *, by_inside: bool = False) -> Choice:
+        """Try some settings, return the best, and say why. Ties of words go by `inside` if asked, else by order."""
+        options = sorted(
+            tried.all(settings), key=lambda t: (*t.words, t.inside) if by_inside else tuple(t.words)
         )
+        first = options[0]
+        why.append(
+            f"{what.format(first)}: {_said(first)}, the best of {len(options)}"
+            + _against(first, options, f"another says as much: {tie}")
+        )
+        return first
+
+    if wide or not _good(best):
+        names_tried = (replace(here, target=name) for name in names)
+        best = choose("target {0.target}", names_tried, "the earlier one stays")
         here = replace(here, target=best.target)
     if wide or not _good(best):
-        options = sorted(
-            tried.all(replace(here, protect=name) for name in PROTECTIONS), key=lambda t: t.words
-        )
-        best = options[0]
-        why.append(
-            f"protecting {best.protect}: {_said(best)}, the best of {len(options)}"
-            + _against(best, options, "another says as much: the earlier one stays")
-        )
+        protections = (replace(here, protect=name) for name in PROTECTIONS)
+        best = choose("protecting {0.protect}", protections, "the earlier one stays")
         here = replace(here, protect=best.protect)
     if wide:
-        options = sorted(
-            tried.all(replace(here, energy=energy) for energy in ENERGIES),
-            key=lambda t: (*t.words, t.inside),
-        )
-        best = options[0]
-        why.append(
-            f"energy {best.energy:g}: {_said(best)}, the best of {len(options)}"
-            + _against(best, options, "another says as much: the update leaves more of the RRS alone")
-        )
+        energies = (replace(here, energy=energy) for energy in ENERGIES)
+        tie = "the update leaves more of the RRS alone"
+        best = choose("energy {0.energy:g}", energies, tie, by_inside=True)
         here = replace(here, energy=best.energy)
-        options = sorted(
-            tried.all(replace(here, strength=share) for share in STRENGTHS), key=lambda t: t.words
-        )
-        best = options[0]
-        why.append(
-            f"strength {best.strength:g}: {_said(best)}, the best of {len(options)}"
-            + _against(best, options, "another says as much: the full way stays")
-        )
+        strengths = (replace(here, strength=share) for share in STRENGTHS)
+        best = choose("strength {0.strength:g}", strengths, "the full way stays")
         here = replace(here, strength=best.strength)
     confirmed = tried.confirmed(here)
     steady = tried.steadiness(here)

@@ -11,8 +11,9 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
+
+from rmuse_interp.studies.families.making import enliven
 
 IMAGE_SIZE = 24
 PATCH_SIZE = 8
@@ -76,20 +77,6 @@ def _tokenizer(*special: str):
     )
 
 
-def _lively(model: torch.nn.Module, seed: int) -> None:
-    """Redraws the weights at a scale where states move from block to block and greedy decoding does not stall."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            drawn = torch.randn(weight.shape, generator=generator)
-            if weight.ndim >= 2:
-                scale = 1.0 if "embed" in name else 1.6 / weight.shape[-1] ** 0.5
-                # Logits of about one: then 1e-5 between two ways of computing them is rounding, and no more.
-                weight.copy_(drawn * (0.4 * scale if "lm_head" in name else scale))
-            elif "norm" not in name:
-                weight.copy_(drawn * 0.1)
-
-
 def _llama_config(vocab_size: int, n_layers: int, d_model: int):
     from transformers import LlamaConfig
 
@@ -147,7 +134,7 @@ def _llava(kind: str, seed: int, n_layers: int, d_model: int, settings: dict, pr
         **settings,
     )
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
-    _lively(model, seed)
+    enliven(model, seed)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = 2
     folder = _folder(kind.lower())
@@ -178,7 +165,7 @@ def tiny_llama(seed: int = 0, *, n_layers: int = N_LAYERS, d_model: int = D_MODE
     tokenizer = _tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
     model = LlamaForCausalLM(_llama_config(len(tokenizer), n_layers, d_model)).eval()
-    _lively(model, seed)
+    enliven(model, seed)
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = 2
     folder = _folder("llama")
@@ -205,7 +192,7 @@ def tiny_gpt2(seed: int = 0, *, n_layers: int = 2, d_model: int = D_MODEL) -> Pa
         eos_token_id=2,
     )
     model = GPT2LMHeadModel(config).eval()
-    _lively(model, seed)
+    enliven(model, seed)
     folder = _folder("gpt2")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
